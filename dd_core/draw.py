@@ -1,0 +1,86 @@
+"""From logits to a token: guidance, temperature, top-k, top-p, multinomial.
+
+Shapes: B batch, L tokens of a block, V codebook size. All functions are row-wise, without a
+branch on data and without a host synchronisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dd_core.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How a teacher's logits become a distribution.
+
+    Args:
+        guidance: scale s of classifier-free guidance, u + s·(c − u); 1 = none.
+        temperature: divides the logits.
+        top_k: keep the k largest (0 = all); ties with the k-th stay.
+        top_p: keep the smallest set of largest probabilities that reaches p (1 = all); the
+            token that crosses the threshold stays.
+
+    Raises:
+        InvalidRequestError: a value out of range.
+    """
+
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.guidance < 0:
+            raise InvalidRequestError(f"guidance must not be negative, got {self.guidance}", param="guidance")
+        if self.temperature <= 0:
+            raise InvalidRequestError(f"temperature must be positive, got {self.temperature}", param="temperature")
+        if self.top_k < 0:
+            raise InvalidRequestError(f"top_k must be 0 (all) or more, got {self.top_k}", param="top_k")
+        if not 0 < self.top_p <= 1:
+            raise InvalidRequestError(f"top_p must be in (0, 1], got {self.top_p}", param="top_p")
+
+
+def guide(logits: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: `[2B, …]`, conditional half first → `[B, …]`."""
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def log_probabilities(logits: Tensor, settings: DrawSettings) -> Tensor:
+    """Log-probabilities after temperature, top-k and top-p; −∞ where a token is excluded.
+
+    Args:
+        logits: guided logits `[…, V]`.
+
+    Returns:
+        float32 `[…, V]`.
+    """
+    logits = logits.float() / settings.temperature
+    if 0 < settings.top_k < logits.shape[-1]:
+        kth = logits.topk(settings.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if settings.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        p = ordered.softmax(-1)
+        # The mass before a token decides, so the token that crosses the threshold stays.
+        excluded = (p.cumsum(-1) - p) > settings.top_p
+        excluded = torch.zeros_like(excluded).scatter(-1, order, excluded)
+        logits = logits.masked_fill(excluded, float("-inf"))
+    return logits.log_softmax(-1)
+
+
+def multinomial(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """Draws by inverting the distribution function: `[…, V]`, `[…]` in (0, 1) → `[…]` indices.
+
+    The randomness is an argument, so that it can belong to an image and not to a batch. A token
+    of probability zero is never drawn.
+    """
+    cumulative = log_p.exp().double().cumsum(-1)
+    threshold = uniform.double()[..., None] * cumulative[..., -1:]
+    # First index whose cumulative mass exceeds the threshold; excluded tokens add no mass.
+    return (cumulative <= threshold).sum(-1)

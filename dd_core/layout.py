@@ -1,0 +1,89 @@
+"""A token order is numbers: block sizes, and all that follows from them without weights.
+
+A *block* is a group of tokens that the teacher draws in one forward pass. Raster order has
+blocks of one token, `(1,) * 256`; VAR's scales are `(1, 4, 9, 16, 25, 36, 64, 100, 169, 256)`.
+A *step* is a block index, 0-based (the paper's t is 1-based: its {1, 6} is our {0, 5}).
+
+Sequences that a transformer sees carry one more position in front, the start (condition)
+token; the masks here include it, as a block of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from dd_core.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Sizes of the blocks, in the order in which the teacher draws them.
+
+    Raises:
+        InvalidRequestError: no blocks, or a block without tokens.
+    """
+
+    block_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.block_sizes or min(self.block_sizes) < 1:
+            raise InvalidRequestError(
+                f"block_sizes must be positive integers, at least one; got {self.block_sizes}",
+                param="block_sizes",
+            )
+
+    @classmethod
+    def raster(cls, tokens: int) -> TokenLayout:
+        """One token a block: the order of LlamaGen."""
+        return cls((1,) * tokens)
+
+    @property
+    def num_blocks(self) -> int:
+        """T, the number of the teacher's forward passes."""
+        return len(self.block_sizes)
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the length of the sequence without the start token."""
+        return self.starts[-1]
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First token of each block, and L at the end: `T + 1` numbers."""
+        return tuple(accumulate(self.block_sizes, initial=0))
+
+    @cached_property
+    def block_of(self) -> tuple[int, ...]:
+        """Block index of each token: `L` numbers."""
+        return tuple(k for k, size in enumerate(self.block_sizes) for _ in range(size))
+
+
+def data_positions(layout: TokenLayout, step_B: Tensor) -> Tensor:
+    """True where a token is already final at `step_B`: `[B]` steps → `[B, L]` bool.
+
+    Works on the device of `step_B`, without a host synchronisation, so that samples at
+    different steps can share a batch.
+    """
+    block_L = torch.tensor(layout.block_of, device=step_B.device)
+    return block_L < step_B[:, None]
+
+
+def teacher_mask(layout: TokenLayout) -> Tensor:
+    """Block-causal mask `[1 + L, 1 + L]`, True = may attend: `block[j] <= block[i]`."""
+    block = torch.tensor((-1, *layout.block_of))
+    return block[None, :] <= block[:, None]
+
+
+def student_mask(layout: TokenLayout) -> Tensor:
+    """Mask of the published students `[1 + L, 1 + L]`: `block[j] < block[i] or i == j`.
+
+    Tokens of one block do not see each other (App. B of the paper says they do; the released
+    checkpoints were trained as written here). For raster order this is the causal mask.
+    """
+    block = torch.tensor((-1, *layout.block_of))
+    return (block[None, :] < block[:, None]) | torch.eye(len(block), dtype=torch.bool)

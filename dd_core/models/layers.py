@@ -1,0 +1,133 @@
+"""Layers that LlamaGen's teacher and student share.
+
+Shapes: B batch, S positions (start token and tokens), D model width, H heads, E head dimension,
+L tokens, C code dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_core.cache import KVCache
+from dd_core.models.config import GPTConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, times a weight."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = x.float()
+        f = f * torch.rsqrt(f.square().mean(-1, keepdim=True) + self.eps)
+        return f.type_as(x) * self.weight
+
+
+def rope_table(cfg: GPTConfig) -> Tensor:
+    """2D rotary table `[1 + L, E/2, 2]` (cosine, sine); the start position is all zeros.
+
+    The first half of the pairs turns with the row of the token's grid cell, the second with
+    its column. The zeros are LlamaGen's own: they make query and key of the start token the
+    zero vector, so every position attends to it with score 0.
+    """
+    pairs = cfg.head_dim // 4
+    frequency = cfg.rope_base ** (-2.0 * torch.arange(pairs, dtype=torch.float32) / (cfg.head_dim // 2))
+    place = torch.arange(cfg.grid * cfg.grid)
+    row = (place // cfg.grid)[:, None] * frequency
+    column = (place % cfg.grid)[:, None] * frequency
+    angle = torch.cat([row, column], dim=-1)
+    table = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    return torch.cat([torch.zeros_like(table[:1]), table])
+
+
+def rotate(x_BSHE: Tensor, table_SE: Tensor) -> Tensor:
+    """Rotates interleaved pairs (2i, 2i + 1) by the table's angles, in float32."""
+    pairs = x_BSHE.float().unflatten(-1, (-1, 2))
+    cosine, sine = table_SE[:, None, :, 0], table_SE[:, None, :, 1]
+    a, b = pairs.unbind(-1)
+    return torch.stack([a * cosine - b * sine, b * cosine + a * sine], dim=-1).flatten(-2).type_as(x_BSHE)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; with a cache, the queries are the newest positions."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.heads = cfg.heads
+        self.wqkv = nn.Linear(cfg.dim, 3 * cfg.dim, bias=False)
+        self.wo = nn.Linear(cfg.dim, cfg.dim, bias=False)
+
+    def forward(self, x_BSD: Tensor, rope: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        q, k, v = self.wqkv(x_BSD).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
+        new = q.shape[2]
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.write(layer, k, v)
+        mask = None
+        if new > 1 and past:
+            mask = torch.ones(new, past + new, dtype=torch.bool, device=q.device).tril(past)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=new > 1 and not past)
+        return self.wo(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) · w3 x)."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(cfg.dim, cfg.hidden, bias=False)
+        self.w3 = nn.Linear(cfg.dim, cfg.hidden, bias=False)
+        self.w2 = nn.Linear(cfg.hidden, cfg.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """h = x + attention(norm(x)); h + feed_forward(norm(h))."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.attention = Attention(cfg)
+        self.feed_forward = FeedForward(cfg)
+        self.attention_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.ffn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+
+    def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), rope, cache, layer)
+        return h + self.feed_forward(self.ffn_norm(h))  # type: ignore[no-any-return]
+
+
+class LabelEmbedding(nn.Module):
+    """Class label → start token; the last row is the null class."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(cfg.num_classes + 1, cfg.dim)
+
+    def forward(self, cond_B: Tensor) -> Tensor:
+        return self.embedding_table(cond_B)  # type: ignore[no-any-return]
+
+
+class FinalLayer(nn.Module):
+    """The embedding head: linear(LN(h)·(1 + scale) + shift), both shifted by the class embedding.
+
+    Row 0 of the table is the shift, row 1 the scale; the raw class embedding is added to both.
+    """
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(2, cfg.dim) / cfg.dim**0.5)
+        self.linear = nn.Linear(cfg.dim, cfg.code_dim)
+
+    def forward(self, h_BSD: Tensor, cond_BD: Tensor) -> Tensor:
+        shift, scale = (self.scale_shift_table + cond_BD[:, None]).chunk(2, dim=1)
+        normal = F.layer_norm(h_BSD, h_BSD.shape[-1:], eps=1e-6)
+        return self.linear(normal * (1 + scale) + shift)  # type: ignore[no-any-return]

@@ -1,0 +1,200 @@
+"""LlamaGen's VQ tokenizer: image ↔ grid of codes.
+
+Shapes: B batch, H W pixels, h w code grid, L = h·w tokens in raster order, C code dimension,
+V codebook size. Images are in [−1, 1]. Parameter names are those of the published
+checkpoints (`vq_ds16_c2i.pt`), except that the codebook is `codebook_raw` here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_core.codebook import lookup, nearest
+from dd_core.models.config import VQConfig
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """conv2(silu(GN(conv1(silu(GN(x)))))) + shortcut(x)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut: nn.Module = (
+            nn.Conv2d(in_channels, out_channels, 1)
+            if in_channels != out_channels
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + self.nin_shortcut(x)  # type: ignore[no-any-return]
+
+
+class AttnBlock(nn.Module):
+    """x + proj(single-head attention over all pixels of GN(x))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x)
+        q, k, v = (f(n).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(out[:, 0].transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution; zero padding on the right and at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour ×2, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, with attention at the lowest, and a change of scale."""
+
+    def __init__(self, widths: list[int], attention: bool) -> None:
+        super().__init__()
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.res = nn.ModuleList(ResBlock(a, b) for a, b in pairs)
+        self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs) if attention else nn.ModuleList()
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, res in enumerate(self.res):
+            x = res(x)
+            if self.attn:
+                x = self.attn[i](x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.upsample is not None:
+            x = self.upsample(x)
+        return x
+
+
+def _middle(channels: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        [ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)]
+    )
+
+
+class Encoder(nn.Module):
+    def __init__(self, cfg: VQConfig) -> None:
+        super().__init__()
+        widths = [cfg.channels * m for m in cfg.channel_multipliers]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, cfg.channels, 3, padding=1)
+        self.conv_blocks = nn.ModuleList()
+        before = cfg.channels
+        for i, width in enumerate(widths):
+            level = Level([before] + [width] * cfg.res_blocks, attention=i == last)
+            if i != last:
+                level.downsample = Downsample(width)
+            self.conv_blocks.append(level)
+            before = width
+        self.mid = _middle(before)
+        self.norm_out = _norm(before)
+        self.conv_out = nn.Conv2d(before, cfg.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in (*self.conv_blocks, *self.mid):
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Levels in order of execution: level 0 is the lowest resolution and has the attention."""
+
+    def __init__(self, cfg: VQConfig) -> None:
+        super().__init__()
+        widths = [cfg.channels * m for m in reversed(cfg.channel_multipliers)]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(cfg.z_channels, widths[0], 3, padding=1)
+        self.mid = _middle(widths[0])
+        self.conv_blocks = nn.ModuleList()
+        before = widths[0]
+        for i, width in enumerate(widths):
+            level = Level([before] + [width] * (cfg.res_blocks + 1), attention=i == 0)
+            if i != last:
+                level.upsample = Upsample(width)
+            self.conv_blocks.append(level)
+            before = width
+        self.norm_out = _norm(before)
+        self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.conv_in(z)
+        for block in (*self.mid, *self.conv_blocks):
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+
+
+class VQTokenizer(nn.Module):
+    """Encoder, l2-normalised codebook and decoder (a `dd_core.models.protocols.Tokenizer`)."""
+
+    def __init__(self, cfg: VQConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = Encoder(cfg)
+        self.quant_conv = nn.Conv2d(cfg.z_channels, cfg.code_dim, 1)
+        self.codebook_raw = nn.Parameter(
+            F.normalize(torch.randn(cfg.codebook_size, cfg.code_dim), dim=-1)
+        )
+        self.post_quant_conv = nn.Conv2d(cfg.code_dim, cfg.z_channels, 1)
+        self.decoder = Decoder(cfg)
+
+    @property
+    def codebook_VC(self) -> Tensor:
+        """The codes as look-ups return them: rows of unit length, `[V, C]`."""
+        return F.normalize(self.codebook_raw, dim=-1, eps=1e-12)
+
+    def encode_continuous(self, image_B3HW: Tensor) -> Tensor:
+        """Image → unit-length code vectors before quantisation, `[B, h·w, C]`."""
+        z = self.quant_conv(self.encoder(image_B3HW))
+        return F.normalize(z.flatten(2).transpose(1, 2), dim=-1, eps=1e-12)
+
+    def encode(self, image_B3HW: Tensor) -> Tensor:
+        """Image in [−1, 1] → indices of the nearest codes, `[B, h·w]` in raster order."""
+        return nearest(self.codebook_VC, self.encode_continuous(image_B3HW))
+
+    def decode_tokens(self, tokens_BL: Tensor) -> Tensor:
+        """Indices `[B, L]` → image `[B, 3, H, W]`, roughly in [−1, 1], not clamped."""
+        return self.to_image(lookup(self.codebook_VC, tokens_BL))
+
+    def to_image(self, codes_BLC: Tensor) -> Tensor:
+        """Codes or continuous embeddings `[B, L, C]` → image `[B, 3, H, W]`, not clamped."""
+        side = int(codes_BLC.shape[1] ** 0.5)
+        grid = codes_BLC.transpose(1, 2).unflatten(2, (side, side))
+        return self.decoder(self.post_quant_conv(grid.contiguous()))  # type: ignore[no-any-return]

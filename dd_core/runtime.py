@@ -1,0 +1,37 @@
+"""Where a model runs and in which arithmetic.
+
+Serving on a CPU is float32: bfloat16 would make results depend on the batch. Training uses
+bfloat16 products through autocast on both kinds of device; parameters stay float32.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dd_core.errors import InvalidRequestError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        InvalidRequestError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and (number or "0").isdigit():
+        if int(number or 0) < torch.cuda.device_count():
+            return torch.device(name)
+        raise InvalidRequestError(
+            f"device {name!r} is not on this machine ({torch.cuda.device_count()} CUDA devices)",
+            param="device",
+        )
+    raise InvalidRequestError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}", param="device")
+
+
+def mixed_precision(device: torch.device, enabled: bool = True) -> torch.autocast:
+    """bfloat16 autocast for training on `device`; a no-op where not `enabled`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -1,0 +1,189 @@
+"""The one loop that runs every plan, and what the segments do.
+
+    noise ─▶ renoise ─▶ student jump │ teacher steps │ marginal draw ─▶ next segment ─▶ codes
+
+All state is arguments. Inside a sample there is no host synchronisation, no branch on data and
+no shape that depends on data: the steps of a plan are Python integers, so the whole plan can
+be captured as one CUDA graph.
+
+Shapes: B batch, L tokens, C code dimension, V codebook size, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dd_core.codebook import lookup, nearest
+from dd_core.draw import DrawSettings, guide, log_probabilities, multinomial
+from dd_core.errors import InvalidPlanError
+from dd_core.flow import FlowSettings, flow_map
+from dd_core.layout import TokenLayout, data_positions
+from dd_core.models.protocols import Student, Teacher, Tokenizer
+from dd_core.noise import batch_noise
+from dd_core.plan import Plan
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The models and settings that plans run on.
+
+    Args:
+        student, teacher: None where the bundle has none; plans that need it are refused.
+        marginals_KLV: log-frequencies of each token at each place for each class (the optimum
+            of Proposition 3.1), for the baselines.
+        draw: how the teacher's logits become probabilities, as the student was distilled.
+        flow: solver of the noise-to-token map, for trajectory plans.
+        exact: an image has the same bytes alone and in any batch. Costs padding of small teacher
+            batches and decoding image by image (convolutions round differently by batch);
+            evaluation switches it off.
+    """
+
+    layout: TokenLayout
+    tokenizer: Tokenizer
+    student: Student | None = None
+    teacher: Teacher | None = None
+    marginals_KLV: Tensor | None = None
+    draw: DrawSettings = field(default_factory=DrawSettings)
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    exact: bool = True
+
+
+# With fewer rows, BLAS libraries choose their kernel by the number of rows, and the rounding of a
+# row then depends on how many others there are.
+_EXACT_ROWS = 16
+
+
+def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayout) -> Tensor:
+    """X_t = Concat(X[:t−1], X_1[t:]): tokens before each sample's step, its noise from there on."""
+    return torch.where(data_positions(layout, step_B)[..., None], x_BLC, noise_BLC)
+
+
+def student_jump(
+    student: Student, codebook_VC: Tensor, x_BLC: Tensor, cond_B: Tensor, step_B: Tensor, split: int
+) -> Tensor:
+    """F_θ(X_t, t) of Eq. 6: final codes `[B, L, C]` from any point of a trajectory.
+
+    Tokens before each sample's step stay as they are. Of the others, those of blocks before
+    `split` are codebook rows (argmax of the logits), the rest the embedding head's output.
+    """
+    embeddings, logits = student.predict(x_BLC, cond_B, step_B)
+    first_continuous = student.layout.starts[split]
+    codes = lookup(codebook_VC, logits[:, :first_continuous].argmax(-1))
+    predicted = torch.cat([codes, embeddings[:, first_continuous:]], 1)
+    return torch.where(data_positions(student.layout, step_B)[..., None], x_BLC, predicted)
+
+
+def teacher_steps(
+    sampler: Sampler, plan: Plan, x_BLC: Tensor, cond_B: Tensor, noise_BLC: Tensor, uniform_BL: Tensor, start: int, stop: int
+) -> Tensor:
+    """The teacher draws blocks `start..stop-1` given what comes before (Algorithms 1 and 4).
+
+    With `plan.draw == "flow"` a token is the image of its own noise under Eq. 4, else it is drawn
+    with the image's own uniform numbers. The prefix is snapped to its nearest codes, and read
+    in one causal prefill: the condition is the teacher's true p(· | X[:t−1]).
+    """
+    teacher = sampler.teacher
+    assert teacher is not None, "run_plan checks that the plan's actors are there"
+    codebook, starts = sampler.tokenizer.codebook_VC, sampler.layout.starts
+    guided = sampler.draw.guidance != 1.0
+    cond = torch.cat([cond_B, torch.full_like(cond_B, teacher.null_class)]) if guided else cond_B
+    idle = max(0, _EXACT_ROWS - len(cond)) if sampler.exact else 0
+    cond = F.pad(cond, (0, idle))
+    cache = teacher.new_cache(len(cond))
+    tokens_BL = torch.zeros(x_BLC.shape[:2], dtype=torch.long, device=x_BLC.device)
+    if start:
+        tokens_BL[:, : starts[start]] = nearest(codebook, x_BLC[:, : starts[start]])
+    for step in range(start, stop):
+        block = slice(starts[step], starts[step + 1])
+        seen = F.pad(torch.cat([tokens_BL, tokens_BL]) if guided else tokens_BL, (0, 0, 0, idle))
+        logits = teacher.block_logits(seen, cond, step, cache)[: len(cond) - idle]
+        log_p = log_probabilities(guide(logits, sampler.draw.guidance) if guided else logits, sampler.draw)
+        if plan.draw == "flow":
+            tokens_BL[:, block] = flow_map(noise_BLC[:, block], log_p, codebook, sampler.flow)
+        else:
+            tokens_BL[:, block] = multinomial(log_p, uniform_BL[:, block])
+    made = slice(starts[start], starts[stop])
+    x = x_BLC.clone()
+    x[:, made] = lookup(codebook, tokens_BL[:, made])
+    return x
+
+
+def marginal_draw(sampler: Sampler, x_BLC: Tensor, cond_B: Tensor, uniform_BL: Tensor, start: int, stop: int) -> Tensor:
+    """Every token of blocks `start..stop-1` drawn independently from its frequency."""
+    assert sampler.marginals_KLV is not None, "run_plan checks that the plan's actors are there"
+    place = slice(sampler.layout.starts[start], sampler.layout.starts[stop])
+    tokens = multinomial(sampler.marginals_KLV[cond_B, place].float(), uniform_BL[:, place])
+    x = x_BLC.clone()
+    x[:, place] = lookup(sampler.tokenizer.codebook_VC, tokens)
+    return x
+
+
+def run_plan(sampler: Sampler, plan: Plan, cond_B: Tensor, noise_BLC: Tensor, uniform_BL: Tensor) -> Tensor:
+    """Runs a plan: noise → final codes `[B, L, C]` (Algorithms 1, 3 and 4 and the baselines).
+
+    Args:
+        cond_B: class indices.
+        noise_BLC: the images' noise, standard normal; the same tensor serves every segment.
+        uniform_BL: the images' numbers in (0, 1) for multinomial draws.
+
+    Raises:
+        InvalidPlanError: the plan is for another layout, or an actor that it needs is missing.
+    """
+    _check(sampler, plan)
+    codebook = sampler.tokenizer.codebook_VC
+    split = plan.num_blocks if plan.split is None else plan.split
+    x = noise_BLC
+    for segment in plan.segments:
+        step_B = torch.full_like(cond_B, segment.start)
+        x = renoise(x, noise_BLC, step_B, sampler.layout)
+        if segment.actor == "student":
+            assert sampler.student is not None
+            x = student_jump(sampler.student, codebook, x, cond_B, step_B, split)
+        elif segment.actor == "teacher":
+            x = teacher_steps(sampler, plan, x, cond_B, noise_BLC, uniform_BL, segment.start, segment.stop)
+        else:
+            x = marginal_draw(sampler, x, cond_B, uniform_BL, segment.start, segment.stop)
+    return x
+
+
+def _check(sampler: Sampler, plan: Plan) -> None:
+    if plan.num_blocks != sampler.layout.num_blocks:
+        raise InvalidPlanError(
+            f"plan {plan.name} is for {plan.num_blocks} blocks, this model has {sampler.layout.num_blocks}",
+            param="plan",
+        )
+    present = {
+        "student": sampler.student,
+        "teacher": sampler.teacher,
+        "marginal": sampler.marginals_KLV,
+    }
+    missing = sorted(actor for actor in plan.needs if present[actor] is None)
+    if missing:
+        raise InvalidPlanError(f"plan {plan.name} needs a {missing[0]}, which this bundle lacks", param="plan")
+
+
+def to_pixels(image_B3HW: Tensor) -> Tensor:
+    """Images in [−1, 1] → `[B, H, W, 3]` uint8: rounded to nearest, clamped."""
+    scaled = image_B3HW.float().add(1.0).mul(127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@torch.inference_mode()
+def sample_images(sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[tuple[int, int]]) -> Tensor:
+    """Images `[B, H, W, 3]` uint8 on the CPU: one for each label and (seed, index) key.
+
+    An image depends on its own label, key and plan; not on the others in the batch.
+    """
+    codebook = sampler.tokenizer.codebook_VC
+    noise, uniform = batch_noise(list(keys), sampler.layout.num_tokens, codebook.shape[1])
+    cond = torch.tensor(labels, dtype=torch.long)
+    cond, noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (cond, noise, uniform))
+    codes = run_plan(sampler, plan, cond, noise, uniform)
+    lanes = codes.split(1) if sampler.exact else (codes,)
+    return to_pixels(torch.cat([sampler.tokenizer.to_image(lane) for lane in lanes])).cpu()

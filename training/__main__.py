@@ -1,0 +1,85 @@
+"""`dd-train`: one subcommand a stage, over one run folder.
+
+    dd-train all --recipe cpu --out runs/cpu          every stage, each resumed where it stopped
+    dd-train distill --recipe cpu --set distill.steps=6000
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from dd_core.errors import DDError
+from dd_core.runtime import pick_device
+from training import pipeline
+from training.pipeline import Run
+from training.recipes import RECIPES, get_recipe
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make a bundle: tokenizer, teacher, pairs, student, figures.")
+
+Recipe = Annotated[str, typer.Option(help=f"Named settings: {', '.join(RECIPES)}.")]
+Out = Annotated[Path, typer.Option(help="Run folder; a stage that stopped goes on from what is there.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="stage.field=value; may be repeated.")]
+StopAfter = Annotated[int | None, typer.Option(help="End after that many updates (or shards), as a kill would.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")]
+
+
+def _prepare(recipe: str, out: Path, device: str, overrides: list[str] | None, stop_after: int | None, threads: int) -> Run:
+    run = Run(get_recipe(recipe, overrides), out, pick_device(device), stop_after)
+    out.mkdir(parents=True, exist_ok=True)
+    if threads:
+        torch.set_num_threads(threads)
+    if run.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    handlers: list[logging.Handler] = [logging.FileHandler(out / "train.log")]
+    if not sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    return run
+
+
+def _command(name: str, stages: list[Callable[[Run], object]], help_text: str) -> None:
+    @app.command(name, help=help_text)
+    def command(
+        recipe: Recipe = "gpu" if torch.cuda.is_available() else "cpu",
+        out: Out = Path("runs/default"),
+        device: Device = "auto",
+        overrides: Overrides = None,
+        stop_after: StopAfter = None,
+        threads: Threads = 0,
+    ) -> None:
+        run = _prepare(recipe, out, device, overrides, stop_after, threads)
+        for stage in stages:
+            stage(run)
+
+
+_STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
+    "tokenizer": (pipeline.train_tokenizer, "(a) VQ tokenizer: images to codes and back."),
+    "teacher": (pipeline.train_teacher, "(b) Autoregressive teacher on the codes."),
+    "pairs": (pipeline.generate_pairs, "(c) Noise-data pairs by Algorithm 1."),
+    "distill": (pipeline.distill, "(d) Student by Algorithm 2, from the teacher's weights."),
+}
+for _name, (_stage, _help) in _STAGES.items():
+    _command(_name, [_stage], _help)
+
+
+def main() -> None:
+    """Entry point: one clear line for what the user can mend, no traceback."""
+    try:
+        app()
+    except DDError as error:
+        Console(stderr=True).print(f"[red]dd-train:[/red] {error.message}", highlight=False)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

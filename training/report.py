@@ -1,0 +1,122 @@
+"""What an evaluation leaves behind: one JSON file, one table, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from training.plots import image_grid
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured set of images.
+
+    Args:
+        name, kind: a plan's name and `plan`, or `reconstruction`, `real-test`, `real-split`.
+        images, reference_images: how many were held against how many.
+        fid, kid, kid_std: Fréchet and kernel distance (mean and deviation over subsets).
+        precision, recall: of `manifold_images` against as many real ones.
+        classifier_score, classifier_score_std: exp of the mean divergence of a linear probe's
+            class probabilities from their mean, at most the number of classes. This is not
+            the Inception score: that needs a classifier that the Inception file lacks.
+        class_accuracy: share of images that the probe gives the class asked for;
+            `probe_accuracy` is what it reaches on real images that it did not learn from.
+        passes: forward passes of the plan.
+        ms_per_image: time of one image alone, whole call, median.
+        images_per_s: throughput in a batch.
+    """
+
+    name: str
+    kind: str
+    images: int
+    reference_images: int
+    fid: float
+    kid: float
+    kid_std: float
+    precision: float
+    recall: float
+    manifold_images: int
+    classifier_score: float
+    classifier_score_std: float
+    class_accuracy: float
+    probe_accuracy: float
+    passes: int | None = None
+    ms_per_image: float | None = None
+    images_per_s: float | None = None
+
+    def with_cost(self, passes: int, ms_per_image: float | None, images_per_s: float | None) -> Row:
+        """The row with what the plan costs."""
+        return dataclasses.replace(self, passes=passes, ms_per_image=ms_per_image, images_per_s=images_per_s)
+
+    def metrics(self) -> dict[str, float]:
+        """The figures as a bundle's manifest holds them, those that were measured."""
+        values = dataclasses.asdict(self)
+        return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and k != "passes"}
+
+
+def write_grid(image_NHW3: Tensor, path: Path, columns: int) -> None:
+    """uint8 images `[N, H, W, 3]` row by row as a PNG."""
+    image_grid(image_NHW3.permute(0, 3, 1, 2).float() / 127.5 - 1, path, columns=columns)
+
+
+def write_report(rows: Sequence[Row], settings: dict[str, Any], out: Path) -> None:
+    """Writes `evaluation.json` (settings and rows) and `evaluation.md` (the table)."""
+    record = {"settings": settings, "rows": [dataclasses.asdict(r) for r in rows]}
+    for name, text in (("json", json.dumps(record, indent=1) + "\n"), ("md", table(rows, settings))):
+        temporary = out / f"evaluation.{name}.tmp"
+        temporary.write_text(text)
+        temporary.replace(out / f"evaluation.{name}")
+
+
+_COLUMNS = (
+    "sampler", "passes", "images", "FID", "FID ÷ teacher", "KID ·10³", "classifier score",
+    "precision", "recall", "class accuracy", "ms an image", "images/s",
+)  # fmt: skip
+
+
+def table(rows: Sequence[Row], settings: dict[str, Any]) -> str:
+    """The rows as one Markdown table, with the protocol under it."""
+    teacher = next((r.fid for r in rows if r.name == "teacher"), None)
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
+    for r in rows:
+        ratio = r.fid / teacher if teacher and r.kind == "plan" else None
+        cells = (
+            r.name,
+            _shown(r.passes, "d"),
+            f"{r.images:,} against {r.reference_images:,}",
+            f"{r.fid:.2f}",
+            _shown(ratio, ".2f"),
+            f"{1e3 * r.kid:.2f} ± {1e3 * r.kid_std:.2f}",
+            f"{r.classifier_score:.2f}",
+            f"{r.precision:.3f}",
+            f"{r.recall:.3f}",
+            f"{r.class_accuracy:.3f}",
+            _shown(r.ms_per_image, ".1f"),
+            _shown(r.images_per_s, ".1f"),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    probe = f"{rows[0].probe_accuracy:.3f}" if rows else "–"
+    counts = ", ".join(sorted({f"{r.manifold_images:,}" for r in rows}))
+    notes = (
+        f"Inception features in {settings['precision']}; seed {settings['seed']}, labels i mod "
+        f"{settings['classes']}; times on {settings['device']} with {settings['threads']} threads, one image "
+        f"alone and batches of {settings['batch']}. FID falls as images are added: compare rows "
+        f"with equal numbers only. Precision and recall are of {counts} images against as many. "
+        "The classifier score and the class accuracy are of a linear classifier on these features, "
+        f"which is right on {probe} of the real images that it did not learn from; the usual Inception "
+        "score cannot be computed, because the Inception file has no classifier. "
+        "`real-test`: real test images against the reference; `real-split`: one half of the test images "
+        "against the other; `reconstruction`: test images through the tokenizer."
+    )
+    return "\n".join([*lines, "", notes, ""])
+
+
+def _shown(value: float | None, how: str) -> str:
+    return "–" if value is None else format(value, how)

@@ -1,0 +1,130 @@
+"""Stage (b): the AR teacher, next-token cross entropy on the tokenizer's codes.
+
+Shapes: B batch, L tokens, N images, V codebook size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_core import plan
+from dd_core.draw import DrawSettings
+from dd_core.models.llamagen import LlamaGenTeacher
+from dd_core.models.vq import VQTokenizer
+from dd_core.noise import stream_seed
+from dd_core.runtime import mixed_precision
+from dd_core.sampling import Sampler, run_plan
+from training.loop import Batches, Ema, Stage, one_cycle, set_lr
+from training.plots import image_grid
+from training.recipes import Recipe
+
+
+class MatrixOptimizer:
+    """Muon for the blocks' matrices and AdamW for everything else, as one optimizer.
+
+    Muon orthogonalises the momentum of a matrix; on small transformers it reaches a loss in
+    well under the steps that AdamW needs.
+    """
+
+    def __init__(self, model: nn.Module, *, lr: float, matrix_lr: float, weight_decay: float) -> None:
+        inside = [p for n, p in model.named_parameters() if n.startswith("layers.") and p.ndim == 2]
+        chosen = {id(p) for p in inside}
+        rest = [p for p in model.parameters() if id(p) not in chosen]
+        self.matrices = torch.optim.Muon(
+            [{"params": inside, "peak": matrix_lr}],
+            lr=matrix_lr,
+            weight_decay=weight_decay,
+            momentum=0.95,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.others = torch.optim.AdamW(
+            [{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0
+        )
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` of the peak learning rates."""
+        for optimizer in (self.matrices, self.others):
+            set_lr(optimizer, factor)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"matrices": self.matrices.state_dict(), "others": self.others.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.matrices.load_state_dict(state["matrices"])
+        self.others.load_state_dict(state["others"])
+
+
+def new_teacher(recipe: Recipe, device: torch.device) -> LlamaGenTeacher:
+    """A freshly initialised teacher, the same for the same seed on every device."""
+    torch.manual_seed(stream_seed(recipe.seed, 0, "teacher-init"))
+    return LlamaGenTeacher(recipe.gpt).to(device)
+
+
+def teacher_stage(
+    recipe: Recipe, tokens_FNL: Tensor, labels_N: Tensor, tokenizer: VQTokenizer, device: torch.device
+) -> tuple[Stage, Ema]:
+    """The stage, and the average whose weights are the result.
+
+    Args:
+        tokens_FNL: codes of all images and of their mirror images, `[2, N, L]`.
+    """
+    cfg = recipe.teacher
+    model = new_teacher(recipe, device)
+    optimizer = MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
+    ema = Ema(model, cfg.ema)
+    tokens = tokens_FNL.flatten(0, 1)
+    labels = labels_N.repeat(len(tokens_FNL))
+    batches = Batches(len(tokens), cfg.batch, recipe.seed)
+
+    def update(step: int) -> dict[str, Tensor]:
+        chosen = batches.at(step)
+        target = tokens[chosen].long().to(device)
+        dropped = torch.rand(len(chosen)) < cfg.class_dropout
+        cond = torch.where(dropped, model.null_class, labels[chosen]).to(device)
+        with mixed_precision(device):
+            logits = model(target, cond)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(one_cycle(step, cfg.steps, 1.0))
+        ema.update(model)
+        return {"cross_entropy": loss, "gradient_norm": norm}
+
+    def preview(path: Path) -> None:
+        averaged = new_teacher(recipe, device)
+        averaged.load_state_dict(ema.average)
+        draw = replace(draw_settings(recipe), guidance=max(1.0, recipe.pairs.guidance))
+        sampler = Sampler(recipe.gpt.layout, tokenizer, None, averaged.eval(), draw=draw, device=device, exact=False)
+        sample_grid(sampler, plan.teacher(recipe.gpt.layout.num_blocks), path, recipe.gpt.num_classes)
+
+    config = {"gpt": asdict(recipe.gpt), "teacher": asdict(cfg), "seed": recipe.seed}
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
+    return Stage("teacher", cfg.steps, parts, update, preview, config), ema
+
+
+def draw_settings(recipe: Recipe) -> DrawSettings:
+    """The teacher's distribution as the recipe's pairs are drawn from it."""
+    p = recipe.pairs
+    return DrawSettings(p.guidance, p.temperature, p.top_k, p.top_p)
+
+
+@torch.inference_mode()
+def sample_grid(sampler: Sampler, chosen: plan.Plan, path: Path, classes: int, rows: int = 4) -> None:
+    """A picture of `rows` samples (seed 0, indices 0, 1, …) of each class, a column a class."""
+    keys = [(0, i) for i in range(rows * classes)]
+    labels: Sequence[int] = [i % classes for i in range(rows * classes)]
+    from dd_core.noise import batch_noise
+
+    normal, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.tokenizer.codebook_VC.shape[1])
+    cond = torch.tensor(labels, device=sampler.device)
+    codes = run_plan(sampler, chosen, cond, normal.to(sampler.device), uniform.to(sampler.device))
+    image_grid(sampler.tokenizer.to_image(codes), path, columns=classes)
