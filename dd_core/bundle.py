@@ -160,7 +160,8 @@ def read_manifest(folder: Path) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise ManifestError(
-            f"{path}: format_version is {version!r}, this build reads {FORMAT_VERSION}", param="format_version"
+            f"{path}: format_version is {version!r}, this build reads {FORMAT_VERSION}",
+            param="format_version",
         )
     try:
         return Manifest.model_validate(raw)
@@ -196,7 +197,8 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
             )
     if len(manifest.classes) != manifest.student.num_classes:
         raise ManifestError(
-            f"{folder}: {len(manifest.classes)} class names for {manifest.student.num_classes} classes", param="classes"
+            f"{folder}: {len(manifest.classes)} class names for {manifest.student.num_classes} classes",
+            param="classes",
         )
     return Bundle(manifest, sampler, presets)
 
@@ -293,6 +295,7 @@ def _load_marginals(folder: Path, manifest: Manifest, device: torch.device) -> T
     if found is None or tuple(found.shape) != shape:
         got = None if found is None else list(found.shape)
         raise WeightsError(
-            f"{folder}: marginals need log_frequency of shape {list(shape)}, got {got}", param="marginals.safetensors"
+            f"{folder}: marginals need log_frequency of shape {list(shape)}, got {got}",
+            param="marginals.safetensors",
         )
     return found.float().to(device)

@@ -25,11 +25,21 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls, layers: int, batch: int, heads: int, capacity: int, head_dim: int, *, device: torch.device, dtype: torch.dtype
+        cls,
+        layers: int,
+        batch: int,
+        heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> KVCache:
         """An empty cache of `[N, B, H, S, E]` twice."""
         shape = (layers, batch, heads, capacity, head_dim)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        return cls(
+            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
+        )
 
     @property
     def capacity(self) -> int:

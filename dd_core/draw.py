@@ -38,7 +38,9 @@ class DrawSettings:
         if self.guidance < 0:
             raise InvalidRequestError(f"guidance must not be negative, got {self.guidance}", param="guidance")
         if self.temperature <= 0:
-            raise InvalidRequestError(f"temperature must be positive, got {self.temperature}", param="temperature")
+            raise InvalidRequestError(
+                f"temperature must be positive, got {self.temperature}", param="temperature"
+            )
         if self.top_k < 0:
             raise InvalidRequestError(f"top_k must be 0 (all) or more, got {self.top_k}", param="top_k")
         if not 0 < self.top_p <= 1:

@@ -51,7 +51,9 @@ class FlowSettings:
                 f"unknown solver {self.solver!r}; choose from {', '.join(SOLVERS)}", param="solver"
             )
         if self.evaluations < 1:
-            raise InvalidRequestError(f"evaluations must be at least 1, got {self.evaluations}", param="evaluations")
+            raise InvalidRequestError(
+                f"evaluations must be at least 1, got {self.evaluations}", param="evaluations"
+            )
 
 
 def posterior_mean(x_NC: Tensor, t: float, log_p_NV: Tensor, codebook_VC: Tensor) -> Tensor:
@@ -132,5 +134,3 @@ def _extrapolate(history: list[tuple[float, Tensor]], after: float) -> Tensor:
     first = (h - whole) / whole
     second = (0.5 * h * h - (h - whole)) / whole
     return mean + first * slope + second * bend
-
-

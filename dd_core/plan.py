@@ -16,6 +16,7 @@ and its pre-trained-61-81 is `hybrid(T, 60, 80)`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -78,7 +79,9 @@ class Plan:
         if not self.segments:
             raise InvalidPlanError(f"plan {self.name} has no segments", param="segments")
         if self.draw not in ("multinomial", "flow"):
-            raise InvalidPlanError(f"plan {self.name}: draw must be multinomial or flow, not {self.draw!r}", param="draw")
+            raise InvalidPlanError(
+                f"plan {self.name}: draw must be multinomial or flow, not {self.draw!r}", param="draw"
+            )
         if self.split is not None and not 0 <= self.split <= place:
             raise InvalidPlanError(f"plan {self.name}: split must be between 0 and {place}", param="split")
 
@@ -90,7 +93,8 @@ class Plan:
     @property
     def cost(self) -> int:
         """Forward passes: 1 a student segment, 1 a block of a teacher segment, none for a
-        look-up of marginals; but a plan costs at least 1 (as the paper counts onestep*)."""
+        look-up of marginals; but a plan costs at least 1 (as the paper counts onestep*).
+        """
         passes = sum(
             {"student": 1, "teacher": s.stop - s.start, "marginal": 0}[s.actor] for s in self.segments
         )
@@ -110,7 +114,7 @@ def one_step(num_blocks: int, split: int | None = None) -> Plan:
 def few_steps(num_blocks: int, *steps: int, split: int | None = None) -> Plan:
     """Algorithm 3: student jumps from block 0 and from each of `steps` (ascending)."""
     places = (0, *steps, num_blocks)
-    segments = tuple(Segment("student", a, b) for a, b in zip(places[:-1], places[1:], strict=True))
+    segments = tuple(Segment("student", a, b) for a, b in itertools.pairwise(places))
     return Plan(f"dd-{len(segments)}", segments, split=split)
 
 
@@ -179,7 +183,7 @@ def plan_for_budget(presets: Sequence[Preset], budget: int) -> Preset:
     if not affordable:
         costs = ", ".join(str(p.plan.cost) for p in sorted(offered, key=lambda p: p.plan.cost))
         raise InvalidPlanError(
-            f"no plan fits a budget of {budget} forward passes; plans cost {costs or 'nothing: none is offered'}",
+            f"no plan fits a budget of {budget} forward passes; plans cost {costs or 'nothing'}",
             param="steps",
         )
     return min(affordable, key=lambda p: (p.fid if p.fid is not None else float("inf"), -p.plan.cost))

@@ -80,7 +80,14 @@ def student_jump(
 
 
 def teacher_steps(
-    sampler: Sampler, plan: Plan, x_BLC: Tensor, cond_B: Tensor, noise_BLC: Tensor, uniform_BL: Tensor, start: int, stop: int
+    sampler: Sampler,
+    plan: Plan,
+    x_BLC: Tensor,
+    cond_B: Tensor,
+    noise_BLC: Tensor,
+    uniform_BL: Tensor,
+    start: int,
+    stop: int,
 ) -> Tensor:
     """The teacher draws blocks `start..stop-1` given what comes before (Algorithms 1 and 4).
 
@@ -114,7 +121,9 @@ def teacher_steps(
     return x
 
 
-def marginal_draw(sampler: Sampler, x_BLC: Tensor, cond_B: Tensor, uniform_BL: Tensor, start: int, stop: int) -> Tensor:
+def marginal_draw(
+    sampler: Sampler, x_BLC: Tensor, cond_B: Tensor, uniform_BL: Tensor, start: int, stop: int
+) -> Tensor:
     """Every token of blocks `start..stop-1` drawn independently from its frequency."""
     assert sampler.marginals_KLV is not None, "run_plan checks that the plan's actors are there"
     place = slice(sampler.layout.starts[start], sampler.layout.starts[stop])
@@ -165,7 +174,9 @@ def _check(sampler: Sampler, plan: Plan) -> None:
     }
     missing = sorted(actor for actor in plan.needs if present[actor] is None)
     if missing:
-        raise InvalidPlanError(f"plan {plan.name} needs a {missing[0]}, which this bundle lacks", param="plan")
+        raise InvalidPlanError(
+            f"plan {plan.name} needs a {missing[0]}, which this bundle lacks", param="plan"
+        )
 
 
 def to_pixels(image_B3HW: Tensor) -> Tensor:
@@ -175,7 +186,9 @@ def to_pixels(image_B3HW: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def sample_images(sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[tuple[int, int]]) -> Tensor:
+def sample_images(
+    sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[tuple[int, int]]
+) -> Tensor:
     """Images `[B, H, W, 3]` uint8 on the CPU: one for each label and (seed, index) key.
 
     An image depends on its own label, key and plan; not on the others in the batch.
@@ -185,5 +198,5 @@ def sample_images(sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Seq
     cond = torch.tensor(labels, dtype=torch.long)
     cond, noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (cond, noise, uniform))
     codes = run_plan(sampler, plan, cond, noise, uniform)
-    lanes = codes.split(1) if sampler.exact else (codes,)
+    lanes = torch.split(codes, 1) if sampler.exact else (codes,)
     return to_pixels(torch.cat([sampler.tokenizer.to_image(lane) for lane in lanes])).cpu()

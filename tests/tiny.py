@@ -19,7 +19,13 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 def tiny_manifest(fids: dict[str, float] | None = None) -> Manifest:
     """8×8 tokens, 10 classes, 32×32 pixels; plans of 1, 2, 12, 21 and 64 passes."""
-    fids = fids or {"dd-1": 50.0, "dd-2": 40.0, "pre-trained-11-21": 35.0, "pre-trained-1-21": 32.0, "teacher": 30.0}
+    fids = fids or {
+        "dd-1": 50.0,
+        "dd-2": 40.0,
+        "pre-trained-11-21": 35.0,
+        "pre-trained-1-21": 32.0,
+        "teacher": 30.0,
+    }
     plans = [
         plan.one_step(64),
         plan.few_steps(64, 20),
@@ -60,5 +66,6 @@ def tiny_bundle(folder: Path, seed: int = 0) -> Path:
         # Freshly initialised logits are all but equal; sharper ones make choices robust.
         model.output.weight.data.mul_(20)
         model.cls_embedding.embedding_table.weight.data.mul_(20)
-    save_bundle(folder, manifest, tokenizer=tokenizer, student=student, teacher=teacher, marginals_KLV=marginals)
+    models = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
+    save_bundle(folder, manifest, **models, marginals_KLV=marginals)  # type: ignore[arg-type]
     return folder

@@ -1,7 +1,7 @@
 """`dd-train`: one subcommand a stage, over one run folder.
 
-    dd-train all --recipe cpu --out runs/cpu          every stage, each resumed where it stopped
-    dd-train distill --recipe cpu --set distill.steps=6000
+dd-train all --recipe cpu --out runs/cpu          every stage, each resumed where it stopped
+dd-train distill --recipe cpu --set distill.steps=6000
 """
 
 from __future__ import annotations
@@ -22,17 +22,27 @@ from training import pipeline
 from training.pipeline import Run
 from training.recipes import RECIPES, get_recipe
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make a bundle: tokenizer, teacher, pairs, student, figures.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Make a bundle: tokenizer, teacher, pairs, student, figures.",
+)
 
+_DEFAULT = "gpu" if torch.cuda.is_available() else "cpu"
+_OUT = Path("runs/default")
 Recipe = Annotated[str, typer.Option(help=f"Named settings: {', '.join(RECIPES)}.")]
 Out = Annotated[Path, typer.Option(help="Run folder; a stage that stopped goes on from what is there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="stage.field=value; may be repeated.")]
-StopAfter = Annotated[int | None, typer.Option(help="End after that many updates (or shards), as a kill would.")]
+StopAfter = Annotated[
+    int | None, typer.Option(help="End after that many updates (or shards), as a kill would.")
+]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")]
 
 
-def _prepare(recipe: str, out: Path, device: str, overrides: list[str] | None, stop_after: int | None, threads: int) -> Run:
+def _prepare(
+    recipe: str, out: Path, device: str, overrides: list[str] | None, stop_after: int | None, threads: int
+) -> Run:
     run = Run(get_recipe(recipe, overrides), out, pick_device(device), stop_after)
     out.mkdir(parents=True, exist_ok=True)
     if threads:
@@ -50,8 +60,8 @@ def _prepare(recipe: str, out: Path, device: str, overrides: list[str] | None, s
 def _command(name: str, stages: list[Callable[[Run], object]], help_text: str) -> None:
     @app.command(name, help=help_text)
     def command(
-        recipe: Recipe = "gpu" if torch.cuda.is_available() else "cpu",
-        out: Out = Path("runs/default"),
+        recipe: Recipe = _DEFAULT,
+        out: Out = _OUT,
         device: Device = "auto",
         overrides: Overrides = None,
         stop_after: StopAfter = None,
@@ -67,9 +77,28 @@ _STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "teacher": (pipeline.train_teacher, "(b) Autoregressive teacher on the codes."),
     "pairs": (pipeline.generate_pairs, "(c) Noise-data pairs by Algorithm 1."),
     "distill": (pipeline.distill, "(d) Student by Algorithm 2, from the teacher's weights."),
+    "evaluate": (pipeline.evaluate, "(e) FID, KID, precision and recall of every plan, with its cost."),
 }
 for _name, (_stage, _help) in _STAGES.items():
     _command(_name, [_stage], _help)
+_command(
+    "all", [stage for stage, _ in _STAGES.values()], "Stages (a) to (e) in order, each from where it stopped."
+)
+
+
+@app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")
+def export(
+    to: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    name: Annotated[str, typer.Option(help="The model's name in requests.")] = "cifar10",
+    recipe: Recipe = _DEFAULT,
+    out: Out = _OUT,
+    device: Device = "auto",
+    overrides: Overrides = None,
+) -> None:
+    """Writes the bundle and says how large it became."""
+    manifest = pipeline.export(_prepare(recipe, out, device, overrides, None, 0), name, to)
+    size = sum(f.bytes for f in manifest.files.values())
+    Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
 
 
 def main() -> None:

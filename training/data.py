@@ -60,6 +60,10 @@ class ImageSet:
     images: Tensor
     labels: Tensor
 
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images (all, where there are fewer)."""
+        return ImageSet(self.images[:count], self.labels[:count])
+
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [−1, 1] float32, and labels, of the given indices."""
         return self.images[index].float().div(127.5).sub(1), self.labels[index]
@@ -125,7 +129,9 @@ def _read_cifar(archive: Path) -> dict[str, Tensor]:
 
         train = [f"data_batch_{i}" for i in range(1, 6)]
         if "data_batch_1.bin" in files:
-            parts = {n: np.frombuffer(read(f"{n}.bin"), np.uint8).reshape(-1, 3073) for n in (*train, "test_batch")}
+            parts = {
+                n: np.frombuffer(read(f"{n}.bin"), np.uint8).reshape(-1, 3073) for n in (*train, "test_batch")
+            }
             rows = {"train": np.concatenate([parts[n] for n in train]), "test": parts["test_batch"]}
             return {
                 f"{s}_{k}": torch.from_numpy(v.copy())
@@ -137,7 +143,9 @@ def _read_cifar(archive: Path) -> dict[str, Tensor]:
             picture = np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB"))
             images[name] = picture.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
         return {
-            "train_images": torch.from_numpy(np.ascontiguousarray(np.concatenate([images[n] for n in train]))),
+            "train_images": torch.from_numpy(
+                np.ascontiguousarray(np.concatenate([images[n] for n in train]))
+            ),
             "train_labels": torch.tensor(json.loads(read("train_lables.json")), dtype=torch.uint8),
             "test_images": torch.from_numpy(np.ascontiguousarray(images["test_batch"])),
             "test_labels": torch.tensor(json.loads(read("test_lables.json")), dtype=torch.uint8),
@@ -194,5 +202,7 @@ def _checked(path: Path, sha256: str) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise DataError(f"{path}: SHA-256 is {found}, expected {sha256}; remove the file and try again", param="data")
+        raise DataError(
+            f"{path}: SHA-256 is {found}, expected {sha256}; remove the file and try again", param="data"
+        )
     return path

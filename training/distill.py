@@ -88,7 +88,9 @@ def _optimizer(model: nn.Module, cfg: DistillRecipe) -> _AdamW | MatrixOptimizer
         return _AdamW(model, cfg)
     if cfg.optimizer == "muon":
         return MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
-    raise RecipeError(f"distill.optimizer must be adamw or muon, not {cfg.optimizer!r}", param="distill.optimizer")
+    raise RecipeError(
+        f"distill.optimizer must be adamw or muon, not {cfg.optimizer!r}", param="distill.optimizer"
+    )
 
 
 def distill_stage(
@@ -112,7 +114,9 @@ def distill_stage(
             param="distill.train_steps",
         )
     if cfg.lpips and lpips is None:
-        raise RecipeError("distill.lpips needs the LPIPS weights; set it to 0 to go without", param="distill.lpips")
+        raise RecipeError(
+            "distill.lpips needs the LPIPS weights; set it to 0 to go without", param="distill.lpips"
+        )
     codebook = tokenizer.codebook_VC.detach()
     student = student_from_teacher(teacher, codebook, recipe.seed)
     optimizer, ema = _optimizer(student, cfg), Ema(student, cfg.ema)
@@ -164,7 +168,12 @@ def distill_stage(
         sample_grid(sampler, plan.one_step(layout.num_blocks), path, recipe.gpt.num_classes)
 
     parts: dict[str, Any] = {"model": student, "optimizer": optimizer, "ema": ema}
-    config = {"gpt": asdict(recipe.gpt), "distill": _plain(asdict(cfg)), "seed": recipe.seed, "pairs": len(pairs.tokens)}
+    config = {
+        "gpt": asdict(recipe.gpt),
+        "distill": _plain(asdict(cfg)),
+        "seed": recipe.seed,
+        "pairs": len(pairs.tokens),
+    }
     return Stage("student", cfg.steps, parts, update, preview, config), ema, student
 
 

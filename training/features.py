@@ -137,7 +137,7 @@ class FeatureExtractor:
 @contextmanager
 def _full_float32() -> Iterator[None]:
     """Inside, a GPU's float32 convolutions are float32: by default they are TF32, 10 bits of mantissa."""
-    conv = torch.backends.cudnn.conv
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = conv.fp32_precision
     conv.fp32_precision = "ieee"
     try:

@@ -179,7 +179,9 @@ def run_stage(
                 bar.update(task, completed=done, rate=f"{rate:.2f}/s", figures=shown)
                 if not bar.console.is_terminal:
                     left = (stage.steps - done) / rate
-                    log.info("%s %d/%d %.2f/s %.0fs left %s", stage.name, done, stage.steps, rate, left, shown)
+                    log.info(
+                        "%s %d/%d %.2f/s %.0fs left %s", stage.name, done, stage.steps, rate, left, shown
+                    )
                 recent.clear()
             if done % save_every == 0 or done == last:
                 _save(stage, checkpoint, done)
@@ -194,10 +196,7 @@ def run_stage(
 
 def _mean(recent: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
     keys = {k: None for _, figures in recent for k in figures}
-    return {
-        k: float(torch.stack([f[k].detach().float() for _, f in recent if k in f]).mean())
-        for k in keys
-    }
+    return {k: float(torch.stack([f[k].detach().float() for _, f in recent if k in f]).mean()) for k in keys}
 
 
 def _save(stage: Stage, path: Path, step: int) -> None:

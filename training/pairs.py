@@ -64,7 +64,14 @@ def weights_digest(*modules: nn.Module) -> str:
 
 @torch.inference_mode()
 def make_pairs(
-    sampler: Sampler, cfg: PairsRecipe, classes: int, out: Path, *, seed: int, identity: str, stop_after: int | None = None
+    sampler: Sampler,
+    cfg: PairsRecipe,
+    classes: int,
+    out: Path,
+    *,
+    seed: int,
+    identity: str,
+    stop_after: int | None = None,
 ) -> Path:
     """Writes `out/manifest.json` and `out/pairs-00000.safetensors`, …; returns `out`.
 
@@ -79,7 +86,9 @@ def make_pairs(
     manifest = out / "manifest.json"
     if manifest.exists():
         if json.loads(manifest.read_text())["made_with"] != facts:
-            raise RecipeError(f"{out} holds pairs of other settings or another teacher; choose another --out", param="out")
+            raise RecipeError(
+                f"{out} holds pairs of other settings or another teacher; choose another --out", param="out"
+            )
     else:
         manifest.write_text(json.dumps({"made_with": facts, "complete": False}, indent=1))
     chosen = plan.trajectory(sampler.layout.num_blocks)
@@ -93,7 +102,10 @@ def make_pairs(
         stop = min(start + cfg.shard, cfg.count)
         labels = torch.arange(start, stop) % classes
         tokens = torch.cat(
-            [_trajectory(sampler, chosen, range(i, min(i + cfg.batch, stop)), classes, seed) for i in range(start, stop, cfg.batch)]
+            [
+                _trajectory(sampler, chosen, range(i, min(i + cfg.batch, stop)), classes, seed)
+                for i in range(start, stop, cfg.batch)
+            ]
         )
         dtype = torch.int16 if len(sampler.tokenizer.codebook_VC) <= 2**15 else torch.int32
         temporary = _shard(out, number).with_suffix(".tmp")
@@ -115,7 +127,9 @@ def load_pairs(folder: Path) -> Pairs:
     manifest = folder / "manifest.json"
     facts = json.loads(manifest.read_text()) if manifest.exists() else {}
     if not facts.get("complete"):
-        raise RecipeError(f"{folder} holds no complete set of pairs; run the pairs stage (again)", param="pairs")
+        raise RecipeError(
+            f"{folder} holds no complete set of pairs; run the pairs stage (again)", param="pairs"
+        )
     cfg = facts["made_with"]["pairs"]
     shards = [load_file(_shard(folder, k)) for k in range(-(-cfg["count"] // cfg["shard"]))]
     labels = torch.cat([s["labels"] for s in shards]).long()

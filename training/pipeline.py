@@ -1,11 +1,11 @@
 """The stages in order, over one run folder; each reads what the earlier ones left there.
 
-    tokenizer ─▶ tokenizer.safetensors ─▶ tokens.safetensors
-    teacher   ─▶ teacher.safetensors
-    pairs     ─▶ pairs/
-    distill   ─▶ student.safetensors
-    evaluate  ─▶ evaluation.json, evaluation.md, pictures
-    export    ─▶ bundle/
+tokenizer ─▶ tokenizer.safetensors ─▶ tokens.safetensors
+teacher   ─▶ teacher.safetensors
+pairs     ─▶ pairs/
+distill   ─▶ student.safetensors
+evaluate  ─▶ evaluation.json, evaluation.md, pictures
+export    ─▶ bundle/
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from dd_core.plan import Preset
 from dd_core.sampling import Sampler
 from training.data import CIFAR10_CLASSES, ImageSet, cifar10, lpips_weights
 from training.distill import distill_stage
+from training.evaluate import evaluate_plans
+from training.features import Extractor, FeatureExtractor
 from training.loop import Ema, Stage, run_stage
 from training.lpips import Lpips
 from training.pairs import load_pairs, make_pairs, marginals, weights_digest
 from training.recipes import Recipe
+from training.report import Row, read_rows
 from training.teacher import draw_settings, teacher_stage
 from training.tokenizer import encode_all, tokenizer_stage
 
@@ -56,8 +59,7 @@ class Run:
 
 def train_images(run: Run) -> ImageSet:
     """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe)."""
-    full = cifar10("train")
-    return ImageSet(full.images[: run.recipe.train_images], full.labels[: run.recipe.train_images])
+    return cifar10("train").first(run.recipe.train_images)
 
 
 def train_tokenizer(run: Run) -> None:
@@ -66,22 +68,28 @@ def train_tokenizer(run: Run) -> None:
     stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device)
     if _run(run, stage, ema, VQTokenizer(run.recipe.vq)):
         tokens = encode_all(load_tokenizer(run), images, run.device)
-        save_file({"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors"))
-        used = len(tokens.unique())
+        save_file(
+            {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
+        )
+        used = len(torch.unique(tokens))
         log.info("tokenizer: %d of %d codes occur in the training images", used, run.recipe.vq.codebook_size)
 
 
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
     tokens = _read(run, "tokens", "tokenizer")
-    stage, ema = teacher_stage(run.recipe, tokens["tokens"], tokens["labels"].long(), load_tokenizer(run), run.device)
+    stage, ema = teacher_stage(
+        run.recipe, tokens["tokens"], tokens["labels"].long(), load_tokenizer(run), run.device
+    )
     _run(run, stage, ema, LlamaGenTeacher(run.recipe.gpt))
 
 
 def generate_pairs(run: Run) -> None:
     """Stage (c)."""
     tokenizer, teacher = load_tokenizer(run), load_teacher(run)
-    sampler = Sampler(run.recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(run.recipe), device=run.device)
+    sampler = Sampler(
+        run.recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(run.recipe), device=run.device
+    )
     make_pairs(
         sampler,
         run.recipe.pairs,
@@ -97,7 +105,9 @@ def distill(run: Run) -> None:
     """Stage (d)."""
     lpips = Lpips(lpips_weights()) if run.recipe.distill.lpips else None
     pairs = load_pairs(run.out / "pairs")
-    stage, ema, _ = distill_stage(run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device)
+    stage, ema, _ = distill_stage(
+        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device
+    )
     _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
 
 
@@ -109,7 +119,14 @@ def load_sampler(run: Run) -> Sampler:
     student = _load(run, LlamaGenStudent(recipe.gpt), "student", "distill")
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(
-        recipe.gpt.layout, tokenizer, student, load_teacher(run), frequency.to(run.device), draw_settings(recipe), flow, run.device
+        recipe.gpt.layout,
+        tokenizer,
+        student,
+        load_teacher(run),
+        frequency.to(run.device),
+        draw_settings(recipe),
+        flow,
+        run.device,
     )
 
 
@@ -125,14 +142,51 @@ def presets(recipe: Recipe) -> list[Preset]:
         offered += [plan.few_steps(blocks, *sorted(later))]
         offered += [plan.hybrid(blocks, a, later[0]) for a in (later[0] * 2 // 3, later[0] // 3, 0)]
     offered.append(plan.teacher(blocks))
-    baselines = [plan.trajectory(blocks), plan.skip(blocks, blocks * 106 // 256), plan.skip(blocks, blocks * 156 // 256), plan.onestep(blocks)]
+    baselines = [
+        plan.trajectory(blocks),
+        plan.skip(blocks, blocks * 106 // 256),
+        plan.skip(blocks, blocks * 156 // 256),
+        plan.onestep(blocks),
+    ]
     return [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
 
 
-def export(run: Run, name: str, folder: Path, measured: dict[str, dict[str, float]]) -> Manifest:
-    """Writes the bundle of a finished run, with the figures of its evaluation by plan name."""
+def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) -> list[Row]:
+    """Stage (e): figures of every plan, in `evaluation.json` and `evaluation.md`."""
+    sampler, cfg = load_sampler(run), run.recipe.evaluate
+    assert isinstance(sampler.tokenizer, nn.Module)
+    modules = [m for m in (sampler.tokenizer, sampler.student, sampler.teacher) if isinstance(m, nn.Module)]
+    return evaluate_plans(
+        sampler,
+        presets(run.recipe),
+        cfg,
+        cifar10("train"),
+        cifar10("test").first(cfg.test),
+        run.out / "evaluation",
+        tag=weights_digest(*modules),
+        seed=run.recipe.seed + 2,
+        extractor=extractor or FeatureExtractor(run.device, cfg.precision),
+        timing=timing,
+    )
+
+
+def export(run: Run, name: str, folder: Path) -> Manifest:
+    """Writes the bundle of a finished run, with the figures of its evaluation by plan name.
+
+    Raises:
+        RecipeError: a stage has not been run, or not to its end.
+    """
+    rows = read_rows(run.out / "evaluation" / "rows")
+    if not rows:
+        raise RecipeError(
+            f"no figures in {run.out}: run `dd-train evaluate --out {run.out}` first", param="out"
+        )
+    measured = {row.name: row.metrics() for row in rows}
     sampler, recipe = load_sampler(run), run.recipe
-    entries = [PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {})) for p in presets(recipe)]
+    entries = [
+        PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
+        for p in presets(recipe)
+    ]
     manifest = Manifest(
         name=name,
         family="llamagen",
@@ -152,17 +206,36 @@ def export(run: Run, name: str, folder: Path, measured: dict[str, dict[str, floa
         training=_jsonable(asdict(recipe)),
     )
     tokenizer, student, teacher = sampler.tokenizer, sampler.student, sampler.teacher
-    assert isinstance(tokenizer, VQTokenizer) and isinstance(student, LlamaGenStudent) and isinstance(teacher, LlamaGenTeacher)
+    assert (
+        isinstance(tokenizer, VQTokenizer)
+        and isinstance(student, LlamaGenStudent)
+        and isinstance(teacher, LlamaGenTeacher)
+    )
     return save_bundle(
-        folder, manifest, tokenizer=tokenizer, student=student, teacher=teacher, marginals_KLV=sampler.marginals_KLV
+        folder,
+        manifest,
+        tokenizer=tokenizer,
+        student=student,
+        teacher=teacher,
+        marginals_KLV=sampler.marginals_KLV,
     )
 
 
 def load_tokenizer(run: Run) -> VQTokenizer:
+    """The tokenizer that stage (a) left.
+
+    Raises:
+        RecipeError: it has not been trained yet.
+    """
     return _load(run, VQTokenizer(run.recipe.vq), "tokenizer", "tokenizer")
 
 
 def load_teacher(run: Run) -> LlamaGenTeacher:
+    """The teacher that stage (b) left.
+
+    Raises:
+        RecipeError: it has not been trained yet.
+    """
     return _load(run, LlamaGenTeacher(run.recipe.gpt), "teacher", "teacher")
 
 
@@ -189,7 +262,9 @@ def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
 def _read(run: Run, name: str, stage: str) -> dict[str, Tensor]:
     path = run.out / f"{name}.safetensors"
     if not path.exists():
-        raise RecipeError(f"{path} is not there yet: run `dd-train {stage} --out {run.out}` first", param="out")
+        raise RecipeError(
+            f"{path} is not there yet: run `dd-train {stage} --out {run.out}` first", param="out"
+        )
     return load_file(path)
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 def to_uint8(image_B3HW: Tensor) -> Tensor:
     """Images in [−1, 1] → `[B, H, W, 3]` uint8, rounded and clamped."""
-    return image_B3HW.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    return (
+        image_B3HW.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    )
 
 
 def image_grid(image_B3HW: Tensor, path: Path, *, columns: int, scale: int = 2) -> None:

@@ -66,6 +66,11 @@ def write_grid(image_NHW3: Tensor, path: Path, columns: int) -> None:
     image_grid(image_NHW3.permute(0, 3, 1, 2).float() / 127.5 - 1, path, columns=columns)
 
 
+def read_rows(folder: Path) -> list[Row]:
+    """The rows that an evaluation has finished, `[]` where there are none."""
+    return [Row(**json.loads(path.read_text())["row"]) for path in sorted(folder.glob("*.json"))]
+
+
 def write_report(rows: Sequence[Row], settings: dict[str, Any], out: Path) -> None:
     """Writes `evaluation.json` (settings and rows) and `evaluation.md` (the table)."""
     record = {"settings": settings, "rows": [dataclasses.asdict(r) for r in rows]}

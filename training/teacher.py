@@ -52,7 +52,7 @@ class MatrixOptimizer:
         """One update at `factor` of the peak learning rates."""
         for optimizer in (self.matrices, self.others):
             set_lr(optimizer, factor)
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,7 +103,9 @@ def teacher_stage(
         averaged = new_teacher(recipe, device)
         averaged.load_state_dict(ema.average)
         draw = replace(draw_settings(recipe), guidance=max(1.0, recipe.pairs.guidance))
-        sampler = Sampler(recipe.gpt.layout, tokenizer, None, averaged.eval(), draw=draw, device=device, exact=False)
+        sampler = Sampler(
+            recipe.gpt.layout, tokenizer, None, averaged.eval(), draw=draw, device=device, exact=False
+        )
         sample_grid(sampler, plan.teacher(recipe.gpt.layout.num_blocks), path, recipe.gpt.num_classes)
 
     config = {"gpt": asdict(recipe.gpt), "teacher": asdict(cfg), "seed": recipe.seed}

@@ -148,6 +148,7 @@ def tokenizer_stage(
             with mixed_precision(device):
                 fooled = -discriminator(recon).float().mean()
             loss = loss + cfg.adversarial * fooled
+            figures["fooled"] = fooled
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -164,8 +165,10 @@ def tokenizer_stage(
             judge.zero_grad(set_to_none=True)
             hinge.backward()  # type: ignore[no-untyped-call]
             judge.step()
-            figures |= {"fooled": fooled, "hinge": hinge}
-        figures["codes_in_use"] = (average.count_V > 0.1 * len(z) * z.shape[1] / len(average.count_V)).float().mean()
+            figures["hinge"] = hinge
+        figures["codes_in_use"] = (
+            (average.count_V > 0.1 * len(z) * z.shape[1] / len(average.count_V)).float().mean()
+        )
         return figures
 
     def preview(path: Path) -> None:

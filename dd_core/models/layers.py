@@ -47,7 +47,7 @@ def rope_table(cfg: GPTConfig) -> Tensor:
 
 def rotate(x_BSHE: Tensor, table_SE: Tensor) -> Tensor:
     """Rotates interleaved pairs (2i, 2i + 1) by the table's angles, in float32."""
-    pairs = x_BSHE.float().unflatten(-1, (-1, 2))
+    pairs = x_BSHE.float().reshape(*x_BSHE.shape[:-1], -1, 2)
     cosine, sine = table_SE[:, None, :, 0], table_SE[:, None, :, 1]
     a, b = pairs.unbind(-1)
     return torch.stack([a * cosine - b * sine, b * cosine + a * sine], dim=-1).flatten(-2).type_as(x_BSHE)

@@ -7,6 +7,8 @@ checkpoints (`vq_ds16_c2i.pt`), except that the codebook is `codebook_raw` here.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,9 +31,7 @@ class ResBlock(nn.Module):
         self.norm2 = _norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut: nn.Module = (
-            nn.Conv2d(in_channels, out_channels, 1)
-            if in_channels != out_channels
-            else nn.Identity()
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class AttnBlock(nn.Module):
         n = self.norm(x)
         q, k, v = (f(n).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
         out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(out[:, 0].transpose(1, 2).reshape(x.shape))
+        return x + self.proj_out(out[:, 0].transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
 class Downsample(nn.Module):
@@ -85,7 +85,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], attention: bool) -> None:
         super().__init__()
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.res = nn.ModuleList(ResBlock(a, b) for a, b in pairs)
         self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs) if attention else nn.ModuleList()
         self.downsample: Downsample | None = None
@@ -104,12 +104,12 @@ class Level(nn.Module):
 
 
 def _middle(channels: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        [ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)]
-    )
+    return nn.ModuleList([ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)])
 
 
 class Encoder(nn.Module):
+    """Image → `[B, z, h, w]`, one level a resolution, the lowest with attention."""
+
     def __init__(self, cfg: VQConfig) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in cfg.channel_multipliers]
@@ -169,9 +169,7 @@ class VQTokenizer(nn.Module):
         self.cfg = cfg
         self.encoder = Encoder(cfg)
         self.quant_conv = nn.Conv2d(cfg.z_channels, cfg.code_dim, 1)
-        self.codebook_raw = nn.Parameter(
-            F.normalize(torch.randn(cfg.codebook_size, cfg.code_dim), dim=-1)
-        )
+        self.codebook_raw = nn.Parameter(F.normalize(torch.randn(cfg.codebook_size, cfg.code_dim), dim=-1))
         self.post_quant_conv = nn.Conv2d(cfg.code_dim, cfg.z_channels, 1)
         self.decoder = Decoder(cfg)
 
@@ -196,5 +194,5 @@ class VQTokenizer(nn.Module):
     def to_image(self, codes_BLC: Tensor) -> Tensor:
         """Codes or continuous embeddings `[B, L, C]` → image `[B, 3, H, W]`, not clamped."""
         side = int(codes_BLC.shape[1] ** 0.5)
-        grid = codes_BLC.transpose(1, 2).unflatten(2, (side, side))
+        grid = codes_BLC.transpose(1, 2).reshape(len(codes_BLC), -1, side, side)
         return self.decoder(self.post_quant_conv(grid.contiguous()))  # type: ignore[no-any-return]

@@ -1,0 +1,83 @@
+# Every target makes what it needs first: on a machine with python3 (3.11 or newer, with venv)
+# and make, `make serve` is all there is to type. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= cpu
+IMAGE ?= distilled-decoding
+DOCKER ?= docker
+# More arguments for the command behind a target: `make test ARGS='-k plan'`.
+ARGS ?=
+# Where CPU builds of PyTorch come from. Empty (the usual index alone) on a machine with an
+# NVIDIA GPU. An index that cannot be reached costs a few seconds and is passed over.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
+
+RUN = $(VENV)/bin/python
+PIP = $(RUN) -m pip --disable-pip-version-check
+EXTRAS_serve =
+EXTRAS_train = [train]
+EXTRAS_dev = [train,dev]
+
+.DELETE_ON_ERROR:
+.PHONY: help serve test lint types format train bench image browser lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+serve: $(VENV)/.ready-serve  ## serve the built-in model (HOST, PORT, ARGS override)
+	exec $(RUN) -m server serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test: lint types  ## ruff, mypy, then every test
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(VENV)/.ready-dev  ## ruff: rules and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/.ready-dev  ## mypy --strict on dd_core, training and server
+	$(RUN) -m mypy
+
+format: $(VENV)/.ready-dev  ## let ruff put the code in order
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+train: $(VENV)/.ready-train  ## train a bundle from nothing (RECIPE=tiny|cpu|gpu)
+	$(RUN) -m training all --recipe $(RECIPE) --out runs/$(RECIPE) $(ARGS)
+
+bench: $(VENV)/.ready-dev  ## engine and HTTP benchmarks on this machine
+	$(RUN) -m benchmarks $(ARGS)
+
+image:  ## build the container image (IMAGE, DOCKER override)
+	$(DOCKER) build -f docker/Dockerfile -t $(IMAGE) .
+
+# The browser tests use Debian's Chromium. Without it they are skipped, so failing here is no error.
+browser:  ## install Chromium for the browser tests (Debian, as root)
+	@command -v chromium >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } \
+	  || echo "Chromium could not be installed: the browser tests will be skipped"
+
+lock:  ## resolve constraints.txt anew from pyproject.toml
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --no-deps $(TORCH_OPTIONS) $$(sed -n '/^torch==/p' constraints.txt)
+	$(VENV)-lock/bin/python -m pip install '.$(EXTRAS_dev)' setuptools
+	{ sed '/^[^#]/,$$d' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude distilled-decoding | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt && rm -rf $(VENV)-lock
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one with PYTHON=" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear $(VENV)
+
+# PyTorch goes first and alone, so that the CPU index is asked about nothing else; the second
+# command then finds it installed. The constraints hold for the build back end as well.
+TORCH_OPTIONS = --retries 2 --timeout 15 $(addprefix --extra-index-url ,$(TORCH_INDEX))
+$(VENV)/.ready-%: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	$(PIP) install --quiet --no-deps --constraint constraints.txt $(TORCH_OPTIONS) torch
+	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet --editable '.$(EXTRAS_$*)'
+	@touch $@

@@ -1,0 +1,71 @@
+"""Asks a built image for a picture: starts the server, waits, generates, stops it.
+
+Runs inside the image, with nothing but the standard library:
+
+    docker run --rm --entrypoint python distilled-decoding -c "$(cat docker/smoke.py)"
+"""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+START_SECONDS = 120
+STOP_SECONDS = 30
+
+
+def wait_until_ready(base: str, server: subprocess.Popen[bytes]) -> float:
+    """Seconds until /readyz said 200; exits where the server ended or took too long."""
+    began = time.monotonic()
+    while time.monotonic() - began < START_SECONDS:
+        if server.poll() is not None:
+            sys.exit(f"the server ended with status {server.returncode} before it was ready")
+        try:
+            with urllib.request.urlopen(f"{base}/readyz", timeout=2):
+                return time.monotonic() - began
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    sys.exit(f"the server was not ready after {START_SECONDS} s")
+
+
+def generate(base: str, accept: str, **body: object) -> bytes:
+    """The reply to one generate request."""
+    headers = {"content-type": "application/json", "accept": accept}
+    request = urllib.request.Request(f"{base}/generate", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return bytes(reply.read())
+
+
+def main() -> None:
+    if os.getuid() == 0:
+        sys.exit("the image runs as root")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    base = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(["dd-server", "serve", "--host", "127.0.0.1", "--port", str(port)])
+    try:
+        seconds = wait_until_ready(base, server)
+        picture = generate(base, "image/png", label=0, seed=7)
+        if not picture.startswith(b"\x89PNG\r\n\x1a\n"):
+            sys.exit(f"not a PNG: {picture[:80]!r}")
+        reply = json.loads(generate(base, "application/json", label=0, seed=7))
+        if base64.b64decode(reply["images"][0]["data"]) != picture:
+            sys.exit("the same seed gave two pictures")
+        server.send_signal(signal.SIGTERM)
+        status = server.wait(STOP_SECONDS)
+        if status != 0:
+            sys.exit(f"the server ended with status {status} after SIGTERM")
+    finally:
+        server.kill()
+    made = f"{reply['model']} made a PNG of {len(picture)} bytes by plan {reply['plan']}"
+    sys.stdout.write(f"ready after {seconds:.1f} s; {made}\n")
+
+
+main()

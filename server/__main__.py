@@ -1,0 +1,142 @@
+"""`dd-server`: serve a model, make one image, list the models.
+
+Exit codes: 0, 2 for what the user can put right (an unknown class, a port that is taken, a model
+that does not exist), 1 for everything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dd_core.bundle import DEFAULT_BUNDLE, builtin_bundles, load_bundle
+from dd_core.errors import BundleNotFoundError, DDError, InvalidRequestError
+from dd_core.runtime import pick_device
+from dd_core.sampling import sample_images
+from server.catalog import ServedModel
+from server.images import encode
+from server.metrics import package_version
+from server.schemas import MAX_SEED, ImageFormat
+from server.settings import ENV_PREFIX, Settings, load_settings
+
+app = typer.Typer(
+    name="dd-server",
+    help="One-step image generation over HTTP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def _setting(name: str, *flags: str) -> Any:
+    field = Settings.model_fields[name]
+    default = field.get_default(call_default_factory=True, validated_data={})
+    text = f"{field.description} [env: {ENV_PREFIX}{name.upper()}; default: {default}]"
+    return typer.Option(*flags, help=text, show_default=False)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(package_version())
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"Built-in model, or a bundle's folder. [env: DD_SERVER_MODEL; default: {DEFAULT_BUNDLE}]"
+        ),
+    ] = None,
+    host: Annotated[str | None, _setting("host", "--host")] = None,
+    port: Annotated[int | None, _setting("port", "--port")] = None,
+    device: Annotated[str | None, _setting("device", "--device")] = None,
+    max_batch: Annotated[int | None, _setting("max_batch", "--max-batch")] = None,
+    queue_size: Annotated[int | None, _setting("queue_size", "--queue-size")] = None,
+    max_images: Annotated[int | None, _setting("max_images", "--max-images")] = None,
+    max_body_bytes: Annotated[int | None, _setting("max_body_bytes", "--max-body-bytes")] = None,
+    encode_threads: Annotated[int | None, _setting("encode_threads", "--encode-threads")] = None,
+    drain_timeout: Annotated[float | None, _setting("drain_timeout", "--drain-timeout")] = None,
+    warmup: Annotated[bool | None, _setting("warmup", "--warmup/--no-warmup")] = None,
+    log_level: Annotated[str | None, _setting("log_level", "--log-level")] = None,
+    access_log: Annotated[bool | None, _setting("access_log", "--access-log/--no-access-log")] = None,
+) -> None:
+    """Serve a model over HTTP. A flag wins over its environment variable."""
+    from server import listen  # FastAPI and uvicorn: the other commands start faster without
+
+    flags = {name: value for name, value in locals().items() if name in Settings.model_fields}
+    settings = load_settings(**flags)
+    bound = listen.bind(settings.host, settings.port)
+    bundle = load_bundle(settings.model, pick_device(settings.device))
+    listen.serve(settings, bundle, bound)
+
+
+@app.command()
+def generate(
+    label: Annotated[str, typer.Option(help="Class name, or class index.")],
+    out: Annotated[Path, typer.Option(help="File to write; its suffix (.png, .jpg, .webp) is the format.")],
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="The image is a function of this number.")
+    ] = 0,
+    steps: Annotated[int, typer.Option(help="Step budget: the most forward passes to spend.")] = 1,
+    model: Annotated[str, typer.Option(help="Built-in model, or a bundle's folder.")] = DEFAULT_BUNDLE,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Make one image without a server: the same image as image 0 of a request with this seed."""
+    if out.suffix.lower() not in _SUFFIXES:
+        raise InvalidRequestError(
+            f"--out must end in {', '.join(_SUFFIXES)}, not {out.suffix!r}", param="out"
+        )
+    served = ServedModel.of(load_bundle(model, pick_device(device)))
+    plan = served.budgets.pick(steps).plan
+    index = served.class_of(int(label) if label.isascii() and label.isdigit() else label)
+    pixels = sample_images(served.bundle.sampler, plan, [index], [(seed, 0)])
+    out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()]))
+    typer.echo(f"{out}: {served.classes[index]}, seed {seed}, plan {plan.name}, {_passes(plan.cost)}")
+
+
+@app.command()
+def models(
+    model: Annotated[
+        str | None, typer.Argument(help="Built-in model, or a bundle's folder; left out, every built-in one.")
+    ] = None,
+) -> None:
+    """List models with their plans, what these cost and the FID that they were measured at."""
+    for name in [model] if model is not None else builtin_bundles():
+        served = ServedModel.of(load_bundle(name, pick_device("cpu")))
+        manifest = served.bundle.manifest
+        size = manifest.image_size
+        typer.echo(f"{served.name}: {manifest.description}")
+        typer.echo(f"  {manifest.family}, {size}x{size} pixels, {len(served.classes)} classes")
+        for preset in served.offered():
+            fid = "not measured" if preset.fid is None else f"{preset.fid:.2f}"
+            note = " (published)" if preset.published else ""
+            typer.echo(f"  {preset.plan.name:<22} {_passes(preset.plan.cost):>18}   FID {fid}{note}")
+
+
+def _passes(cost: int) -> str:
+    return "1 forward pass" if cost == 1 else f"{cost} forward passes"
+
+
+def main() -> None:
+    """The console script: one clear line for every deliberate error."""
+    try:
+        app()
+    except DDError as error:
+        typer.echo(f"dd-server: error: {error.message}", err=True)
+        sys.exit(2 if isinstance(error, (InvalidRequestError, BundleNotFoundError)) else 1)
+    except OSError as error:
+        typer.echo(f"dd-server: error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

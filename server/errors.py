@@ -1,0 +1,174 @@
+"""Every error that the HTTP interface answers with; each one owns its status.
+
+    ApiError (dd_core.errors.DDError)
+    ├── BadRequestError        400  invalid_request
+    │   └── InvalidJSONError   400  invalid_json
+    ├── UnknownModelError      404  unknown_model
+    ├── NotAcceptableError     406  not_acceptable
+    ├── BodyTooLargeError      413  body_too_large
+    ├── MediaTypeError         415  unsupported_media_type
+    ├── ComputeError           500  compute_failed
+    ├── QueueFullError         429  queue_full     (Retry-After)
+    └── UnavailableError       503  not_ready      (Retry-After)
+        └── DrainingError      503  draining       (Retry-After)
+
+`dd_core.errors.InvalidRequestError` is answered like `BadRequestError`. Anything else is a bug:
+500, `internal_error`, with nothing of the exception in the reply. The one envelope is
+`{"error": {"code", "message", "param"}}`.
+"""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from dd_core.errors import DDError, InvalidRequestError
+
+
+class ApiError(DDError):
+    """An error with an HTTP status, a stable code and, where useful, reply headers."""
+
+    status = 500
+    code = "internal_error"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {}
+
+
+class BadRequestError(ApiError, InvalidRequestError):
+    """The request contradicts the contract; `param` names the field."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class InvalidJSONError(BadRequestError):
+    """The body is not JSON."""
+
+    code = "invalid_json"
+
+
+class UnknownModelError(ApiError):
+    """No model of that name is loaded."""
+
+    status = 404
+    code = "unknown_model"
+
+
+class NotAcceptableError(ApiError):
+    """`Accept` admits nothing that this request could be answered with."""
+
+    status = 406
+    code = "not_acceptable"
+
+
+class BodyTooLargeError(ApiError):
+    """The body is longer than the server reads."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class MediaTypeError(ApiError):
+    """The body is declared to be something other than JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class ComputeError(ApiError):
+    """The device failed on this request; the log has the reason."""
+
+    code = "compute_failed"
+
+
+class _RetryError(ApiError):
+    def __init__(self, message: str, *, retry_after: int, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": str(self.retry_after)}
+
+
+class QueueFullError(_RetryError):
+    """No room for the request's images; `retry_after` is in seconds."""
+
+    status = 429
+    code = "queue_full"
+
+
+class UnavailableError(_RetryError):
+    """The model is still being warmed up."""
+
+    status = 503
+    code = "not_ready"
+
+
+class DrainingError(UnavailableError):
+    """The server is shutting down and takes no new work."""
+
+    code = "draining"
+
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def envelope(
+    status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    """The one shape that every error has."""
+    body = orjson.dumps({"error": {"code": code, "message": message, "param": param}})
+    return Response(body, status, headers, media_type="application/json")
+
+
+def error_response(error: DDError) -> Response:
+    """The reply to a deliberate error."""
+    if isinstance(error, ApiError):
+        return envelope(error.status, error.code, error.message, error.param, error.headers)
+    if isinstance(error, InvalidRequestError):
+        return envelope(400, BadRequestError.code, error.message, error.param)
+    return internal_error()
+
+
+def internal_error() -> Response:
+    """The reply to a bug: it says nothing of what went wrong inside."""
+    return envelope(
+        500, ApiError.code, "the server failed on this request; its log says why, under x-request-id"
+    )
+
+
+async def _on_dd_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, DDError)
+    if not isinstance(error, (ApiError, InvalidRequestError)):
+        raise error  # a bug: the middleware logs it and answers
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    message = {404: f"there is nothing at {path}", 405: f"{request.method} is not allowed on {path}"}.get(
+        error.status_code, str(error.detail)
+    )
+    headers = dict(error.headers or {})
+    return envelope(error.status_code, _CODES.get(error.status_code, "http_error"), message, None, headers)
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    return envelope(400, BadRequestError.code, f"{param}: {first['msg']}", param)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Route every deliberate error through the envelope (bugs are the middleware's)."""
+    app.add_exception_handler(DDError, _on_dd_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)

@@ -1,0 +1,1 @@
+"""One module for each group of paths; what they share is in `server.state`."""

@@ -1,0 +1,35 @@
+"""`/`: the playground. `/docs`: the interface, rendered from `/openapi.json`. No outside resources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, Response
+
+router = APIRouter(include_in_schema=False)
+
+STATIC = Path(__file__).resolve().parent.parent / "static"
+_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+
+@router.get("/")
+async def playground() -> Response:
+    """The page."""
+    return FileResponse(STATIC / "index.html", headers=_HEADERS)
+
+
+@router.get("/docs")
+async def docs() -> Response:
+    """The interface's description."""
+    return FileResponse(STATIC / "docs.html", headers=_HEADERS)
+
+
+@router.get("/favicon.ico")
+async def favicon() -> Response:
+    """The page's icon."""
+    return FileResponse(STATIC / "icon.svg", media_type="image/svg+xml")

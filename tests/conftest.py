@@ -1,0 +1,36 @@
+"""What every test shares: a test's folder names its marker, and torch keeps to one thread.
+
+One thread makes results repeatable and, on models this small, costs no time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+FOLDERS = ("gpu", "browser", "slow")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test by the first folder under tests/, and skips what this machine cannot run."""
+    no_gpu = pytest.mark.skip(reason="no CUDA device on this machine")
+    no_browser = pytest.mark.skip(reason="no Chromium on this machine (`make browser` installs Debian's)")
+    has_gpu = torch.cuda.is_available()
+    has_browser = any(shutil.which(name) for name in CHROMIUM)
+    for item in items:
+        if not item.path.is_relative_to(HERE):
+            continue
+        folder = item.path.relative_to(HERE).parts[0]
+        if folder in FOLDERS:
+            item.add_marker(folder)
+        if folder == "gpu" and not has_gpu:
+            item.add_marker(no_gpu)
+        if folder == "browser" and not has_browser:
+            item.add_marker(no_browser)

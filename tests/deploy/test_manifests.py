@@ -1,0 +1,155 @@
+"""The manifests, the image and the alerts agree with the server that they run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.app import create_app
+from server.metrics import OUTCOMES, Metrics
+from server.settings import ENV_PREFIX, Settings
+
+ROOT = Path(__file__).parent.parent.parent
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+
+
+def _yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def paths() -> set[str]:
+    return set(create_app(Settings()).openapi()["paths"])
+
+
+@pytest.fixture
+def pod() -> Any:
+    return _yaml(KUBERNETES / "deployment.yaml")["spec"]["template"]
+
+
+@pytest.fixture
+def container(pod: Any) -> Any:
+    (only,) = pod["spec"]["containers"]
+    return only
+
+
+def _environment(container: Any) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+def test_kustomization_names_every_manifest() -> None:
+    others = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(_yaml(KUBERNETES / "kustomization.yaml")["resources"]) == others
+    assert all("namespace" not in _yaml(KUBERNETES / name)["metadata"] for name in others)
+
+
+def test_environment_is_valid_settings(container: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variable exists and has a value that the server accepts."""
+    variables = {n: v for n, v in _environment(container).items() if n.startswith(ENV_PREFIX)}
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    assert set(variables) <= known
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.host == "0.0.0.0"
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"http": settings.port}
+
+
+@pytest.mark.parametrize("kind", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_probes_ask_paths_that_exist(kind: str, container: Any, paths: set[str]) -> None:
+    probe = container[kind]["httpGet"]
+    assert probe["port"] == "http"
+    assert probe["path"] in paths
+    assert probe["path"] == ("/healthz" if kind == "livenessProbe" else "/readyz")
+
+
+def test_scrape_annotations_match(pod: Any, container: Any, paths: set[str]) -> None:
+    annotations = pod["metadata"]["annotations"]
+    assert annotations["prometheus.io/scrape"] == "true"
+    assert annotations["prometheus.io/path"] in paths
+    assert int(annotations["prometheus.io/port"]) == container["ports"][0]["containerPort"]
+
+
+def test_a_pod_is_given_time_to_drain(pod: Any, container: Any) -> None:
+    """preStop, the drain and the last batch (5 s, server/app.py) all fit before the kill."""
+    sleep, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == "sleep"
+    drain = float(_environment(container)[ENV_PREFIX + "DRAIN_TIMEOUT"])
+    assert pod["spec"]["terminationGracePeriodSeconds"] > int(seconds) + drain + 5
+
+
+def test_selectors_select_the_pod(pod: Any) -> None:
+    labels = pod["metadata"]["labels"].items()
+    deployment, service, budget = (_yaml(KUBERNETES / f"{n}.yaml") for n in ("deployment", "service", "pdb"))
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels
+    assert service["spec"]["selector"].items() <= labels
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels
+    assert budget["spec"]["minAvailable"] < deployment["spec"]["replicas"]
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+
+
+def test_the_pod_runs_as_the_image_does(pod: Any, container: Any) -> None:
+    """The same user, no rights, and the one writable place is the image's HOME."""
+    user, group = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE)[-1]
+    security = pod["spec"]["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert (str(security["runAsUser"]), str(security["runAsGroup"])) == (user, group)
+    assert int(user) != 0
+    rights = container["securityContext"]
+    assert rights["readOnlyRootFilesystem"] is True
+    assert rights["allowPrivilegeEscalation"] is False
+    assert rights["capabilities"] == {"drop": ["ALL"]}
+    assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert "HOME=/tmp" in DOCKERFILE
+
+
+def test_the_image_listens_where_it_says() -> None:
+    (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    variables = dict(re.findall(rf"\b({ENV_PREFIX}[A-Z_]+)=(\S+)", DOCKERFILE))
+    assert variables == {"DD_SERVER_HOST": "0.0.0.0", "DD_SERVER_PORT": port}
+    entry, command = (
+        json.loads(re.findall(rf"^{word} (\[.*\])$", DOCKERFILE, re.MULTILINE)[-1])
+        for word in ("ENTRYPOINT", "CMD")
+    )
+    assert (entry, command) == (["dd-server"], ["serve"])
+
+
+def test_the_image_gets_what_it_copies() -> None:
+    """A path that the Dockerfile copies and .dockerignore hides would fail the build."""
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    sources = {source for line in copied for source in line.split()}
+    assert sources == {line[1:] for line in ignore if line.startswith("!")}
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_alerts_use_metrics_and_outcomes_that_exist() -> None:
+    """An alert on a series that is never exposed never fires."""
+    exposed = {"up"}
+    metrics = Metrics()
+    for family in metrics.registry.collect():
+        exposed |= {family.name}
+        exposed |= {family.name + suffix for suffix in ("_total", "_bucket", "_sum", "_count")}
+    (group,) = _yaml(PROMETHEUS / "alerts.yml")["groups"]
+    assert group["rules"]
+    for rule in group["rules"]:
+        names = set(re.findall(r"\b(dd_[a-z_]+|up)\b", rule["expr"]))
+        assert names, rule["alert"]
+        assert names <= exposed, rule["alert"]
+        assert set(re.findall(r'outcome="(\w+)"', rule["expr"])) <= set(OUTCOMES)
+        assert rule["annotations"]["summary"]
+
+
+def test_prometheus_scrapes_the_default_address(paths: set[str]) -> None:
+    config = _yaml(PROMETHEUS / "prometheus.yml")
+    local = config["scrape_configs"][0]
+    assert local["metrics_path"] in paths
+    assert local["static_configs"] == [{"targets": [f"{Settings().host}:{Settings().port}"]}]
+    assert all((PROMETHEUS / name).exists() for name in config["rule_files"])

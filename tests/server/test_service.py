@@ -1,0 +1,142 @@
+"""Readiness, `/models`, `/metrics`, the page's files and the interface's description."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import anyio
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dd_core.bundle import Bundle
+from dd_core.errors import BundleNotFoundError, InvalidPlanError
+from server.app import create_app
+from server.settings import Settings
+from server.state import Phase
+from tests.server.harness import Running, eventually, gated, running
+
+
+def test_ready_only_after_warm_up(bundle: Bundle) -> None:
+    held, gate = gated(bundle)
+    gate.open.clear()
+    with running(held, ready=False) as live:
+        assert live.client.get("/healthz").status_code == 200
+        for reply in (live.client.get("/readyz"), live.post({"label": 0})):
+            assert reply.status_code == 503
+            assert reply.json()["error"]["code"] == "not_ready"
+            assert int(reply.headers["retry-after"]) >= 1
+        assert live.metric("dd_ready") == 0
+        gate.open.set()
+        eventually(lambda: live.client.get("/readyz").status_code == 200, "ready")
+        assert live.metric("dd_ready") == 1
+        assert live.post({"label": 0}).status_code == 200
+
+
+def test_warm_up_runs_every_offered_plan(bundle: Bundle) -> None:
+    held, gate = gated(bundle)
+    with running(held):
+        assert len(gate.calls) == 1 + 2 + 2 + 1, "dd-1, dd-2 and two hybrids; the teacher asks no student"
+
+
+def test_a_warm_up_that_fails_ends_the_server(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    held, gate = gated(bundle)
+    gate.poisoned = 0
+    with running(held, ready=False) as live:
+        eventually(lambda: live.state.phase in (Phase.FAILED, Phase.DRAINING), "it fails")
+        eventually(lambda: live.server.failure is not None, "and says so")
+        assert live.server.should_exit
+    assert "warm-up failed" in caplog.text
+
+
+def test_before_the_model_is_loaded_the_process_lives_but_is_not_ready() -> None:
+    async def ask() -> None:
+        transport = httpx.ASGITransport(create_app(Settings()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            assert (await client.get("/healthz")).status_code == 200
+            for path in ("/readyz", "/models"):
+                reply = await client.get(path)
+                assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_ready")
+
+    anyio.run(ask)
+
+
+def test_a_model_that_does_not_exist_stops_the_start() -> None:
+    async def start() -> None:
+        app = create_app(Settings(model="/nowhere"))
+        async with app.router.lifespan_context(app):
+            pass
+
+    with pytest.raises(BundleNotFoundError):
+        anyio.run(start)
+
+
+def test_a_bundle_that_offers_nothing_is_refused(bundle: Bundle) -> None:
+    presets = tuple(dataclasses.replace(preset, offered=False) for preset in bundle.presets)
+    with pytest.raises(InvalidPlanError):
+        create_app(Settings(), dataclasses.replace(bundle, presets=presets))
+
+
+def test_models_says_what_a_client_needs(server: Running) -> None:
+    [model] = server.client.get("/models").json()["models"]
+    assert model["name"] == "tiny"
+    assert model["classes"][8] == "ship"
+    assert model["image"] == {"width": 32, "height": 32}
+    assert model["steps"] == {"min": 1, "max": 64}
+    assert model["defaults"] == {"steps": 1, "n": 1, "format": "png"}
+    assert model["limits"] == {"n": 16}
+    plans = {plan["name"]: plan for plan in model["plans"]}
+    assert plans["dd-2"]["steps"] == 2
+    assert plans["dd-2"]["metrics"]["fid"] == 40.0
+    assert plans["teacher"]["segments"] == [["teacher", 0, 64]]
+    assert not plans["onestep"]["offered"]
+    for run in model["budgets"]:
+        for steps in (run["from"], run["to"]):
+            assert server.post({"label": 0, "seed": 0, "steps": steps}).json()["plan"] == run["plan"]
+    assert re.fullmatch(r"[0-9a-f]{64}", model["weights"])
+    assert "same bytes" in model["determinism"]
+
+
+def test_metrics_count_what_happened(bundle: Bundle) -> None:
+    with running(bundle) as live:
+        live.post({"label": 0, "n": 3, "format": "webp"})
+        live.post({"label": "nothing"})
+        live.post({"label": 0, "steps": 0})
+        reply = live.client.get("/metrics")
+        assert reply.headers["content-type"].startswith("text/plain")
+        families = {family.name: family for family in text_string_to_metric_families(reply.text)}
+        names = {"dd_requests", "dd_images", "dd_request_duration_seconds", "dd_queue_wait_seconds"}
+        names |= {"dd_batch_execution_seconds", "dd_encode_seconds", "dd_batch_size", "dd_queue_depth"}
+        names |= {"dd_inflight_requests", "dd_ready", "dd_build_info", "dd_discarded_compute_seconds"}
+        assert names <= set(families)
+        count = live.metric
+        assert count("dd_requests_total", model="tiny", plan="dd-1", outcome="ok") == 1
+        assert count("dd_requests_total", model="tiny", plan="dd-1", outcome="invalid") == 1
+        assert count("dd_requests_total", model="tiny", plan="none", outcome="invalid") == 1
+        assert count("dd_images_total", model="tiny", plan="dd-1") == 3
+        assert count("dd_encode_seconds_count", format="webp") == 1
+        assert count("dd_batch_size_sum") == 3
+        assert count("dd_inflight_requests") == 0
+        assert count("dd_ready") == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/static/docs.js", "/static/style.css"])
+def test_pages_load_nothing_from_elsewhere(server: Running, path: str) -> None:
+    text = server.client.get(path).raise_for_status().text
+    assert not re.findall(r"https?://(?!www\.w3\.org)|(?:src|href)=\"//|@import", text)
+
+
+def test_html_forbids_outside_resources(server: Running) -> None:
+    for path in ("/", "/docs"):
+        assert "default-src 'self'" in server.client.get(path).headers["content-security-policy"]
+
+
+def test_the_description_covers_the_contract(server: Running) -> None:
+    description = server.client.get("/openapi.json").json()
+    assert set(description["paths"]) == {"/generate", "/models", "/healthz", "/readyz", "/metrics"}
+    operation = description["paths"]["/generate"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == {"label", "prompt", "model", "steps", "n", "seed", "format"}
+    assert schema["additionalProperties"] is False
+    assert {"200", "400", "404", "406", "413", "415", "429", "500", "503"} <= set(operation["responses"])

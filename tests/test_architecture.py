@@ -1,0 +1,99 @@
+"""The shape of the code: who imports whom, how long a file may get, and what is never done."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("dd_core", "training", "server")
+ALLOWED = {"dd_core": {"dd_core"}, "training": {"training", "dd_core"}, "server": {"server", "dd_core"}}
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MOST_LINES = 500
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere in a file, in functions and strings of importlib too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield node.module or ""
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in {"importlib.import_module", "import_module", "__import__"}
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield str(node.args[0].value)
+
+
+def test_all_three_packages_are_looked_at() -> None:
+    """The other tests here pass on an empty list; this one does not."""
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_import_direction(path: Path) -> None:
+    """server → dd_core ← training: nothing else, in either direction."""
+    package = path.relative_to(ROOT).parts[0]
+    ours = {module.partition(".")[0] for module in _imports(_tree(path))} & {*PACKAGES, "tests", "benchmarks"}
+    assert ours <= ALLOWED[package]
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_no_file_holds_several_ideas(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_nothing_loads_code_or_ignores_missing_weights(path: Path) -> None:
+    """Weights are data: no pickle, no `weights_only=False`; and none may be missing: no `strict=False`."""
+    tree = _tree(path)
+    banned = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+    assert not {module.partition(".")[0] for module in _imports(tree)} & banned
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        keywords = {k.arg: k.value for k in node.keywords}
+        called = ast.unparse(node.func)
+        if called.endswith("load_state_dict"):
+            strict = keywords.get("strict", node.args[1] if len(node.args) > 1 else None)
+            assert strict is None or (isinstance(strict, ast.Constant) and strict.value is True), node.lineno
+        if called == "torch.load":
+            only = keywords.get("weights_only")
+            assert isinstance(only, ast.Constant) and only.value is True, (
+                f"{_name(path)}:{node.lineno}: torch.load without weights_only=True"
+            )
+
+
+@pytest.mark.parametrize("module", ["plan", "errors"])
+def test_plans_need_no_torch(module: str) -> None:
+    """Numbers only, down to what they import: a front end may choose a plan without torch."""
+    seen: set[str] = set()
+    todo = [f"dd_core.{module}"]
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        if name.startswith("dd_core."):
+            path = ROOT / (name.replace(".", "/") + ".py")
+            todo += [m for m in _imports(_tree(path)) if m not in seen]
+    outside = {name.partition(".")[0] for name in seen} - {"dd_core"}
+    assert outside <= sys.stdlib_module_names
+
+
+def test_every_package_is_typed() -> None:
+    assert [p for p in PACKAGES if not (ROOT / p / "py.typed").exists()] == []

@@ -1,0 +1,140 @@
+"""What the documentation says exists, and what exists is documented."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from server import errors
+from server.app import create_app
+from server.metrics import OUTCOMES, Metrics
+from server.schemas import GenerateReply, GenerateRequest, ImageReply, Timings, parse_generate
+from server.settings import ENV_PREFIX, Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+COMMANDS = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _doc(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def _make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The cells of every table row, without backticks."""
+    lines = [line.strip() for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=_name)
+def test_make_targets_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    code = re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)
+    named = {target for part in code for target in re.findall(r"\bmake ([a-z]+)\b", part)}
+    assert named <= _make_targets()
+
+
+def test_every_make_target_is_documented() -> None:
+    assert _make_targets() == {
+        row[0].removeprefix("make ") for row in _rows(_doc("01-quickstart.md")) if row[0].startswith("make ")
+    }
+
+
+def test_every_setting_is_documented_with_its_default_and_flag() -> None:
+    rows = {row[0]: row[1:] for row in _rows(_doc("03-settings.md")) if row[0].startswith(ENV_PREFIX)}
+    assert set(rows) == {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        flag, default, _ = rows[ENV_PREFIX + name.upper()]
+        if name != "model":
+            assert "--" + name.replace("_", "-") in flag.split(", ")
+        if field.default_factory is None:
+            shown = str(field.default)
+            assert default == (shown.lower() if isinstance(field.default, bool) else shown)
+
+
+def test_every_variable_that_is_named_anywhere_exists() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(rf"\b{ENV_PREFIX}[A-Z_]*[A-Z]\b", text))
+    assert named <= {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+
+
+def test_every_route_is_documented() -> None:
+    app = create_app(Settings())
+    paths = {
+        f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods
+    }
+    documented = set(re.findall(r"`((?:GET|POST|PUT|DELETE) /[^`]*)`", _doc("02-http-api.md")))
+    assert paths <= documented
+    pages = {"GET /", "GET /docs", "GET /openapi.json"}
+    assert documented - paths == pages
+
+
+def test_every_request_and_reply_field_is_documented() -> None:
+    text = _doc("02-http-api.md")
+    for model in (GenerateRequest, GenerateReply, ImageReply, Timings):
+        missing = [name for name in model.model_fields if f"`{name}`" not in text]
+        assert not missing, model.__name__
+
+
+def _all_errors(kind: type[errors.ApiError]) -> set[type[errors.ApiError]]:
+    return {kind}.union(*(_all_errors(child) for child in kind.__subclasses__()))
+
+
+def test_every_error_code_is_documented_with_its_status() -> None:
+    rows = {(row[1], row[0]) for row in _rows(_doc("02-http-api.md")) if row[0].isdigit()}
+    codes = {(e.code, str(e.status)) for e in _all_errors(errors.ApiError) if not e.__name__.startswith("_")}
+    assert codes <= rows
+    routing = {("not_found", "404"), ("method_not_allowed", "405")}
+    assert rows - codes == routing
+
+
+def _metrics() -> dict[str, list[str]]:
+    """Documented names (with `_total`) and labels of what the server itself counts."""
+    registered = Metrics().registry.collect()
+    names = {}
+    for metric in registered:
+        if metric.name.startswith("dd_"):
+            name = metric.name + ("_total" if metric.type == "counter" else "")
+            names[name] = [metric.type]
+    return names
+
+
+def test_every_metric_is_documented_with_its_kind() -> None:
+    rows = {row[0]: [row[1]] for row in _rows(_doc("04-metrics.md")) if row[0].startswith("dd_")}
+    assert rows == _metrics()
+
+
+def test_every_outcome_is_documented() -> None:
+    rows = [row[0] for row in _rows(_doc("04-metrics.md"))]
+    assert set(OUTCOMES) <= set(rows)
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=_name)
+def test_curl_bodies_are_valid_requests(page: Path) -> None:
+    for body in re.findall(r"-d '(\{[^']*\})'", page.read_text(encoding="utf-8")):
+        parse_generate(body.encode())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_json_examples_are_json(page: Path) -> None:
+    for block in re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        json.loads(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8"))
+    for link in (first or second for first, second in links):
+        if not re.match(r"[a-z]+:|#", link):
+            assert (page.parent / link.partition("#")[0]).exists(), link
