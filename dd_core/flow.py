@@ -6,7 +6,7 @@ with the posterior w_j ∝ p_j exp(−‖x − t c_j‖² / (2 (1 − t)²)) and
 
     V(x, t) = (x̂ − x) / (1 − t).
 
-The paper's printed Eq. 3 lacks the factor −½ in the exponent; docs/03-trajectories.md derives it.
+The paper's printed Eq. 3 lacks the factor −½ in the exponent; docs/06-trajectories.md derives it.
 
 The solvers are in data prediction: between two times, with α = t, σ = 1 − t and
 λ = log(α / σ), x(t′) = (σ′/σ) x − α′ (e^(−h) − 1) D with h = λ′ − λ and D an extrapolation of x̂.

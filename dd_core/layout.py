@@ -11,7 +11,7 @@ token; the masks here include it, as a block of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
@@ -69,8 +69,14 @@ def data_positions(layout: TokenLayout, step_B: Tensor) -> Tensor:
     Works on the device of `step_B`, without a host synchronisation, so that samples at
     different steps can share a batch.
     """
-    block_L = torch.tensor(layout.block_of, device=step_B.device)
-    return block_L < step_B[:, None]
+    return _block_index(layout, step_B.device) < step_B[:, None]
+
+
+@lru_cache(maxsize=64)
+def _block_index(layout: TokenLayout, device: torch.device) -> Tensor:
+    """Block of each token, `[L]`, copied to the device once: a copy from the host inside a sample
+    would synchronise, and could not be captured in a graph."""
+    return torch.tensor(layout.block_of, device=device)
 
 
 def teacher_mask(layout: TokenLayout) -> Tensor:

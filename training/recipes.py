@@ -150,6 +150,17 @@ RECIPES: dict[str, Recipe] = {
         distill=DistillRecipe(steps=3000, batch=128),
         evaluate=EvaluateRecipe(images=5_000, reference=10_000, precision="bfloat16"),
     ),
+    # Sized for half an hour of one data-centre GPU and a bundle under 60 MiB.
+    "gpu": Recipe(
+        name="gpu",
+        vq=VQConfig(1024, 8, 128, 64, (1, 2, 2), 2),
+        gpt=GPTConfig(layers=8, heads=5, dim=320, codebook_size=1024, code_dim=8, grid=8, num_classes=10),
+        tokenizer=TokenizerRecipe(steps=8_000, batch=256, adversarial=0.1),
+        teacher=TeacherRecipe(steps=10_000, batch=512, lr=2e-3, matrix_lr=3e-3),
+        pairs=PairsRecipe(count=400_000, batch=5_000, shard=50_000),
+        distill=DistillRecipe(steps=30_000, batch=512, ema=0.9995),
+        evaluate=EvaluateRecipe(images=50_000, reference=50_000, batch=1_000),
+    ),
 }
 
 

@@ -1,0 +1,337 @@
+"""The engine alone: how long a plan takes, without HTTP, queue or encoding.
+
+    for each batch size: warm up → repeats × (every lane once, then the stages once) → medians, ratios
+
+A lane is a plan on a sampler. Lanes are interleaved and their order rotates, so that a machine
+which gets slower in the middle slows all of them; speed-ups are medians of ratios within a repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import report
+from dd_core.bundle import Bundle, load_bundle
+from dd_core.errors import InvalidRequestError
+from dd_core.noise import batch_noise
+from dd_core.plan import Plan, Preset
+from dd_core.runtime import pick_device
+from dd_core.sampling import Sampler, run_plan, sample_images, to_pixels
+
+THEME = "engine"
+STAGES = ("noise", "plan", "decode", "to_uint8")
+Keys = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What is timed: a plan of the bundle, with images exact in any batch or not."""
+
+    plan: Plan
+    offered: bool
+    sampler: Sampler
+
+    @property
+    def name(self) -> str:
+        """The plan's name, marked when it is not exact."""
+        return self.plan.name if self.sampler.exact else f"{self.plan.name} (not exact)"
+
+
+def lanes_of(bundle: Bundle, chosen: Sequence[str] | None = None) -> list[Lane]:
+    """Every plan as it is served; the 1-step plan and the teacher also without exactness.
+
+    Raises:
+        InvalidRequestError: a chosen plan that the bundle does not have.
+    """
+    names = [preset.plan.name for preset in bundle.presets]
+    unknown = [name for name in chosen or () if name not in names]
+    if unknown:
+        raise InvalidRequestError(f"no plan {unknown[0]!r}; there are {', '.join(names)}", param="plans")
+    presets = [p for p in bundle.presets if not chosen or p.plan.name in chosen]
+    presets.sort(key=lambda p: (not p.offered, p.plan.cost))
+    exact, inexact = replace(bundle.sampler, exact=True), replace(bundle.sampler, exact=False)
+    both = {quickest(presets).name, teacher_name(presets)}
+    lanes = [Lane(p.plan, p.offered, exact) for p in presets]
+    return lanes + [Lane(p.plan, p.offered, inexact) for p in presets if p.plan.name in both]
+
+
+def quickest(presets: Sequence[Preset]) -> Plan:
+    """The 1-step plan: the cheapest that is offered."""
+    return min(presets, key=lambda p: (not p.offered, p.plan.cost)).plan
+
+
+def teacher_name(presets: Sequence[Preset]) -> str | None:
+    """The plan that ratios are taken to: the teacher alone, from the first block to the last."""
+    for plan in (p.plan for p in presets):
+        if len(plan.segments) == 1 and plan.needs == {"teacher"} and plan.draw == "multinomial":
+            return plan.name
+    return None
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_lane(lane: Lane, labels: list[int], keys: Keys) -> float:
+    """Seconds of one whole call: from labels and seeds to pixels on the CPU."""
+    _synchronise(lane.sampler.device)
+    started = time.perf_counter()
+    sample_images(lane.sampler, lane.plan, labels, keys)  # ends with a copy to the CPU: it has waited
+    return time.perf_counter() - started
+
+
+class Marks:
+    """Points in time between stages: the clock on a CPU, events in the stream on CUDA.
+
+    Events do not make the CPU wait between stages, which would hide that it prepares one stage
+    while the GPU is still at the one before. An event that is recorded on an idle stream happens
+    at once, so work on the CPU before the first kernel is seen as well.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._times: list[float] = []
+        self._events: list[torch.cuda.Event] = []
+        _synchronise(device)
+
+    def add(self) -> None:
+        """Mark this point."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._device))
+            self._events.append(event)
+        else:
+            self._times.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between each mark and the next."""
+        if self._device.type == "cuda":
+            _synchronise(self._device)
+            pairs = zip(self._events[:-1], self._events[1:], strict=True)
+            return [a.elapsed_time(b) / 1e3 for a, b in pairs]
+        return [b - a for a, b in zip(self._times[:-1], self._times[1:], strict=True)]
+
+
+@torch.inference_mode()
+def run_stages(
+    sampler: Sampler, plan: Plan, labels: list[int], keys: Keys
+) -> tuple[Tensor, dict[str, float]]:
+    """`sample_images` in its parts: the same images, and the seconds of each of `STAGES`.
+
+    `noise` holds the copy to the device and `to_uint8` the copy back.
+    """
+    marks = Marks(sampler.device)
+    marks.add()
+    noise, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.tokenizer.codebook_VC.shape[1])
+    cond = torch.tensor(labels, dtype=torch.long)
+    cond, noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (cond, noise, uniform))
+    marks.add()
+    codes = run_plan(sampler, plan, cond, noise, uniform)
+    marks.add()
+    lanes = codes.split(1) if sampler.exact else (codes,)
+    image = torch.cat([sampler.tokenizer.to_image(lane) for lane in lanes])
+    marks.add()
+    pixels = to_pixels(image).cpu()
+    marks.add()
+    return pixels, dict(zip(STAGES, marks.seconds(), strict=True))
+
+
+@dataclass
+class Samples:
+    """Seconds of every repeat at one batch size."""
+
+    lanes: dict[str, list[float]]
+    stages: dict[str, list[float]]
+    errors: dict[str, str]
+
+
+def measure(lanes: Sequence[Lane], classes: int, batch: int, repeats: int) -> Samples:
+    """Times all lanes, interleaved; one that fails is noted and left out from there on.
+
+    Raises:
+        BenchmarkError: the stages do not make the images that `sample_images` makes.
+    """
+    labels = [i % classes for i in range(batch)]
+    samples = Samples({lane.name: [] for lane in lanes}, {name: [] for name in STAGES}, {})
+    alive = list(lanes)
+    for repeat in range(-1, repeats):  # the first is the warm-up
+        keys = [(repeat + 1, index) for index in range(batch)]
+        turn = repeat % max(1, len(alive))
+        for lane in alive[turn:] + alive[:turn]:
+            try:
+                seconds = time_lane(lane, labels, keys)
+            except RuntimeError as error:  # out of memory, most likely: the others go on
+                samples.errors[lane.name] = report.describe(error)
+                alive.remove(lane)
+                continue
+            if repeat >= 0:
+                samples.lanes[lane.name].append(seconds)
+        if lanes[0] in alive:
+            _measure_stages(lanes[0], labels, keys, samples, keep=repeat >= 0)
+    return samples
+
+
+def _measure_stages(lane: Lane, labels: list[int], keys: Keys, samples: Samples, keep: bool) -> None:
+    pixels, seconds = run_stages(lane.sampler, lane.plan, labels, keys)
+    if keep:
+        for name in STAGES:
+            samples.stages[name].append(seconds[name])
+    elif not torch.equal(pixels, sample_images(lane.sampler, lane.plan, labels, keys)):
+        raise report.BenchmarkError("the stages make other images than sample_images: bring them in line")
+
+
+def summarise(
+    lanes: Sequence[Lane], samples: Samples, batch: int, teacher: str | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of one batch size, from its own samples alone: `plans`, `exactness`, `stages`."""
+    plans = [_plan_row(lane, samples, batch, teacher) for lane in lanes]
+    exactness = []
+    for lane in lanes:
+        exact, inexact = samples.lanes.get(lane.plan.name, []), samples.lanes[lane.name]
+        if not lane.sampler.exact and exact and len(exact) == len(inexact):
+            ratio = report.paired_ratio(exact, inexact)
+            exactness.append({"batch": batch, "plan": lane.plan.name, "exact_over_not_exact": ratio})
+    first = lanes[0].name
+    return {"plans": plans, "exactness": exactness, "stages": _stage_rows(first, samples, batch)}
+
+
+def _plan_row(lane: Lane, samples: Samples, batch: int, teacher: str | None) -> dict[str, Any]:
+    seconds = samples.lanes[lane.name]
+    row: dict[str, Any] = {
+        "batch": batch,
+        "plan": lane.name,
+        "passes": lane.plan.cost,
+        "offered": lane.offered,
+        "exact": lane.sampler.exact,
+        "error": samples.errors.get(lane.name),
+        "seconds": seconds,
+        "median_ms": None,
+        "p95_ms": None,
+        "images_per_s": None,
+        "speed_up": None,
+    }
+    if row["error"] is None and seconds:
+        middle = report.median(seconds)
+        row |= {"median_ms": 1e3 * middle, "p95_ms": 1e3 * report.percentile(seconds, 95)}
+        row["images_per_s"] = batch / middle
+        reference = samples.lanes.get(teacher, []) if teacher else []
+        if len(reference) == len(seconds):
+            row["speed_up"] = report.paired_ratio(reference, seconds)
+    return row
+
+
+def _stage_rows(plan: str, samples: Samples, batch: int) -> list[dict[str, Any]]:
+    if plan in samples.errors or not all(samples.stages.values()):
+        return []
+    middle = {name: report.median(samples.stages[name]) for name in STAGES}
+    total = sum(middle.values())
+    return [
+        {
+            "batch": batch,
+            "plan": plan,
+            "median_ms": {name: 1e3 * middle[name] for name in STAGES},
+            "share": {name: middle[name] / total for name in STAGES},
+            # Near 1, or the stages are not what the call spends its time on.
+            "sum_over_whole_call": total / report.median(samples.lanes[plan]),
+        }
+    ]
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    plans = [
+        [
+            row["batch"],
+            row["plan"] + ("" if row["offered"] else " ∗"),
+            row["passes"],
+            *(report.number(row[key]) for key in ("median_ms", "p95_ms")),
+            report.number(row["images_per_s"], ".1f"),
+            report.number(row["speed_up"]) if row["error"] is None else "failed",
+        ]
+        for row in results.get("plans", [])
+    ]
+    stages = [
+        [
+            row["batch"],
+            row["plan"],
+            *(f"{row['median_ms'][name]:.2f} ({row['share'][name]:.0%})" for name in STAGES),
+            report.number(row["sum_over_whole_call"]),
+        ]
+        for row in results.get("stages", [])
+    ]
+    exactness = [
+        [row["batch"], row["plan"], report.number(row["exact_over_not_exact"])]
+        for row in results.get("exactness", [])
+    ]
+    columns = ["batch", "plan", "passes", "median ms", "p95 ms", "images/s", "speed-up over the teacher"]
+    return "\n\n".join(
+        [
+            "Whole calls, from labels and seeds to pixels (∗ not offered, for comparison):",
+            report.markdown_table(columns, plans),
+            "Stages of the 1-step plan, in ms:",
+            report.markdown_table(["batch", "plan", *STAGES, "sum ÷ whole call"], stages),
+            "What it costs that an image has the same bytes in every batch:",
+            report.markdown_table(["batch", "plan", "exact ÷ not exact, time"], exactness),
+        ]
+    )
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Measures and files; False if something failed on the way.
+
+    Raises:
+        DDError: no such bundle, device or plan.
+        BenchmarkError: the numbers cannot be trusted.
+    """
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = pick_device(arguments.device)
+    bundle = load_bundle(arguments.bundle, device)
+    lanes = lanes_of(bundle, arguments.plans)
+    teacher = teacher_name([Preset(lane.plan) for lane in lanes])
+    options = {key: getattr(arguments, key) for key in ("bundle", "batches", "repeats", "plans")}
+    identity = {"name": bundle.name, "digest": bundle.digest}
+    config = report.configuration(device, torch.get_num_threads(), identity, options)
+    with report.filed(THEME, config, table, arguments.out) as results:
+        for batch in arguments.batches:
+            print(f"batch {batch}: {len(lanes)} lanes, {arguments.repeats} repeats", flush=True)
+            samples = measure(lanes, len(bundle.manifest.classes), batch, arguments.repeats)
+            for key, rows in summarise(lanes, samples, batch, teacher).items():
+                results.setdefault(key, []).extend(rows)
+            failures = [f"batch {batch}, {name}: {error}" for name, error in samples.errors.items()]
+            results["failures"].extend(failures)
+            if failures and device.type == "cuda":
+                torch.cuda.empty_cache()
+    return not results["failures"]
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.engine", description="The engine alone, plan by plan."
+    )
+    report.common_options(parser)
+    parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8, 32], help="such as 1,8,32")
+    parser.add_argument("--repeats", type=report.positive, default=10, help="of every plan and batch size")
+    parser.add_argument(
+        "--plans", type=lambda text: text.split(","), help="names; left out, all of the bundle"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return report.run_command(run, options().parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

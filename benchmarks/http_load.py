@@ -1,0 +1,323 @@
+"""The server under load, against the raw loop on the same machine in the same run.
+
+    rounds × loads (one step, two steps, mixed) × concurrencies:
+        raw loop, then closed-loop clients on the real server  →  served ÷ raw
+
+Both are processes of their own and never compute at the same time: the raw loop waits while the
+server works, and the server is idle while the raw loop does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks import report
+from benchmarks.client import KINDS, PNG, Call, Kind, Load, drive
+from benchmarks.processes import HOST, RawLoop, ServerProcess, environment
+from dd_core.errors import InvalidRequestError
+
+THEME = "http-load"
+# Shares of the budgets in the mixed load: the cheapest plan, the next one, the one after.
+MIX = (7, 2, 1)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A load: budgets and how often each comes, with the plans that the server picks for them."""
+
+    name: str
+    shares: dict[int, int]  # step budget → share
+    plans: dict[int, str]  # step budget → plan
+
+    def budgets(self, requests: int) -> list[int]:
+        """The budget of each of `requests` requests: shuffled, the same in every run."""
+        pattern = [steps for steps, share in self.shares.items() for _ in range(share)]
+        order = random.Random(0)
+        drawn: list[int] = []
+        while len(drawn) < requests:
+            drawn += order.sample(pattern, len(pattern))
+        return drawn[:requests]
+
+
+@dataclass
+class Level:
+    """What was measured of one traffic at one concurrency; one entry a round in each list."""
+
+    traffic: Traffic
+    clients: int
+    raw_batch: int
+    loads: list[Load] = field(default_factory=list)
+    # Seconds that the raw loop takes for as many images of the same plans as the load had.
+    raw_seconds: list[float] = field(default_factory=list)
+    images: float = 0.0  # that the server computed
+    batches: float = 0.0  # in so many batches
+
+
+def traffics(model: Mapping[str, Any], steps: Sequence[int]) -> list[Traffic]:
+    """One traffic for each budget in `steps`, and the mixed one.
+
+    Args:
+        model: the entry of `GET /models`.
+
+    Raises:
+        InvalidRequestError: a budget that the model has no plan for.
+    """
+    least, most = model["steps"]["min"], model["steps"]["max"]
+
+    def plan(budget: int) -> str:
+        if not least <= budget <= most:
+            raise InvalidRequestError(
+                f"steps must be from {least} to {most} for {model['name']}, not {budget}", param="steps"
+            )
+        return next(str(run["plan"]) for run in model["budgets"] if run["from"] <= budget <= run["to"])
+
+    found = [Traffic(f"steps {budget}", {budget: 1}, {budget: plan(budget)}) for budget in steps]
+    cheapest = [run["from"] for run in model["budgets"]][: len(MIX)]
+    mixed = dict(zip(cheapest, MIX, strict=False))
+    return [*found, Traffic("mixed", mixed, {budget: plan(budget) for budget in mixed})]
+
+
+def calls(traffic: Traffic, requests: int, classes: int, first_seed: int) -> list[Call]:
+    """JSON in, one PNG out; every request has a class and a seed of its own."""
+    made = []
+    for number, budget in enumerate(traffic.budgets(requests)):
+        body = {"label": number % classes, "steps": budget, "seed": first_seed + number}
+        made.append(
+            Call("POST", "/generate", json.dumps(body).encode(), "image/png", traffic.plans[budget], PNG)
+        )
+    return made
+
+
+def measure(
+    level: Level,
+    server: ServerProcess,
+    raw: RawLoop,
+    kind: Kind,
+    requests: int,
+    classes: int,
+    first_seed: int,
+) -> None:
+    """One round of one level: first the raw loop, then the clients."""
+    wanted = calls(level.traffic, requests, classes, first_seed)
+    seconds = 0.0
+    for plan, count in Counter(call.group for call in wanted).items():
+        made = raw.run(plan, level.raw_batch, count)
+        seconds += made["seconds"] * count / made["images"]  # the last batch may have made a few more
+    level.raw_seconds.append(seconds)
+    warm_up = calls(level.traffic, level.clients, classes, first_seed + requests)
+    images, batches = server.batches()
+    load = drive(kind, HOST, server.port, level.clients, wanted, warm_up)
+    level.loads.append(load)
+    answered = sum(outcome.failure is None for outcome in load.outcomes)
+    images_after, batches_after = server.batches(images + answered + len(warm_up))
+    level.images += images_after - images
+    level.batches += batches_after - batches
+
+
+def summarise(level: Level) -> dict[str, Any]:
+    """A level's row, from its own numbers alone. Requests that failed count in no rate and no latency."""
+    outcomes = [outcome for load in level.loads for outcome in load.outcomes]
+    good = [outcome for outcome in outcomes if outcome.failure is None]
+    failures = Counter(outcome.failure for outcome in outcomes if outcome.failure is not None)
+    row: dict[str, Any] = {
+        "load": level.traffic.name,
+        "plans": sorted(set(level.traffic.plans.values())),
+        "concurrency": level.clients,
+        "requests": len(outcomes),
+        "failed": dict(failures),
+        "requests_per_s": None,
+        "latency_ms": None,
+        "latency_ms_by_plan": {},
+        "raw_batch": level.raw_batch,
+        "raw_images_per_s": None,
+        "served_over_raw": None,
+        "rounds": [],
+        "mean_batch": level.images / level.batches if level.batches else None,
+        "client_cpu_ms_per_request": None,
+        "client_cpu_share": None,
+    }
+    if not good:
+        return row
+    seconds = sum(load.seconds for load in level.loads)
+    cpu = sum(load.cpu_seconds for load in level.loads)
+    row["requests_per_s"] = len(good) / seconds
+    row["latency_ms"] = latencies([outcome.seconds for outcome in good])
+    for plan in row["plans"]:
+        mine = [outcome.seconds for outcome in good if outcome.plan == plan]
+        if mine:
+            row["latency_ms_by_plan"][plan] = latencies(mine)
+    row["client_cpu_ms_per_request"] = 1e3 * cpu / len(outcomes)
+    row["client_cpu_share"] = cpu / seconds
+    row["rounds"] = [
+        {
+            "served_per_s": sum(o.failure is None for o in load.outcomes) / load.seconds,
+            "raw_per_s": len(load.outcomes) / raw,
+        }
+        for load, raw in zip(level.loads, level.raw_seconds, strict=True)
+    ]
+    served, raw_rates = ([r[key] for r in row["rounds"]] for key in ("served_per_s", "raw_per_s"))
+    row["raw_images_per_s"] = report.median(raw_rates)
+    row["served_over_raw"] = report.paired_ratio(served, raw_rates)
+    return row
+
+
+def latencies(seconds: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99 in ms."""
+    return {f"p{p}": 1e3 * report.percentile(seconds, p) for p in (50, 95, 99)}
+
+
+def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -> list[dict[str, Any]]:
+    """Both clients on `GET /healthz`, where the server has next to nothing to do.
+
+    What this reaches is the most that client and HTTP layer allow; a load that comes near it
+    measures them rather than the engine.
+    """
+    call = Call("GET", "/healthz", starts_with=b'{"status":"ok"}')
+    rows = []
+    for number in clients:
+        for kind in KINDS:
+            load = drive(kind, HOST, server.port, number, [call] * requests, [call] * number)
+            failed = sum(outcome.failure is not None for outcome in load.outcomes)
+            rows.append(
+                {
+                    "client": kind,
+                    "concurrency": number,
+                    "requests": requests,
+                    "failed": failed,
+                    "requests_per_s": (requests - failed) / load.seconds,
+                    "client_cpu_ms_per_request": 1e3 * load.cpu_seconds / requests,
+                }
+            )
+    return rows
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    loads = []
+    for row in results.get("loads", []):
+        latency = row["latency_ms"] or {}
+        loads.append(
+            [
+                row["load"],
+                row["concurrency"],
+                report.number(row["requests_per_s"], ".1f"),
+                *(report.number(latency.get(p), ".1f") for p in ("p50", "p95", "p99")),
+                report.number(row["mean_batch"], ".1f"),
+                report.number(row["raw_images_per_s"], ".1f"),
+                report.number(row["served_over_raw"]),
+                report.number(row["client_cpu_share"], ".0%"),
+                sum(row["failed"].values()),
+            ]
+        )
+    columns = [
+        "load", "clients", "requests/s", "p50 ms", "p95 ms", "p99 ms", "images a batch",
+        "raw loop images/s", "served ÷ raw", "client's CPU", "failed",
+    ]  # fmt: skip
+    plans = [
+        [row["load"], row["concurrency"], plan, *(f"{value[p]:.1f}" for p in ("p50", "p95", "p99"))]
+        for row in results.get("loads", [])
+        if len(row["plans"]) > 1
+        for plan, value in row["latency_ms_by_plan"].items()
+    ]
+    costs = [
+        [
+            row["client"],
+            row["concurrency"],
+            f"{row['requests_per_s']:.0f}",
+            f"{row['client_cpu_ms_per_request']:.3f}",
+        ]
+        for row in results.get("client_costs", [])
+    ]
+    return "\n\n".join(
+        [
+            "JSON in, one PNG out. The raw loop makes the same images in batches as large as there are "
+            "clients, in one process, encoding included; the client's CPU is in cores.",
+            report.markdown_table(columns, loads),
+            "The mixed load by plan:",
+            report.markdown_table(["load", "clients", "plan", "p50 ms", "p95 ms", "p99 ms"], plans),
+            "The clients themselves, on `GET /healthz`:",
+            report.markdown_table(["client", "clients", "requests/s", "client's CPU ms a request"], costs),
+        ]
+    )
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Measures and files; False if a request failed.
+
+    Raises:
+        DDError: no such bundle or device, or a budget out of range.
+        BenchmarkError: a process ended.
+    """
+    env = environment(arguments.threads)
+    with RawLoop(arguments.bundle, arguments.device, env) as raw:
+        identity = {key: str(raw.facts[key]) for key in ("name", "digest")}
+        names = ("bundle", "concurrency", "requests", "rounds", "steps", "max_batch", "client")
+        config = report.configuration(
+            torch.device(raw.facts["device"]),
+            raw.facts["threads"],
+            identity,
+            {name: getattr(arguments, name) for name in names},
+        )
+        with report.filed(THEME, config, table, arguments.out) as results:
+            with ServerProcess(arguments.bundle, raw.facts["device"], arguments.max_batch, env) as server:
+                _run(arguments, server, raw, results)
+    return not results["failures"]
+
+
+def _run(arguments: argparse.Namespace, server: ServerProcess, raw: RawLoop, results: dict[str, Any]) -> None:
+    model = server.model()
+    if model["weights"] != raw.facts["digest"]:
+        raise report.BenchmarkError("the server and the raw loop serve different weights")
+    *plain, mixed = traffics(model, arguments.steps)
+    most = max(arguments.concurrency)
+    pairs = [(traffic, clients) for traffic in plain for clients in arguments.concurrency] + [(mixed, most)]
+    levels = [Level(traffic, clients, min(clients, arguments.max_batch)) for traffic, clients in pairs]
+    results["client_costs"] = client_costs(server, sorted({1, most}), arguments.requests)
+    seed = 0
+    for number in range(arguments.rounds):
+        print(f"round {number + 1} of {arguments.rounds}: {len(levels)} loads", flush=True)
+        for level in levels:
+            classes = len(model["classes"])
+            measure(level, server, raw, arguments.client, arguments.requests, classes, seed)
+            seed += arguments.requests + level.clients
+            results["loads"] = [summarise(done) for done in levels if done.loads]
+    for row in results["loads"]:
+        for reason, count in row["failed"].items():
+            results["failures"].append(f"{row['load']}, {row['concurrency']} clients: {count} × {reason}")
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.http_load", description="The server under load, against the raw loop."
+    )
+    report.common_options(parser)
+    parser.add_argument(
+        "--concurrency", type=report.whole_numbers, default=[1, 2, 4, 8, 16], help="clients, such as 1,4,16"
+    )
+    parser.add_argument("--requests", type=report.positive, default=100, help="of every load in every round")
+    parser.add_argument("--rounds", type=report.positive, default=3)
+    parser.add_argument(
+        "--steps", type=report.whole_numbers, default=[1, 2], help="step budgets, such as 1,2"
+    )
+    parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
+    parser.add_argument("--client", choices=KINDS, default="lean")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return report.run_command(run, options().parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

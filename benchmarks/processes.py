@@ -1,0 +1,176 @@
+"""The two processes that are compared: the real server, and the raw loop. Both see the same environment."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Self
+
+from benchmarks.report import ROOT, BenchmarkError
+from dd_core.errors import InvalidRequestError
+from server.settings import ENV_PREFIX
+
+HOST = "127.0.0.1"
+_START = 600.0  # seconds to load a model and warm up every plan
+_STOP = 60.0
+
+
+def environment(threads: int | None) -> dict[str, str]:
+    """This process's environment, without settings of the server, with `threads` for torch."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    # Not by the working directory, which relative paths of bundles refer to.
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    if threads is not None:
+        kept["OMP_NUM_THREADS"] = str(threads)
+    return kept
+
+
+def free_port() -> int:
+    """A port of the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+class RawLoop:
+    """`benchmarks.raw_loop` in its process.
+
+    Raises:
+        InvalidRequestError: the bundle or the device does not exist; the loop's own message.
+        BenchmarkError: the process ended without an answer.
+    """
+
+    def __init__(self, bundle: str, device: str, env: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", device]
+        self._process = subprocess.Popen(
+            command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            self.facts = self._answer()
+            if "error" in self.facts:
+                raise InvalidRequestError(self.facts["error"], param="bundle")
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def run(self, plan: str, batch: int, images: int) -> dict[str, Any]:
+        """At least `images` images in batches of `batch`: how many there were, and the seconds."""
+        assert self._process.stdin is not None
+        order = json.dumps({"plan": plan, "batch": batch, "images": images})
+        try:
+            self._process.stdin.write(order + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise BenchmarkError("the raw loop has ended; its error is above") from None
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchmarkError(f"the raw loop ended with exit code {self._process.wait(_STOP)}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        _end(self._process)
+        self._process.stdout.close()
+
+
+class ServerProcess:
+    """`dd-server serve` on a free port of the loopback interface, ready when the `with` block begins.
+
+    Raises:
+        BenchmarkError: it ended, or was not ready in time; with the last lines of its log.
+    """
+
+    def __init__(self, bundle: str, device: str, max_batch: int, env: dict[str, str]) -> None:
+        self.port = free_port()
+        self.arguments = [
+            *("serve", bundle, "--host", HOST, "--port", str(self.port), "--device", device),
+            *("--max-batch", str(max_batch), "--log-level", "warning"),
+        ]
+        self._env = env
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "server", *self.arguments]
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            command, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+        )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        _end(self._process)
+        self._log.close()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START
+        while time.monotonic() < deadline:
+            code = self._process.poll()
+            if code is not None:
+                raise BenchmarkError(f"the server ended with exit code {code}: {self._last_lines()}")
+            try:
+                if self._get("/readyz")[0] == 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                pass  # it does not listen before the model is loaded
+            time.sleep(0.1)
+        raise BenchmarkError(f"the server was not ready after {_START:.0f} s: {self._last_lines()}")
+
+    def _last_lines(self) -> str:
+        self._log.seek(0)
+        return " / ".join(self._log.read().decode(errors="replace").splitlines()[-5:])
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+        finally:
+            connection.close()
+
+    def model(self) -> dict[str, Any]:
+        """The one entry of `GET /models`."""
+        entry: dict[str, Any] = json.loads(self._get("/models")[1])["models"][0]
+        return entry
+
+    def batches(self, at_least: float = 0.0) -> tuple[float, float]:
+        """Images and batches computed so far, from `/metrics`.
+
+        A batch is counted a moment after its replies: this waits until there are `at_least` images.
+        """
+        for _ in range(50):
+            text = self._get("/metrics")[1].decode()
+            values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+            images, batches = (float(values[f"dd_batch_size_{part}"]) for part in ("sum", "count"))
+            if images >= at_least:
+                break
+            time.sleep(0.02)
+        return images, batches
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    try:
+        process.wait(_STOP)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

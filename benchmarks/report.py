@@ -1,0 +1,278 @@
+"""What every benchmark shares: facts of the machine, statistics, and how a result is filed.
+
+    with filed(theme, configuration, table, out) as results:   # measure; fill `results`
+        ...                                                    # → <out>/<theme>/<machine>-<date>.json + .md
+
+A run that fails is filed too, with the error and what it had measured by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dd_core.bundle import DEFAULT_BUNDLE
+from dd_core.errors import DDError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FORMAT_VERSION = 1
+_PACKAGES = ("torch", "numpy", "pillow", "fastapi", "uvicorn", "httpx")
+
+
+class BenchmarkError(DDError):
+    """A run that could not be finished, or whose numbers cannot be trusted."""
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle of `values`."""
+    return float(statistics.median(values))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear between the neighbouring ranks, so with few values p95 and p99 are near the maximum."""
+    return float(np.percentile(np.asarray(values, dtype=np.float64), percent))
+
+
+def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median over repeats of `over[i] / under[i]`.
+
+    Each ratio is of two measurements made right after one another, so a machine that gets slower
+    during the run changes both alike.
+
+    Raises:
+        ValueError: the two were not measured equally often.
+    """
+    return median([a / b for a, b in zip(over, under, strict=True)])
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on; no host name. `load_average` above 0 means that others computed too."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable,
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "gpu": None,
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def software_facts() -> dict[str, str]:
+    """Versions of Python and of the packages whose speed is measured."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit_facts() -> dict[str, Any]:
+    """The checkout's commit and whether files differ from it (filed results aside); None without git."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return {"hash": commit, "changed": None if changes is None else bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    # Without optional locks: a look at the state must not get in the way of other commands.
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def configuration(
+    device: torch.device, threads: int, bundle: Mapping[str, str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that it takes to run this again.
+
+    Args:
+        threads: of torch, where the model ran.
+        bundle: its name and digest.
+        options: the benchmark's own settings.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine_facts(device),
+        "software": software_facts(),
+        "threads": threads,
+        "bundle": dict(bundle),
+        "commit": commit_facts(),
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
+    }
+
+
+def machine_slug(machine: Mapping[str, Any]) -> str:
+    """A file name's part: the processor that computed, and the number of cores."""
+    name = f"{machine['gpu'] or machine['cpu']} {machine['usable_cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@contextmanager
+def filed(
+    theme: str, config: dict[str, Any], table: Callable[[dict[str, Any]], str], out: Path
+) -> Iterator[dict[str, Any]]:
+    """Gives the dictionary of results to fill; files it when the block ends, also when it fails.
+
+    `results["failures"]`, a list that is there from the start, names what went wrong without
+    ending the run. The file says `ok` only if it stays empty and the block ends well.
+
+    Args:
+        table: results → Markdown; it must cope with results that a failure left incomplete.
+    """
+    results: dict[str, Any] = {"failures": []}
+    try:
+        yield results
+    except (Exception, KeyboardInterrupt) as error:
+        results["failures"].append(describe(error))
+        raise
+    finally:
+        record = {
+            "format_version": FORMAT_VERSION,
+            "theme": theme,
+            "status": "failed" if results["failures"] else "ok",
+            "configuration": config,
+            "results": results,
+        }
+        path = write(record, table(results), out)
+        print(f"{table(results)}\nfiled as {path.name} and .md ({record['status']})")
+
+
+def describe(error: BaseException) -> str:
+    """One line for the file."""
+    text = error.message if isinstance(error, DDError) else str(error)
+    return f"{type(error).__name__}: {text}".replace("\n", " ")[:500]
+
+
+def write(record: dict[str, Any], body: str, out: Path) -> Path:
+    """Writes `<theme>/<machine>-<date>.json` and `.md`; a second run of a day gets `-2`, and so on."""
+    folder = out / record["theme"]
+    folder.mkdir(parents=True, exist_ok=True)
+    config = record["configuration"]
+    stem = f"{machine_slug(config['machine'])}-{config['date'][:10]}"
+    number = 1
+    while (path := folder / f"{stem}{'' if number == 1 else f'-{number}'}.json").exists():
+        number += 1
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(_page(record, body), encoding="utf-8")
+    return path
+
+
+def _page(record: dict[str, Any], body: str) -> str:
+    config, commit = record["configuration"], record["configuration"]["commit"]
+    machine, software = config["machine"], config["software"]
+    changed = {None: "", False: "", True: " with changes"}[commit["changed"]]
+    device = f"{machine['device']} ({machine['gpu']})" if machine["gpu"] else machine["device"]
+    options = ", ".join(f"{key} = {_shown(value)}" for key, value in config["options"].items())
+    rows = [
+        ["status", record["status"]],
+        ["date", config["date"]],
+        ["processor", f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores"],
+        ["device", device],
+        ["threads of torch", config["threads"]],
+        ["load average at the start", ", ".join(map(str, machine["load_average"]))],
+        ["niceness", machine["niceness"]],
+        ["software", ", ".join(f"{name} {number}" for name, number in software.items())],
+        ["bundle", f"{config['bundle']['name']} `{config['bundle']['digest'][:16]}`"],
+        ["commit", f"{commit['hash'] or 'unknown'}{changed}"],
+        ["options", options],
+    ]
+    failures = [f"- {failure}" for failure in record["results"]["failures"]]
+    parts = [f"# {record['theme']}", markdown_table(["configuration", ""], rows), body]
+    if failures:
+        parts.append("\n".join(["**Failures**", "", *failures]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table; None is shown as a dash."""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = ["–" if cell is None else str(cell).replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def number(value: float | None, how: str = ".2f") -> str | None:
+    """A table cell; None stays None."""
+    return None if value is None else format(value, how)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The type of an option such as `1,8,32`: positive whole numbers."""
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 1:
+        raise ValueError(text)
+    return values
+
+
+whole_numbers.__name__ = "list of positive whole numbers"  # argparse shows it in its message
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a positive whole number."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+positive.__name__ = "positive whole number"
+
+
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every benchmark has."""
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="built-in model, or a bundle's folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=positive, help="of torch; left out, torch chooses")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+
+
+def run_command(run: Callable[[argparse.Namespace], bool], arguments: argparse.Namespace) -> int:
+    """Runs a benchmark as a command; 0, 1 for a run that was filed as failed, 2 for a user's error."""
+    try:
+        return 0 if run(arguments) else 1
+    except DDError as error:
+        print(f"benchmarks: error: {error.message}", file=sys.stderr)
+        return 1 if isinstance(error, BenchmarkError) else 2
