@@ -17,9 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs both, also when the first fails; the worse exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks", description="The engine, then the server.")
     report.common_options(parser)
-    parser.add_argument(
-        "--smoke", action="store_true", help="the shortest run: checks the benchmarks themselves"
-    )
+    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmarks themselves")
     chosen = parser.parse_args(argv)
     common = ["--bundle", chosen.bundle, "--device", chosen.device, "--out", str(chosen.out)]
     common += ["--threads", str(chosen.threads)] if chosen.threads else []

@@ -24,7 +24,12 @@ _PATIENCE = 120.0  # seconds that one request may take
 
 @dataclass(frozen=True)
 class Call:
-    """One request. `group` is what results are told apart by; `starts_with` is what a good body begins with."""
+    """One request.
+
+    Args:
+        group: what results are told apart by.
+        starts_with: what a good body begins with.
+    """
 
     method: str
     path: str
@@ -95,7 +100,8 @@ class LeanConnection:
         reader, writer = self._streams
         head = (
             f"{call.method} {call.path} HTTP/1.1\r\nhost: {self._address[0]}:{self._address[1]}\r\n"
-            f"accept: {call.accept}\r\ncontent-type: application/json\r\ncontent-length: {len(call.body)}\r\n\r\n"
+            f"accept: {call.accept}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(call.body)}\r\n\r\n"
         )
         writer.write(head.encode("ascii") + call.body)
         status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -178,8 +184,9 @@ class _Loop:
         return outcomes
 
     async def _client(self, connection: Connection, calls: Iterator[Call], outcomes: list[Outcome]) -> None:
-        for call in calls:
-            outcomes.append(await _one(connection, call))
+        for call in calls:  # an iterator that all clients share
+            outcome = await _one(connection, call)
+            outcomes.append(outcome)
 
     async def aclose(self) -> None:
         for connection in self._connections:

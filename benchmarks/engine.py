@@ -106,7 +106,7 @@ class Marks:
     def add(self) -> None:
         """Mark this point."""
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
             self._events.append(event)
         else:
@@ -137,7 +137,7 @@ def run_stages(
     marks.add()
     codes = run_plan(sampler, plan, cond, noise, uniform)
     marks.add()
-    lanes = codes.split(1) if sampler.exact else (codes,)
+    lanes = torch.split(codes, 1) if sampler.exact else (codes,)
     image = torch.cat([sampler.tokenizer.to_image(lane) for lane in lanes])
     marks.add()
     pixels = to_pixels(image).cpu()

@@ -98,22 +98,14 @@ def calls(traffic: Traffic, requests: int, classes: int, first_seed: int) -> lis
 
 
 def measure(
-    level: Level,
-    server: ServerProcess,
-    raw: RawLoop,
-    kind: Kind,
-    requests: int,
-    classes: int,
-    first_seed: int,
+    level: Level, server: ServerProcess, raw: RawLoop, kind: Kind, wanted: list[Call], warm_up: list[Call]
 ) -> None:
     """One round of one level: first the raw loop, then the clients."""
-    wanted = calls(level.traffic, requests, classes, first_seed)
     seconds = 0.0
     for plan, count in Counter(call.group for call in wanted).items():
         made = raw.run(plan, level.raw_batch, count)
         seconds += made["seconds"] * count / made["images"]  # the last batch may have made a few more
     level.raw_seconds.append(seconds)
-    warm_up = calls(level.traffic, level.clients, classes, first_seed + requests)
     images, batches = server.batches()
     load = drive(kind, HOST, server.port, level.clients, wanted, warm_up)
     level.loads.append(load)
@@ -200,6 +192,12 @@ def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -
     return rows
 
 
+_EXPLANATION = (
+    "JSON in, one PNG out. The raw loop makes the same images in one process, in batches as large as "
+    "there are clients, encoding included. The client's CPU is the share of one core that it took."
+)
+
+
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     loads = []
@@ -239,8 +237,7 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     return "\n\n".join(
         [
-            "JSON in, one PNG out. The raw loop makes the same images in batches as large as there are "
-            "clients, in one process, encoding included; the client's CPU is in cores.",
+            _EXPLANATION,
             report.markdown_table(columns, loads),
             "The mixed load by plan:",
             report.markdown_table(["load", "clients", "plan", "p50 ms", "p95 ms", "p99 ms"], plans),
@@ -267,9 +264,11 @@ def run(arguments: argparse.Namespace) -> bool:
             identity,
             {name: getattr(arguments, name) for name in names},
         )
-        with report.filed(THEME, config, table, arguments.out) as results:
-            with ServerProcess(arguments.bundle, raw.facts["device"], arguments.max_batch, env) as server:
-                _run(arguments, server, raw, results)
+        with (
+            report.filed(THEME, config, table, arguments.out) as results,
+            ServerProcess(arguments.bundle, raw.facts["device"], arguments.max_batch, env) as server,
+        ):
+            _run(arguments, server, raw, results)
     return not results["failures"]
 
 
@@ -286,8 +285,11 @@ def _run(arguments: argparse.Namespace, server: ServerProcess, raw: RawLoop, res
     for number in range(arguments.rounds):
         print(f"round {number + 1} of {arguments.rounds}: {len(levels)} loads", flush=True)
         for level in levels:
-            classes = len(model["classes"])
-            measure(level, server, raw, arguments.client, arguments.requests, classes, seed)
+            wanted, warm_up = (
+                calls(level.traffic, count, len(model["classes"]), first_seed=seed + skipped)
+                for count, skipped in ((arguments.requests, 0), (level.clients, arguments.requests))
+            )
+            measure(level, server, raw, arguments.client, wanted, warm_up)
             seed += arguments.requests + level.clients
             results["loads"] = [summarise(done) for done in levels if done.loads]
     for row in results["loads"]:

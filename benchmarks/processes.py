@@ -158,6 +158,7 @@ class ServerProcess:
 
         A batch is counted a moment after its replies: this waits until there are `at_least` images.
         """
+        images, batches = -1.0, 0.0
         for _ in range(50):
             text = self._get("/metrics")[1].decode()
             values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))

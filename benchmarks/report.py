@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from dd_core.bundle import DEFAULT_BUNDLE
-from dd_core.errors import DDError
+from dd_core.errors import DDError, InvalidRequestError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -160,19 +160,26 @@ def filed(
     results: dict[str, Any] = {"failures": []}
     try:
         yield results
+    except InvalidRequestError:
+        raise  # a wrong option measures nothing
     except (Exception, KeyboardInterrupt) as error:
         results["failures"].append(describe(error))
+        _file(theme, config, results, table(results), out)
         raise
-    finally:
-        record = {
-            "format_version": FORMAT_VERSION,
-            "theme": theme,
-            "status": "failed" if results["failures"] else "ok",
-            "configuration": config,
-            "results": results,
-        }
-        path = write(record, table(results), out)
-        print(f"{table(results)}\nfiled as {path.name} and .md ({record['status']})")
+    _file(theme, config, results, table(results), out)
+
+
+def _file(theme: str, config: dict[str, Any], results: dict[str, Any], body: str, out: Path) -> None:
+    status = "failed" if results["failures"] else "ok"
+    record = {
+        "format_version": FORMAT_VERSION,
+        "theme": theme,
+        "status": status,
+        "configuration": config,
+        "results": results,
+    }
+    path = write(record, body, out)
+    print(f"{body}\n\nfiled as {theme}/{path.stem}.json and .md ({status})")
 
 
 def describe(error: BaseException) -> str:
@@ -183,13 +190,14 @@ def describe(error: BaseException) -> str:
 
 def write(record: dict[str, Any], body: str, out: Path) -> Path:
     """Writes `<theme>/<machine>-<date>.json` and `.md`; a second run of a day gets `-2`, and so on."""
-    folder = out / record["theme"]
+    folder: Path = out / record["theme"]
     folder.mkdir(parents=True, exist_ok=True)
     config = record["configuration"]
     stem = f"{machine_slug(config['machine'])}-{config['date'][:10]}"
-    number = 1
-    while (path := folder / f"{stem}{'' if number == 1 else f'-{number}'}.json").exists():
+    path, number = folder / f"{stem}.json", 1
+    while path.exists():
         number += 1
+        path = folder / f"{stem}-{number}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(_page(record, body), encoding="utf-8")
     return path

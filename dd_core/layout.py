@@ -75,7 +75,8 @@ def data_positions(layout: TokenLayout, step_B: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _block_index(layout: TokenLayout, device: torch.device) -> Tensor:
     """Block of each token, `[L]`, copied to the device once: a copy from the host inside a sample
-    would synchronise, and could not be captured in a graph."""
+    would synchronise, and could not be captured in a graph.
+    """
     return torch.tensor(layout.block_of, device=device)
 
 

@@ -16,8 +16,9 @@ import time
 import urllib.error
 import urllib.request
 
-START_SECONDS = 120
-STOP_SECONDS = 30
+# Generous, since a machine that builds images is often busy.
+START_SECONDS = 600
+STOP_SECONDS = 120
 
 
 def wait_until_ready(base: str, server: subprocess.Popen[bytes]) -> float:
@@ -38,7 +39,7 @@ def generate(base: str, accept: str, **body: object) -> bytes:
     """The reply to one generate request."""
     headers = {"content-type": "application/json", "accept": accept}
     request = urllib.request.Request(f"{base}/generate", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as reply:
+    with urllib.request.urlopen(request, timeout=300) as reply:
         return bytes(reply.read())
 
 

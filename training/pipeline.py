@@ -145,7 +145,6 @@ def presets(recipe: Recipe) -> list[Preset]:
     baselines = [
         plan.trajectory(blocks),
         plan.skip(blocks, blocks * 106 // 256),
-        plan.skip(blocks, blocks * 156 // 256),
         plan.onestep(blocks),
     ]
     return [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]

@@ -146,8 +146,10 @@ RECIPES: dict[str, Recipe] = {
         gpt=GPTConfig(layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, num_classes=10),
         tokenizer=TokenizerRecipe(steps=2700, batch=32, lpips_share=0.375),
         teacher=TeacherRecipe(steps=3600, batch=64, lr=2e-3, matrix_lr=3e-3),
-        pairs=PairsRecipe(count=60_000, batch=500),
-        distill=DistillRecipe(steps=3000, batch=128),
+        pairs=PairsRecipe(count=30_000, batch=500, shard=5_000),
+        distill=DistillRecipe(
+            steps=1500, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips_share=0.0625, ema=0.998
+        ),
         evaluate=EvaluateRecipe(images=5_000, reference=10_000, precision="bfloat16"),
     ),
     # Sized for half an hour of one data-centre GPU and a bundle under 60 MiB.

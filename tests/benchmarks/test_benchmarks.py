@@ -1,0 +1,182 @@
+"""The benchmarks end to end on the tiny bundle, and their arithmetic on numbers made up here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import __main__ as both
+from benchmarks import engine, http_load, report
+from benchmarks.client import Load, Outcome
+from dd_core import plan
+from dd_core.bundle import load_bundle
+from tests.tiny import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def _filed(out: Path, theme: str) -> dict[str, Any]:
+    (path,) = (out / theme).glob("*.json")
+    record: dict[str, Any] = json.loads(path.read_text())
+    page = path.with_suffix(".md").read_text()
+    config = record["configuration"]
+    assert path.stem == f"{report.machine_slug(config['machine'])}-{config['date'][:10]}"
+    assert set(config) == {
+        "date", "machine", "software", "threads", "bundle", "commit", "options"
+    }  # fmt: skip
+    assert {"cpu", "cores", "device", "load_average"} <= set(config["machine"])
+    assert torch.__version__.startswith(config["software"]["torch"].partition("+")[0])
+    assert config["bundle"]["name"] == "tiny" and len(config["bundle"]["digest"]) == 64
+    for fact in (config["machine"]["cpu"], config["bundle"]["digest"][:16], config["software"]["torch"]):
+        assert fact in page
+    return record
+
+
+def test_engine_files_every_lane_with_ratios_of_its_own_numbers(folder: Path, tmp_path: Path) -> None:
+    options = ["--plans", "dd-1,pre-trained-1-21,onestep,teacher", "--batches", "2", "--repeats", "2"]
+    assert engine.main(["--bundle", str(folder), "--device", "cpu", "--out", str(tmp_path), *options]) == 0
+    record = _filed(tmp_path, "engine")
+    assert record["status"] == "ok"
+    rows = {row["plan"]: row for row in record["results"]["plans"]}
+    assert set(rows) == {
+        "dd-1", "pre-trained-1-21", "onestep", "teacher", "dd-1 (not exact)", "teacher (not exact)"
+    }  # fmt: skip
+    teacher = rows["teacher"]["seconds"]
+    for row in rows.values():
+        assert len(row["seconds"]) == 2 and row["p95_ms"] >= row["median_ms"] > 0
+        assert row["images_per_s"] == pytest.approx(2e3 / row["median_ms"])
+        ratios = [a / b for a, b in zip(teacher, row["seconds"], strict=True)]
+        assert row["speed_up"] == pytest.approx(sum(ratios) / 2)
+    assert {row["plan"] for row in record["results"]["exactness"]} == {"dd-1", "teacher"}
+    (stages,) = record["results"]["stages"]
+    assert set(stages["median_ms"]) == {"noise", "plan", "decode", "to_uint8"}
+    assert sum(stages["share"].values()) == pytest.approx(1)
+
+
+def test_http_load_files_served_over_raw(folder: Path, tmp_path: Path) -> None:
+    options = ["--concurrency", "2", "--requests", "10", "--rounds", "1", "--steps", "1", "--threads", "1"]
+    assert http_load.main(["--bundle", str(folder), "--device", "cpu", "--out", str(tmp_path), *options]) == 0
+    record = _filed(tmp_path, "http-load")
+    assert record["status"] == "ok" and record["configuration"]["threads"] == 1
+    single, mixed = record["results"]["loads"]
+    assert (single["plans"], mixed["load"], len(mixed["plans"])) == (["dd-1"], "mixed", 3)
+    for row in (single, mixed):
+        (ran,) = row["rounds"]
+        assert row["requests"] == 10 and row["failed"] == {}
+        assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p95"] <= row["latency_ms"]["p99"]
+        assert row["served_over_raw"] == pytest.approx(ran["served_per_s"] / ran["raw_per_s"])
+        assert 1 <= row["mean_batch"] <= 2
+        assert row["client_cpu_ms_per_request"] > 0
+    # The server picked the plans that the raw loop ran: every reply names one of them.
+    assert set(mixed["latency_ms_by_plan"]) == set(mixed["plans"])
+    assert {row["client"] for row in record["results"]["client_costs"]} == {"lean", "httpx"}
+
+
+def test_speed_up_is_paired_so_drift_does_not_change_it(folder: Path) -> None:
+    """The machine halves its speed after the first repeat; the ratio stays 4."""
+    bundle = load_bundle(folder, torch.device("cpu"))
+    lanes = engine.lanes_of(bundle, ["dd-1", "teacher"])
+    seconds = {"dd-1": [1.0, 2.0, 2.0], "teacher": [4.0, 8.0, 8.0]}
+    seconds |= {"dd-1 (not exact)": [0.5, 1.0, 1.0], "teacher (not exact)": [4.0, 8.0, 8.0]}
+    stages = {"noise": [0.1] * 3, "plan": [0.4] * 3, "decode": [0.4] * 3, "to_uint8": [0.1] * 3}
+    found = engine.summarise(lanes, engine.Samples(seconds, stages, {}), 8, "teacher")
+    rows = {row["plan"]: row for row in found["plans"]}
+    assert rows["dd-1"]["speed_up"] == 4 and rows["teacher"]["speed_up"] == 1
+    assert (rows["dd-1"]["median_ms"], rows["dd-1"]["images_per_s"]) == (2000, 4)
+    assert [row["exact_over_not_exact"] for row in found["exactness"]] == [2, 1]
+    assert found["stages"][0]["sum_over_whole_call"] == pytest.approx(0.5)
+
+
+def test_a_plan_that_fails_is_filed_and_gives_no_ratio(folder: Path) -> None:
+    lanes = engine.lanes_of(load_bundle(folder, torch.device("cpu")), ["dd-1", "teacher"])
+    seconds = {lane.name: [1.0, 1.0] for lane in lanes} | {"teacher": [1.0]}
+    samples = engine.Samples(seconds, {name: [0.1] for name in engine.STAGES}, {"teacher": "out of memory"})
+    found = engine.summarise(lanes, samples, 1, "teacher")
+    rows = {row["plan"]: row for row in found["plans"]}
+    assert rows["teacher"]["error"] == "out of memory" and rows["teacher"]["median_ms"] is None
+    assert rows["dd-1"]["speed_up"] is None and rows["dd-1"]["median_ms"] == 1000
+    assert "failed" in engine.table(found)
+
+
+def test_only_the_teacher_alone_is_the_reference() -> None:
+    others = [plan.one_step(64), plan.trajectory(64), plan.skip(64, 24), plan.hybrid(64, 0, 20)]
+    presets = [plan.Preset(p) for p in others]
+    assert engine.teacher_name(presets) is None
+    assert engine.teacher_name([*presets, plan.Preset(plan.teacher(64))]) == "teacher"
+
+
+def _load(good: int, bad: int, seconds: float) -> Load:
+    outcomes = [Outcome("dd-1", "dd-1", 0.1 * (i + 1), None) for i in range(good)]
+    return Load(outcomes + [Outcome("dd-1", "", 9.0, "status 429")] * bad, seconds, cpu_seconds=0.5)
+
+
+def test_served_over_raw_on_made_up_numbers() -> None:
+    """Good replies alone count: 10 in 2 s, 10 in 4 s; the raw loop made 10 in 1 s and 12 in 2 s."""
+    level = http_load.Level(http_load.Traffic("steps 1", {1: 1}, {1: "dd-1"}), clients=4, raw_batch=4)
+    level.loads, level.raw_seconds = [_load(10, 0, 2.0), _load(10, 2, 4.0)], [1.0, 2.0]
+    level.images, level.batches = 30, 12
+    row = http_load.summarise(level)
+    assert [r["served_per_s"] for r in row["rounds"]] == [5, 2.5]
+    assert [r["raw_per_s"] for r in row["rounds"]] == [10, 6]
+    assert row["served_over_raw"] == pytest.approx((5 / 10 + 2.5 / 6) / 2)
+    assert row["requests_per_s"] == pytest.approx(20 / 6)
+    assert row["failed"] == {"status 429": 2}
+    assert row["latency_ms"]["p50"] == pytest.approx(550) and row["latency_ms"]["p99"] <= 1000 + 1e-6
+    assert row["mean_batch"] == 2.5 and row["client_cpu_share"] == pytest.approx(1 / 6)
+
+
+def test_a_load_without_one_good_reply_still_has_a_row() -> None:
+    level = http_load.Level(http_load.Traffic("steps 1", {1: 1}, {1: "dd-1"}), clients=1, raw_batch=1)
+    level.loads, level.raw_seconds = [_load(0, 3, 1.0)], [1.0]
+    row = http_load.summarise(level)
+    assert row["served_over_raw"] is None and row["failed"] == {"status 429": 3}
+    assert "| 3 |" in http_load.table({"loads": [row]})
+
+
+def _config() -> dict[str, Any]:
+    return report.configuration(torch.device("cpu"), 1, {"name": "x", "digest": "0" * 64}, {})
+
+
+def test_failures_are_filed_with_what_was_measured(tmp_path: Path) -> None:
+    def fail() -> None:
+        with report.filed("t", _config(), lambda results: str(results["rows"]), tmp_path) as results:
+            results["rows"] = [1]
+            raise RuntimeError("no more memory")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no more memory"):
+            fail()
+    files = sorted((tmp_path / "t").glob("*.json"))
+    assert len(files) == 2, "a second run must not overwrite the first"
+    for file in files:
+        record = json.loads(file.read_text())
+        assert (record["status"], record["results"]["rows"]) == ("failed", [1])
+        assert record["results"]["failures"] == ["RuntimeError: no more memory"]
+        assert "no more memory" in file.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("option", [["--bundle", "nowhere"], ["--device", "abacus"], ["--plans", "dd-9"]])
+def test_a_wrong_option_is_refused_and_files_nothing(folder: Path, tmp_path: Path, option: list[str]) -> None:
+    assert engine.main(["--bundle", str(folder), "--device", "cpu", "--out", str(tmp_path), *option]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_bench_runs_both_and_reports_the_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    for module, code in ((engine, 1), (http_load, 0)):
+
+        def run(argv: list[str], module: Any = module, code: int = code) -> int:
+            seen.append(module.options().parse_args(argv))
+            return code
+
+        monkeypatch.setattr(module, "main", run)
+    assert both.main(["--smoke", "--threads", "1", "--out", str(tmp_path)]) == 1
+    assert [(s.threads, s.out) for s in seen] == [(1, tmp_path)] * 2
+    assert seen[0].repeats == 2 and seen[1].rounds == 1
