@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -279,8 +280,12 @@ def common_options(parser: argparse.ArgumentParser) -> None:
 
 def run_command(run: Callable[[argparse.Namespace], bool], arguments: argparse.Namespace) -> int:
     """Runs a benchmark as a command; 0, 1 for a run that was filed as failed, 2 for a user's error."""
+    # As Ctrl-C does: a run that is ended is filed, and the processes that it started are ended too.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return 0 if run(arguments) else 1
     except DDError as error:
         print(f"benchmarks: error: {error.message}", file=sys.stderr)
         return 1 if isinstance(error, BenchmarkError) else 2
+    finally:
+        signal.signal(signal.SIGTERM, before)

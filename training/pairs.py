@@ -3,7 +3,8 @@
 A pair is only (condition, noise, final tokens): every X_t is recomputed from it. The noise of
 pair i is a function of (seed, i), so a shard stores labels and tokens alone, and the manifest
 the seed. A shard that exists is not made again; each is written atomically, so a killed run
-goes on with the first missing shard and ends with the same files.
+goes on with the first missing shard and ends with the same files. A larger count later adds
+shards to those that are there.
 
 Shapes: N pairs, L tokens, C code dimension.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -82,19 +84,20 @@ def make_pairs(
         RecipeError: `out` holds pairs of other settings or of another teacher.
     """
     out.mkdir(parents=True, exist_ok=True)
-    facts = {"pairs": asdict(cfg), "seed": seed, "weights": identity, "classes": classes}
+    made_with = {"pairs": {k: v for k, v in asdict(cfg).items() if k != "count"}, "seed": seed}
+    made_with |= {"weights": identity, "classes": classes}
     manifest = out / "manifest.json"
-    if manifest.exists():
-        if json.loads(manifest.read_text())["made_with"] != facts:
-            raise RecipeError(
-                f"{out} holds pairs of other settings or another teacher; choose another --out", param="out"
-            )
-    else:
-        manifest.write_text(json.dumps({"made_with": facts, "complete": False}, indent=1))
+    if manifest.exists() and json.loads(manifest.read_text())["made_with"] != made_with:
+        raise RecipeError(
+            f"{out} holds pairs of other settings or another teacher; choose another --out", param="out"
+        )
+    facts = {"made_with": made_with, "count": cfg.count}
+    manifest.write_text(json.dumps({**facts, "complete": False}, indent=1))
     chosen = plan.trajectory(sampler.layout.num_blocks)
     sampler = replace(sampler, flow=FlowSettings(cfg.solver, cfg.evaluations), exact=False)
     starts = range(0, cfg.count, cfg.shard)
-    missing = [(k, s) for k, s in enumerate(starts) if not _shard(out, k).exists()]
+    sizes = [min(cfg.shard, cfg.count - start) for start in starts]
+    missing = [(k, s) for k, s in enumerate(starts) if _rows(_shard(out, k)) != sizes[k]]
     for made, (number, start) in enumerate(track(missing, description="pairs")):
         if stop_after is not None and made >= stop_after:
             return out
@@ -114,7 +117,7 @@ def make_pairs(
         rate = (stop - start) / (time.perf_counter() - began)
         left = sum(min(cfg.shard, cfg.count - s) for _, s in missing[made + 1 :]) / rate
         log.info("pairs: shard %d of %d, %.1f pairs/s, %.0f s left", number + 1, len(starts), rate, left)
-    manifest.write_text(json.dumps({"made_with": facts, "complete": True}, indent=1))
+    manifest.write_text(json.dumps({**facts, "complete": True}, indent=1))
     return out
 
 
@@ -130,8 +133,8 @@ def load_pairs(folder: Path) -> Pairs:
         raise RecipeError(
             f"{folder} holds no complete set of pairs; run the pairs stage (again)", param="pairs"
         )
-    cfg = facts["made_with"]["pairs"]
-    shards = [load_file(_shard(folder, k)) for k in range(-(-cfg["count"] // cfg["shard"]))]
+    number = -(-facts["count"] // facts["made_with"]["pairs"]["shard"])
+    shards = [load_file(_shard(folder, k)) for k in range(number)]
     labels = torch.cat([s["labels"] for s in shards]).long()
     return Pairs(labels, torch.cat([s["tokens"] for s in shards]), facts["made_with"]["seed"])
 
@@ -156,6 +159,14 @@ def _trajectory(sampler: Sampler, chosen: plan.Plan, index: range, classes: int,
     with mixed_precision(sampler.device):
         codes = run_plan(sampler, chosen, cond, noise.to(sampler.device), uniform.to(sampler.device))
     return nearest(codebook, codes.float()).cpu()
+
+
+def _rows(shard: Path) -> int:
+    """Number of pairs of a shard, 0 where there is none."""
+    if not shard.exists():
+        return 0
+    with safe_open(shard, "pt") as file:
+        return int(file.get_slice("labels").get_shape()[0])
 
 
 def _shard(out: Path, number: int) -> Path:

@@ -49,7 +49,6 @@ class TeacherRecipe:
     matrix_lr: float = 4e-3
     weight_decay: float = 0.05
     class_dropout: float = 0.1
-    dropout: float = 0.0
     ema: float = 0.999
 
 
@@ -146,7 +145,7 @@ RECIPES: dict[str, Recipe] = {
         gpt=GPTConfig(layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, num_classes=10),
         tokenizer=TokenizerRecipe(steps=2700, batch=32, lpips_share=0.375),
         teacher=TeacherRecipe(steps=3600, batch=64, lr=2e-3, matrix_lr=3e-3),
-        pairs=PairsRecipe(count=30_000, batch=500, shard=5_000),
+        pairs=PairsRecipe(count=20_000, batch=500, shard=5_000),
         distill=DistillRecipe(
             steps=1500, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips_share=0.0625, ema=0.998
         ),

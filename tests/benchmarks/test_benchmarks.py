@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +164,23 @@ def test_failures_are_filed_with_what_was_measured(tmp_path: Path) -> None:
         assert (record["status"], record["results"]["rows"]) == ("failed", [1])
         assert record["results"]["failures"] == ["RuntimeError: no more memory"]
         assert "no more memory" in file.with_suffix(".md").read_text()
+
+
+def test_a_run_that_is_terminated_is_filed(tmp_path: Path) -> None:
+    """SIGTERM used to end the benchmark at once and leave its server running."""
+
+    def run(_: argparse.Namespace) -> bool:
+        with report.filed("t", _config(), str, tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return True
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        report.run_command(run, argparse.Namespace())
+    (file,) = (tmp_path / "t").glob("*.json")
+    assert json.loads(file.read_text())["status"] == "failed"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("option", [["--bundle", "nowhere"], ["--device", "abacus"], ["--plans", "dd-9"]])

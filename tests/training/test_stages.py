@@ -146,6 +146,10 @@ def test_pairs_resume_to_the_same_files_and_depend_on_the_seed(recipe: Recipe, t
     assert len(straight) == 4
     shard = "pairs-00000.safetensors"
     assert straight[shard] != make(tmp_path / "c", 1, None)[shard]
+    fewer = replace(recipe.pairs, count=24)
+    make_pairs(sampler, fewer, 10, tmp_path / "e", seed=0, identity=identity)
+    assert len(load_pairs(tmp_path / "e").tokens) == 24
+    assert make(tmp_path / "e", 0, None) == straight, "a set that grew equals one made at once"
     loaded = load_pairs(tmp_path / "a")
     assert loaded.tokens.shape == (48, 64) and loaded.labels.tolist() == [i % 10 for i in range(48)]
     with pytest.raises(RecipeError, match="other settings"):
