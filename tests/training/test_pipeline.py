@@ -1,0 +1,99 @@
+"""The whole pipeline, from images to a bundle that can be served, at tiny size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from dd_core.bundle import load_bundle
+from dd_core.plan import plan_for_budget
+from dd_core.sampling import sample_images
+from tests.training.pictures import Mean, pictures_like
+from tests.training.test_stages import RandomLpips
+from training import pipeline
+from training.__main__ import app, main
+from training.pipeline import Run
+from training.recipes import get_recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run on pictures in place of CIFAR-10, in the file that the real data is kept in."""
+    cache = tmp_path_factory.mktemp("cache")
+    images = {"train_images": pictures_like(256), "test_images": pictures_like(64, seed=1)}
+    labels = {
+        f"{s}_labels": (torch.arange(n) % 10).to(torch.uint8) for s, n in (("train", 256), ("test", 64))
+    }
+    save_file({**images, **labels}, str(cache / "cifar10.safetensors"))
+    RandomLpips(cache)
+    run = Run(get_recipe("tiny"), tmp_path_factory.mktemp("run"), CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DD_CACHE", str(cache))
+        patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
+        pipeline.train_tokenizer(run)
+        pipeline.train_teacher(run)
+        pipeline.generate_pairs(run)
+        pipeline.distill(run)
+        pipeline.evaluate(run, extractor=Mean(), timing=False)
+    return run
+
+
+def test_every_stage_leaves_its_files(run: Run) -> None:
+    names = {p.name for p in run.out.iterdir()}
+    for stage in ("tokenizer", "teacher", "student"):
+        needed = {f"{stage}.safetensors", f"{stage}.jsonl", f"{stage}-loss.png", f"{stage}-samples.png"}
+        assert needed <= names
+    assert {"tokens.safetensors", "pairs", "evaluation"} <= names
+
+
+def test_the_table_has_a_row_for_every_plan_and_for_real_images(run: Run) -> None:
+    rows = {
+        r["name"]: r for r in json.loads((run.out / "evaluation" / "evaluation.json").read_text())["rows"]
+    }
+    plans = {"dd-1", "dd-2", "teacher", "trajectory", "skip-26", "onestep", "pre-trained-1-21"}
+    assert plans | {"reconstruction", "real-test", "real-split"} <= set(rows)
+    assert {rows[n]["passes"] for n in ("dd-1", "dd-2", "pre-trained-1-21", "teacher")} == {1, 2, 21, 64}
+    assert "| dd-1 |" in (run.out / "evaluation" / "evaluation.md").read_text()
+
+
+def test_the_bundle_serves_what_was_trained(run: Run, tmp_path: Path) -> None:
+    manifest = pipeline.export(run, "tiny", tmp_path / "bundle")
+    bundle = load_bundle(tmp_path / "bundle", CPU)
+    assert bundle.manifest == manifest and bundle.manifest.training["name"] == "tiny"
+    measured = {p.plan.name: p.fid for p in bundle.presets}
+    assert all(measured[n] is not None for n in ("dd-1", "dd-2", "teacher", "onestep"))
+    assert bundle.manifest.metrics["reconstruction"]["images"] == 16
+    for budget in (1, 2, 64):
+        chosen = plan_for_budget(bundle.presets, budget).plan
+        assert chosen.cost <= budget
+    picture = sample_images(bundle.sampler, plan_for_budget(bundle.presets, 1).plan, [0], [(0, 0)])
+    assert picture.shape == (1, 32, 32, 3)
+
+
+def _refused(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    """Exit status of `dd-train` with these arguments."""
+    monkeypatch.setattr("sys.argv", ["dd-train", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code
+
+
+def test_commands_explain_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = CliRunner().invoke(app, ["--help"]).output
+    for stage in ("tokenizer", "teacher", "pairs", "distill", "evaluate", "all", "export"):
+        assert stage in listed
+    where = ("--out", str(tmp_path / "x"), "--device", "cpu")
+    assert _refused(monkeypatch, "pairs", "--recipe", "tiny", *where) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "run `dd-train tokenizer --out" in said and "Traceback" not in said
+    assert _refused(monkeypatch, "teacher", "--recipe", "huge", *where) == 2
+    assert "tiny, cpu, gpu" in capsys.readouterr().err
