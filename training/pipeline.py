@@ -182,9 +182,11 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         )
     measured = {row.name: row.metrics() for row in rows}
     sampler, recipe = load_sampler(run), run.recipe
+    # Only what was measured is offered: the planner compares figures.
     entries = [
-        PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
+        PresetEntry.of(p.plan, offered=p.offered, metrics=measured[p.plan.name])
         for p in presets(recipe)
+        if p.plan.name in measured
     ]
     manifest = Manifest(
         name=name,
