@@ -227,7 +227,7 @@ def test_batches_cover_an_epoch_and_depend_on_the_step_alone() -> None:
 def test_one_cycle_rises_and_falls() -> None:
     rates = [one_cycle(s, 100, 1.0) for s in range(100)]
     assert rates[0] < rates[4] == pytest.approx(1.0) and rates[-1] < 0.03
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[5:]))
 
 
 def test_ema_warms_up() -> None:
