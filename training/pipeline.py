@@ -52,10 +52,6 @@ class Run:
     device: torch.device
     stop_after: int | None = None
 
-    @property
-    def layout_blocks(self) -> int:
-        return self.recipe.gpt.layout.num_blocks
-
 
 def train_images(run: Run) -> ImageSet:
     """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe)."""

@@ -9,17 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-
-def to_uint8(image_B3HW: Tensor) -> Tensor:
-    """Images in [−1, 1] → `[B, H, W, 3]` uint8, rounded and clamped."""
-    return (
-        image_B3HW.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
-    )
+from dd_core.sampling import to_pixels
 
 
 def image_grid(image_B3HW: Tensor, path: Path, *, columns: int, scale: int = 2) -> None:
     """Writes images in [−1, 1], row by row, `scale` screen pixels to a pixel."""
-    pixels = to_uint8(image_B3HW)
+    pixels = to_pixels(image_B3HW).cpu()
     _, height, width, _ = pixels.shape
     rows = -(-len(pixels) // columns)
     sheet = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), 255, dtype=torch.uint8)

@@ -18,7 +18,7 @@ from dd_core import plan
 from dd_core.draw import DrawSettings
 from dd_core.models.llamagen import LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
-from dd_core.noise import stream_seed
+from dd_core.noise import batch_noise, stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, run_plan
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
@@ -124,8 +124,6 @@ def sample_grid(sampler: Sampler, chosen: plan.Plan, path: Path, classes: int, r
     """A picture of `rows` samples (seed 0, indices 0, 1, …) of each class, a column a class."""
     keys = [(0, i) for i in range(rows * classes)]
     labels: Sequence[int] = [i % classes for i in range(rows * classes)]
-    from dd_core.noise import batch_noise
-
     normal, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.tokenizer.codebook_VC.shape[1])
     cond = torch.tensor(labels, device=sampler.device)
     codes = run_plan(sampler, chosen, cond, normal.to(sampler.device), uniform.to(sampler.device))
