@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,11 @@ class Sampler:
     flow: FlowSettings = field(default_factory=FlowSettings)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     exact: bool = True
+
+    @cached_property
+    def codebook_VC(self) -> Tensor:
+        """The tokenizer's codes, normalised once."""
+        return self.tokenizer.codebook_VC.detach()
 
 
 # With fewer rows, BLAS libraries choose their kernel by the number of rows, and the rounding of a
@@ -97,7 +103,7 @@ def teacher_steps(
     """
     teacher = sampler.teacher
     assert teacher is not None, "run_plan checks that the plan's actors are there"
-    codebook, starts = sampler.tokenizer.codebook_VC, sampler.layout.starts
+    codebook, starts = sampler.codebook_VC, sampler.layout.starts
     guided = sampler.draw.guidance != 1.0
     cond = torch.cat([cond_B, torch.full_like(cond_B, teacher.null_class)]) if guided else cond_B
     idle = max(0, _EXACT_ROWS - len(cond)) if sampler.exact else 0
@@ -129,7 +135,7 @@ def marginal_draw(
     place = slice(sampler.layout.starts[start], sampler.layout.starts[stop])
     tokens = multinomial(sampler.marginals_KLV[cond_B, place].float(), uniform_BL[:, place])
     x = x_BLC.clone()
-    x[:, place] = lookup(sampler.tokenizer.codebook_VC, tokens)
+    x[:, place] = lookup(sampler.codebook_VC, tokens)
     return x
 
 
@@ -145,7 +151,7 @@ def run_plan(sampler: Sampler, plan: Plan, cond_B: Tensor, noise_BLC: Tensor, un
         InvalidPlanError: the plan is for another layout, or an actor that it needs is missing.
     """
     _check(sampler, plan)
-    codebook = sampler.tokenizer.codebook_VC
+    codebook = sampler.codebook_VC
     split = plan.num_blocks if plan.split is None else plan.split
     x = noise_BLC
     for segment in plan.segments:
@@ -185,6 +191,16 @@ def to_pixels(image_B3HW: Tensor) -> Tensor:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def sample_codes(
+    sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Final codes `[B, L, C]` on the sampler's device: one row for each label and (seed, index) key."""
+    noise, uniform = batch_noise(list(keys), sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
+    cond = torch.tensor(labels, dtype=torch.long)
+    cond, noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (cond, noise, uniform))
+    return run_plan(sampler, plan, cond, noise, uniform)
+
+
 @torch.inference_mode()
 def sample_images(
     sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[tuple[int, int]]
@@ -193,10 +209,6 @@ def sample_images(
 
     An image depends on its own label, key and plan; not on the others in the batch.
     """
-    codebook = sampler.tokenizer.codebook_VC
-    noise, uniform = batch_noise(list(keys), sampler.layout.num_tokens, codebook.shape[1])
-    cond = torch.tensor(labels, dtype=torch.long)
-    cond, noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (cond, noise, uniform))
-    codes = run_plan(sampler, plan, cond, noise, uniform)
+    codes = sample_codes(sampler, plan, labels, keys)
     lanes = torch.split(codes, 1) if sampler.exact else (codes,)
     return to_pixels(torch.cat([sampler.tokenizer.to_image(lane) for lane in lanes])).cpu()

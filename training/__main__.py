@@ -40,6 +40,13 @@ StopAfter = Annotated[
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")]
 
 
+class _Stderr(logging.Handler):
+    """Writes to what is standard error at that moment: a captured stream may be gone by the next line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def _prepare(
     recipe: str, out: Path, device: str, overrides: list[str] | None, stop_after: int | None, threads: int
 ) -> Run:
@@ -51,7 +58,7 @@ def _prepare(
         torch.set_float32_matmul_precision("high")
     handlers: list[logging.Handler] = [logging.FileHandler(out / "train.log")]
     if not sys.stderr.isatty():
-        handlers.append(logging.StreamHandler())
+        handlers.append(_Stderr())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     return run
@@ -74,6 +81,7 @@ def _command(name: str, stages: list[Callable[[Run], object]], help_text: str) -
 
 _STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "tokenizer": (pipeline.train_tokenizer, "(a) VQ tokenizer: images to codes and back."),
+    "decoder": (pipeline.train_decoder, "(a') Decoder against a discriminator; the codes stay as they are."),
     "teacher": (pipeline.train_teacher, "(b) Autoregressive teacher on the codes."),
     "pairs": (pipeline.generate_pairs, "(c) Noise-data pairs by Algorithm 1."),
     "distill": (pipeline.distill, "(d) Student by Algorithm 2, from the teacher's weights."),
@@ -84,6 +92,18 @@ for _name, (_stage, _help) in _STAGES.items():
 _command(
     "all", [stage for stage, _ in _STAGES.values()], "Stages (a) to (e) in order, each from where it stopped."
 )
+
+
+@app.command("start", help="Begin a run with a bundle's weights instead of training them anew.")
+def start(
+    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.")],
+    recipe: Recipe = _DEFAULT,
+    out: Out = _OUT,
+    device: Device = "auto",
+    overrides: Overrides = None,
+) -> None:
+    """Copies the weights and encodes the training images."""
+    pipeline.start_from(_prepare(recipe, out, device, overrides, None, 0), bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")

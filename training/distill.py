@@ -101,8 +101,12 @@ def distill_stage(
     tokenizer: VQTokenizer,
     lpips: Lpips | None,
     device: torch.device,
+    first: LlamaGenStudent | None = None,
 ) -> tuple[Stage, Ema, LlamaGenStudent]:
     """The stage, the average whose weights are the result, and the student being trained.
+
+    Args:
+        first: a student to go on from, instead of the teacher's weights.
 
     Raises:
         RecipeError: a training step outside the layout, an unknown optimizer, or a perceptual
@@ -120,6 +124,8 @@ def distill_stage(
         )
     codebook = tokenizer.codebook_VC.detach()
     student = student_from_teacher(teacher, codebook, recipe.seed)
+    if first is not None:
+        student.load_state_dict(first.state_dict())
     optimizer, ema = _optimizer(student, cfg), Ema(student, cfg.ema)
     noise_NLC = pairs.noise(codebook.shape[1])
     batches = Batches(len(pairs.tokens), cfg.batch, recipe.seed)

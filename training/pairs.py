@@ -30,7 +30,7 @@ from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
 from dd_core.noise import batch_noise
 from dd_core.runtime import mixed_precision
-from dd_core.sampling import Sampler, run_plan
+from dd_core.sampling import Sampler, sample_codes
 from training.recipes import PairsRecipe
 
 log = logging.getLogger("dd_train")
@@ -54,11 +54,12 @@ class Pairs:
         return noise
 
 
-def weights_digest(*modules: nn.Module) -> str:
-    """SHA-256 over all tensors of the modules: which weights something was made with."""
+def weights_digest(*parts: nn.Module | Tensor) -> str:
+    """SHA-256 over the tensors of all parts: which weights something was made with."""
     digest = hashlib.sha256()
-    for module in modules:
-        for key, value in sorted(module.state_dict().items()):
+    for part in parts:
+        tensors = {"": part} if isinstance(part, Tensor) else part.state_dict()
+        for key, value in sorted(tensors.items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -110,7 +111,7 @@ def make_pairs(
                 for i in range(start, stop, cfg.batch)
             ]
         )
-        dtype = torch.int16 if len(sampler.tokenizer.codebook_VC) <= 2**15 else torch.int32
+        dtype = torch.int16 if len(sampler.codebook_VC) <= 2**15 else torch.int32
         temporary = _shard(out, number).with_suffix(".tmp")
         save_file({"labels": labels.to(torch.int32), "tokens": tokens.to(dtype)}, str(temporary))
         temporary.replace(_shard(out, number))
@@ -153,12 +154,9 @@ def marginals(tokens_NL: Tensor, labels_N: Tensor, classes: int, codebook_size: 
 
 
 def _trajectory(sampler: Sampler, chosen: plan.Plan, index: range, classes: int, seed: int) -> Tensor:
-    codebook = sampler.tokenizer.codebook_VC
-    noise, uniform = batch_noise([(seed, i) for i in index], sampler.layout.num_tokens, codebook.shape[1])
-    cond = torch.tensor([i % classes for i in index], device=sampler.device)
     with mixed_precision(sampler.device):
-        codes = run_plan(sampler, chosen, cond, noise.to(sampler.device), uniform.to(sampler.device))
-    return nearest(codebook, codes.float()).cpu()
+        codes = sample_codes(sampler, chosen, [i % classes for i in index], [(seed, i) for i in index])
+    return nearest(sampler.codebook_VC, codes.float()).cpu()
 
 
 def _rows(shard: Path) -> int:

@@ -1,6 +1,8 @@
 """The stages in order, over one run folder; each reads what the earlier ones left there.
 
-tokenizer ─▶ tokenizer.safetensors ─▶ tokens.safetensors
+start     ─▶ tokenizer, teacher, first-student and tokens.safetensors of a bundle (instead of training them)
+tokenizer ─▶ tokenizer.safetensors, tokens.safetensors
+decoder   ─▶ decoder.safetensors: the tokenizer that draws; same codes, so nothing else waits for it
 teacher   ─▶ teacher.safetensors
 pairs     ─▶ pairs/
 distill   ─▶ student.safetensors
@@ -20,21 +22,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd_core import plan
-from dd_core.bundle import Manifest, PresetEntry, save_bundle
+from dd_core.bundle import Manifest, PresetEntry, load_bundle, save_bundle
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.plan import Preset
+from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
 from training.data import CIFAR10_CLASSES, ImageSet, cifar10, lpips_weights
+from training.decoder import decoder_stage
 from training.distill import distill_stage
 from training.evaluate import evaluate_plans
-from training.features import Extractor, FeatureExtractor
+from training.features import Extractor, FeatureExtractor, Precision
 from training.loop import Ema, Stage, run_stage
 from training.lpips import Lpips
 from training.pairs import load_pairs, make_pairs, marginals, weights_digest
-from training.recipes import Recipe
+from training.recipes import EvaluateRecipe, Recipe
 from training.report import Row, read_rows
 from training.teacher import draw_settings, teacher_stage
 from training.tokenizer import encode_all, tokenizer_stage
@@ -63,12 +67,56 @@ def train_tokenizer(run: Run) -> None:
     images = train_images(run)
     stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device)
     if _run(run, stage, ema, VQTokenizer(run.recipe.vq)):
-        tokens = encode_all(load_tokenizer(run), images, run.device)
-        save_file(
-            {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
+        write_tokens(run)
+
+
+def write_tokens(run: Run) -> None:
+    """`tokens.safetensors`: the codes of all training images and of their mirror images."""
+    images = train_images(run)
+    tokens = encode_all(load_tokenizer(run), images, run.device)
+    save_file(
+        {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
+    )
+    used = len(torch.unique(tokens))
+    log.info("tokenizer: %d of %d codes occur in the training images", used, run.recipe.vq.codebook_size)
+
+
+def train_decoder(run: Run) -> None:
+    """Stage (a′): nothing where the recipe gives it no steps."""
+    if not run.recipe.decoder.steps:
+        return
+    tokenizer, tokens = load_tokenizer(run), _read(run, "tokens", "tokenizer")["tokens"]
+    lpips = Lpips(lpips_weights())
+    stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
+    _run(run, stage, ema, VQTokenizer(run.recipe.vq))
+
+
+def start_from(run: Run, source: str | Path) -> None:
+    """Puts a bundle's weights and its tokens of the training images into a new run folder.
+
+    Every stage can then go on from there: `decoder`, `pairs` and, with `distill.start=student`,
+    `distill`.
+
+    Raises:
+        RecipeError: the folder has a tokenizer already, or the bundle's architecture is not the
+            recipe's.
+    """
+    if (run.out / "tokenizer.safetensors").exists():
+        raise RecipeError(f"{run.out} has a tokenizer already; choose another --out", param="out")
+    bundle = load_bundle(source, run.device)
+    manifest, sampler = bundle.manifest, bundle.sampler
+    if (manifest.vq, manifest.student) != (run.recipe.vq, run.recipe.gpt):
+        raise RecipeError(
+            f"{bundle.name} has another architecture than the recipe {run.recipe.name!r}: "
+            f"{manifest.vq}, {manifest.student}",
+            param="recipe",
         )
-        used = len(torch.unique(tokens))
-        log.info("tokenizer: %d of %d codes occur in the training images", used, run.recipe.vq.codebook_size)
+    parts: dict[str, object] = {"tokenizer": sampler.tokenizer, "teacher": sampler.teacher}
+    parts |= {"first-student": sampler.student}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            _save(run, name, part)
+    write_tokens(run)
 
 
 def train_teacher(run: Run) -> None:
@@ -92,7 +140,7 @@ def generate_pairs(run: Run) -> None:
         run.recipe.gpt.num_classes,
         run.out / "pairs",
         seed=run.recipe.seed + 1,
-        identity=weights_digest(teacher, tokenizer),
+        identity=weights_digest(teacher, tokenizer.codebook_VC),
         stop_after=run.stop_after,
     )
 
@@ -101,15 +149,18 @@ def distill(run: Run) -> None:
     """Stage (d)."""
     lpips = Lpips(lpips_weights()) if run.recipe.distill.lpips else None
     pairs = load_pairs(run.out / "pairs")
+    first = None
+    if run.recipe.distill.start == "student":
+        first = _load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device
+        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first
     )
     _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
 
 
 def load_sampler(run: Run) -> Sampler:
     """All models of the run, for evaluation and export."""
-    tokenizer, recipe = load_tokenizer(run), run.recipe
+    tokenizer, recipe = load_drawing_tokenizer(run), run.recipe
     pairs = load_pairs(run.out / "pairs")
     frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
     student = _load(run, LlamaGenStudent(recipe.gpt), "student", "distill")
@@ -160,9 +211,15 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         run.out / "evaluation",
         tag=weights_digest(*modules),
         seed=run.recipe.seed + 2,
-        extractor=extractor or FeatureExtractor(run.device, cfg.precision),
+        extractor=extractor or FeatureExtractor(run.device, _precision(cfg, run.device)),
         timing=timing,
     )
+
+
+def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
+    if cfg.precision != "auto":
+        return cfg.precision
+    return "bfloat16" if device.type == "cpu" and native_bfloat16(device) else "float32"
 
 
 def export(run: Run, name: str, folder: Path) -> Manifest:
@@ -227,6 +284,17 @@ def load_tokenizer(run: Run) -> VQTokenizer:
     return _load(run, VQTokenizer(run.recipe.vq), "tokenizer", "tokenizer")
 
 
+def load_drawing_tokenizer(run: Run) -> VQTokenizer:
+    """The tokenizer that makes pictures: stage (a′)'s, or stage (a)'s where the recipe has no (a′).
+
+    Raises:
+        RecipeError: it has not been trained yet.
+    """
+    if not run.recipe.decoder.steps:
+        return load_tokenizer(run)
+    return _load(run, VQTokenizer(run.recipe.vq), "decoder", "decoder")
+
+
 def load_teacher(run: Run) -> LlamaGenTeacher:
     """The teacher that stage (b) left.
 
@@ -251,9 +319,13 @@ def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
     if step < stage.steps:
         return False
     shape_of.load_state_dict(ema.average)
-    state = {k: v.cpu().contiguous() for k, v in shape_of.state_dict().items()}
-    save_file(state, str(run.out / f"{stage.name}.safetensors"))
+    _save(run, stage.name, shape_of)
     return True
+
+
+def _save(run: Run, name: str, module: nn.Module) -> None:
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    save_file(state, str(run.out / f"{name}.safetensors"))
 
 
 def _read(run: Run, name: str, stage: str) -> dict[str, Tensor]:

@@ -17,10 +17,10 @@ from dd_core.models.config import GPTConfig, VQConfig
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """Stage (a). Loss: |x − x̂| + `lpips`·LPIPS + `commitment`·‖z − sg(c)‖² (+ `adversarial`·GAN).
+    """Stage (a). Loss: |x − x̂| + `lpips`·LPIPS + `commitment`·‖z − sg(c)‖².
 
-    `lpips_share` is the share of each batch that the perceptual loss sees (it costs as much
-    as the tokenizer itself); the discriminator joins after `adversarial_from` of the run.
+    `lpips_share` is the share of each batch that the perceptual loss sees: it costs as much as
+    the tokenizer itself.
     """
 
     steps: int
@@ -31,9 +31,25 @@ class TokenizerRecipe:
     commitment: float = 0.25
     codebook_decay: float = 0.99
     continuous_for: float = 0.05
-    adversarial: float = 0.0
-    adversarial_from: float = 0.5
     ema: float = 0.999
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """Stage (a′). Loss: |x − x̂| + `lpips`·LPIPS + `adversarial`·hinge GAN, codes fixed.
+
+    The adversarial weight grows from 0 over the first `ramp` of the run. `steps` 0 leaves the
+    stage out.
+    """
+
+    steps: int
+    batch: int
+    lr: float = 3e-4
+    judge_lr: float = 5e-4
+    lpips: float = 1.0
+    adversarial: float = 0.15
+    ramp: float = 0.05
+    ema: float = 0.998
 
 
 @dataclass(frozen=True)
@@ -74,11 +90,14 @@ class DistillRecipe:
     Loss: `cross_entropy`·CE(logits) + `lpips`·LPIPS(decoder(embeddings)) + `mse`·‖embedding − code‖².
     `train_steps` is the set {t_k} from which t is drawn uniformly (0-based blocks).
     `optimizer` is `adamw` (0.9, 0.95) as in the paper, or `muon` for the blocks' matrices.
+    `start` says whose weights the student begins with: the `teacher`'s, as in line 1 of Algorithm 2,
+    or those of the `student` that the run was started from (`dd-train start`).
     """
 
     steps: int
     batch: int
     train_steps: tuple[int, ...] = (0, 20)
+    start: Literal["teacher", "student"] = "teacher"
     optimizer: str = "adamw"
     lr: float = 1e-3
     matrix_lr: float = 2e-3
@@ -95,14 +114,15 @@ class EvaluateRecipe:
     """Stage (e). How many images a plan draws, and how many real ones they are held against.
 
     `test` real images are reconstructed, and halved for the real split. `precision` is that of
-    the Inception network: bfloat16 is twice as fast on a CPU.
+    the Inception network; `auto` is bfloat16 on a CPU that multiplies it in hardware (twice as fast
+    there), else float32.
     """
 
     images: int
     reference: int
     test: int = 10_000
     batch: int = 250
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -113,6 +133,7 @@ class Recipe:
     vq: VQConfig
     gpt: GPTConfig
     tokenizer: TokenizerRecipe
+    decoder: DecoderRecipe
     teacher: TeacherRecipe
     pairs: PairsRecipe
     distill: DistillRecipe
@@ -130,6 +151,7 @@ RECIPES: dict[str, Recipe] = {
         vq=VQConfig(64, 4, 32, 32, (1, 1, 1), 1),
         gpt=GPTConfig(layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, num_classes=10),
         tokenizer=TokenizerRecipe(steps=6, batch=8, lpips_share=0.5),
+        decoder=DecoderRecipe(steps=6, batch=8),
         teacher=TeacherRecipe(steps=6, batch=8),
         pairs=PairsRecipe(count=48, batch=16, shard=16),
         distill=DistillRecipe(steps=6, batch=8, train_steps=(0, 20), lpips_share=0.5, mse=1.0),
@@ -144,19 +166,21 @@ RECIPES: dict[str, Recipe] = {
         vq=VQConfig(1024, 8, 128, 32, (1, 2, 4), 1),
         gpt=GPTConfig(layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, num_classes=10),
         tokenizer=TokenizerRecipe(steps=2700, batch=32, lpips_share=0.375),
+        decoder=DecoderRecipe(steps=2400, batch=16),
         teacher=TeacherRecipe(steps=3600, batch=64, lr=2e-3, matrix_lr=3e-3),
         pairs=PairsRecipe(count=20_000, batch=500, shard=5_000),
         distill=DistillRecipe(
             steps=1500, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips_share=0.0625, ema=0.998
         ),
-        evaluate=EvaluateRecipe(images=5_000, reference=10_000, precision="bfloat16"),
+        evaluate=EvaluateRecipe(images=5_000, reference=10_000, precision="auto"),
     ),
     # Sized for half an hour of one data-centre GPU and a bundle under 60 MiB.
     "gpu": Recipe(
         name="gpu",
         vq=VQConfig(1024, 8, 128, 64, (1, 2, 2), 2),
         gpt=GPTConfig(layers=8, heads=5, dim=320, codebook_size=1024, code_dim=8, grid=8, num_classes=10),
-        tokenizer=TokenizerRecipe(steps=8_000, batch=256, adversarial=0.1),
+        tokenizer=TokenizerRecipe(steps=8_000, batch=256),
+        decoder=DecoderRecipe(steps=8_000, batch=128, ema=0.999),
         teacher=TeacherRecipe(steps=10_000, batch=512, lr=2e-3, matrix_lr=3e-3),
         pairs=PairsRecipe(count=400_000, batch=5_000, shard=50_000),
         distill=DistillRecipe(steps=30_000, batch=512, ema=0.9995),

@@ -5,7 +5,6 @@ Shapes: B batch, L tokens, N images, V codebook size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from dd_core import plan
 from dd_core.draw import DrawSettings
 from dd_core.models.llamagen import LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
-from dd_core.noise import batch_noise, stream_seed
+from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
-from dd_core.sampling import Sampler, run_plan
+from dd_core.sampling import Sampler, sample_codes
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
 from training.plots import image_grid
 from training.recipes import Recipe
@@ -123,8 +122,5 @@ def draw_settings(recipe: Recipe) -> DrawSettings:
 def sample_grid(sampler: Sampler, chosen: plan.Plan, path: Path, classes: int, rows: int = 4) -> None:
     """A picture of `rows` samples (seed 0, indices 0, 1, …) of each class, a column a class."""
     keys = [(0, i) for i in range(rows * classes)]
-    labels: Sequence[int] = [i % classes for i in range(rows * classes)]
-    normal, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.tokenizer.codebook_VC.shape[1])
-    cond = torch.tensor(labels, device=sampler.device)
-    codes = run_plan(sampler, chosen, cond, normal.to(sampler.device), uniform.to(sampler.device))
+    codes = sample_codes(sampler, chosen, [i % classes for i in range(rows * classes)], keys)
     image_grid(sampler.tokenizer.to_image(codes), path, columns=classes)

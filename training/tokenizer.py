@@ -1,4 +1,4 @@
-"""Stage (a): a VQ tokenizer with perceptual loss, an EMA codebook and an optional discriminator.
+"""Stage (a): a VQ tokenizer with perceptual loss and an EMA codebook.
 
 The codebook is not trained by gradients: each code moves to the running mean of the encoder
 outputs assigned to it (on the unit sphere, as LlamaGen's codes are), and a code that is hardly
@@ -71,34 +71,13 @@ class CodebookAverage:
         self.sum_VC.copy_(state["sum"])
 
 
-class PatchDiscriminator(nn.Module):
-    """Real or reconstructed, for each patch: image `[B, 3, H, W]` → logits `[B, 1, H/4, W/4]`."""
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, width, 4, 2, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False),
-            nn.GroupNorm(32, 2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 2 * width, 3, 1, 1, bias=False),
-            nn.GroupNorm(32, 2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 1, 3, 1, 1),
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.net(image)  # type: ignore[no-any-return]
-
-
 def new_tokenizer(recipe: Recipe, device: torch.device) -> VQTokenizer:
     """A freshly initialised tokenizer, the same for the same seed on every device."""
     torch.manual_seed(stream_seed(recipe.seed, 0, "tokenizer-init"))
-    return VQTokenizer(recipe.vq).to(device=device, memory_format=_layout(device))  # type: ignore[call-overload, no-any-return]
+    return VQTokenizer(recipe.vq).to(device=device, memory_format=memory_layout(device))  # type: ignore[call-overload, no-any-return]
 
 
-def _layout(device: torch.device) -> torch.memory_format:
+def memory_layout(device: torch.device) -> torch.memory_format:
     """Channels last where tensor cores want it; on a CPU it made a step 1.5 times slower."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
@@ -118,11 +97,6 @@ def tokenizer_stage(
     batches = Batches(len(images.images), cfg.batch, recipe.seed)
     first_quantised = int(cfg.continuous_for * cfg.steps)
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "codebook": average, "ema": ema}
-    discriminator: PatchDiscriminator | None = None
-    if cfg.adversarial:
-        discriminator = PatchDiscriminator().to(device=device, memory_format=_layout(device))  # type: ignore[call-overload]
-        judge = torch.optim.AdamW(discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9))
-        parts |= {"discriminator": discriminator, "judge": judge}
 
     def update(step: int) -> dict[str, Tensor]:
         set_lr(optimizer, one_cycle(step, cfg.steps, 1.0))
@@ -130,7 +104,7 @@ def tokenizer_stage(
         x = x.to(device)
         flip = torch.rand(len(x)) < 0.5
         x = torch.where(flip.to(device)[:, None, None, None], x.flip(3), x)
-        x = x.contiguous(memory_format=_layout(device))
+        x = x.contiguous(memory_format=memory_layout(device))
         quantise = step >= first_quantised
         seen = max(1, round(cfg.lpips_share * len(x)))
         with mixed_precision(device):
@@ -144,11 +118,6 @@ def tokenizer_stage(
         pixel, commit = (recon - x).abs().mean(), (z - code).square().sum(-1).mean()
         loss = pixel + cfg.lpips * perceptual + (cfg.commitment if quantise else 0.0) * commit
         figures = {"l1": pixel, "lpips": perceptual, "commit": commit}
-        if discriminator is not None and step >= cfg.adversarial_from * cfg.steps:
-            with mixed_precision(device):
-                fooled = -discriminator(recon).float().mean()
-            loss = loss + cfg.adversarial * fooled
-            figures["fooled"] = fooled
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -158,14 +127,6 @@ def tokenizer_stage(
         else:
             average.reseed(model.codebook_raw, z.detach().flatten(0, 1))
         ema.update(model)
-        if discriminator is not None and step >= cfg.adversarial_from * cfg.steps:
-            with mixed_precision(device):
-                real, fake = discriminator(x).float(), discriminator(recon.detach()).float()
-            hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-            judge.zero_grad(set_to_none=True)
-            hinge.backward()  # type: ignore[no-untyped-call]
-            judge.step()
-            figures["hinge"] = hinge
         figures["codes_in_use"] = (
             (average.count_V > 0.1 * len(z) * z.shape[1] / len(average.count_V)).float().mean()
         )

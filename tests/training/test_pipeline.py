@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dd_core.bundle import load_bundle
+from dd_core.errors import RecipeError
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from tests.training.pictures import Mean, pictures_like
@@ -24,8 +25,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run on pictures in place of CIFAR-10, in the file that the real data is kept in."""
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in place of CIFAR-10, in the file that the real data is kept in, and LPIPS weights."""
     cache = tmp_path_factory.mktemp("cache")
     images = {"train_images": pictures_like(256), "test_images": pictures_like(64, seed=1)}
     labels = {
@@ -33,11 +34,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     }
     save_file({**images, **labels}, str(cache / "cifar10.safetensors"))
     RandomLpips(cache)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run."""
     run = Run(get_recipe("tiny"), tmp_path_factory.mktemp("run"), CPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DD_CACHE", str(cache))
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
         pipeline.train_tokenizer(run)
+        pipeline.train_decoder(run)
         pipeline.train_teacher(run)
         pipeline.generate_pairs(run)
         pipeline.distill(run)
@@ -47,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_every_stage_leaves_its_files(run: Run) -> None:
     names = {p.name for p in run.out.iterdir()}
-    for stage in ("tokenizer", "teacher", "student"):
+    for stage in ("tokenizer", "decoder", "teacher", "student"):
         needed = {f"{stage}.safetensors", f"{stage}.jsonl", f"{stage}-loss.png", f"{stage}-samples.png"}
         assert needed <= names
     assert {"tokens.safetensors", "pairs", "evaluation"} <= names
@@ -77,6 +85,32 @@ def test_the_bundle_serves_what_was_trained(run: Run, tmp_path: Path) -> None:
     assert picture.shape == (1, 32, 32, 3)
 
 
+def test_a_run_can_start_from_a_bundle(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle's weights (as float16 holds them), its tokens, and stages that go on from there."""
+    monkeypatch.setenv("DD_CACHE", str(cache))
+    monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
+    pipeline.export(run, "tiny", tmp_path / "bundle")
+    again = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
+    again.out.mkdir()
+    pipeline.start_from(again, tmp_path / "bundle")
+    drawn, student = load_file(run.out / "decoder.safetensors"), load_file(run.out / "student.safetensors")
+    found = load_file(again.out / "tokenizer.safetensors")
+    assert all(torch.equal(found[k], v.half().float()) for k, v in drawn.items())
+    found = load_file(again.out / "first-student.safetensors")
+    assert all(torch.equal(found[k], v.half().float()) for k, v in student.items())
+    assert load_file(again.out / "tokens.safetensors")["tokens"].shape == (2, 256, 64)
+    pipeline.generate_pairs(again)
+    pipeline.distill(again)
+    assert (again.out / "student.safetensors").exists()
+    with pytest.raises(RecipeError, match="has a tokenizer already"):
+        pipeline.start_from(again, tmp_path / "bundle")
+    other = Run(get_recipe("cpu"), tmp_path / "other", CPU)
+    with pytest.raises(RecipeError, match="another architecture"):
+        pipeline.start_from(other, tmp_path / "bundle")
+
+
 def _refused(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
     """Exit status of `dd-train` with these arguments."""
     monkeypatch.setattr("sys.argv", ["dd-train", *arguments])
@@ -89,7 +123,17 @@ def test_commands_explain_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = CliRunner().invoke(app, ["--help"]).output
-    for stage in ("tokenizer", "teacher", "pairs", "distill", "evaluate", "all", "export"):
+    for stage in (
+        "tokenizer",
+        "decoder",
+        "teacher",
+        "pairs",
+        "distill",
+        "evaluate",
+        "all",
+        "start",
+        "export",
+    ):
         assert stage in listed
     where = ("--out", str(tmp_path / "x"), "--device", "cpu")
     assert _refused(monkeypatch, "pairs", "--recipe", "tiny", *where) == 2

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.errors import RecipeError
+from dd_core.models.llamagen import LlamaGenStudent
 from dd_core.sampling import Sampler
 from tests.training.pictures import pictures_like
 from training.data import ImageSet
+from training.decoder import FeatureDiscriminator, decoder_stage, hinge
 from training.distill import distill_stage, student_from_teacher
 from training.loop import Batches, Ema, Stage, one_cycle, run_stage
 from training.lpips import Lpips
@@ -77,8 +79,9 @@ def _stage_maker(name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs) -> Calla
 
     def make() -> tuple[Stage, Ema]:
         if name == "tokenizer":
-            adversarial = replace(recipe.tokenizer, adversarial=0.1, adversarial_from=0.3)
-            return tokenizer_stage(replace(recipe, tokenizer=adversarial), images, lpips, CPU)
+            return tokenizer_stage(recipe, images, lpips, CPU)
+        if name == "decoder":
+            return decoder_stage(recipe, images, tokens, tokenizer, lpips, CPU)
         if name == "teacher":
             return teacher_stage(recipe, tokens, images.labels, tokenizer, CPU)
         stage, ema, _ = distill_stage(recipe, pairs, new_teacher(recipe, CPU), tokenizer, lpips, CPU)
@@ -87,7 +90,7 @@ def _stage_maker(name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs) -> Calla
     return make
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "teacher", "student"])
+@pytest.mark.parametrize("name", ["tokenizer", "decoder", "teacher", "student"])
 def test_resume_equals_an_uninterrupted_run(
     name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
 ) -> None:
@@ -193,6 +196,46 @@ def test_distillation_learns_a_map_from_noise(recipe: Recipe, tmp_path: Path) ->
     last = json.loads((tmp_path / "student.jsonl").read_text().splitlines()[-1])
     assert last["cross_entropy"] < 0.45 and last["accuracy"] > 0.8
     assert last["mse"] < 0.5
+
+
+def test_the_decoder_stage_moves_the_decoder_and_nothing_else(
+    recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
+) -> None:
+    stage, ema = _stage_maker("decoder", recipe, lpips, pairs)()
+    run_stage(stage, tmp_path, seed=0)
+    before = new_tokenizer(recipe, CPU).state_dict()
+    moved = {k for k, v in ema.average.items() if not torch.equal(v, before[k])}
+    assert moved and all(k.startswith(("decoder.", "post_quant_conv.")) for k in moved)
+    assert {k for k in before if k.startswith("decoder.conv_out")} <= moved
+
+
+def test_the_discriminator_learns_to_tell_sharp_from_blurred(lpips: Lpips) -> None:
+    """And its opinion has a gradient with respect to the picture, which is what the decoder follows."""
+    torch.manual_seed(0)
+    sharp = pictures_like(16).float().div(127.5).sub(1)
+    blurred = nn.functional.avg_pool2d(sharp, 5, stride=1, padding=2)
+    judge = FeatureDiscriminator(16)
+    optimizer = torch.optim.Adam(judge.parameters(), lr=5e-3)
+    real, fake = lpips.features(sharp), lpips.features(blurred)
+    first = hinge(judge(real), judge(fake)).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        hinge(judge(real), judge(fake)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert hinge(judge(real), judge(fake)).item() < 0.92 * first
+    blurred.requires_grad_()
+    sum(m.mean() for m in judge(lpips.features(blurred))).backward()  # type: ignore[union-attr]
+    assert blurred.grad is not None and blurred.grad.abs().sum() > 0
+
+
+def test_distillation_can_go_on_from_a_student(recipe: Recipe, pairs: Pairs) -> None:
+    tokenizer, teacher = new_tokenizer(recipe, CPU), new_teacher(recipe, CPU)
+    first = LlamaGenStudent(recipe.gpt)
+    settings = replace(recipe.distill, lpips=0.0)
+    _, _, student = distill_stage(
+        replace(recipe, distill=settings), pairs, teacher, tokenizer, None, CPU, first
+    )
+    assert all(torch.equal(v, first.state_dict()[k]) for k, v in student.state_dict().items())
 
 
 def test_codebook_average_finds_clusters_and_revives_dead_codes() -> None:
