@@ -7,6 +7,7 @@ branch on data and without a host synchronisation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ class DrawSettings:
     """How a teacher's logits become a distribution.
 
     Args:
-        guidance: scale s of classifier-free guidance, u + s·(c − u); 1 = none.
+        guidance: scale of classifier-free guidance, see `scale`.
+        guidance_schedule: `constant`: u + s·(c − u) in every block, 1 = none (LlamaGen). `linear`: the
+            scale grows from 1 in the first block to 1 + s in the last, 0 = none (VAR).
+        guidance_until: last block that is guided; later ones use c alone. None = all are.
         temperature: divides the logits.
         top_k: keep the k largest (0 = all); ties with the k-th stay.
         top_p: keep the smallest set of largest probabilities that reaches p (1 = all); the
@@ -30,6 +34,8 @@ class DrawSettings:
     """
 
     guidance: float = 1.0
+    guidance_schedule: Literal["constant", "linear"] = "constant"
+    guidance_until: int | None = None
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -37,6 +43,11 @@ class DrawSettings:
     def __post_init__(self) -> None:
         if self.guidance < 0:
             raise InvalidRequestError(f"guidance must not be negative, got {self.guidance}", param="guidance")
+        if self.guidance_schedule not in ("constant", "linear"):
+            raise InvalidRequestError(
+                f"guidance_schedule must be constant or linear, not {self.guidance_schedule!r}",
+                param="guidance_schedule",
+            )
         if self.temperature <= 0:
             raise InvalidRequestError(
                 f"temperature must be positive, got {self.temperature}", param="temperature"
@@ -45,6 +56,19 @@ class DrawSettings:
             raise InvalidRequestError(f"top_k must be 0 (all) or more, got {self.top_k}", param="top_k")
         if not 0 < self.top_p <= 1:
             raise InvalidRequestError(f"top_p must be in (0, 1], got {self.top_p}", param="top_p")
+
+    @property
+    def guided(self) -> bool:
+        """Whether any block needs the unconditional half."""
+        return self.guidance != (0.0 if self.guidance_schedule == "linear" else 1.0)
+
+    def scale(self, step: int, num_blocks: int) -> float:
+        """S of u + s·(c − u) in block `step` of `num_blocks`; 1 where it is not guided."""
+        if self.guidance_until is not None and step > self.guidance_until:
+            return 1.0
+        if self.guidance_schedule == "constant":
+            return self.guidance
+        return 1.0 + self.guidance * step / max(1, num_blocks - 1)
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
@@ -62,6 +86,11 @@ def log_probabilities(logits: Tensor, settings: DrawSettings) -> Tensor:
     Returns:
         float32 `[…, V]`.
     """
+    return keep_likely(logits, settings).log_softmax(-1)
+
+
+def keep_likely(logits: Tensor, settings: DrawSettings) -> Tensor:
+    """Logits / temperature, −∞ outside top-k and then top-p; float32 `[…, V]`."""
     logits = logits.float() / settings.temperature
     if 0 < settings.top_k < logits.shape[-1]:
         kth = logits.topk(settings.top_k, dim=-1).values[..., -1:]
@@ -73,7 +102,7 @@ def log_probabilities(logits: Tensor, settings: DrawSettings) -> Tensor:
         excluded = (p.cumsum(-1) - p) > settings.top_p
         excluded = torch.zeros_like(excluded).scatter(-1, order, excluded)
         logits = logits.masked_fill(excluded, float("-inf"))
-    return logits.log_softmax(-1)
+    return logits
 
 
 def multinomial(log_p: Tensor, uniform: Tensor) -> Tensor:

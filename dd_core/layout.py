@@ -94,3 +94,8 @@ def student_mask(layout: TokenLayout) -> Tensor:
     """
     block = torch.tensor((-1, *layout.block_of))
     return (block[None, :] < block[:, None]) | torch.eye(len(block), dtype=torch.bool)
+
+
+def paper_student_mask(layout: TokenLayout) -> Tensor:
+    """Mask of App. B `[1 + L, 1 + L]`: tokens of one block see each other, as a teacher's do."""
+    return teacher_mask(layout)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd_core.codebook import lookup, nearest
+from dd_core.condition import Condition, joined, padded, rows
 from dd_core.draw import DrawSettings, guide, log_probabilities, multinomial
 from dd_core.errors import InvalidPlanError
 from dd_core.flow import FlowSettings, flow_map
@@ -71,14 +72,14 @@ def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayou
 
 
 def student_jump(
-    student: Student, codebook_VC: Tensor, x_BLC: Tensor, cond_B: Tensor, step_B: Tensor, split: int
+    student: Student, codebook_VC: Tensor, x_BLC: Tensor, cond: Condition, step_B: Tensor, split: int
 ) -> Tensor:
     """F_θ(X_t, t) of Eq. 6: final codes `[B, L, C]` from any point of a trajectory.
 
     Tokens before each sample's step stay as they are. Of the others, those of blocks before
     `split` are codebook rows (argmax of the logits), the rest the embedding head's output.
     """
-    embeddings, logits = student.predict(x_BLC, cond_B, step_B)
+    embeddings, logits = student.predict(x_BLC, cond, step_B)
     first_continuous = student.layout.starts[split]
     codes = lookup(codebook_VC, logits[:, :first_continuous].argmax(-1))
     predicted = torch.cat([codes, embeddings[:, first_continuous:]], 1)
@@ -89,7 +90,7 @@ def teacher_steps(
     sampler: Sampler,
     plan: Plan,
     x_BLC: Tensor,
-    cond_B: Tensor,
+    cond: Condition,
     noise_BLC: Tensor,
     uniform_BL: Tensor,
     start: int,
@@ -98,52 +99,54 @@ def teacher_steps(
     """The teacher draws blocks `start..stop-1` given what comes before (Algorithms 1 and 4).
 
     With `plan.draw == "flow"` a token is the image of its own noise under Eq. 4, else it is drawn
-    with the image's own uniform numbers. The prefix is snapped to its nearest codes, and read
-    in one causal prefill: the condition is the teacher's true p(· | X[:t−1]).
+    with the image's own uniform numbers. The prefix is snapped to its nearest codes, stays so, and is
+    read in one causal prefill: the condition is the teacher's true p(· | X[:t−1]).
     """
     teacher = sampler.teacher
     assert teacher is not None, "run_plan checks that the plan's actors are there"
     codebook, starts = sampler.codebook_VC, sampler.layout.starts
-    guided = sampler.draw.guidance != 1.0
-    cond = torch.cat([cond_B, torch.full_like(cond_B, teacher.null_class)]) if guided else cond_B
-    idle = max(0, _EXACT_ROWS - len(cond)) if sampler.exact else 0
-    cond = F.pad(cond, (0, idle))
-    cache = teacher.new_cache(len(cond))
+    guided = sampler.draw.guided
+    cond = joined(cond, teacher.null_like(cond)) if guided else cond
+    used = rows(cond)
+    idle = max(0, _EXACT_ROWS - used) if sampler.exact else 0
+    cond = padded(cond, idle)
+    cache = teacher.new_cache(used + idle)
     tokens_BL = torch.zeros(x_BLC.shape[:2], dtype=torch.long, device=x_BLC.device)
-    if start:
-        tokens_BL[:, : starts[start]] = nearest(codebook, x_BLC[:, : starts[start]])
+    tokens_BL[:, : starts[start]] = nearest(codebook, x_BLC[:, : starts[start]])
     for step in range(start, stop):
         block = slice(starts[step], starts[step + 1])
         seen = F.pad(torch.cat([tokens_BL, tokens_BL]) if guided else tokens_BL, (0, 0, 0, idle))
-        logits = teacher.block_logits(seen, cond, step, cache)[: len(cond) - idle]
-        log_p = log_probabilities(guide(logits, sampler.draw.guidance) if guided else logits, sampler.draw)
+        logits = teacher.block_logits(seen, cond, step, cache)[:used]
+        if guided:
+            logits = guide(logits, sampler.draw.scale(step, plan.num_blocks))
+        log_p = log_probabilities(logits, sampler.draw)
         if plan.draw == "flow":
             tokens_BL[:, block] = flow_map(noise_BLC[:, block], log_p, codebook, sampler.flow)
         else:
             tokens_BL[:, block] = multinomial(log_p, uniform_BL[:, block])
-    made = slice(starts[start], starts[stop])
     x = x_BLC.clone()
-    x[:, made] = lookup(codebook, tokens_BL[:, made])
+    x[:, : starts[stop]] = lookup(codebook, tokens_BL[:, : starts[stop]])
     return x
 
 
 def marginal_draw(
-    sampler: Sampler, x_BLC: Tensor, cond_B: Tensor, uniform_BL: Tensor, start: int, stop: int
+    sampler: Sampler, x_BLC: Tensor, cond: Condition, uniform_BL: Tensor, start: int, stop: int
 ) -> Tensor:
     """Every token of blocks `start..stop-1` drawn independently from its frequency."""
     assert sampler.marginals_KLV is not None, "run_plan checks that the plan's actors are there"
+    assert isinstance(cond, Tensor), "frequencies are of classes"
     place = slice(sampler.layout.starts[start], sampler.layout.starts[stop])
-    tokens = multinomial(sampler.marginals_KLV[cond_B, place].float(), uniform_BL[:, place])
+    tokens = multinomial(sampler.marginals_KLV[cond, place].float(), uniform_BL[:, place])
     x = x_BLC.clone()
     x[:, place] = lookup(sampler.codebook_VC, tokens)
     return x
 
 
-def run_plan(sampler: Sampler, plan: Plan, cond_B: Tensor, noise_BLC: Tensor, uniform_BL: Tensor) -> Tensor:
+def run_plan(sampler: Sampler, plan: Plan, cond: Condition, noise_BLC: Tensor, uniform_BL: Tensor) -> Tensor:
     """Runs a plan: noise → final codes `[B, L, C]` (Algorithms 1, 3 and 4 and the baselines).
 
     Args:
-        cond_B: class indices.
+        cond: class indices `[B]`, or texts.
         noise_BLC: the images' noise, standard normal; the same tensor serves every segment.
         uniform_BL: the images' numbers in (0, 1) for multinomial draws.
 
@@ -155,15 +158,15 @@ def run_plan(sampler: Sampler, plan: Plan, cond_B: Tensor, noise_BLC: Tensor, un
     split = plan.num_blocks if plan.split is None else plan.split
     x = noise_BLC
     for segment in plan.segments:
-        step_B = torch.full_like(cond_B, segment.start)
+        step_B = torch.full((len(x),), segment.start, device=x.device)
         x = renoise(x, noise_BLC, step_B, sampler.layout)
         if segment.actor == "student":
             assert sampler.student is not None
-            x = student_jump(sampler.student, codebook, x, cond_B, step_B, split)
+            x = student_jump(sampler.student, codebook, x, cond, step_B, split)
         elif segment.actor == "teacher":
-            x = teacher_steps(sampler, plan, x, cond_B, noise_BLC, uniform_BL, segment.start, segment.stop)
+            x = teacher_steps(sampler, plan, x, cond, noise_BLC, uniform_BL, segment.start, segment.stop)
         else:
-            x = marginal_draw(sampler, x, cond_B, uniform_BL, segment.start, segment.stop)
+            x = marginal_draw(sampler, x, cond, uniform_BL, segment.start, segment.stop)
     return x
 
 

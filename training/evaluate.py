@@ -19,7 +19,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,7 +104,7 @@ def evaluate_plans(
     test: ImageSet,
     out: Path,
     *,
-    tag: str,
+    weights: Mapping[str, str],
     seed: int = 0,
     extractor: Extractor | None = None,
     class_names: Sequence[str] = CIFAR10_CLASSES,
@@ -122,7 +122,8 @@ def evaluate_plans(
             against the reference, and one half of all against the other.
         out: gets `samples/PLAN.safetensors`, `grids/PLAN.png`, `comparison.png`,
             `evaluation.json`, `evaluation.md`, `features/`, `rows/`.
-        tag: the bundle's identity (a hash of its weights): with another one nothing is reused.
+        weights: a hash for each of `tokenizer`, `student`, `teacher`, `marginal`: a row is reused as
+            long as those that its plan needs stay the same.
         extractor: None = Inception in float32 on the sampler's device.
         timing: False leaves out the time an image takes (say, on a machine that is busy).
 
@@ -145,10 +146,11 @@ def evaluate_plans(
         "precision": measurer.precision,
         "reference": content_hash(reference.images, reference.labels),
     }
-    made = {"tag": tag, "seed": seed, "images": recipe.images, "classes": len(class_names)}
+    made = {"seed": seed, "images": recipe.images, "classes": len(class_names)}
     settings = {
         **identity,
         **made,
+        "weights": dict(weights),
         "device": str(sampler.device),
         "threads": torch.get_num_threads(),
         "batch": recipe.batch,
@@ -163,7 +165,14 @@ def evaluate_plans(
         write_report(rows, settings, out)
 
     for plan in plans:
-        key = {**made, "plan": asdict(plan), "draw": repr(sampler.draw), "flow": repr(sampler.flow)}
+        parts = {part: weights[part] for part in sorted({"tokenizer", *plan.needs})}
+        key = {
+            **made,
+            "weights": parts,
+            "plan": asdict(plan),
+            "draw": repr(sampler.draw),
+            "flow": repr(sampler.flow),
+        }
         images, labels = _samples(sampler, plan, recipe, seed, len(class_names), out, _fingerprint(key))
         write_grid(images[: 10 * len(class_names)], out / "grids" / f"{plan.name}.png", len(class_names))
         first.append(images[: len(class_names)])
@@ -201,7 +210,11 @@ def evaluate_plans(
         two = features_of(test.images[half : 2 * half], measurer, real_store(), "second half")
         return judge.measure("real-split", "real", two, test.labels[half : 2 * half], real=one)
 
-    add("reconstruction", {"tag": tag, "test": content_hash(held.images, held.labels)}, reconstruction)
+    add(
+        "reconstruction",
+        {"tokenizer": weights["tokenizer"], "test": content_hash(held.images, held.labels)},
+        reconstruction,
+    )
     add("real-test", {"test": content_hash(held.images, held.labels)}, real_test)
     add("real-split", {"test": content_hash(test.images, test.labels)}, real_split)
     return rows

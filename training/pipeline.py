@@ -200,8 +200,12 @@ def presets(recipe: Recipe) -> list[Preset]:
 def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) -> list[Row]:
     """Stage (e): figures of every plan, in `evaluation.json` and `evaluation.md`."""
     sampler, cfg = load_sampler(run), run.recipe.evaluate
-    assert isinstance(sampler.tokenizer, nn.Module)
-    modules = [m for m in (sampler.tokenizer, sampler.student, sampler.teacher) if isinstance(m, nn.Module)]
+    parts: dict[str, object] = {
+        "tokenizer": sampler.tokenizer,
+        "student": sampler.student,
+        "teacher": sampler.teacher,
+    }
+    parts |= {"marginal": sampler.marginals_KLV}
     return evaluate_plans(
         sampler,
         presets(run.recipe),
@@ -209,7 +213,7 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         cifar10("train"),
         cifar10("test").first(cfg.test),
         run.out / "evaluation",
-        tag=weights_digest(*modules),
+        weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
         seed=run.recipe.seed + 2,
         extractor=extractor or FeatureExtractor(run.device, _precision(cfg, run.device)),
         timing=timing,

@@ -21,6 +21,7 @@ from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
+from training.muon import Muon
 from training.plots import image_grid
 from training.recipes import Recipe
 
@@ -36,13 +37,7 @@ class MatrixOptimizer:
         inside = [p for n, p in model.named_parameters() if n.startswith("layers.") and p.ndim == 2]
         chosen = {id(p) for p in inside}
         rest = [p for p in model.parameters() if id(p) not in chosen]
-        self.matrices = torch.optim.Muon(
-            [{"params": inside, "peak": matrix_lr}],
-            lr=matrix_lr,
-            weight_decay=weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        self.matrices = Muon([{"params": inside, "peak": matrix_lr}], matrix_lr, weight_decay=weight_decay)
         self.others = torch.optim.AdamW(
             [{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0
         )
@@ -51,7 +46,7 @@ class MatrixOptimizer:
         """One update at `factor` of the peak learning rates."""
         for optimizer in (self.matrices, self.others):
             set_lr(optimizer, factor)
-            optimizer.step()  # type: ignore[no-untyped-call]
+            optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +110,7 @@ def teacher_stage(
 def draw_settings(recipe: Recipe) -> DrawSettings:
     """The teacher's distribution as the recipe's pairs are drawn from it."""
     p = recipe.pairs
-    return DrawSettings(p.guidance, p.temperature, p.top_k, p.top_p)
+    return DrawSettings(guidance=p.guidance, temperature=p.temperature, top_k=p.top_k, top_p=p.top_p)
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ plain JSON and comes back through the same dataclass.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dd_core.layout import TokenLayout
 
@@ -36,7 +37,9 @@ class GPTConfig:
     """LlamaGen's transformer, as a teacher and as a DD student.
 
     `grid` is the side of the square token grid (the layout is raster order over it),
-    `num_classes` does not count the null class, which is the last row of the label table.
+    `num_classes` does not count the null class, which is the last row of the label table. With
+    `text_dim` the condition is `text_tokens` states of that size (120 of 2,048 for FLAN-T5-XL)
+    instead of a class. The feed-forward width is a multiple of `hidden_multiple`.
     """
 
     layers: int = 12
@@ -48,6 +51,9 @@ class GPTConfig:
     num_classes: int = 1000
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
+    hidden_multiple: int = 256
+    text_tokens: int = 0
+    text_dim: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -55,12 +61,101 @@ class GPTConfig:
 
     @property
     def hidden(self) -> int:
-        """Feed-forward width: two thirds of 4·dim, rounded up to a multiple of 256."""
-        return (int(8 * self.dim / 3) + 255) // 256 * 256
+        """Feed-forward width: two thirds of 4·dim, rounded up."""
+        return -(-int(8 * self.dim / 3) // self.hidden_multiple) * self.hidden_multiple
+
+    @property
+    def prefix(self) -> int:
+        """Positions in front of the tokens: the class, or the text."""
+        return self.text_tokens if self.text_dim else 1
 
     @property
     def layout(self) -> TokenLayout:
         return TokenLayout.raster(self.grid * self.grid)
+
+    @property
+    def null_class(self) -> int:
+        return self.num_classes
+
+
+_VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+
+@dataclass(frozen=True)
+class MultiScaleConfig:
+    """VAR's multi-scale VQVAE; the defaults are the published one (`vae_ch160v4096z32`).
+
+    `sides` are the scales' sides in tokens. φ of a scale is one of `shared_phi` convolutions, mixed
+    with its input by `phi_ratio`. The code dimension is `z_channels`.
+    """
+
+    codebook_size: int = 4096
+    z_channels: int = 32
+    channels: int = 160
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    sides: tuple[int, ...] = _VAR_256
+    shared_phi: int = 4
+    phi_ratio: float = 0.5
+
+    @property
+    def code_dim(self) -> int:
+        return self.z_channels
+
+    @property
+    def downsampling(self) -> int:
+        return int(2 ** (len(self.channel_multipliers) - 1))
+
+    @property
+    def layout(self) -> TokenLayout:
+        return TokenLayout(tuple(p * p for p in self.sides))
+
+
+@dataclass(frozen=True)
+class VARConfig:
+    """VAR's transformer, as a teacher and as a DD student.
+
+    Args:
+        depth: blocks; the published models have width 64·depth and `depth` heads.
+        unit_length: queries and keys of unit length (all published models).
+        shared_adaln: one adaptive-norm layer for all blocks (the 512-pixel d36).
+        prefix_mask: a teacher's prefill is block-causal, as Algorithm 4 has it; False is what the
+            released hybrid script does.
+        student_mask: which tokens a student's position sees: `released` = earlier scales and itself
+            (what the released checkpoints were trained with), `paper` = also its own scale (App. B),
+            `checkpoint` = a mask that came with the weights.
+    """
+
+    depth: int = 16
+    dim: int = 1024
+    heads: int = 16
+    codebook_size: int = 4096
+    code_dim: int = 32
+    sides: tuple[int, ...] = _VAR_256
+    num_classes: int = 1000
+    unit_length: bool = True
+    shared_adaln: bool = False
+    mlp_ratio: float = 4.0
+    prefix_mask: bool = True
+    student_mask: Literal["released", "paper", "checkpoint"] = "released"
+
+    @classmethod
+    def of_depth(cls, depth: int) -> VARConfig:
+        """A published size at 256 pixels."""
+        return cls(depth=depth, dim=64 * depth, heads=depth)
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Feed-forward width."""
+        return round(self.dim * self.mlp_ratio)
+
+    @property
+    def layout(self) -> TokenLayout:
+        return TokenLayout(tuple(p * p for p in self.sides))
 
     @property
     def null_class(self) -> int:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core.cache import KVCache
-from dd_core.models.config import GPTConfig
+from dd_core.models.config import GPTConfig, VARConfig
 
 
 class RMSNorm(nn.Module):
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(cfg: GPTConfig) -> Tensor:
-    """2D rotary table `[1 + L, E/2, 2]` (cosine, sine); the start position is all zeros.
+    """2D rotary table `[P + L, E/2, 2]` (cosine, sine); the P condition positions are all zeros.
 
     The first half of the pairs turns with the row of the token's grid cell, the second with
     its column. The zeros are LlamaGen's own: they make query and key of the start token the
@@ -42,7 +42,7 @@ def rope_table(cfg: GPTConfig) -> Tensor:
     column = (place % cfg.grid)[:, None] * frequency
     angle = torch.cat([row, column], dim=-1)
     table = torch.stack([angle.cos(), angle.sin()], dim=-1)
-    return torch.cat([torch.zeros_like(table[:1]), table])
+    return torch.cat([table.new_zeros(cfg.prefix, *table.shape[1:]), table])
 
 
 def rotate(x_BSHE: Tensor, table_SE: Tensor) -> Tensor:
@@ -54,7 +54,10 @@ def rotate(x_BSHE: Tensor, table_SE: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention; with a cache, the queries are the newest positions."""
+    """Causal multi-head attention; with a cache, the queries are the newest positions.
+
+    `mask` (`[B, 1, new, all]`, True = may attend) replaces the causal one.
+    """
 
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
@@ -62,7 +65,9 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(cfg.dim, 3 * cfg.dim, bias=False)
         self.wo = nn.Linear(cfg.dim, cfg.dim, bias=False)
 
-    def forward(self, x_BSD: Tensor, rope: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, rope: Tensor, cache: KVCache | None, layer: int, mask: Tensor | None = None
+    ) -> Tensor:
         q, k, v = self.wqkv(x_BSD).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k, v = rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
         new = q.shape[2]
@@ -70,10 +75,10 @@ class Attention(nn.Module):
         if cache is not None:
             past = cache.length
             k, v = cache.write(layer, k, v)
-        mask = None
-        if new > 1 and past:
+        if mask is None and new > 1 and past:
             mask = torch.ones(new, past + new, dtype=torch.bool, device=q.device).tril(past)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=new > 1 and not past)
+        causal = mask is None and new > 1
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.wo(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -100,9 +105,42 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.ffn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
 
-    def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        h = x + self.attention(self.attention_norm(x), rope, cache, layer)
+    def forward(
+        self, x: Tensor, rope: Tensor, cache: KVCache | None, layer: int, mask: Tensor | None = None
+    ) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), rope, cache, layer, mask)
         return h + self.feed_forward(self.ffn_norm(h))  # type: ignore[no-any-return]
+
+
+class CaptionProjection(nn.Module):
+    """fc2(gelu(fc1 x)), with the tanh form of GELU and no biases."""
+
+    def __init__(self, text_dim: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(text_dim, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class CaptionEmbedding(nn.Module):
+    """States of a text encoder → P condition positions.
+
+    `uncond_embedding` are the states that stand for no text. The published checkpoints keep this
+    learned tensor among their buffers.
+    """
+
+    uncond_embedding: Tensor
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.cap_proj = CaptionProjection(cfg.text_dim, cfg.dim)
+        start = torch.randn(cfg.text_tokens, cfg.text_dim) / cfg.text_dim**0.5
+        self.register_buffer("uncond_embedding", start)
+
+    def forward(self, states_BTN: Tensor) -> Tensor:
+        return self.cap_proj(states_BTN.to(self.cap_proj.fc1.weight.dtype))  # type: ignore[no-any-return]
 
 
 class LabelEmbedding(nn.Module):
@@ -122,7 +160,7 @@ class FinalLayer(nn.Module):
     Row 0 of the table is the shift, row 1 the scale; the raw class embedding is added to both.
     """
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: GPTConfig | VARConfig) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(2, cfg.dim) / cfg.dim**0.5)
         self.linear = nn.Linear(cfg.dim, cfg.code_dim)

@@ -1,9 +1,10 @@
 """The LlamaGen family: a raster-order teacher and its one-pass student.
 
-Both are `dd_core.models.protocols`; parameter names are those of the published checkpoints.
+Both are `dd_core.models.protocols`; parameter names are those of the published checkpoints. The
+condition is P positions in front of the tokens: one for a class, 120 for a text.
 
-Shapes: B batch, L tokens, S = 1 + L positions (the start token first), C code dimension, V
-codebook size, D model width.
+Shapes: B batch, L tokens, P condition positions, S = P + L positions, C code dimension, V codebook
+size, D model width.
 """
 
 from __future__ import annotations
@@ -12,9 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.cache import KVCache
+from dd_core.condition import Condition, TextCondition, rows
+from dd_core.errors import InvalidRequestError
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.config import GPTConfig
-from dd_core.models.layers import Block, FinalLayer, LabelEmbedding, RMSNorm, rope_table
+from dd_core.models.layers import (
+    Block,
+    CaptionEmbedding,
+    FinalLayer,
+    LabelEmbedding,
+    RMSNorm,
+    rope_table,
+)
 
 
 def _init(module: nn.Module) -> None:
@@ -25,99 +35,137 @@ def _init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class LlamaGenTeacher(nn.Module):
-    """Next-token transformer: position i (the start token is 0) predicts token i."""
+class _Trunk(nn.Module):
+    """What teacher and student have in common: the condition's embedding, blocks and logits."""
 
     rope: Tensor
 
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.cls_embedding = LabelEmbedding(cfg)
-        self.tok_embeddings = nn.Embedding(cfg.codebook_size, cfg.dim)
+        self.cls_embedding = CaptionEmbedding(cfg) if cfg.text_dim else LabelEmbedding(cfg)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.output = nn.Linear(cfg.dim, cfg.codebook_size, bias=False)
         self.register_buffer("rope", rope_table(cfg), persistent=False)
-        self.apply(_init)
 
     @property
     def layout(self) -> TokenLayout:
         return self.cfg.layout
 
+    def condition(self, cond: Condition) -> Tensor:
+        """The P condition positions, `[B, P, D]`.
+
+        Raises:
+            InvalidRequestError: a class for a model that reads text, or the reverse.
+        """
+        if isinstance(cond, TextCondition) != bool(self.cfg.text_dim):
+            wanted = "text states" if self.cfg.text_dim else "class indices"
+            raise InvalidRequestError(f"this model is conditioned on {wanted}", param="condition")
+        if isinstance(cond, TextCondition):
+            return self.cls_embedding(cond.states_BTN)  # type: ignore[no-any-return]
+        return self.cls_embedding(cond)[:, None]  # type: ignore[no-any-return]
+
+    def mask(self, cond: Condition, first: int, stop: int) -> Tensor | None:
+        """Who positions `first..stop-1` may attend to, `[B, 1, new, stop]`; None = all earlier ones.
+
+        A text's padding is seen by nobody, and by itself: attention over nothing is not a number.
+        """
+        if isinstance(cond, Tensor):
+            return None
+        text = self.cfg.text_tokens
+        position = torch.arange(stop, device=cond.mask_BT.device)
+        query = position[first:, None]
+        ones = cond.mask_BT.new_ones(rows(cond), max(0, stop - text))
+        visible = torch.cat([cond.mask_BT, ones], 1)[:, None, None, :stop]
+        return (visible & (position <= query)) | (position == query)
+
+
+class LlamaGenTeacher(_Trunk):
+    """Next-token transformer: position P − 1 + i predicts token i."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__(cfg)
+        self.tok_embeddings = nn.Embedding(cfg.codebook_size, cfg.dim)
+        self.apply(_init)
+
+    def null_like(self, cond: Condition) -> Condition:
+        """The condition that stands for none, for as many images.
+
+        For a text it keeps the text's own mask, as the reference does.
+        """
+        if isinstance(cond, Tensor):
+            return torch.full_like(cond, self.cfg.null_class)
+        assert isinstance(self.cls_embedding, CaptionEmbedding)
+        states = self.cls_embedding.uncond_embedding.to(cond.states_BTN.dtype)
+        return TextCondition(states.expand_as(cond.states_BTN), cond.mask_BT)
+
     @property
     def null_class(self) -> int:
+        """Index of the class that stands for none."""
         return self.cfg.null_class
 
-    def forward(self, tokens_BL: Tensor, cond_B: Tensor) -> Tensor:
+    def forward(self, tokens_BL: Tensor, cond: Condition) -> Tensor:
         """Teacher forcing: logits of all tokens, `[B, L, V]`. The last token is never read."""
-        h = torch.cat([self.cls_embedding(cond_B)[:, None], self.tok_embeddings(tokens_BL[:, :-1])], 1)
-        rope = self.rope[: h.shape[1]]
+        h = torch.cat([self.condition(cond), self.tok_embeddings(tokens_BL[:, :-1])], 1)
+        stop = h.shape[1]
+        mask = self.mask(cond, 0, stop)
         for i, block in enumerate(self.layers):
-            h = block(h, rope, None, i)
-        return self.output(self.norm(h))  # type: ignore[no-any-return]
+            h = block(h, self.rope[:stop], None, i, mask)
+        return self.output(self.norm(h[:, self.cfg.prefix - 1 :]))  # type: ignore[no-any-return]
 
     def new_cache(self, batch: int) -> KVCache:
         weight = self.output.weight
         cfg = self.cfg
-        shape = (cfg.layers, batch, cfg.heads, self.layout.num_tokens, cfg.head_dim)
+        shape = (cfg.layers, batch, cfg.heads, cfg.prefix - 1 + self.layout.num_tokens, cfg.head_dim)
         return KVCache.allocate(*shape, device=weight.device, dtype=weight.dtype)
 
-    def block_logits(self, tokens_BL: Tensor, cond_B: Tensor, step: int, cache: KVCache) -> Tensor:
-        """Logits of token `step`, `[B, 1, V]`, reading positions `cache.length … step`.
+    def block_logits(self, tokens_BL: Tensor, cond: Condition, step: int, cache: KVCache) -> Tensor:
+        """Logits of token `step`, `[B, 1, V]`, reading what the cache does not hold yet.
 
-        With an empty cache this is a causal prefill of the start token and `tokens[:, :step]`.
+        With an empty cache this is a causal prefill of the condition and `tokens[:, :step]`.
         """
-        first, stop = cache.length, step + 1
-        h = self.tok_embeddings(tokens_BL[:, max(0, first - 1) : step])
+        prefix, first = self.cfg.prefix, cache.length
+        stop = prefix + step
+        h = self.tok_embeddings(tokens_BL[:, max(0, first - prefix) : step])
         if first == 0:
-            h = torch.cat([self.cls_embedding(cond_B)[:, None], h], 1)
-        rope = self.rope[first:stop]
+            h = torch.cat([self.condition(cond), h], 1)
+        rope, mask = self.rope[first:stop], self.mask(cond, first, stop)
         for i, block in enumerate(self.layers):
-            h = block(h, rope, cache, i)
+            h = block(h, rope, cache, i, mask)
         cache.advance(stop - first)
         return self.output(self.norm(h[:, -1:]))  # type: ignore[no-any-return]
 
 
-class LlamaGenStudent(nn.Module):
-    """F_θ for raster order: 1 + L positions of codes or noise, position 1 + i predicts token i.
+class LlamaGenStudent(_Trunk):
+    """F_θ for raster order: P + L positions of codes or noise, position P + i predicts token i.
 
     A two-row table tells data (row 1) from noise (row 0) and is added once at the input; the
-    start token counts as data.
+    condition counts as data. The embedding head is modulated by the condition's last position:
+    the class, or the last word (no text-conditional student was ever released).
     """
 
-    rope: Tensor
-
     def __init__(self, cfg: GPTConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.cls_embedding = LabelEmbedding(cfg)
+        super().__init__(cfg)
         self.tok_embeddings = nn.Linear(cfg.code_dim, cfg.dim)
         self.n_d_embed = nn.Embedding(2, cfg.dim)
-        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
-        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
-        self.output = nn.Linear(cfg.dim, cfg.codebook_size, bias=False)
         self.final_layer_conti = FinalLayer(cfg)
-        self.register_buffer("rope", rope_table(cfg), persistent=False)
         self.apply(_init)
 
-    @property
-    def layout(self) -> TokenLayout:
-        return self.cfg.layout
-
-    def predict(self, x_BLC: Tensor, cond_B: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """One pass: the embedding head's `[B, L, C]` and the logits head's `[B, L, V]`.
 
         `step_B` holds each sample's own step, so one batch can mix first and later jumps.
         """
-        start = self.cls_embedding(cond_B)
+        start, prefix = self.condition(cond), self.cfg.prefix
         data = data_positions(self.layout, step_B).long()
-        flag = torch.cat([torch.ones_like(data[:, :1]), data], 1)
-        h = torch.cat([start[:, None], self.tok_embeddings(x_BLC)], 1) + self.n_d_embed(flag)
+        flag = torch.cat([data.new_ones(len(data), prefix), data], 1)
+        h = torch.cat([start, self.tok_embeddings(x_BLC)], 1) + self.n_d_embed(flag)
+        mask = self.mask(cond, 0, h.shape[1])
         for i, block in enumerate(self.layers):
-            h = block(h, self.rope, None, i)
-        logits = self.output(self.norm(h[:, 1:]))
-        return self.final_layer_conti(h[:, 1:], start), logits
+            h = block(h, self.rope, None, i, mask)
+        h = h[:, prefix:]
+        return self.final_layer_conti(h, start[:, -1]), self.output(self.norm(h))
 
-    def forward(self, x_BLC: Tensor, cond_B: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        return self.predict(x_BLC, cond_B, step_B)
+    def forward(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
+        return self.predict(x_BLC, cond, step_B)

@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from dd_core.cache import KVCache
+from dd_core.condition import Condition
 from dd_core.layout import TokenLayout
 
 
@@ -20,7 +21,7 @@ class Student(Protocol):
     @property
     def layout(self) -> TokenLayout: ...
 
-    def predict(self, x_BLC: Tensor, cond_B: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """`x` is final before each sample's step and noise after.
 
         Returns the embedding head's codes `[B, L, C]` and the logits head's `[B, L, V]`, raw at
@@ -35,16 +36,15 @@ class Teacher(Protocol):
     @property
     def layout(self) -> TokenLayout: ...
 
-    @property
-    def null_class(self) -> int:
-        """The condition that stands for none, for classifier-free guidance."""
+    def null_like(self, cond: Condition) -> Condition:
+        """The condition that stands for none, for as many images: classifier-free guidance."""
         ...
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` sequences, on the model's device."""
         ...
 
-    def block_logits(self, tokens_BL: Tensor, cond_B: Tensor, step: int, cache: KVCache) -> Tensor:
+    def block_logits(self, tokens_BL: Tensor, cond: Condition, step: int, cache: KVCache) -> Tensor:
         """Logits of the tokens of block `step`, `[B, block size, V]`.
 
         Reads the tokens before the block that the cache does not hold yet (all of them after a

@@ -8,6 +8,7 @@ checkpoints (`vq_ds16_c2i.pt`), except that the codebook is `codebook_raw` here.
 from __future__ import annotations
 
 import itertools
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,19 @@ from torch import Tensor, nn
 
 from dd_core.codebook import lookup, nearest
 from dd_core.models.config import VQConfig
+
+
+class Widths(Protocol):
+    """What encoder and decoder need of a config: this family's and VAR's."""
+
+    @property
+    def z_channels(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def channel_multipliers(self) -> tuple[int, ...]: ...
+    @property
+    def res_blocks(self) -> int: ...
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -110,7 +124,7 @@ def _middle(channels: int) -> nn.ModuleList:
 class Encoder(nn.Module):
     """Image → `[B, z, h, w]`, one level a resolution, the lowest with attention."""
 
-    def __init__(self, cfg: VQConfig) -> None:
+    def __init__(self, cfg: Widths) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in cfg.channel_multipliers]
         last = len(widths) - 1
@@ -137,7 +151,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Levels in order of execution: level 0 is the lowest resolution and has the attention."""
 
-    def __init__(self, cfg: VQConfig) -> None:
+    def __init__(self, cfg: Widths) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in reversed(cfg.channel_multipliers)]
         last = len(widths) - 1

@@ -39,9 +39,30 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD_CACHE", str(tmp_path / "cache"))
 
 
-def _run(sampler: Sampler, out: Path, extractor: Mean, *, tag: str = "a", timing: bool = False) -> list[Row]:
+def _weights(**changed: str) -> dict[str, str]:
+    return dict.fromkeys(("tokenizer", "student", "teacher", "marginal"), "a") | changed
+
+
+def _run(
+    sampler: Sampler,
+    out: Path,
+    extractor: Mean,
+    *,
+    weights: dict[str, str] | None = None,
+    timing: bool = False,
+) -> list[Row]:
+    weights = weights or _weights()
     return evaluate_plans(
-        sampler, PLANS, RECIPE, REFERENCE, TEST, out, tag=tag, seed=3, extractor=extractor, timing=timing
+        sampler,
+        PLANS,
+        RECIPE,
+        REFERENCE,
+        TEST,
+        out,
+        weights=weights,
+        seed=3,
+        extractor=extractor,
+        timing=timing,
     )
 
 
@@ -73,7 +94,7 @@ def test_reports_hold_every_row_and_its_images(sampler: Sampler, tmp_path: Path)
     rows = _run(sampler, tmp_path, Mean())
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert [r["name"] for r in record["rows"]] == [r.name for r in rows]
-    assert record["settings"]["tag"] == "a"
+    assert record["settings"]["weights"] == _weights()
     text = (tmp_path / "evaluation.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
@@ -90,7 +111,7 @@ def test_reports_hold_every_row_and_its_images(sampler: Sampler, tmp_path: Path)
 def test_a_finished_row_is_not_measured_again(
     sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless the weights are others: then plans and reconstructions are, and real images are not."""
+    """Unless the weights that it needs are others; real images need none."""
     first = _run(sampler, tmp_path, Mean())
     drawn: list[str] = []
 
@@ -103,8 +124,10 @@ def test_a_finished_row_is_not_measured_again(
     assert _run(sampler, tmp_path, idle) == first
     assert (idle.seen, drawn) == (0, [])
     real = [(tmp_path / "rows" / f"real-{name}.json").stat().st_mtime_ns for name in ("test", "split")]
-    assert _run(sampler, tmp_path, Mean(), tag="b") == first
-    assert drawn == ["dd-1"] * 3 + ["onestep"] * 3
+    assert _run(sampler, tmp_path, Mean(), weights=_weights(teacher="b", student="b")) == first
+    assert drawn == ["dd-1"] * 3
+    assert _run(sampler, tmp_path, Mean(), weights=_weights(tokenizer="b")) == first
+    assert drawn == ["dd-1"] * 6 + ["onestep"] * 3
     assert real == [
         (tmp_path / "rows" / f"real-{name}.json").stat().st_mtime_ns for name in ("test", "split")
     ]
@@ -137,7 +160,9 @@ def test_a_killed_run_ends_as_one_that_was_not(
 
 def test_what_cannot_be_evaluated_is_refused(sampler: Sampler, tmp_path: Path) -> None:
     def run(plans: list[plan.Plan], recipe: EvaluateRecipe, test: ImageSet) -> None:
-        evaluate_plans(sampler, plans, recipe, REFERENCE, test, tmp_path, tag="a", extractor=Mean())
+        evaluate_plans(
+            sampler, plans, recipe, REFERENCE, test, tmp_path, weights=_weights(), extractor=Mean()
+        )
 
     with pytest.raises(InvalidRequestError, match="one name"):
         run([PLANS[0], PLANS[0]], RECIPE, TEST)

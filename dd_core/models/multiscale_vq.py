@@ -1,0 +1,117 @@
+"""VAR's multi-scale VQVAE: image ↔ ten grids of codes that add up to one feature map.
+
+    scale k: codes [B, p_k, p_k] ─▶ vectors ─▶ bicubic to p_last ─▶ φ_k ─▶ added to f̂
+
+A token is a code of the residual that the coarser scales leave. Encoder and decoder are those of
+`dd_core.models.vq`; the quantisers differ. VAR's next input (the teacher's) is f̂, averaged down to
+the next scale's size.
+
+Shapes: B batch, K scales, p side of a scale, L = Σ p² tokens (scale by scale, each in raster
+order), C code dimension, V codebook size, H W pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_core.codebook import lookup, nearest
+from dd_core.models.config import MultiScaleConfig
+from dd_core.models.vq import Decoder, Encoder
+
+
+def phi_index(scales: int, convolutions: int) -> tuple[int, ...]:
+    """Which of the shared φ convolutions each scale uses: the nearest tick to k / (K − 1).
+
+    With K = 10 two scales lie exactly between two ticks, and the rounding of the ticks in float64
+    decides; hence numpy's `linspace`, whose rounding the published weights were trained with.
+    """
+    ticks = np.linspace(1 / 3 / convolutions, 1 - 1 / 3 / convolutions, convolutions)
+    return tuple(int(np.argmin(np.abs(ticks - k / max(1, scales - 1)))) for k in range(scales))
+
+
+class MultiScaleVQ(nn.Module):
+    """Encoder, residual quantiser over scales and decoder (a `dd_core.models.protocols.Tokenizer`)."""
+
+    def __init__(self, cfg: MultiScaleConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = Encoder(cfg)
+        self.quant_conv = nn.Conv2d(cfg.z_channels, cfg.z_channels, 3, padding=1)
+        self.codebook_raw = nn.Parameter(torch.randn(cfg.codebook_size, cfg.z_channels))
+        self.phi = nn.ModuleList(
+            nn.Conv2d(cfg.z_channels, cfg.z_channels, 3, padding=1) for _ in range(cfg.shared_phi)
+        )
+        self.post_quant_conv = nn.Conv2d(cfg.z_channels, cfg.z_channels, 3, padding=1)
+        self.decoder = Decoder(cfg)
+        self._phi_of = phi_index(len(cfg.sides), cfg.shared_phi)
+
+    @property
+    def codebook_VC(self) -> Tensor:
+        """The codes, as they are: not normalised."""
+        return self.codebook_raw
+
+    def encode_continuous(self, image_B3HW: Tensor) -> Tensor:
+        """Image → the feature map that the scales approximate, `[B, C, p_last, p_last]`."""
+        return self.quant_conv(self.encoder(image_B3HW))  # type: ignore[no-any-return]
+
+    def encode(self, image_B3HW: Tensor) -> Tensor:
+        """Image in [−1, 1] → token indices `[B, L]`, greedily from the coarsest scale on."""
+        rest = self.encode_continuous(image_B3HW)
+        total = torch.zeros_like(rest)
+        tokens = []
+        for k, side in enumerate(self.cfg.sides):
+            small = rest - total if k == len(self.cfg.sides) - 1 else _area(rest - total, side)
+            tokens.append(nearest(self.codebook_VC, small.flatten(2).transpose(1, 2)))
+            total = self.add_scale(total, lookup(self.codebook_VC, tokens[-1]), k)
+        return torch.cat(tokens, 1)
+
+    def add_scale(self, total_BCpp: Tensor, codes_BSC: Tensor, scale: int) -> Tensor:
+        """f̂ + φ_k(upsample(codes)): the feature map with one scale more.
+
+        Args:
+            codes_BSC: the scale's vectors, S = p_k², in raster order.
+        """
+        side, last = self.cfg.sides[scale], self.cfg.sides[-1]
+        h = codes_BSC.transpose(1, 2).reshape(len(codes_BSC), -1, side, side)
+        if scale != len(self.cfg.sides) - 1:
+            h = F.interpolate(h, size=(last, last), mode="bicubic")
+        ratio = self.cfg.phi_ratio
+        added: Tensor = h * (1 - ratio) + self.phi[self._phi_of[scale]](h) * ratio
+        return total_BCpp + added
+
+    def accumulate(self, codes_BLC: Tensor, scales: int) -> list[Tensor]:
+        """f̂ after each of the first `scales` scales, each `[B, C, p_last, p_last]`."""
+        last = self.cfg.sides[-1]
+        total = codes_BLC.new_zeros(len(codes_BLC), codes_BLC.shape[2], last, last)
+        starts, maps = self.cfg.layout.starts, []
+        for k in range(scales):
+            total = self.add_scale(total, codes_BLC[:, starts[k] : starts[k + 1]], k)
+            maps.append(total)
+        return maps
+
+    def next_inputs(self, tokens_BL: Tensor, first: int, stop: int) -> Tensor:
+        """What VAR's teacher reads for the scales `first..stop-1` (`first` ≥ 1): `[B, Σ p², C]`.
+
+        For scale k, f̂ of the scales before k averaged down to p_k. Tokens from scale `stop − 1` on
+        are not looked at.
+        """
+        known = self.cfg.layout.starts[stop - 1]
+        maps = self.accumulate(lookup(self.codebook_VC, tokens_BL[:, :known]), stop - 1)
+        small = [_area(maps[k - 1], self.cfg.sides[k]) for k in range(first, stop)]
+        return torch.cat([m.flatten(2).transpose(1, 2) for m in small], 1)
+
+    def decode_tokens(self, tokens_BL: Tensor) -> Tensor:
+        """Indices `[B, L]` → image `[B, 3, H, W]`, not clamped."""
+        return self.to_image(lookup(self.codebook_VC, tokens_BL))
+
+    def to_image(self, codes_BLC: Tensor) -> Tensor:
+        """Codes or continuous embeddings `[B, L, C]` → image `[B, 3, H, W]`, not clamped."""
+        total = self.accumulate(codes_BLC, len(self.cfg.sides))[-1]
+        return self.decoder(self.post_quant_conv(total))  # type: ignore[no-any-return]
+
+
+def _area(x_BCpp: Tensor, side: int) -> Tensor:
+    return F.interpolate(x_BCpp, size=(side, side), mode="area")
