@@ -14,94 +14,34 @@ be exactly what the architecture needs.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dd_core.draw import DrawSettings
 from dd_core.errors import BundleNotFoundError, HashMismatchError, ManifestError, WeightsError
-from dd_core.flow import FlowSettings
-from dd_core.models.config import GPTConfig, VQConfig
-from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
-from dd_core.models.vq import VQTokenizer
-from dd_core.plan import Actor, Draw, Plan, Preset, Segment
+from dd_core.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from dd_core.models.adapters import load_strictly
+from dd_core.models.build import (
+    AnyStudent,
+    AnyTeacher,
+    AnyTokenizer,
+    new_student,
+    new_teacher,
+    new_tokenizer,
+    on_meta,
+    restore,
+)
+from dd_core.plan import Preset
 from dd_core.sampling import Sampler
 
-FORMAT_VERSION = 1
 DEFAULT_BUNDLE = "cifar10"
-M = TypeVar("M", bound=nn.Module)
 _DEFAULTS = Path(__file__).parent / "defaults"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileEntry(_Strict):
-    """One file of the bundle."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(gt=0)
-
-
-class PresetEntry(_Strict):
-    """A plan and what was measured of it; `metrics` always says with how many images."""
-
-    name: str
-    segments: list[tuple[Actor, int, int]]
-    draw: Draw = "multinomial"
-    split: int | None = None
-    offered: bool = True
-    published: bool = False
-    cost: int
-    metrics: dict[str, float] = Field(default_factory=dict)
-
-    def preset(self) -> Preset:
-        """The entry as the planner wants it.
-
-        Raises:
-            InvalidPlanError: segments that are no plan.
-        """
-        plan = Plan(self.name, tuple(Segment(*s) for s in self.segments), self.draw, self.split)
-        return Preset(plan, self.metrics.get("fid"), self.published, self.offered)
-
-    @classmethod
-    def of(cls, plan: Plan, *, offered: bool = True, metrics: dict[str, float] | None = None) -> PresetEntry:
-        segments = [(s.actor, s.start, s.stop) for s in plan.segments]
-        return cls(
-            name=plan.name, segments=segments, draw=plan.draw, split=plan.split,
-            offered=offered, cost=plan.cost, metrics=metrics or {},
-        )  # fmt: skip
-
-
-class Manifest(_Strict):
-    """`manifest.json`. `vq`, `teacher` and `student` are the architectures, as their dataclasses."""
-
-    format_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    family: Literal["llamagen"]
-    description: str
-    image_size: int = Field(gt=0)
-    classes: list[str] = Field(min_length=1)
-    vq: VQConfig
-    student: GPTConfig
-    teacher: GPTConfig | None
-    draw: DrawSettings
-    flow: FlowSettings
-    presets: list[PresetEntry] = Field(min_length=1)
-    data: str
-    licence: str
-    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
-    training: dict[str, Any] = Field(default_factory=dict)
-    files: dict[str, FileEntry] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,31 +86,6 @@ def find_bundle(source: str | Path) -> Path:
     )
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Reads and validates `manifest.json`.
-
-    Raises:
-        ManifestError: not JSON, another format version, or a field that is wrong (named).
-    """
-    path = folder / "manifest.json"
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: {error}", param="manifest") from error
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise ManifestError(
-            f"{path}: format_version is {version!r}, this build reads {FORMAT_VERSION}",
-            param="format_version",
-        )
-    try:
-        return Manifest.model_validate(raw)
-    except (ValidationError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        place = ".".join(str(p) for p in first["loc"])
-        raise ManifestError(f"{path}: {place}: {first['msg']}", param=place or "manifest") from error
-
-
 def load_bundle(source: str | Path, device: torch.device) -> Bundle:
     """Loads a bundle and checks everything about it; weights become float32 on `device`.
 
@@ -179,13 +94,17 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
     """
     folder = find_bundle(source)
     manifest = read_manifest(folder)
-    tokenizer = _load_module(VQTokenizer(manifest.vq), folder, manifest, "tokenizer", device)
-    student = _load_module(LlamaGenStudent(manifest.student), folder, manifest, "student", device)
-    teacher = None
-    if manifest.teacher is not None:
-        teacher = _load_module(LlamaGenTeacher(manifest.teacher), folder, manifest, "teacher", device)
+    with on_meta():
+        tokenizer = new_tokenizer(manifest.vq)
+        student = None if manifest.student is None else new_student(manifest.student)
+        teacher = None if manifest.teacher is None else new_teacher(manifest.teacher, tokenizer)
+    _load_module(tokenizer, folder, manifest, "tokenizer", device)
+    if student is not None:
+        _load_module(student, folder, manifest, "student", device)
+    if teacher is not None:
+        _load_module(teacher, folder, manifest, "teacher", device)
     marginals = _load_marginals(folder, manifest, device)
-    layout = manifest.student.layout
+    layout = manifest.model.layout
     sampler = Sampler(layout, tokenizer, student, teacher, marginals, manifest.draw, manifest.flow, device)
     presets = tuple(entry.preset() for entry in manifest.presets)
     for preset in presets:
@@ -195,11 +114,6 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
                 f"the layout has {layout.num_blocks}",
                 param="presets",
             )
-    if len(manifest.classes) != manifest.student.num_classes:
-        raise ManifestError(
-            f"{folder}: {len(manifest.classes)} class names for {manifest.student.num_classes} classes",
-            param="classes",
-        )
     return Bundle(manifest, sampler, presets)
 
 
@@ -207,9 +121,9 @@ def save_bundle(
     folder: Path,
     manifest: Manifest,
     *,
-    tokenizer: VQTokenizer,
-    student: LlamaGenStudent,
-    teacher: LlamaGenTeacher | None,
+    tokenizer: AnyTokenizer,
+    student: AnyStudent | None,
+    teacher: AnyTeacher | None,
     marginals_KLV: Tensor | None,
     dtype: torch.dtype = torch.float16,
 ) -> Manifest:
@@ -219,77 +133,70 @@ def save_bundle(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
-    states: dict[str, Mapping[str, Tensor]] = {
-        "tokenizer": tokenizer.state_dict(),
-        "student": student.state_dict(),
-    }
-    if teacher is not None:
-        states["teacher"] = teacher.state_dict()
+    modules = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
+    states: dict[str, Mapping[str, Tensor]] = {k: m.state_dict() for k, m in modules.items() if m is not None}
     if marginals_KLV is not None:
         states["marginals"] = {"log_frequency": marginals_KLV}
     files = {}
     for name, state in states.items():
         path = folder / f"{name}.safetensors"
-        save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}, str(path))
-        data = path.read_bytes()
-        files[path.name] = FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+        save_file({k: _stored(v, dtype) for k, v in state.items()}, str(path))
+        files[path.name] = file_entry(path)
     complete = manifest.model_copy(update={"files": files})
     write_manifest(folder, complete)
     return complete
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json` atomically."""
-    temporary = folder / "manifest.json.tmp"
-    temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
-    temporary.replace(folder / "manifest.json")
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = value.detach().to("cpu")
+    return value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Hash and size of a file, read in pieces."""
+    with path.open("rb") as file:
+        return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
 def _read_checked(folder: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:
+    """A file's tensors, mapped from disk, once its hash is found to be right."""
     path, entry = folder / f"{name}.safetensors", manifest.files.get(f"{name}.safetensors")
     if entry is None:
         raise ManifestError(f"{folder}: the manifest names no {path.name}", param=path.name)
     try:
-        data = path.read_bytes()
+        found = file_entry(path)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or error}", param=path.name) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry.sha256:
+    except ValidationError as error:
+        raise HashMismatchError(f"{path} is empty", param=path.name) from error
+    if found.sha256 != entry.sha256:
         raise HashMismatchError(
-            f"{path}: SHA-256 is {found[:12]}… over {len(data)} bytes, the manifest says "
+            f"{path}: SHA-256 is {found.sha256[:12]}… over {found.bytes} bytes, the manifest says "
             f"{entry.sha256[:12]}… over {entry.bytes}: the file is truncated, damaged or another one",
             param=path.name,
         )
     try:
-        return load(data)
+        return load_file(path)
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a safetensors file: {error}", param=path.name) from error
 
 
-def _load_module(module: M, folder: Path, manifest: Manifest, name: str, device: torch.device) -> M:
+def _load_module(
+    module: nn.Module, folder: Path, manifest: Manifest, name: str, device: torch.device
+) -> None:
+    """Fills a module that was built on the meta device; its weights become float32 on `device`."""
     state = _read_checked(folder, manifest, name)
-    expected = module.state_dict()
-    problems = [f"missing {k}" for k in expected if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in expected]
-    problems += [
-        f"{k} has shape {list(state[k].shape)}, needs {list(expected[k].shape)}"
-        for k in expected
-        if k in state and state[k].shape != expected[k].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise WeightsError(
-            f"{folder / name}.safetensors: {'; '.join(problems[:5])}{more}", param=f"{name}.safetensors"
-        )
-    module.load_state_dict({k: v.float() for k, v in state.items()})
-    return module.to(device).eval().requires_grad_(False)
+    state = {k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for k, v in state.items()}
+    load_strictly(module, state, f"{folder / name}.safetensors")
+    restore(module)
+    module.to(device).eval().requires_grad_(False)
 
 
 def _load_marginals(folder: Path, manifest: Manifest, device: torch.device) -> Tensor | None:
     if "marginals.safetensors" not in manifest.files:
         return None
     state = _read_checked(folder, manifest, "marginals")
-    cfg = manifest.student
+    cfg = manifest.model
     shape = (cfg.num_classes, cfg.layout.num_tokens, cfg.codebook_size)
     found = state.get("log_frequency")
     if found is None or tuple(found.shape) != shape:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from dd_core import plan
-from dd_core.bundle import Manifest, PresetEntry, save_bundle
+from dd_core.bundle import save_bundle
 from dd_core.draw import DrawSettings
 from dd_core.flow import FlowSettings
+from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.config import GPTConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd_core import plan
-from dd_core.bundle import Manifest, PresetEntry, load_bundle, save_bundle
+from dd_core.bundle import load_bundle, save_bundle
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
+from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.plan import Preset

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -76,10 +77,10 @@ def adapt(
 
 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads our state dict; names what is missing, unexpected or of another shape.
+    """Loads our state dict by taking its tensors over, not copying them (so `module` may be on meta).
 
     Raises:
-        WeightsError: the first five differences.
+        WeightsError: what is missing, unexpected or of another shape; the first five.
     """
     expected = module.state_dict()
     problems = [f"missing {k}" for k in expected if k not in state]
@@ -91,8 +92,8 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: 
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise WeightsError(f"{source}: {'; '.join(problems[:5])}{more}", param=source)
-    module.load_state_dict(state)
+        raise WeightsError(f"{source}: {'; '.join(problems[:5])}{more}", param=Path(source).name)
+    module.load_state_dict(state, assign=True)
 
 
 def adapt_llamagen_vq(state: Mapping[str, Tensor], source: str = "LlamaGen VQ") -> Adapted:

@@ -7,9 +7,12 @@ plain JSON and comes back through the same dataclass.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from dd_core.layout import TokenLayout
+
+# Manifests are untrusted: a field that an architecture does not have is refused.
+STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class VQConfig:
     Down-sampling is `2 ** (len(channel_multipliers) - 1)`. VQ-16 is the default of the class;
     VQ-8 has one level less.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     codebook_size: int = 16384
     code_dim: int = 8
@@ -41,6 +46,8 @@ class GPTConfig:
     `text_dim` the condition is `text_tokens` states of that size (120 of 2,048 for FLAN-T5-XL)
     instead of a class. The feed-forward width is a multiple of `hidden_multiple`.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     layers: int = 12
     heads: int = 12
@@ -89,6 +96,8 @@ class MultiScaleConfig:
     with its input by `phi_ratio`. The code dimension is `z_channels`.
     """
 
+    __pydantic_config__: ClassVar = STRICT
+
     codebook_size: int = 4096
     z_channels: int = 32
     channels: int = 160
@@ -125,6 +134,8 @@ class VARConfig:
             (what the released checkpoints were trained with), `paper` = also its own scale (App. B),
             `checkpoint` = a mask that came with the weights.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     depth: int = 16
     dim: int = 1024

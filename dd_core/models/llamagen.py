@@ -47,7 +47,11 @@ class _Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.output = nn.Linear(cfg.dim, cfg.codebook_size, bias=False)
-        self.register_buffer("rope", rope_table(cfg), persistent=False)
+        self.derive()
+
+    def derive(self) -> None:
+        """Buffers that follow from the config."""
+        self.register_buffer("rope", rope_table(self.cfg), persistent=False)
 
     @property
     def layout(self) -> TokenLayout:

@@ -174,15 +174,18 @@ class VARTeacher(_Trunk):
     """
 
     level_L: Tensor
+    mask_SS: Tensor
 
     def __init__(self, cfg: VARConfig, next_inputs: Callable[[Tensor, int, int], Tensor]) -> None:
         super().__init__(cfg, len(cfg.sides), cfg.layout.num_tokens)
         self.next_inputs = next_inputs
-        self.register_buffer("level_L", torch.tensor(cfg.layout.block_of), persistent=False)
-        # Without the start token's own row and column: the first scale is the start token.
-        self.register_buffer("mask_SS", teacher_mask(cfg.layout)[1:, 1:], persistent=False)
+        self.derive()
 
-    mask_SS: Tensor
+    def derive(self) -> None:
+        """Buffers that follow from the config."""
+        self.register_buffer("level_L", torch.tensor(self.layout.block_of), persistent=False)
+        # Without the start token's own row and column: the first scale is the start token.
+        self.register_buffer("mask_SS", teacher_mask(self.layout)[1:, 1:], persistent=False)
 
     def null_like(self, cond: Condition) -> Condition:
         """The null class, for as many images."""
@@ -239,15 +242,23 @@ class VARStudent(_Trunk):
     mask_SS: Tensor
 
     def __init__(self, cfg: VARConfig) -> None:
-        layout = cfg.layout
-        super().__init__(cfg, len(cfg.sides) + 1, layout.num_tokens + 1)
+        super().__init__(cfg, len(cfg.sides) + 1, cfg.layout.num_tokens + 1)
         self.n_d_embed = nn.Embedding(2, cfg.dim)
         self.layerwise_n_d_embed = nn.ModuleList(nn.Linear(cfg.dim, cfg.dim) for _ in range(cfg.depth + 1))
         self.final_layer_conti = FinalLayer(cfg)
+        self.derive()
+        if cfg.student_mask == "checkpoint":
+            self.register_buffer("mask_SS", student_mask(cfg.layout))
+
+    def derive(self) -> None:
+        """Buffers that follow from the config; a checkpoint's own mask is none of them."""
+        layout = self.layout
         level = torch.tensor([0] + [k + 1 for k in layout.block_of])
         self.register_buffer("level_S", level, persistent=False)
-        mask = paper_student_mask(layout) if cfg.student_mask == "paper" else student_mask(layout)
-        self.register_buffer("mask_SS", mask, persistent=cfg.student_mask == "checkpoint")
+        if self.cfg.student_mask != "checkpoint":
+            paper = self.cfg.student_mask == "paper"
+            mask = paper_student_mask(layout) if paper else student_mask(layout)
+            self.register_buffer("mask_SS", mask, persistent=False)
 
     def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """One pass: the embedding head's `[B, L, C]` and the logits head's `[B, L, V]`."""

@@ -85,7 +85,9 @@ def main() -> int:
     print((Report(failed) if args.failures else report).table())
     compared = sum(line.passed is not None for line in report.lines)
     print(f"{compared} quantities compared, {len(failed)} failed", end="")
-    print(f", {len(report.lines) - compared} depend on random numbers" if compared < len(report.lines) else "")
+    print(
+        f", {len(report.lines) - compared} depend on random numbers" if compared < len(report.lines) else ""
+    )
     return 0 if report.passed else 1
 
 

@@ -181,7 +181,15 @@ def _check_generation(
         greedy = not case["sample_logits"] or case["top_k"] == 1
         loose = atol if case["cfg_scale"] > 2 else 1e-4
         recorded = _generate(
-            fixture, name, model, cond, _draw(case), nothing, case["max_new_tokens"], greedy=greedy, atol=loose
+            fixture,
+            name,
+            model,
+            cond,
+            _draw(case),
+            nothing,
+            case["max_new_tokens"],
+            greedy=greedy,
+            atol=loose,
         )
         if fixture.has(f"{name}.img"):
             image = tokenizer.decode_tokens(recorded)

@@ -89,7 +89,9 @@ def student_of(fixture: Fixture, facts: dict[str, Any], vq: MultiScaleConfig) ->
 
 
 def _indices(fixture: Fixture, prefix: str = "in.idx") -> Tensor:
-    names = sorted((k for k in fixture.io if k.startswith(f"{prefix}.s")), key=lambda k: int(k.split(".s")[-1]))
+    names = sorted(
+        (k for k in fixture.io if k.startswith(f"{prefix}.s")), key=lambda k: int(k.split(".s")[-1])
+    )
     return torch.cat([fixture.io[n] for n in names], 1)
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dd_core.bundle import Bundle, FileEntry, builtin_bundles, load_bundle, read_manifest, write_manifest
+from dd_core.bundle import Bundle, builtin_bundles, load_bundle
 from dd_core.errors import BundleError, BundleNotFoundError, HashMismatchError, ManifestError, WeightsError
+from dd_core.manifest import FileEntry, read_manifest, write_manifest
 from dd_core.plan import one_step
 from dd_core.sampling import sample_images
 

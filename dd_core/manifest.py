@@ -1,0 +1,159 @@
+"""`manifest.json`: what a bundle says about itself, validated field by field.
+
+Architecture, plans with their figures, hashes of the files, data and licence.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from dd_core.draw import DrawSettings
+from dd_core.errors import ManifestError
+from dd_core.flow import FlowSettings
+from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.plan import Actor, Draw, Plan, Preset, Segment
+
+FORMAT_VERSION = 1
+
+
+def _architecture(value: Any) -> str:
+    """Which family a config is of, told by a field that only VAR's have: for errors about the right one."""
+    names = value if isinstance(value, dict) else vars(value) if hasattr(value, "__dict__") else {}
+    return "var" if "sides" in names else "llamagen"
+
+
+TokenizerConfig = Annotated[
+    Annotated[VQConfig, Tag("llamagen")] | Annotated[MultiScaleConfig, Tag("var")],
+    Discriminator(_architecture),
+]
+ModelConfig = Annotated[
+    Annotated[GPTConfig, Tag("llamagen")] | Annotated[VARConfig, Tag("var")], Discriminator(_architecture)
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Strict):
+    """One file of the bundle."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(gt=0)
+
+
+class PresetEntry(_Strict):
+    """A plan and what was measured of it; `metrics` always says with how many images."""
+
+    name: str
+    segments: list[tuple[Actor, int, int]]
+    draw: Draw = "multinomial"
+    split: int | None = None
+    offered: bool = True
+    published: bool = False
+    cost: int
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+    def preset(self) -> Preset:
+        """The entry as the planner wants it.
+
+        Raises:
+            InvalidPlanError: segments that are no plan.
+        """
+        plan = Plan(self.name, tuple(Segment(*s) for s in self.segments), self.draw, self.split)
+        return Preset(plan, self.metrics.get("fid"), self.published, self.offered)
+
+    @classmethod
+    def of(cls, plan: Plan, *, offered: bool = True, metrics: dict[str, float] | None = None) -> PresetEntry:
+        segments = [(s.actor, s.start, s.stop) for s in plan.segments]
+        return cls(
+            name=plan.name, segments=segments, draw=plan.draw, split=plan.split,
+            offered=offered, cost=plan.cost, metrics=metrics or {},
+        )  # fmt: skip
+
+
+class Manifest(_Strict):
+    """`manifest.json`. `vq`, `student` and `teacher` are the architectures, as their dataclasses.
+
+    At least one of student and teacher is there; `classes` is empty where a text is the condition.
+    """
+
+    format_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    family: Literal["llamagen", "var"]
+    description: str
+    image_size: int = Field(gt=0)
+    classes: list[str] = Field(default_factory=list)
+    vq: TokenizerConfig
+    student: ModelConfig | None
+    teacher: ModelConfig | None
+    draw: DrawSettings
+    flow: FlowSettings
+    presets: list[PresetEntry] = Field(min_length=1)
+    data: str
+    licence: str
+    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Manifest:
+        models = [m for m in (self.student, self.teacher) if m is not None]
+        if not models:
+            raise ValueError("neither student nor teacher")
+        for m in models:
+            if isinstance(m, VARConfig) != (self.family == "var"):
+                raise ValueError(f"{type(m).__name__} is no architecture of the family {self.family!r}")
+            if m.layout != models[0].layout:
+                raise ValueError("student and teacher have different layouts")
+        if isinstance(self.vq, MultiScaleConfig) != (self.family == "var"):
+            raise ValueError(f"vq is no tokenizer of the family {self.family!r}")
+        wanted = 0 if isinstance(models[0], GPTConfig) and models[0].text_dim else models[0].num_classes
+        if len(self.classes) != wanted:
+            raise ValueError(f"{len(self.classes)} class names for {wanted} classes")
+        return self
+
+    @property
+    def model(self) -> GPTConfig | VARConfig:
+        """The student's architecture, or the teacher's where there is none: layout and classes."""
+        found = self.student if self.student is not None else self.teacher
+        assert found is not None, "the validator asks for one"
+        return found
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and validates `manifest.json`.
+
+    Raises:
+        ManifestError: not JSON, another format version, or a field that is wrong (named).
+    """
+    path = folder / "manifest.json"
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: {error}", param="manifest") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise ManifestError(
+            f"{path}: format_version is {version!r}, this build reads {FORMAT_VERSION}",
+            param="format_version",
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except (ValidationError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        # The second part of an architecture's place is the union's tag.
+        parts = [p for i, p in enumerate(first["loc"]) if not (i == 1 and p in ("llamagen", "var"))]
+        place = ".".join(str(p) for p in parts)
+        raise ManifestError(f"{path}: {place}: {first['msg']}", param=place or "manifest") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` atomically."""
+    temporary = folder / "manifest.json.tmp"
+    temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    temporary.replace(folder / "manifest.json")

@@ -1,0 +1,59 @@
+"""Architecture → module, by the type of its config: the one place that knows all families."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dd_core.errors import WeightsError
+from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
+from dd_core.models.multiscale_vq import MultiScaleVQ
+from dd_core.models.var import VARStudent, VARTeacher
+from dd_core.models.vq import VQTokenizer
+
+TokenizerConfig = VQConfig | MultiScaleConfig
+ModelConfig = GPTConfig | VARConfig
+AnyTokenizer = VQTokenizer | MultiScaleVQ
+AnyStudent = LlamaGenStudent | VARStudent
+AnyTeacher = LlamaGenTeacher | VARTeacher
+
+
+def new_tokenizer(cfg: TokenizerConfig) -> AnyTokenizer:
+    """The tokenizer of an architecture, freshly initialised."""
+    return MultiScaleVQ(cfg) if isinstance(cfg, MultiScaleConfig) else VQTokenizer(cfg)
+
+
+def new_student(cfg: ModelConfig) -> AnyStudent:
+    """The student of an architecture, freshly initialised."""
+    return VARStudent(cfg) if isinstance(cfg, VARConfig) else LlamaGenStudent(cfg)
+
+
+def new_teacher(cfg: ModelConfig, tokenizer: AnyTokenizer) -> AnyTeacher:
+    """The teacher of a tokenizer's tokens.
+
+    Raises:
+        WeightsError: a VAR teacher on a tokenizer that has no scales.
+    """
+    if not isinstance(cfg, VARConfig):
+        return LlamaGenTeacher(cfg)
+    if not isinstance(tokenizer, MultiScaleVQ):
+        raise WeightsError("a VAR teacher needs a multi-scale tokenizer", param="teacher")
+    return VARTeacher(cfg, tokenizer.next_inputs)
+
+
+def on_meta() -> torch.device:
+    """A context in which modules are built without memory or initialisation.
+
+    Weights then come by `load_state_dict(assign=True)`, and what a module computes itself by
+    `restore`.
+    """
+    return torch.device("meta")
+
+
+def restore(module: nn.Module) -> None:
+    """Recomputes the buffers that a module derives from its config, after a build on the meta device."""
+    for part in module.modules():
+        derive = getattr(part, "derive", None)
+        if derive is not None:
+            derive()
