@@ -118,21 +118,24 @@ def few_steps(num_blocks: int, *steps: int, split: int | None = None) -> Plan:
     return Plan(f"dd-{len(segments)}", segments, split=split)
 
 
-def hybrid(num_blocks: int, start: int, stop: int, split: int | None = None) -> Plan:
+def hybrid(
+    num_blocks: int, start: int, stop: int, split: int | None = None, draw: Draw = "multinomial"
+) -> Plan:
     """Algorithm 4: student, then the teacher's blocks `start..stop-1`, then the student.
 
-    Named `pre-trained-n-m` as in the paper's Table 2, whose n, m are 1-based.
+    Named `pre-trained-n-m` as in the paper's Table 2, whose n, m are 1-based. With `draw` "flow" the
+    teacher's tokens follow the noise too, so they refine the picture that the student begins.
     """
     segments = [Segment("student", 0, start)] if start else []
     segments.append(Segment("teacher", start, stop))
     if stop < num_blocks:
         segments.append(Segment("student", stop, num_blocks))
-    return Plan(f"pre-trained-{start + 1}-{stop + 1}", tuple(segments), split=split)
+    return Plan(f"pre-trained-{start + 1}-{stop + 1}", tuple(segments), draw, split)
 
 
-def teacher(num_blocks: int) -> Plan:
+def teacher(num_blocks: int, draw: Draw = "multinomial") -> Plan:
     """The teacher alone, drawing each block from its distribution: T passes."""
-    return Plan("teacher", (Segment("teacher", 0, num_blocks),))
+    return Plan("teacher", (Segment("teacher", 0, num_blocks),), draw)
 
 
 def trajectory(num_blocks: int) -> Plan:

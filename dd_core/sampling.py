@@ -121,12 +121,20 @@ def teacher_steps(
             logits = guide(logits, sampler.draw.scale(step, plan.num_blocks))
         log_p = log_probabilities(logits, sampler.draw)
         if plan.draw == "flow":
-            tokens_BL[:, block] = flow_map(noise_BLC[:, block], log_p, codebook, sampler.flow)
+            tokens_BL[:, block] = _exact_flow_map(sampler, noise_BLC[:, block], log_p)
         else:
             tokens_BL[:, block] = multinomial(log_p, uniform_BL[:, block])
     x = x_BLC.clone()
     x[:, : starts[stop]] = lookup(codebook, tokens_BL[:, : starts[stop]])
     return x
+
+
+def _exact_flow_map(sampler: Sampler, noise_BSC: Tensor, log_p_BSV: Tensor) -> Tensor:
+    """Eq. 4 for the tokens of a block, `[B, S]`; idle rows for the same reason as in the models."""
+    count = log_p_BSV.shape[0] * log_p_BSV.shape[1]
+    idle = max(0, _EXACT_ROWS - count) if sampler.exact else 0
+    noise, log_p = (F.pad(t.flatten(0, 1), (0, 0, 0, idle)) for t in (noise_BSC, log_p_BSV))
+    return flow_map(noise, log_p, sampler.codebook_VC, sampler.flow)[:count].view(log_p_BSV.shape[:2])
 
 
 def marginal_draw(

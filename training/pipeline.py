@@ -13,7 +13,7 @@ export    ─▶ bundle/
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,16 +182,19 @@ def presets(recipe: Recipe) -> list[Preset]:
     """The plans that a bundle offers, and the baselines that it is compared with.
 
     Hybrids let the teacher make the blocks from the start, from a third and from two thirds of
-    the way to the second training step, as in the paper's Table 2.
+    the way to the second training step, as in the paper's Table 2. They and the offered teacher draw
+    by the map of the noise, so that a seed is one picture at every budget.
     """
     blocks, later = recipe.gpt.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
     offered = [plan.one_step(blocks)]
     if later:
         offered += [plan.few_steps(blocks, *sorted(later))]
-        offered += [plan.hybrid(blocks, a, later[0]) for a in (later[0] * 2 // 3, later[0] // 3, 0)]
-    offered.append(plan.teacher(blocks))
+        offered += [
+            plan.hybrid(blocks, a, later[0], draw="flow") for a in (later[0] * 2 // 3, later[0] // 3, 0)
+        ]
+    offered.append(plan.teacher(blocks, draw="flow"))
     baselines = [
-        plan.trajectory(blocks),
+        replace(plan.teacher(blocks), name="teacher-multinomial"),
         plan.skip(blocks, blocks * 106 // 256),
         plan.onestep(blocks),
     ]

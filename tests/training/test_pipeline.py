@@ -65,7 +65,7 @@ def test_the_table_has_a_row_for_every_plan_and_for_real_images(run: Run) -> Non
     rows = {
         r["name"]: r for r in json.loads((run.out / "evaluation" / "evaluation.json").read_text())["rows"]
     }
-    plans = {"dd-1", "dd-2", "teacher", "trajectory", "skip-26", "onestep", "pre-trained-1-21"}
+    plans = {"dd-1", "dd-2", "teacher", "teacher-multinomial", "skip-26", "onestep", "pre-trained-1-21"}
     assert plans | {"reconstruction", "real-test", "real-split"} <= set(rows)
     assert {rows[n]["passes"] for n in ("dd-1", "dd-2", "pre-trained-1-21", "teacher")} == {1, 2, 21, 64}
     assert "| dd-1 |" in (run.out / "evaluation" / "evaluation.md").read_text()
