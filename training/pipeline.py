@@ -186,11 +186,13 @@ def presets(recipe: Recipe) -> list[Preset]:
     by the map of the noise, so that a seed is one picture at every budget.
     """
     blocks, later = recipe.gpt.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
-    offered = [plan.one_step(blocks)]
+    split = recipe.distill.split
+    offered = [plan.one_step(blocks, split)]
     if later:
-        offered += [plan.few_steps(blocks, *sorted(later))]
+        offered += [plan.few_steps(blocks, *sorted(later), split=split)]
         offered += [
-            plan.hybrid(blocks, a, later[0], draw="flow") for a in (later[0] * 2 // 3, later[0] // 3, 0)
+            plan.hybrid(blocks, a, later[0], split, draw="flow")
+            for a in (later[0] * 2 // 3, later[0] // 3, 0)
         ]
     offered.append(plan.teacher(blocks, draw="flow"))
     baselines = [

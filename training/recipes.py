@@ -92,12 +92,15 @@ class DistillRecipe:
     `optimizer` is `adamw` (0.9, 0.95) as in the paper, or `muon` for the blocks' matrices.
     `start` says whose weights the student begins with: the `teacher`'s, as in line 1 of Algorithm 2,
     or those of the `student` that the run was started from (`dd-train start`).
+    `split` is which head the offered plans use: tokens of blocks before it come from the logits, the
+    others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """
 
     steps: int
     batch: int
     train_steps: tuple[int, ...] = (0, 20)
     start: Literal["teacher", "student"] = "teacher"
+    split: int | None = None
     optimizer: str = "adamw"
     lr: float = 1e-3
     matrix_lr: float = 2e-3
@@ -222,6 +225,8 @@ def _parse(text: str, old: Any, path: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = None
+    if old is None and isinstance(value, int) and not isinstance(value, bool):
+        return value
     if isinstance(old, tuple) and isinstance(value, list):
         return tuple(value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
