@@ -148,6 +148,11 @@ class ServerProcess:
         finally:
             connection.close()
 
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
     def model(self) -> dict[str, Any]:
         """The one entry of `GET /models`."""
         entry: dict[str, Any] = json.loads(self._get("/models")[1])["models"][0]

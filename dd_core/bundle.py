@@ -125,9 +125,13 @@ def save_bundle(
     student: AnyStudent | None,
     teacher: AnyTeacher | None,
     marginals_KLV: Tensor | None,
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = torch.float16,
 ) -> Manifest:
     """Writes a bundle; returns the manifest with the files' hashes filled in.
+
+    Args:
+        dtype: of the stored weights; None = as they are. Then nothing is copied, and weights that are
+            mapped from another file are written straight from there.
 
     The manifest is written last, so an interrupted save leaves no folder that looks complete.
     """
@@ -147,9 +151,11 @@ def save_bundle(
     return complete
 
 
-def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     value = value.detach().to("cpu")
-    return value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
+    if dtype is not None and value.is_floating_point():
+        value = value.to(dtype)
+    return value.contiguous()
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -8,6 +8,11 @@
     │   ├── ManifestError                  the manifest is missing, malformed or of another version
     │   ├── HashMismatchError              a file is not the one that the manifest names
     │   └── WeightsError                   keys or shapes differ from what the architecture needs
+    ├── HubError                           a published file could not be had
+    │   ├── HubUnreachableError            no answer, a broken one, or told to stay offline; and not cached
+    │   ├── HubAccessError                 a token is missing or may not read this
+    │   └── HubFileMissingError            no such repository, revision or file
+    ├── StorageError                       a disk is full
     └── RecipeError (ValueError)           an unknown recipe, or one that contradicts itself
 
 `param` names the offending field in the caller's own vocabulary, so that a server can put it
@@ -52,6 +57,26 @@ class HashMismatchError(BundleError):
 
 class WeightsError(BundleError):
     """A state dict whose keys or shapes differ from those of the architecture."""
+
+
+class HubError(DDError):
+    """A published file could not be had from the hub."""
+
+
+class HubUnreachableError(HubError):
+    """The hub gives no answer or a broken one, or is not to be asked; and the file is not cached."""
+
+
+class HubAccessError(HubError):
+    """The hub refuses: a token is missing, or it may not read this repository."""
+
+
+class HubFileMissingError(HubError):
+    """The hub has no such repository, revision or file."""
+
+
+class StorageError(DDError):
+    """A disk has no room; the message says how much is needed and how much is free."""
 
 
 class RecipeError(DDError, ValueError):

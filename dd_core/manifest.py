@@ -46,8 +46,25 @@ class FileEntry(_Strict):
     bytes: int = Field(gt=0)
 
 
+class Source(_Strict):
+    """The file that one part's weights were converted from.
+
+    `repo` and `revision` (a commit) are None for a file that was given by hand.
+    """
+
+    part: Literal["tokenizer", "student", "teacher"]
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    repo: str | None = None
+    revision: str | None = None
+
+
 class PresetEntry(_Strict):
-    """A plan and what was measured of it; `metrics` always says with how many images."""
+    """A plan and what is known of it.
+
+    `metrics` says with how many images it was measured, but for figures of the authors, `published`,
+    which are theirs and of their harness.
+    """
 
     name: str
     segments: list[tuple[Actor, int, int]]
@@ -68,18 +85,26 @@ class PresetEntry(_Strict):
         return Preset(plan, self.metrics.get("fid"), self.published, self.offered)
 
     @classmethod
-    def of(cls, plan: Plan, *, offered: bool = True, metrics: dict[str, float] | None = None) -> PresetEntry:
+    def of(
+        cls,
+        plan: Plan,
+        *,
+        offered: bool = True,
+        published: bool = False,
+        metrics: dict[str, float] | None = None,
+    ) -> PresetEntry:
         segments = [(s.actor, s.start, s.stop) for s in plan.segments]
         return cls(
             name=plan.name, segments=segments, draw=plan.draw, split=plan.split,
-            offered=offered, cost=plan.cost, metrics=metrics or {},
+            offered=offered, published=published, cost=plan.cost, metrics=metrics or {},
         )  # fmt: skip
 
 
 class Manifest(_Strict):
     """`manifest.json`. `vq`, `student` and `teacher` are the architectures, as their dataclasses.
 
-    At least one of student and teacher is there; `classes` is empty where a text is the condition.
+    At least one of student and teacher is there; `classes` is empty where a text is the condition;
+    `sources` where the weights were trained here and not converted.
     """
 
     format_version: Literal[1] = 1
@@ -98,6 +123,7 @@ class Manifest(_Strict):
     licence: str
     metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
+    sources: list[Source] = Field(default_factory=list)
     files: dict[str, FileEntry] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -112,7 +138,7 @@ class Manifest(_Strict):
                 raise ValueError("student and teacher have different layouts")
         if isinstance(self.vq, MultiScaleConfig) != (self.family == "var"):
             raise ValueError(f"vq is no tokenizer of the family {self.family!r}")
-        wanted = 0 if isinstance(models[0], GPTConfig) and models[0].text_dim else models[0].num_classes
+        wanted = 0 if self.reads_text else models[0].num_classes
         if len(self.classes) != wanted:
             raise ValueError(f"{len(self.classes)} class names for {wanted} classes")
         return self
@@ -123,6 +149,11 @@ class Manifest(_Strict):
         found = self.student if self.student is not None else self.teacher
         assert found is not None, "the validator asks for one"
         return found
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the condition is a text."""
+        return isinstance(self.model, GPTConfig) and self.model.text_dim > 0
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""`dd-server`: serve a model, make one image, list the models.
+"""`dd-server`: serve a model, make one image, list, fetch and convert models.
 
 Exit codes: 0, 2 for what the user can put right (an unknown class, a port that is taken, a model
 that does not exist), 1 for everything else.
@@ -12,13 +12,15 @@ from typing import Annotated, Any
 
 import typer
 
-from dd_core.bundle import DEFAULT_BUNDLE, builtin_bundles, load_bundle
+from dd_core.bundle import DEFAULT_BUNDLE
 from dd_core.errors import BundleNotFoundError, DDError, InvalidRequestError
+from dd_core.hub.spec import PartName
 from dd_core.runtime import pick_device
 from dd_core.sampling import sample_images
 from server.catalog import ServedModel
 from server.images import encode
 from server.metrics import package_version
+from server.models import convert_model, listing, load, passes, pull_lines
 from server.schemas import MAX_SEED, ImageFormat
 from server.settings import ENV_PREFIX, Settings, load_settings
 
@@ -31,6 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_MODEL = "Built-in or published model, or a bundle's folder."
+_NAME = "Published model, as `dd-server models` lists them."
 _SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -52,9 +56,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def serve(
     model: Annotated[
         str | None,
-        typer.Argument(
-            help=f"Built-in model, or a bundle's folder. [env: DD_SERVER_MODEL; default: {DEFAULT_BUNDLE}]"
-        ),
+        typer.Argument(help=f"{_MODEL} [env: DD_SERVER_MODEL; default: {DEFAULT_BUNDLE}]"),
     ] = None,
     host: Annotated[str | None, _setting("host", "--host")] = None,
     port: Annotated[int | None, _setting("port", "--port")] = None,
@@ -69,14 +71,15 @@ def serve(
     log_level: Annotated[str | None, _setting("log_level", "--log-level")] = None,
     access_log: Annotated[bool | None, _setting("access_log", "--access-log/--no-access-log")] = None,
 ) -> None:
-    """Serve a model over HTTP. A flag wins over its environment variable."""
+    """Serve a model over HTTP; a published one is fetched first. A flag wins over its variable."""
     from server import listen  # FastAPI and uvicorn: the other commands start faster without
 
     flags = {name: value for name, value in locals().items() if name in Settings.model_fields}
     settings = load_settings(**flags)
     bound = listen.bind(settings.host, settings.port)
-    bundle = load_bundle(settings.model, pick_device(settings.device))
-    listen.serve(settings, bundle, bound)
+    with bound:  # a port that is taken is told before a model is fetched
+        bundle = load(settings.model, pick_device(settings.device))
+        listen.serve(settings, bundle, bound)
 
 
 @app.command()
@@ -87,7 +90,7 @@ def generate(
         int, typer.Option(min=0, max=MAX_SEED, help="The image is a function of this number.")
     ] = 0,
     steps: Annotated[int, typer.Option(help="Step budget: the most forward passes to spend.")] = 1,
-    model: Annotated[str, typer.Option(help="Built-in model, or a bundle's folder.")] = DEFAULT_BUNDLE,
+    model: Annotated[str, typer.Option(help=_MODEL)] = DEFAULT_BUNDLE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Make one image without a server: the same image as image 0 of a request with this seed."""
@@ -95,35 +98,60 @@ def generate(
         raise InvalidRequestError(
             f"--out must end in {', '.join(_SUFFIXES)}, not {out.suffix!r}", param="out"
         )
-    served = ServedModel.of(load_bundle(model, pick_device(device)))
+    served = ServedModel.of(load(model, pick_device(device)))
     plan = served.budgets.pick(steps).plan
-    index = served.class_of(int(label) if label.isascii() and label.isdigit() else label)
+    index = served.labels.find(int(label) if label.isascii() and label.isdigit() else label)
     pixels = sample_images(served.bundle.sampler, plan, [index], [(seed, 0)])
     out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()]))
-    typer.echo(f"{out}: {served.classes[index]}, seed {seed}, plan {plan.name}, {_passes(plan.cost)}")
+    typer.echo(f"{out}: {served.classes[index]}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
 
 
 @app.command()
 def models(
-    model: Annotated[
-        str | None, typer.Argument(help="Built-in model, or a bundle's folder; left out, every built-in one.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=f"{_MODEL} Left out, every one.")] = None,
 ) -> None:
     """List models with their plans, what these cost and the FID that they were measured at."""
-    for name in [model] if model is not None else builtin_bundles():
-        served = ServedModel.of(load_bundle(name, pick_device("cpu")))
-        manifest = served.bundle.manifest
-        size = manifest.image_size
-        typer.echo(f"{served.name}: {manifest.description}")
-        typer.echo(f"  {manifest.family}, {size}x{size} pixels, {len(served.classes)} classes")
-        for preset in served.offered():
-            fid = "not measured" if preset.fid is None else f"{preset.fid:.2f}"
-            note = " (published)" if preset.published else ""
-            typer.echo(f"  {preset.plan.name:<22} {_passes(preset.plan.cost):>18}   FID {fid}{note}")
+    for line in listing(model):
+        typer.echo(line)
 
 
-def _passes(cost: int) -> str:
-    return "1 forward pass" if cost == 1 else f"{cost} forward passes"
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help=_NAME)],
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="The student and tokenizer alone.")
+    ] = False,
+) -> None:
+    """Fetch a published model's files into the hub's cache; what was begun before is gone on with."""
+    for line in pull_lines(name, no_teacher=no_teacher):
+        typer.echo(line)
+
+
+@app.command()
+def convert(
+    name: Annotated[str, typer.Argument(help=_NAME)],
+    tokenizer: Annotated[Path | None, typer.Option(help="Its checkpoint; left out, the hub's.")] = None,
+    student: Annotated[Path | None, typer.Option(help="Its checkpoint; left out, the hub's.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Its checkpoint; left out, the hub's.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle; left out, where `serve NAME` finds it.")
+    ] = None,
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="Leave the teacher out, and the plans that need it.")
+    ] = False,
+    unmasked_prefix: Annotated[
+        bool,
+        typer.Option(
+            "--unmasked-prefix",
+            help="VAR hybrids as the released script runs them: the teacher reads a prefix without a mask.",
+        ),
+    ] = False,
+) -> None:
+    """Make a bundle of published checkpoints: of files at hand, or of the hub's."""
+    given: dict[PartName, Path | None] = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
+    by_hand = {part: path for part, path in given.items() if path is not None}
+    said = convert_model(name, by_hand, to, no_teacher=no_teacher, unmasked_prefix=unmasked_prefix)
+    typer.echo(said)
 
 
 def main() -> None:

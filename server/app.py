@@ -16,13 +16,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from dd_core.bundle import Bundle, load_bundle
+from dd_core.bundle import Bundle
 from dd_core.runtime import pick_device
 from server.catalog import Catalog
 from server.errors import install_error_handlers
 from server.images import Encoder
 from server.metrics import package_version
 from server.middleware import BodyLimit, RequestContext
+from server.models import load
 from server.routes import generate, health, metrics, models, page
 from server.scheduler import Scheduler
 from server.settings import Settings
@@ -66,7 +67,7 @@ def create_app(settings: Settings, bundle: Bundle | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if state.catalog is None:
             device = pick_device(settings.device)
-            state.catalog = Catalog([await asyncio.to_thread(load_bundle, settings.model, device)])
+            state.catalog = Catalog([await asyncio.to_thread(load, settings.model, device)])
         for name, model in state.catalog.models.items():
             state.metrics.bind(name, [preset.plan for preset in model.bundle.presets])
         scheduler = Scheduler(settings.max_batch, settings.queue_size)

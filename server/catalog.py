@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,8 @@ from dd_core.bundle import Bundle
 from dd_core.plan import Preset
 from server.budget import BudgetTable
 from server.errors import BadRequestError, UnknownModelError
+from server.labels import LabelTable
+from server.models import refuse_text
 from server.schemas import GenerateRequest
 
 DETERMINISM = (
@@ -26,7 +27,7 @@ class ServedModel:
 
     bundle: Bundle
     budgets: BudgetTable
-    class_index: dict[str, int]
+    labels: LabelTable
 
     @classmethod
     def of(cls, bundle: Bundle) -> ServedModel:
@@ -34,11 +35,10 @@ class ServedModel:
 
         Raises:
             InvalidPlanError: the bundle offers no plan.
+            InvalidRequestError: it is conditioned on text.
         """
-        index: dict[str, int] = {}
-        for number, name in enumerate(bundle.manifest.classes):
-            index.setdefault(name.strip().casefold(), number)
-        return cls(bundle, BudgetTable(bundle.presets), index)
+        refuse_text(bundle.manifest)
+        return cls(bundle, BudgetTable(bundle.presets), LabelTable.of(bundle.manifest.classes))
 
     @property
     def name(self) -> str:
@@ -65,32 +65,8 @@ class ServedModel:
                 f"model {self.name} is conditioned on classes, not on text: send label", param="prompt"
             )
         if request.label is None:
-            raise BadRequestError(f"label is missing; {self._choices()}", param="label")
-        return self.class_of(request.label)
-
-    def class_of(self, label: int | str) -> int:
-        """A class index from an index or a name in any case.
-
-        Raises:
-            BadRequestError: no such class; the message says which there are.
-        """
-        if isinstance(label, int):
-            if 0 <= label < len(self.classes):
-                return label
-            raise BadRequestError(f"no class has this index; {self._choices()}", param="label")
-        found = self.class_index.get(label.strip().casefold())
-        if found is None:
-            shown = label if len(label) <= 64 else label[:64] + "…"
-            raise BadRequestError(f"unknown class {shown!r}; {self._choices(label[:64])}", param="label")
-        return found
-
-    def _choices(self, near: str = "") -> str:
-        names, last = self.classes, len(self.classes) - 1
-        if len(names) <= 20:
-            return f"classes are 0 to {last}: {', '.join(names)}"
-        close = difflib.get_close_matches(near.casefold(), list(self.class_index), n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        return f"classes are 0 to {last}, or their names (GET /models lists them){hint}"
+            raise BadRequestError(f"label is missing; {self.labels.choices()}", param="label")
+        return self.labels.find(request.label)
 
     def describe(self, max_images: int) -> dict[str, Any]:
         """The model's entry in `GET /models`."""

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
-    model: str = Field(DEFAULT_BUNDLE, description="Name of a built-in model, or a bundle's folder.")
+    model: str = Field(DEFAULT_BUNDLE, description="Built-in or published model, or a bundle's folder.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     max_batch: int = Field(32, ge=1, le=4096, description="Most images computed together.")
     queue_size: int = Field(256, ge=1, description="Most images that wait; beyond it the reply is 429.")

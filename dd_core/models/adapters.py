@@ -80,7 +80,8 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: 
     """Loads our state dict by taking its tensors over, not copying them (so `module` may be on meta).
 
     Raises:
-        WeightsError: what is missing, unexpected or of another shape; the first five.
+        WeightsError: what is missing, unexpected, of another shape or no number of the right kind;
+            the first five.
     """
     expected = module.state_dict()
     problems = [f"missing {k}" for k in expected if k not in state]
@@ -89,6 +90,11 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: 
         f"{k} has shape {list(state[k].shape)}, needs {list(expected[k].shape)}"
         for k in expected
         if k in state and state[k].shape != expected[k].shape
+    ]
+    problems += [
+        f"{k} has type {state[k].dtype}, needs {expected[k].dtype} or alike"
+        for k in expected
+        if k in state and state[k].is_floating_point() != expected[k].is_floating_point()
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""

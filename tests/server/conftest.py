@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dd_core.bundle import Bundle, load_bundle
+from tests.hub_fixtures import hub as hub
 from tests.server.harness import Running, running
 from tests.tiny import tiny_bundle
 

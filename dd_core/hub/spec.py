@@ -1,0 +1,104 @@
+"""What a published model is: where its parts lie, and what they must look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dd_core.draw import DrawSettings
+from dd_core.errors import InvalidRequestError
+from dd_core.manifest import PresetEntry
+from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+
+PartName = Literal["tokenizer", "student", "teacher"]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a hub repository.
+
+    Args:
+        repo: `owner/name`.
+        file: path inside the repository.
+        places: paths of keys that lead to the state dict inside the file, best first; `()` is the
+            file's own top level.
+        revision: a commit or tag; None = whatever `main` is.
+    """
+
+    repo: str
+    file: str
+    places: tuple[tuple[str, ...], ...] = ((),)
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name: its files, its architectures, and what its bundle's manifest will say.
+
+    Args:
+        image_size: side of an image in pixels.
+        classes: names in the order of the indices; empty where a text is the condition.
+        vq, student, teacher: the architectures; a part without a file has none.
+        presets: the plans, with the authors' figures.
+        licence: what is known of the terms, in words.
+    """
+
+    name: str
+    family: Literal["llamagen", "var"]
+    description: str
+    image_size: int
+    classes: tuple[str, ...]
+    tokenizer_file: RemoteFile
+    vq: VQConfig | MultiScaleConfig
+    student_file: RemoteFile | None
+    student: GPTConfig | VARConfig | None
+    teacher_file: RemoteFile | None
+    teacher: GPTConfig | VARConfig | None
+    draw: DrawSettings
+    presets: tuple[PresetEntry, ...]
+    data: str
+    licence: str
+
+    @property
+    def files(self) -> dict[PartName, RemoteFile]:
+        """The parts that there are."""
+        found: dict[PartName, RemoteFile | None] = {
+            "tokenizer": self.tokenizer_file,
+            "student": self.student_file,
+            "teacher": self.teacher_file,
+        }
+        return {part: file for part, file in found.items() if file is not None}
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the condition is a text."""
+        model = self.student or self.teacher
+        return isinstance(model, GPTConfig) and model.text_dim > 0
+
+    def without_teacher(self) -> ModelSpec:
+        """The student alone, and the plans that it can run.
+
+        Raises:
+            InvalidRequestError: the model is a teacher.
+        """
+        if self.student is None:
+            raise InvalidRequestError(
+                f"{self.name} is a teacher alone: without it nothing is left", param="no-teacher"
+            )
+        presets = tuple(p for p in self.presets if "teacher" not in p.preset().plan.needs)
+        return replace(self, teacher_file=None, teacher=None, presets=presets)
+
+    def with_unmasked_prefix(self) -> ModelSpec:
+        """The teacher reads a prefix without a mask, as the released hybrid script has it.
+
+        Raises:
+            InvalidRequestError: the model has no VAR teacher.
+        """
+        if not isinstance(self.teacher, VARConfig):
+            raise InvalidRequestError(
+                f"{self.name} has no VAR teacher: only the released VAR scripts read a prefix unmasked",
+                param="unmasked-prefix",
+            )
+        note = " The teacher reads a prefix unmasked, as the released hybrid script does."
+        teacher = replace(self.teacher, prefix_mask=False)
+        return replace(self, teacher=teacher, description=self.description + note)

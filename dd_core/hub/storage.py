@@ -1,0 +1,76 @@
+"""Where converted models live, whether there is room, and who may write."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dd_core.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def models_folder() -> Path:
+    """`$DD_HOME/models`, by default `~/.cache/distilled-decoding/models`: the converted models."""
+    home = os.environ.get("DD_HOME") or Path.home() / ".cache" / "distilled-decoding"
+    return Path(home).expanduser() / "models"
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuses before anything is written.
+
+    Args:
+        folder: where it would be written; it need not exist yet.
+        needed: bytes.
+
+    Raises:
+        StorageError: fewer bytes are free.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise StorageError(
+            f"{what} needs {gigabytes(needed)} in {folder}, where {gigabytes(free)} are free", param="disk"
+        )
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Waits until no other process is in the same block, by a lock file that stays."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # slow to import
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        yield
+
+
+@contextmanager
+def room_errors(folder: Path, what: str) -> Iterator[None]:
+    """Turns "the disk is full", however a library says it, into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _full(folder, what) from error
+    except SafetensorError as error:
+        if not any(f"os error {code}" in str(error) for code in _FULL):
+            raise
+        raise _full(folder, what) from error
+
+
+def _full(folder: Path, what: str) -> StorageError:
+    return StorageError(f"the disk of {folder} became full during {what}; free some room there", param="disk")
+
+
+def gigabytes(size: int) -> str:
+    """A size as people read it: 1.24 GB, 3 MB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
