@@ -6,6 +6,9 @@ VENV ?= .venv
 RECIPE ?= cpu
 IMAGE ?= distilled-decoding
 DOCKER ?= docker
+# Tensors recorded from the released code where they are at hand, else our own of the same kinds.
+RECORDED = ../shared/fixtures
+FIXTURES ?= $(if $(wildcard $(RECORDED)/manifest.json),$(RECORDED),tests/conformance/fixtures)
 # More arguments for the command behind a target: `make test ARGS='-k plan'`.
 ARGS ?=
 # Where CPU builds of PyTorch come from. Empty (the usual index alone) on a machine with an
@@ -19,11 +22,11 @@ EXTRAS_train = [train]
 EXTRAS_dev = [train,dev]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train bench image browser lock clean
+.PHONY: help serve test lint types format train bench conformance image browser lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 serve: $(VENV)/.ready-serve  ## serve the built-in model (HOST, PORT, ARGS override)
 	exec $(RUN) -m server serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(ARGS)
@@ -47,6 +50,9 @@ train: $(VENV)/.ready-train  ## train a bundle from nothing (RECIPE=tiny|cpu|gpu
 
 bench: $(VENV)/.ready-dev  ## engine and HTTP benchmarks on this machine
 	$(RUN) -m benchmarks $(ARGS)
+
+conformance: $(VENV)/.ready-dev  ## our models against recorded tensors (FIXTURES=DIR overrides)
+	$(RUN) -m tests.conformance $(FIXTURES) $(ARGS)
 
 image:  ## build the container image (IMAGE, DOCKER override)
 	$(DOCKER) build -f docker/Dockerfile -t $(IMAGE) .

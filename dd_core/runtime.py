@@ -11,6 +11,10 @@ import torch
 
 from dd_core.errors import InvalidRequestError
 
+# With fewer rows, BLAS libraries choose their kernel by the number of rows, and the rounding of a
+# row then depends on how many others there are.
+EXACT_ROWS = 16
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.

@@ -28,6 +28,7 @@ from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.protocols import Student, Teacher, Tokenizer
 from dd_core.noise import batch_noise
 from dd_core.plan import Plan
+from dd_core.runtime import EXACT_ROWS
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,6 @@ class Sampler:
     def codebook_VC(self) -> Tensor:
         """The tokenizer's codes, normalised once."""
         return self.tokenizer.codebook_VC.detach()
-
-
-# With fewer rows, BLAS libraries choose their kernel by the number of rows, and the rounding of a
-# row then depends on how many others there are.
-_EXACT_ROWS = 16
 
 
 def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayout) -> Tensor:
@@ -108,7 +104,7 @@ def teacher_steps(
     guided = sampler.draw.guided
     cond = joined(cond, teacher.null_like(cond)) if guided else cond
     used = rows(cond)
-    idle = max(0, _EXACT_ROWS - used) if sampler.exact else 0
+    idle = max(0, EXACT_ROWS - used) if sampler.exact else 0
     cond = padded(cond, idle)
     cache = teacher.new_cache(used + idle)
     tokens_BL = torch.zeros(x_BLC.shape[:2], dtype=torch.long, device=x_BLC.device)
@@ -132,7 +128,7 @@ def teacher_steps(
 def _exact_flow_map(sampler: Sampler, noise_BSC: Tensor, log_p_BSV: Tensor) -> Tensor:
     """Eq. 4 for the tokens of a block, `[B, S]`; idle rows for the same reason as in the models."""
     count = log_p_BSV.shape[0] * log_p_BSV.shape[1]
-    idle = max(0, _EXACT_ROWS - count) if sampler.exact else 0
+    idle = max(0, EXACT_ROWS - count) if sampler.exact else 0
     noise, log_p = (F.pad(t.flatten(0, 1), (0, 0, 0, idle)) for t in (noise_BSC, log_p_BSV))
     return flow_map(noise, log_p, sampler.codebook_VC, sampler.flow)[:count].view(log_p_BSV.shape[:2])
 

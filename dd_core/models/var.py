@@ -23,6 +23,7 @@ from dd_core.errors import InvalidRequestError
 from dd_core.layout import TokenLayout, data_positions, paper_student_mask, student_mask, teacher_mask
 from dd_core.models.config import VARConfig
 from dd_core.models.layers import FinalLayer
+from dd_core.runtime import EXACT_ROWS
 
 _NORM_EPS = 1e-6
 
@@ -55,6 +56,24 @@ class CosineAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+class Modulation(nn.Sequential):
+    """linear(silu(class embedding)): `count` vectors an image, `[B, D]` → `[B, 1, count, D]`.
+
+    This is the model's one product with a row an image and not a row a token: without idle rows, which
+    cost next to nothing, the rounding of an image would depend on its batch (see `EXACT_ROWS`).
+    """
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(dim, count * dim))
+        self.count = count
+
+    def forward(self, cond_BD: Tensor) -> Tensor:
+        idle = max(0, EXACT_ROWS - len(cond_BD))
+        silu, linear = self
+        vectors: Tensor = linear(silu(F.pad(cond_BD, (0, 0, 0, idle))))
+        return vectors[: len(cond_BD)].reshape(len(cond_BD), 1, self.count, -1)
+
+
 class GeluFeedForward(nn.Module):
     """fc2(gelu(fc1 x)), with the tanh form of GELU."""
 
@@ -83,7 +102,7 @@ class AdaptiveBlock(nn.Module):
         if cfg.shared_adaln:
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, cfg.dim) / cfg.dim**0.5)
         else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(cfg.dim, 6 * cfg.dim))
+            self.ada_lin = Modulation(cfg.dim, 6)
 
     def forward(
         self,
@@ -96,7 +115,7 @@ class AdaptiveBlock(nn.Module):
     ) -> Tensor:
         """`cond` is the class embedding `[B, D]`, or the shared six vectors `[B, 1, 6, D]`."""
         if self.ada_lin is not None:
-            six = self.ada_lin(cond).unflatten(-1, (1, 6, -1))
+            six = self.ada_lin(cond)
         else:
             assert self.ada_gss is not None
             six = self.ada_gss + cond
@@ -114,10 +133,10 @@ class AdaptiveNorm(nn.Module):
 
     def __init__(self, cfg: VARConfig) -> None:
         super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(cfg.dim, 2 * cfg.dim))
+        self.ada_lin = Modulation(cfg.dim, 2)
 
     def forward(self, x_BSD: Tensor, cond_BD: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(cond_BD).unflatten(-1, (1, 2, -1)).unbind(2)
+        scale, shift = self.ada_lin(cond_BD).unbind(2)
         return _norm(x_BSD) * (1 + scale) + shift  # type: ignore[no-any-return]
 
 
@@ -138,9 +157,7 @@ class _Trunk(nn.Module):
         self.pos_1LC = nn.Parameter(torch.randn(1, positions, cfg.dim) * 0.02)
         self.lvl_embed = nn.Embedding(levels, cfg.dim)
         self.blocks = nn.ModuleList(AdaptiveBlock(cfg) for _ in range(cfg.depth))
-        self.shared_ada_lin = (
-            nn.Sequential(nn.SiLU(), nn.Linear(cfg.dim, 6 * cfg.dim)) if cfg.shared_adaln else None
-        )
+        self.shared_ada_lin = Modulation(cfg.dim, 6) if cfg.shared_adaln else None
         self.head_nm = AdaptiveNorm(cfg)
         self.head = nn.Linear(cfg.dim, cfg.codebook_size)
 
@@ -162,7 +179,7 @@ class _Trunk(nn.Module):
         """What each block is given: the class embedding, or the vectors that all blocks share."""
         if self.shared_ada_lin is None:
             return cond_BD
-        return self.shared_ada_lin(cond_BD).unflatten(-1, (1, 6, -1))  # type: ignore[no-any-return]
+        return self.shared_ada_lin(cond_BD)  # type: ignore[no-any-return]
 
 
 class VARTeacher(_Trunk):

@@ -112,7 +112,7 @@ class Fixture:
         absolute = float(difference.max()) if difference.numel() else 0.0
         relative = float((difference / size.clamp(min=1e-6)).max()) if difference.numel() else 0.0
         close = bool((difference <= atol + rtol * size).all())
-        numbers = not bool(torch.isnan(ours).any())
+        numbers = not bool(torch.isnan(ours).any() or torch.isnan(theirs).any())
         passed = same_infinity and close and numbers
         note = "" if same_infinity else "excluded entries differ"
         note = note if numbers else "not a number"

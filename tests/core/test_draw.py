@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -22,6 +24,38 @@ def test_guidance_is_an_extrapolation_from_the_unconditional() -> None:
     assert torch.equal(guide(logits, 1.0), logits[:1])
     assert torch.equal(guide(logits, 0.0), logits[1:])
     assert guide(logits, 2.0).tolist() == [[2.0, 0.0]]
+
+
+def test_constant_guidance_is_the_same_in_every_block() -> None:
+    draw = DrawSettings(2.0)
+    assert [draw.scale(k, 4) for k in range(4)] == [2.0] * 4
+    assert draw.guided and not DrawSettings().guided and not DrawSettings(1.0).guided
+
+
+def test_linear_guidance_grows_from_none_to_one_plus_its_scale() -> None:
+    """VAR: (1 + t)·c − t·u with t = cfg·k / (K − 1), so the first block is never guided."""
+    draw = DrawSettings(1.5, "linear")
+    assert [draw.scale(k, 4) for k in range(4)] == pytest.approx([1.0, 1.5, 2.0, 2.5])
+    assert draw.scale(0, 1) == 1.0, "a single block must not divide by zero"
+    assert draw.guided and not DrawSettings(0.0, "linear").guided and DrawSettings(1.0, "linear").guided
+    conditional, free = torch.randn(2, 3), torch.randn(2, 3)
+    t = 1.5 * 2 / 3
+    by_hand = (1 + t) * conditional - t * free
+    assert torch.allclose(guide(torch.cat([conditional, free]), draw.scale(2, 4)), by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_guidance_until_is_the_last_guided_block(schedule: Literal["constant", "linear"]) -> None:
+    draw = DrawSettings(3.0, schedule, guidance_until=1)
+    always = DrawSettings(3.0, schedule)
+    assert [draw.scale(k, 4) for k in range(4)] == [always.scale(0, 4), always.scale(1, 4), 1.0, 1.0]
+    assert DrawSettings(3.0, schedule, guidance_until=0).scale(1, 4) == 1.0
+
+
+def test_without_a_schedules_name_the_valid_ones_are_told() -> None:
+    with pytest.raises(InvalidRequestError, match="constant or linear") as caught:
+        DrawSettings(2.0, "cosine")  # type: ignore[arg-type]
+    assert caught.value.param == "guidance_schedule"
 
 
 def test_top_k_keeps_ties_with_the_kth() -> None:

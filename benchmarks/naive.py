@@ -1,0 +1,310 @@
+"""Our one-step path against a naive one, on the same random weights: time and peak memory.
+
+    for each device, size and batch: warm up → repeats × (both, in turn) → ratios; then the peaks
+
+The baseline does what the released sampling scripts do, written anew: it searches the nearest code of
+every input token through all differences (a tensor of V×B×L×C), at data positions it puts a row of
+−∞ with one zero in place of the logits, and asks the tokenizer for its codebook each time. The
+network, its float32 weights, the decoder and the images are the same: what differs is the rest.
+
+Shapes: B batch, L tokens, C code dimension, V codebook size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import report
+from dd_core import plan
+from dd_core.errors import InvalidRequestError
+from dd_core.layout import data_positions
+from dd_core.models.build import ModelConfig, TokenizerConfig, new_student, new_tokenizer
+from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.noise import batch_noise
+from dd_core.runtime import pick_device
+from dd_core.sampling import Sampler, run_plan, to_pixels
+
+THEME = "naive"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Size:
+    """An architecture; `split` is the first block whose tokens stay continuous, as published."""
+
+    vq: TokenizerConfig
+    student: ModelConfig
+    split: int
+
+
+SIZES = {
+    "VAR-DD-d16": Size(MultiScaleConfig(), VARConfig.of_depth(16), 5),
+    "LlamaGen-DD-L": Size(VQConfig(), GPTConfig(24, 16, 1024), 130),
+}
+# As small as it gets: shows that the benchmark works, and nothing of the machine.
+SMOKE = {
+    "VAR-DD-smoke": Size(
+        MultiScaleConfig(64, 8, 32, (1, 1), 1, (1, 2, 3, 4)), VARConfig(2, 32, 2, 64, 8, (1, 2, 3, 4), 10), 2
+    ),
+    "LlamaGen-DD-smoke": Size(VQConfig(64, 8, 32, 32, (1, 1), 1), GPTConfig(2, 2, 32, 64, 8, 4, 10), 5),
+}
+ALL = SIZES | SMOKE
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model and what it is asked for: everything that both variants are given."""
+
+    sampler: Sampler
+    split: int
+    cond_B: Tensor
+    noise_BLC: Tensor
+    uniform_BL: Tensor
+
+
+def prepare(size: Size, batch: int, device: torch.device) -> Work:
+    """Random weights and noise, the same in every process."""
+    torch.manual_seed(SEED)
+    tokenizer, student = new_tokenizer(size.vq), new_student(size.student)
+    for model in (tokenizer, student):
+        model.to(device).eval().requires_grad_(False)
+    # Both decode the whole batch at once; that images do not depend on it is measured by the engine.
+    sampler = Sampler(student.layout, tokenizer, student, device=device, exact=False)
+    keys = [(SEED, index) for index in range(batch)]
+    noise, uniform = batch_noise(keys, student.layout.num_tokens, sampler.codebook_VC.shape[1])
+    cond = torch.arange(batch) % size.student.num_classes
+    return Work(sampler, size.split, *(t.to(device) for t in (cond, noise, uniform)))
+
+
+@torch.inference_mode()
+def ours(work: Work) -> Tensor:
+    """The plan `dd-1` as the engine runs it → pixels."""
+    chosen = plan.one_step(work.sampler.layout.num_blocks, work.split)
+    codes = run_plan(work.sampler, chosen, work.cond_B, work.noise_BLC, work.uniform_BL)
+    return to_pixels(work.sampler.tokenizer.to_image(codes)).cpu()
+
+
+@torch.inference_mode()
+def naive(work: Work) -> Tensor:
+    """The released scripts' way from noise to pixels."""
+    student, tokenizer, x_BLC = work.sampler.student, work.sampler.tokenizer, work.noise_BLC
+    assert student is not None
+    step_B = torch.zeros(len(x_BLC), dtype=torch.long, device=x_BLC.device)
+    embeddings, logits = student.predict(x_BLC, work.cond_B, step_B)
+    differences_VBLC = tokenizer.codebook_VC[:, None, None] - x_BLC
+    indices_BL = (differences_VBLC**2).sum(-1).argmin(0)
+    known = torch.full_like(logits, -math.inf).scatter_(-1, indices_BL[..., None], 0.0)
+    is_data = data_positions(student.layout, step_B)[..., None]
+    logits, embeddings = torch.where(is_data, known, logits), torch.where(is_data, x_BLC, embeddings)
+    first = student.layout.starts[work.split]
+    codes = torch.cat([tokenizer.codebook_VC[logits[:, :first].argmax(-1)], embeddings[:, first:]], 1)
+    return to_pixels(tokenizer.to_image(codes)).cpu()
+
+
+VARIANTS: dict[str, Callable[[Work], Tensor]] = {"ours": ours, "naive": naive}
+
+
+def measure_seconds(work: Work, repeats: int) -> dict[str, list[float]]:
+    """Both variants in turn, `repeats` times after one that does not count.
+
+    Raises:
+        BenchmarkError: they do not make the same images.
+    """
+    pixels = {name: run(work).int() for name, run in VARIANTS.items()}
+    if int((pixels["ours"] - pixels["naive"]).abs().max()) > 1:
+        raise report.BenchmarkError("the naive path makes other images: it is no baseline")
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for repeat in range(repeats):
+        names = list(VARIANTS) if repeat % 2 else list(VARIANTS)[::-1]
+        for name in names:
+            started = time.perf_counter()
+            VARIANTS[name](work)  # ends with a copy to the CPU: it has waited
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def peak_on_cuda(work: Work, variant: str) -> dict[str, int]:
+    """Bytes that torch had allocated at most, and before the call (weights and inputs)."""
+    torch.cuda.synchronize(work.sampler.device)
+    torch.cuda.reset_peak_memory_stats(work.sampler.device)
+    before = torch.cuda.memory_allocated(work.sampler.device)
+    VARIANTS[variant](work)
+    return {"before": before, "peak": torch.cuda.max_memory_allocated(work.sampler.device)}
+
+
+def peak_on_cpu(name: str, batch: int, variant: str, threads: int) -> dict[str, int]:
+    """The same of the resident memory of a process that does nothing else.
+
+    Raises:
+        BenchmarkError: the process failed.
+    """
+    command = [sys.executable, "-m", "benchmarks.naive", "--threads", str(threads)]
+    command += ["--peak-of", name, str(batch), variant]
+    done = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise report.BenchmarkError(f"{name}, batch {batch}, {variant}: {last}")
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+def _resident_peak() -> int:
+    """Bytes. Linux hands `ru_maxrss` down from the process that started this one; VmHWM begins anew."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
+
+
+def _report_peak(name: str, batch: int, variant: str) -> None:
+    """What the process of `peak_on_cpu` does."""
+    work = prepare(ALL[name], batch, torch.device("cpu"))
+    before = _resident_peak()
+    VARIANTS[variant](work)
+    print(json.dumps({"before": before, "peak": _resident_peak()}))
+
+
+def measure(name: str, batch: int, repeats: int, device: torch.device) -> dict[str, Any]:
+    """One row of the results.
+
+    Raises:
+        BenchmarkError: the numbers cannot be trusted, or a process failed.
+        RuntimeError: out of memory, most likely.
+    """
+    peaks: dict[str, dict[str, int]] = {}
+    for variant in VARIANTS if device.type == "cpu" else ():  # before this process holds a model, too
+        peaks[variant] = peak_on_cpu(name, batch, variant, torch.get_num_threads())
+    work = prepare(ALL[name], batch, device)
+    seconds = measure_seconds(work, repeats)
+    for variant in VARIANTS if device.type == "cuda" else ():
+        peaks[variant] = peak_on_cuda(work, variant)
+    more = {variant: peaks[variant]["peak"] - peaks[variant]["before"] for variant in VARIANTS}
+    return {
+        "model": name,
+        "batch": batch,
+        "seconds": seconds,
+        "peak_bytes": {variant: peaks[variant]["peak"] for variant in VARIANTS},
+        # What the call itself takes, beyond weights, inputs and libraries.
+        "working_bytes": more,
+        "time_ratio": report.paired_ratio(seconds["naive"], seconds["ours"]),
+        "peak_ratio": peaks["naive"]["peak"] / peaks["ours"]["peak"],
+        "working_ratio": more["naive"] / more["ours"] if more["ours"] > 0 else None,
+    }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    rows = [
+        [
+            row["model"],
+            row["batch"],
+            *(report.number(1e3 * report.median(row["seconds"][v]), ".1f") for v in VARIANTS),
+            report.number(row["time_ratio"]),
+            *(report.number(row["peak_bytes"][v] / 2**20, ".0f") for v in VARIANTS),
+            report.number(row["peak_ratio"]),
+            *(report.number(row["working_bytes"][v] / 2**20, ".0f") for v in VARIANTS),
+            report.number(row["working_ratio"]),
+        ]
+        for row in results.get("rows", [])
+    ]
+    columns = [
+        "model", "batch", "ours, ms", "naive, ms", "naive ÷ ours",
+        "ours, peak MiB", "naive, peak MiB", "naive ÷ ours",
+        "ours, beyond weights MiB", "naive, beyond weights MiB", "naive ÷ ours",
+    ]  # fmt: skip
+    return "\n\n".join(
+        [
+            "One step from noise to pixels, float32, random weights, the whole batch decoded at once:",
+            report.markdown_table(columns, rows),
+        ]
+    )
+
+
+def devices_of(name: str) -> list[torch.device]:
+    """`auto`: the CPU, and CUDA where there is one.
+
+    Raises:
+        InvalidRequestError: no such device on this machine.
+    """
+    if name != "auto":
+        return [pick_device(name)]
+    return [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Measures and files, a record for each device; False if something failed on the way.
+
+    Raises:
+        DDError: no such device or model.
+        BenchmarkError: the numbers cannot be trusted.
+    """
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.peak_of:
+        name, batch, variant = arguments.peak_of
+        _report_peak(name, int(batch), variant)
+        return True
+    chosen = arguments.models or list(SMOKE if arguments.smoke else SIZES)
+    unknown = [name for name in chosen if name not in ALL]
+    if unknown:
+        raise InvalidRequestError(f"no model {unknown[0]!r}; there are {', '.join(ALL)}", param="models")
+    batches, repeats = ([2], 2) if arguments.smoke else (arguments.batches, arguments.repeats)
+    architectures = "\n".join(f"{name}: {ALL[name]}" for name in chosen) + f"\nseed {SEED}"
+    identity = {"name": "random weights", "digest": hashlib.sha256(architectures.encode()).hexdigest()}
+    options = {"models": chosen, "batches": batches, "repeats": repeats}
+    good = True
+    for device in devices_of(arguments.device):
+        config = report.configuration(device, torch.get_num_threads(), identity, options)
+        with report.filed(THEME, config, table, arguments.out) as results:
+            results["rows"] = []
+            for name, batch in ((name, batch) for name in chosen for batch in batches):
+                print(f"{device}: {name}, batch {batch}", flush=True)
+                try:
+                    results["rows"].append(measure(name, batch, repeats, device))
+                except (report.BenchmarkError, RuntimeError) as error:  # the others go on
+                    results["failures"].append(f"{name}, batch {batch}: {report.describe(error)}")
+            good = good and not results["failures"]
+    return good
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.naive", description="Our one-step path against a naive one."
+    )
+    parser.add_argument("--models", type=lambda text: text.split(","), help=f"of {', '.join(ALL)}")
+    parser.add_argument(
+        "--device", default="auto", help="auto (CPU, and CUDA where there is one), cpu, cuda:N"
+    )
+    parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8], help="such as 1,8")
+    parser.add_argument("--repeats", type=report.positive, default=5, help="of each variant")
+    parser.add_argument("--threads", type=report.positive, help="of torch; left out, torch chooses")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the results")
+    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
+    parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return report.run_command(run, options().parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

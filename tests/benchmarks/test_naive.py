@@ -1,0 +1,95 @@
+"""The comparison with a naive path end to end at its smallest, and what it must not compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import naive, report
+
+CPU = torch.device("cpu")
+
+
+def test_smoke_files_ratios_of_its_own_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A peak is of the process that runs a variant alone: what this one holds does not show in it."""
+    block = torch.ones(2**28)  # 1 GiB
+    options = ["--smoke", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]
+    assert naive.main([*options, "--models", "VAR-DD-smoke"]) == 0
+    (path,) = (tmp_path / "naive").glob("*.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["status"] == "ok" and record["configuration"]["threads"] == 1
+    assert record["configuration"]["bundle"]["name"] == "random weights"
+    assert record["configuration"]["options"]["models"] == ["VAR-DD-smoke"]
+    rows = record["results"]["rows"]
+    assert [row["batch"] for row in rows] == [2]
+    for row in rows:
+        seconds, peaks = row["seconds"], row["peak_bytes"]
+        assert all(len(seconds[v]) == 2 and min(seconds[v]) > 0 for v in naive.VARIANTS)
+        assert row["time_ratio"] == pytest.approx(report.paired_ratio(seconds["naive"], seconds["ours"]))
+        assert row["peak_ratio"] == pytest.approx(peaks["naive"] / peaks["ours"])
+        assert all(50e6 < peaks[v] < block.numel() * 4 for v in naive.VARIANTS)
+        assert all(row["working_bytes"][v] >= 0 for v in naive.VARIANTS)
+    assert "VAR-DD-smoke" in path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "naive ÷ ours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", naive.SMOKE)
+def test_both_paths_make_the_same_images(name: str) -> None:
+    work = naive.prepare(naive.SMOKE[name], 3, CPU)
+    pixels = naive.ours(work)
+    assert pixels.dtype == torch.uint8 and len(pixels) == 3
+    assert torch.equal(pixels, naive.naive(work))
+    again = naive.prepare(naive.SMOKE[name], 3, CPU)
+    assert torch.equal(pixels, naive.ours(again)), "every process must have the same weights"
+
+
+def test_a_path_that_makes_other_images_is_no_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = naive.prepare(naive.SMOKE["VAR-DD-smoke"], 1, CPU)
+    monkeypatch.setitem(naive.VARIANTS, "naive", lambda given: 255 - naive.ours(given))
+    with pytest.raises(report.BenchmarkError, match="other images"):
+        naive.measure_seconds(work, 1)
+
+
+def test_a_process_that_fails_is_a_failure_of_its_row_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured = naive.measure
+
+    def fail(name: str, batch: int, repeats: int, device: torch.device) -> dict[str, object]:
+        if name.startswith("VAR"):
+            raise RuntimeError("out of memory")
+        monkeypatch.setattr(naive, "peak_on_cpu", lambda *_: {"before": 100, "peak": 150})
+        return measured(name, batch, repeats, device)
+
+    monkeypatch.setattr(naive, "measure", fail)
+    assert naive.main(["--smoke", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    (path,) = (tmp_path / "naive").glob("*.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["status"] == "failed"
+    assert record["results"]["failures"] == ["VAR-DD-smoke, batch 2: RuntimeError: out of memory"]
+    (row,) = record["results"]["rows"]
+    assert row["model"] == "LlamaGen-DD-smoke" and row["working_ratio"] == 1 and row["peak_ratio"] == 1
+
+
+def test_a_failing_measuring_process_is_told() -> None:
+    with pytest.raises(report.BenchmarkError, match="nothing, batch 1, ours: KeyError"):
+        naive.peak_on_cpu("nothing", 1, "ours", 1)
+
+
+@pytest.mark.parametrize("option", [["--models", "VAR-DD-d99"], ["--device", "abacus"]])
+def test_a_wrong_option_is_refused_and_files_nothing(tmp_path: Path, option: list[str]) -> None:
+    assert naive.main(["--smoke", "--out", str(tmp_path), *option]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sizes_are_the_published_ones() -> None:
+    var, llamagen = naive.SIZES["VAR-DD-d16"], naive.SIZES["LlamaGen-DD-L"]
+    assert (var.student.layout.num_tokens, var.student.codebook_size, var.split) == (680, 4096, 5)
+    assert (llamagen.student.layout.num_tokens, llamagen.student.codebook_size, llamagen.split) == (
+        256,
+        16384,
+        130,
+    )

@@ -1,0 +1,149 @@
+"""Published models through the commands: pull, convert, serve, generate, models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dd_core.errors import InvalidRequestError
+from dd_core.hub.registry import registry
+from dd_core.hub.spec import ModelSpec
+from dd_core.hub.storage import models_folder
+from dd_core.manifest import read_manifest
+from dd_core.models.config import VARConfig
+from server import models
+from server.catalog import ServedModel
+from tests.hub import COMMIT, FakeHub, content_of, publish, saved, tiny_modules, tiny_spec
+from tests.server.harness import running
+from tests.server.test_cli import Run
+from tests.server.test_cli import run as run
+
+NAME = "var-dd-d16"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def spec(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    """The name stands for a tiny model of the same kind, which the stand-in for the hub has."""
+    tiny = tiny_spec(NAME)
+    monkeypatch.setitem(registry(), NAME, tiny)
+    publish(hub, tiny, tiny_modules(tiny))
+    return tiny
+
+
+def test_generate_fetches_a_published_model_once(
+    run: Run, hub: FakeHub, spec: ModelSpec, tmp_path: Path
+) -> None:
+    arguments = ("--model", NAME, "--label", "ship", "--device", "cpu", "--seed", 7)
+    code, said, error = run("generate", *arguments, "--steps", 2, "--out", tmp_path / "a.png")
+    assert code == 0, error
+    assert "ship" in said and "dd-2" in said
+    asked = hub.asked.total()
+    assert run("generate", *arguments, "--steps", 2, "--out", tmp_path / "b.png")[0] == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert hub.asked.total() == asked
+
+
+def test_a_server_of_a_published_model_answers_and_names_its_figures(hub: FakeHub, spec: ModelSpec) -> None:
+    with running(models.load(NAME, CPU)) as live:
+        reply = live.post({"label": "Ship", "steps": 3, "seed": 1})
+        assert reply.status_code == 200 and reply.json()["model"] == NAME
+        entry = live.client.get("/models").json()["models"][0]
+        assert all(plan["published"] for plan in entry["plans"])
+        assert "MIT" in entry["licence"]
+    asked = hub.asked.total()
+    models.load(NAME, CPU)
+    assert hub.asked.total() == asked
+
+
+def test_pull_says_what_came_from_where(run: Run, hub: FakeHub, spec: ModelSpec) -> None:
+    code, said, _ = run("pull", NAME, "--no-teacher")
+    assert code == 0
+    assert f"student: microsoft/distilled_decoding/VAR-DD/var-d16.pth, 1 MB, revision {COMMIT}" in said
+    assert "var_d16.pth" not in said
+    assert hub.asked["GET FoundationVision/var/var_d16.pth"] == 0
+
+
+def test_convert_takes_files_at_hand_and_the_rest_from_the_hub(
+    run: Run, hub: FakeHub, spec: ModelSpec, tmp_path: Path
+) -> None:
+    other = tiny_modules(spec, seed=1)["student"]
+    (tmp_path / "mine.pth").write_bytes(saved(content_of(spec, "student", other)))
+    code, said, error = run("convert", NAME, "--student", tmp_path / "mine.pth", "--unmasked-prefix")
+    assert code == 0, error
+    folder = models_folder() / NAME
+    assert said.startswith(f"{folder}: {NAME}, ")
+    manifest = read_manifest(folder)
+    assert [s.repo is None for s in manifest.sources] == [False, True, False]
+    assert isinstance(manifest.teacher, VARConfig) and not manifest.teacher.prefix_mask
+    assert hub.asked["GET microsoft/distilled_decoding/VAR-DD/var-d16.pth"] == 0
+    code, _, _ = run("convert", NAME, "--no-teacher", "--to", tmp_path / "alone")
+    assert code == 0 and read_manifest(tmp_path / "alone").teacher is None
+
+
+def test_convert_of_local_files_needs_no_hub(run: Run, hub: FakeHub, spec: ModelSpec, tmp_path: Path) -> None:
+    options: list[object] = []
+    for part, module in tiny_modules(spec).items():
+        path = tmp_path / f"{part}.pt"
+        path.write_bytes(saved(content_of(spec, part, module)))
+        options += [f"--{part}", path]
+    assert run("convert", NAME, *options)[0] == 0
+    assert not hub.asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("pull", "var-dd-d17"), 2, "did you mean var-dd-d16"),
+        (("convert", NAME, "--student", "gone.pth"), 1, "gone.pth: No such file"),
+        (("convert", "var-d16", "--student", "gone.pth"), 2, "takes no student"),
+        (("convert", "var-d16", "--no-teacher"), 2, "teacher alone"),
+        (("convert", "llamagen-dd-l", "--unmasked-prefix"), 2, "no VAR teacher"),
+        (("pull", "var-d36"), 1, "has no file var_d36.pth"),
+        (("generate", "--model", "var-d36", "--label", "0", "--out", "a.png"), 1, "has no file var_d36.pth"),
+        (("serve", "llamagen-t2i-256", "--port", "0"), 2, "cannot answer prompts yet"),
+        (("serve", "nothing", "--port", "0"), 2, "no bundle 'nothing'"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(
+    run: Run, hub: FakeHub, spec: ModelSpec, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    got, _, error = run(*arguments)
+    assert (got, error.count("\n")) == (code, 1), error
+    assert error.startswith("dd-server: error:") and says in error
+
+
+def test_a_model_of_texts_is_converted_but_not_served(
+    run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before gigabytes are fetched for nothing; and also when it is there."""
+    name = "llamagen-t2i-512"
+    tiny = tiny_spec(name)
+    monkeypatch.setitem(registry(), name, tiny)
+    publish(hub, tiny, tiny_modules(tiny))
+    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
+        models.load(name, CPU)
+    assert not hub.asked
+    assert run("convert", name)[0] == 0
+    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
+        models.load(name, CPU)
+    assert "text" in run("models", name)[1]
+    from dd_core.bundle import load_bundle
+
+    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
+        ServedModel.of(load_bundle(models_folder() / name, CPU))
+
+
+def test_models_lists_what_is_here_and_what_can_be_had(run: Run, hub: FakeHub, spec: ModelSpec) -> None:
+    code, said, _ = run("models")
+    here, _, there = said.partition("fetched when first used")
+    assert code == 0
+    assert "cifar10: " in here and NAME not in here and NAME in there
+    assert run("convert", NAME)[0] == 0
+    here, _, there = run("models")[1].partition("fetched when first used")
+    assert f"{NAME}: " in here and f"  {NAME} " not in there
+    assert not hub.asked["GET FoundationVision/var/var_d20.pth"]
+    said = run("models", "llamagen-dd-l")[1]
+    assert "pre-trained-61-81" in said and "22 forward passes   FID 6.76 (published)" in said
