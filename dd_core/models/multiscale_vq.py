@@ -21,14 +21,18 @@ from dd_core.codebook import lookup, nearest
 from dd_core.models.config import MultiScaleConfig
 from dd_core.models.vq import Decoder, Encoder
 
+_PUBLISHED_PHI = 4
+
 
 def phi_index(scales: int, convolutions: int) -> tuple[int, ...]:
     """Which of the shared φ convolutions each scale uses: the nearest tick to k / (K − 1).
 
     With K = 10 two scales lie exactly between two ticks, and the rounding of the ticks in float64
-    decides; hence numpy's `linspace`, whose rounding the published weights were trained with.
+    decides; hence numpy's `linspace`, whose rounding the published weights were trained with. The
+    reference spaces the ticks of four convolutions (all published models) unlike those of any other number.
     """
-    ticks = np.linspace(1 / 3 / convolutions, 1 - 1 / 3 / convolutions, convolutions)
+    margin = (1 / 3 if convolutions == _PUBLISHED_PHI else 1 / 2) / convolutions
+    ticks = np.linspace(margin, 1 - margin, convolutions)
     return tuple(int(np.argmin(np.abs(ticks - k / max(1, scales - 1)))) for k in range(scales))
 
 

@@ -199,6 +199,8 @@ def test_phi_of_every_scale_is_the_references() -> None:
     assert phi_index(4, 4) == (0, 1, 2, 3)
     assert phi_index(5, 4) == (0, 1, 2, 2, 3)
     assert phi_index(1, 4) == (0,)
+    # The reference spaces the ticks of other numbers than four by 1/n.
+    assert phi_index(4, 2) == (0, 0, 1, 1) and phi_index(5, 3) == (0, 0, 1, 2, 2)
 
 
 def test_encode_finds_the_codes_that_made_a_feature_map(monkeypatch: pytest.MonkeyPatch) -> None:
