@@ -59,8 +59,14 @@ def _prepare(
     handlers: list[logging.Handler] = [logging.FileHandler(out / "train.log")]
     if not sys.stderr.isatty():
         handlers.append(_Stderr())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    ours = logging.getLogger("dd_train")
+    for old in list(ours.handlers):
+        ours.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
     return run
 
 
