@@ -82,10 +82,11 @@ def _step(arguments: Sequence[str], env: dict[str, str]) -> dict[str, float]:
         BenchmarkError: it failed; with the end of what it said.
     """
     code = (
-        "import resource, runpy, sys\n"
+        "import runpy, sys\n"
+        "from benchmarks.report import resident_peak\n"
         "sys.argv = sys.argv[1:]\n"
         "try:\n    runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
-        "finally:\n    print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+        "finally:\n    print('PEAK', resident_peak(), file=sys.stderr)\n"
     )
     started = time.perf_counter()
     done = subprocess.run(
@@ -95,7 +96,7 @@ def _step(arguments: Sequence[str], env: dict[str, str]) -> dict[str, float]:
     if done.returncode:
         raise report.BenchmarkError(f"{' '.join(arguments)}: {(done.stderr or done.stdout)[-400:]}")
     peak = next(line for line in reversed(done.stderr.splitlines()) if line.startswith("PEAK"))
-    return {"seconds": seconds, "peak_mib": int(peak.split()[1]) / 1024}
+    return {"seconds": seconds, "peak_mib": int(peak.split()[1]) / _MIB}
 
 
 def _generate(port: int, body: dict[str, Any]) -> tuple[float, str, bytes]:
@@ -114,14 +115,8 @@ def _generate(port: int, body: dict[str, Any]) -> tuple[float, str, bytes]:
     return time.perf_counter() - started, reply.headers["x-dd-plan"], content
 
 
-def _peak_of(pid: int) -> float:
-    """Peak resident memory of a process, MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-
-
 def measure(name: str, spec: ModelSpec, scratch: Path, device: str, threads: int | None) -> dict[str, Any]:
-    """All steps of one model; the files are removed as soon as they are not needed."""
+    """All steps of one model, in `scratch`."""
     env = environment(threads) | {
         "HF_HOME": str(scratch / "hub-cache"),
         "DD_HOME": str(scratch / "home"),
@@ -147,7 +142,7 @@ def measure(name: str, spec: ModelSpec, scratch: Path, device: str, threads: int
                 raise report.BenchmarkError(f"{name} {first[1]}: other bytes at the second time")
             row = {"plan": first[1], "steps": budget["from"], "seconds": min(first[0], again[0])}
             results["plans"].append(row)
-        results["serve_peak_mib"] = _peak_of(server.pid)
+        results["serve_peak_mib"] = report.resident_peak(server.pid) / _MIB
     return results
 
 

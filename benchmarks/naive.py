@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -162,22 +161,12 @@ def peak_on_cpu(name: str, batch: int, variant: str, threads: int) -> dict[str, 
     return found
 
 
-def _resident_peak() -> int:
-    """Bytes. Linux hands `ru_maxrss` down from the process that started this one; VmHWM begins anew."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
-
-
 def _report_peak(name: str, batch: int, variant: str) -> None:
     """What the process of `peak_on_cpu` does."""
     work = prepare(ALL[name], batch, torch.device("cpu"))
-    before = _resident_peak()
+    before = report.resident_peak()
     VARIANTS[variant](work)
-    print(json.dumps({"before": before, "peak": _resident_peak()}))
+    print(json.dumps({"before": before, "peak": report.resident_peak()}))
 
 
 def measure(name: str, batch: int, repeats: int, device: torch.device) -> dict[str, Any]:

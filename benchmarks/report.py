@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import resource
 import signal
 import statistics
 import subprocess
@@ -60,6 +61,24 @@ def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
         ValueError: the two were not measured equally often.
     """
     return median([a / b for a, b in zip(over, under, strict=True)])
+
+
+def resident_peak(pid: int | None = None) -> int:
+    """Most resident memory that a process (None = this one) has had, in bytes.
+
+    Linux hands `ru_maxrss` down from the process that started this one; VmHWM begins anew.
+
+    Raises:
+        OSError: another process is asked for where there is no /proc.
+    """
+    try:
+        status = Path(f"/proc/{'self' if pid is None else pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        if pid is not None:
+            raise
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
 
 
 def _cpu_model() -> str:

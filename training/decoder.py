@@ -31,7 +31,7 @@ from dd_core.runtime import mixed_precision
 from training.data import ImageSet
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
 from training.lpips import Lpips
-from training.plots import image_grid
+from training.plots import reconstruction_grid
 from training.recipes import Recipe
 from training.tokenizer import memory_layout
 
@@ -146,9 +146,8 @@ def decoder_stage(
         averaged.load_state_dict(ema.average)
         x, _ = images.batch(torch.arange(32))
         with torch.no_grad():
-            recon = averaged.decode_tokens(tokens_FNL[0, :32].long().to(device)).cpu()
-        rows = [t for i in range(0, 32, 16) for t in (x[i : i + 16], recon[i : i + 16])]
-        image_grid(torch.cat(rows), path, columns=16)
+            recon = averaged.decode_tokens(tokens_FNL[0, :32].long().to(device))
+        reconstruction_grid(x, recon, path)
 
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
     parts |= {"judge": judge, "judging": judging}

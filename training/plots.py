@@ -12,6 +12,16 @@ from torch import Tensor
 from dd_core.sampling import to_pixels
 
 
+def reconstruction_grid(
+    image_B3HW: Tensor, reconstruction_B3HW: Tensor, path: Path, columns: int = 16
+) -> None:
+    """Rows of images, each above its reconstructions; both in [−1, 1], on any device."""
+    pairs = zip(
+        torch.split(image_B3HW.cpu(), columns), torch.split(reconstruction_B3HW.cpu(), columns), strict=True
+    )
+    image_grid(torch.cat([part for pair in pairs for part in pair]), path, columns=columns)
+
+
 def image_grid(image_B3HW: Tensor, path: Path, *, columns: int, scale: int = 2) -> None:
     """Writes images in [−1, 1], row by row, `scale` screen pixels to a pixel."""
     pixels = to_pixels(image_B3HW).cpu()

@@ -27,7 +27,7 @@ from dd_core.runtime import mixed_precision
 from training.data import ImageSet
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
 from training.lpips import Lpips
-from training.plots import image_grid
+from training.plots import reconstruction_grid
 from training.recipes import Recipe
 
 
@@ -138,8 +138,7 @@ def tokenizer_stage(
         x, _ = images.batch(torch.arange(32))
         with torch.no_grad():
             recon = averaged.decode_tokens(averaged.encode(x.to(device)))
-        rows = [t for i in range(0, 32, 16) for t in (x[i : i + 16], recon[i : i + 16].cpu())]
-        image_grid(torch.cat(rows), path, columns=16)
+        reconstruction_grid(x, recon, path)
 
     config = {"vq": asdict(recipe.vq), "tokenizer": asdict(cfg), "seed": recipe.seed}
     return Stage("tokenizer", cfg.steps, parts, update, preview, config), ema
