@@ -58,9 +58,8 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the hashes of all files: the identity of the weights."""
-        joined = "".join(f"{n}:{f.sha256}\n" for n, f in sorted(self.manifest.files.items()))
-        return hashlib.sha256(joined.encode()).hexdigest()
+        """The identity of the weights."""
+        return self.manifest.digest
 
 
 def builtin_bundles() -> list[str]:

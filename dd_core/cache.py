@@ -42,6 +42,10 @@ class KVCache:
         )
 
     @property
+    def batch(self) -> int:
+        return self.keys.shape[1]
+
+    @property
     def capacity(self) -> int:
         return self.keys.shape[3]
 

@@ -5,6 +5,7 @@ Architecture, plans with their figures, hashes of the files, data and licence.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -149,6 +150,12 @@ class Manifest(_Strict):
         found = self.student if self.student is not None else self.teacher
         assert found is not None, "the validator asks for one"
         return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the hashes of all files: the identity of the weights."""
+        joined = "".join(f"{name}:{file.sha256}\n" for name, file in sorted(self.files.items()))
+        return hashlib.sha256(joined.encode()).hexdigest()
 
     @property
     def reads_text(self) -> bool:

@@ -91,6 +91,11 @@ class Plan:
         return self.segments[-1].stop
 
     @property
+    def first_continuous(self) -> int:
+        """First block whose tokens come from the embedding head (T where none does)."""
+        return self.num_blocks if self.split is None else self.split
+
+    @property
     def cost(self) -> int:
         """Forward passes: 1 a student segment, 1 a block of a teacher segment, none for a
         look-up of marginals; but a plan costs at least 1 (as the paper counts onestep*).

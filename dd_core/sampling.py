@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dd_core.cache import KVCache
 from dd_core.codebook import lookup, nearest
 from dd_core.condition import Condition, joined, padded, rows
 from dd_core.draw import DrawSettings, guide, log_probabilities, multinomial
@@ -27,8 +29,8 @@ from dd_core.flow import FlowSettings, flow_map
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.protocols import Student, Teacher, Tokenizer
 from dd_core.noise import batch_noise
-from dd_core.plan import Plan
-from dd_core.runtime import EXACT_ROWS
+from dd_core.plan import Draw, Plan
+from dd_core.runtime import exact_rows
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,112 @@ def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayou
 
 
 def student_jump(
-    student: Student, codebook_VC: Tensor, x_BLC: Tensor, cond: Condition, step_B: Tensor, split: int
+    student: Student,
+    codebook_VC: Tensor,
+    x_BLC: Tensor,
+    cond: Condition,
+    step_B: Tensor,
+    split: Tensor | int,
 ) -> Tensor:
     """F_θ(X_t, t) of Eq. 6: final codes `[B, L, C]` from any point of a trajectory.
 
     Tokens before each sample's step stay as they are. Of the others, those of blocks before
-    `split` are codebook rows (argmax of the logits), the rest the embedding head's output.
+    `split` (`[B]`, or one for all) are codebook rows (argmax of the logits), the rest the embedding
+    head's output. A token whose logits are not numbers becomes NaN, so that it shows in its picture.
     """
+    split_B = torch.full_like(step_B, split) if isinstance(split, int) else split
     embeddings, logits = student.predict(x_BLC, cond, step_B)
-    first_continuous = student.layout.starts[split]
-    codes = lookup(codebook_VC, logits[:, :first_continuous].argmax(-1))
-    predicted = torch.cat([codes, embeddings[:, first_continuous:]], 1)
+    best, index = logits.max(-1)
+    codes = lookup(codebook_VC, index) + (best - best)[..., None]
+    predicted = torch.where(data_positions(student.layout, split_B)[..., None], codes, embeddings)
     return torch.where(data_positions(student.layout, step_B)[..., None], x_BLC, predicted)
+
+
+def student_pass(
+    sampler: Sampler,
+    x_BLC: Tensor,
+    cond: Condition,
+    noise_BLC: Tensor,
+    step_B: Tensor,
+    split: Tensor | int,
+) -> Tensor:
+    """One jump of a batch whose samples may be at different steps of different plans."""
+    assert sampler.student is not None, "run_plan checks that the plan's actors are there"
+    x_BLC = renoise(x_BLC, noise_BLC, step_B, sampler.layout)
+    return student_jump(sampler.student, sampler.codebook_VC, x_BLC, cond, step_B, split)
+
+
+@dataclass
+class TeacherRun:
+    """A teacher segment under way for B images (Algorithms 1 and 4): `advance` draws one block.
+
+    With `draw` "flow" a token is the image of its own noise under Eq. 4, else it is drawn with the
+    image's own uniform numbers. The prefix is snapped to its nearest codes, stays so, and is read in one
+    causal prefill: the condition is the teacher's true p(· | X[:t−1]).
+    """
+
+    sampler: Sampler
+    draw: Draw
+    noise_BLC: Tensor
+    uniform_BL: Tensor
+    tokens_BL: Tensor
+    cond: Condition
+    cache: KVCache
+    step: int
+    finite_B: Tensor
+    padded: dict[int, Condition] = field(default_factory=dict)  # by the number of idle rows
+
+    @classmethod
+    def begin(
+        cls,
+        sampler: Sampler,
+        draw: Draw,
+        x_BLC: Tensor,
+        cond: Condition,
+        noise_BLC: Tensor,
+        uniform_BL: Tensor,
+        start: int,
+    ) -> TeacherRun:
+        """A run whose first block is `start`; blocks before it are `x`'s."""
+        teacher = sampler.teacher
+        assert teacher is not None, "run_plan checks that the plan's actors are there"
+        final = slice(sampler.layout.starts[start])
+        tokens_BL = torch.zeros(x_BLC.shape[:2], dtype=torch.long, device=x_BLC.device)
+        tokens_BL[:, final] = nearest(sampler.codebook_VC, x_BLC[:, final])
+        finite_B = x_BLC[:, final].isfinite().flatten(1).all(1)
+        cond = joined(cond, teacher.null_like(cond)) if sampler.draw.guided else cond
+        cache = teacher.new_cache(rows(cond))
+        return cls(sampler, draw, noise_BLC, uniform_BL, tokens_BL, cond, cache, start, finite_B)
+
+    def advance(self) -> None:
+        """Draws the tokens of block `step` in one forward pass, and moves on."""
+        sampler, layout = self.sampler, self.sampler.layout
+        assert sampler.teacher is not None
+        block = slice(layout.starts[self.step], layout.starts[self.step + 1])
+        used, guided = rows(self.cond), sampler.draw.guided
+        idle = _idle_images(used, block.stop - block.start) if sampler.exact else 0
+        if idle not in self.padded:
+            self.padded[idle] = padded(self.cond, idle)
+        seen = torch.cat([self.tokens_BL, self.tokens_BL]) if guided else self.tokens_BL
+        seen = F.pad(seen, (0, 0, 0, idle))
+        logits = sampler.teacher.block_logits(seen, self.padded[idle], self.step, self.cache)[:used]
+        if guided:
+            logits = guide(logits, sampler.draw.scale(self.step, layout.num_blocks))
+        self.finite_B = self.finite_B & logits.isfinite().flatten(1).all(1)
+        log_p = log_probabilities(logits, sampler.draw)
+        if self.draw == "flow":
+            drawn = _exact_flow_map(sampler, self.noise_BLC[:, block], log_p)
+        else:
+            drawn = multinomial(log_p, self.uniform_BL[:, block])
+        self.tokens_BL[:, block] = drawn
+        self.step += 1
+
+    def codes(self, x_BLC: Tensor) -> Tensor:
+        """`x` with the tokens so far in place; NaN where the teacher's logits were not numbers."""
+        stop = self.sampler.layout.starts[self.step]
+        x = x_BLC.clone()
+        x[:, :stop] = lookup(self.sampler.codebook_VC, self.tokens_BL[:, :stop])
+        return torch.where(self.finite_B[:, None, None], x, torch.nan)
 
 
 def teacher_steps(
@@ -92,45 +188,28 @@ def teacher_steps(
     start: int,
     stop: int,
 ) -> Tensor:
-    """The teacher draws blocks `start..stop-1` given what comes before (Algorithms 1 and 4).
+    """The teacher draws blocks `start..stop-1` given what comes before (Algorithms 1 and 4)."""
+    run = TeacherRun.begin(sampler, plan.draw, x_BLC, cond, noise_BLC, uniform_BL, start)
+    for _ in range(start, stop):
+        run.advance()
+    return run.codes(x_BLC)
 
-    With `plan.draw == "flow"` a token is the image of its own noise under Eq. 4, else it is drawn
-    with the image's own uniform numbers. The prefix is snapped to its nearest codes, stays so, and is
-    read in one causal prefill: the condition is the teacher's true p(· | X[:t−1]).
+
+def _idle_images(used: int, tokens: int) -> int:
+    """How many images of `tokens` each to add so that no rounding depends on how many there are.
+
+    At least two go together: a convolution of one is another kernel (VAR's teacher reads f̂).
     """
-    teacher = sampler.teacher
-    assert teacher is not None, "run_plan checks that the plan's actors are there"
-    codebook, starts = sampler.codebook_VC, sampler.layout.starts
-    guided = sampler.draw.guided
-    cond = joined(cond, teacher.null_like(cond)) if guided else cond
-    used = rows(cond)
-    idle = max(0, EXACT_ROWS - used) if sampler.exact else 0
-    cond = padded(cond, idle)
-    cache = teacher.new_cache(used + idle)
-    tokens_BL = torch.zeros(x_BLC.shape[:2], dtype=torch.long, device=x_BLC.device)
-    tokens_BL[:, : starts[start]] = nearest(codebook, x_BLC[:, : starts[start]])
-    for step in range(start, stop):
-        block = slice(starts[step], starts[step + 1])
-        seen = F.pad(torch.cat([tokens_BL, tokens_BL]) if guided else tokens_BL, (0, 0, 0, idle))
-        logits = teacher.block_logits(seen, cond, step, cache)[:used]
-        if guided:
-            logits = guide(logits, sampler.draw.scale(step, plan.num_blocks))
-        log_p = log_probabilities(logits, sampler.draw)
-        if plan.draw == "flow":
-            tokens_BL[:, block] = _exact_flow_map(sampler, noise_BLC[:, block], log_p)
-        else:
-            tokens_BL[:, block] = multinomial(log_p, uniform_BL[:, block])
-    x = x_BLC.clone()
-    x[:, : starts[stop]] = lookup(codebook, tokens_BL[:, : starts[stop]])
-    return x
+    enough = (n for n in count(max(used, 2)) if exact_rows(n * tokens) == n * tokens)
+    return next(enough) - used
 
 
 def _exact_flow_map(sampler: Sampler, noise_BSC: Tensor, log_p_BSV: Tensor) -> Tensor:
     """Eq. 4 for the tokens of a block, `[B, S]`; idle rows for the same reason as in the models."""
-    count = log_p_BSV.shape[0] * log_p_BSV.shape[1]
-    idle = max(0, EXACT_ROWS - count) if sampler.exact else 0
+    used = log_p_BSV.shape[0] * log_p_BSV.shape[1]
+    idle = exact_rows(used) - used if sampler.exact else 0
     noise, log_p = (F.pad(t.flatten(0, 1), (0, 0, 0, idle)) for t in (noise_BSC, log_p_BSV))
-    return flow_map(noise, log_p, sampler.codebook_VC, sampler.flow)[:count].view(log_p_BSV.shape[:2])
+    return flow_map(noise, log_p, sampler.codebook_VC, sampler.flow)[:used].view(log_p_BSV.shape[:2])
 
 
 def marginal_draw(
@@ -157,24 +236,25 @@ def run_plan(sampler: Sampler, plan: Plan, cond: Condition, noise_BLC: Tensor, u
     Raises:
         InvalidPlanError: the plan is for another layout, or an actor that it needs is missing.
     """
-    _check(sampler, plan)
-    codebook = sampler.codebook_VC
-    split = plan.num_blocks if plan.split is None else plan.split
+    check_plan(sampler, plan)
     x = noise_BLC
     for segment in plan.segments:
-        step_B = torch.full((len(x),), segment.start, device=x.device)
-        x = renoise(x, noise_BLC, step_B, sampler.layout)
-        if segment.actor == "student":
-            assert sampler.student is not None
-            x = student_jump(sampler.student, codebook, x, cond, step_B, split)
-        elif segment.actor == "teacher":
+        if segment.actor == "teacher":
             x = teacher_steps(sampler, plan, x, cond, noise_BLC, uniform_BL, segment.start, segment.stop)
+        elif segment.actor == "student":
+            step_B = torch.full((len(x),), segment.start, device=x.device)
+            x = student_pass(sampler, x, cond, noise_BLC, step_B, plan.first_continuous)
         else:
             x = marginal_draw(sampler, x, cond, uniform_BL, segment.start, segment.stop)
     return x
 
 
-def _check(sampler: Sampler, plan: Plan) -> None:
+def check_plan(sampler: Sampler, plan: Plan) -> None:
+    """Whether `sampler` can run `plan`.
+
+    Raises:
+        InvalidPlanError: the plan is for another layout, or an actor that it needs is missing.
+    """
     if plan.num_blocks != sampler.layout.num_blocks:
         raise InvalidPlanError(
             f"plan {plan.name} is for {plan.num_blocks} blocks, this model has {sampler.layout.num_blocks}",
@@ -208,6 +288,15 @@ def sample_codes(
     return run_plan(sampler, plan, cond, noise, uniform)
 
 
+def decode(sampler: Sampler, codes_BLC: Tensor) -> tuple[Tensor, Tensor]:
+    """Final codes → images `[B, H, W, 3]` uint8, and whether each is a picture: `[B]`, False where
+    something on the way was not a number.
+    """
+    lanes = torch.split(codes_BLC, 1) if sampler.exact else (codes_BLC,)
+    image_B3HW = torch.cat([sampler.tokenizer.to_image(lane) for lane in lanes])
+    return to_pixels(image_B3HW), image_B3HW.isfinite().flatten(1).all(1)
+
+
 @torch.inference_mode()
 def sample_images(
     sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[tuple[int, int]]
@@ -216,6 +305,4 @@ def sample_images(
 
     An image depends on its own label, key and plan; not on the others in the batch.
     """
-    codes = sample_codes(sampler, plan, labels, keys)
-    lanes = torch.split(codes, 1) if sampler.exact else (codes,)
-    return to_pixels(torch.cat([sampler.tokenizer.to_image(lane) for lane in lanes])).cpu()
+    return decode(sampler, sample_codes(sampler, plan, labels, keys))[0].cpu()

@@ -36,7 +36,7 @@ COMMIT = "c0ffee" * 6 + "cafe"
 class FakeHub:
     """Files of repositories, what was asked for, and what is to go wrong."""
 
-    files: dict[str, bytes] = field(default_factory=dict)  # "owner/name/file" → bytes
+    files: dict[str, bytes | memoryview] = field(default_factory=dict)  # "owner/name/file" → content
     asked: Counter[str] = field(default_factory=Counter)  # "GET owner/name/file" → times
     ranges: list[str] = field(default_factory=list)
     sent: int = 0
@@ -45,9 +45,17 @@ class FakeHub:
     status: dict[str, int] = field(default_factory=dict)  # "owner/name/file" → refusal
     token: str | None = None
     url: str = ""
+    _hashes: dict[str, tuple[object, str]] = field(default_factory=dict)
 
     def add(self, repo: str, file: str, content: bytes) -> None:
         self.files[f"{repo}/{file}"] = content
+
+    def sha256(self, key: str) -> str:
+        """Of a file; computed once, and anew when the file is replaced."""
+        content = self.files[key]
+        if key not in self._hashes or self._hashes[key][0] is not content:
+            self._hashes[key] = content, hashlib.sha256(content).hexdigest()
+        return self._hashes[key][1]
 
     @contextmanager
     def running(self) -> Iterator[FakeHub]:
@@ -109,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             # Another host, as the hub's storage is one: its answers carry none of the hub's headers.
             self.send_header("Location", f"{hub.url.replace('127.0.0.1', 'localhost')}/cdn/{key}")
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Linked-Etag", f'"{hub.sha256(key)}"')
             self.send_header("X-Linked-Size", str(len(body)))
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -118,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.state
         body = hub.files[key]
         if hub.damage:
-            body = body[:-1] + bytes([body[-1] ^ 1])
+            body = bytes(body[:-1]) + bytes([body[-1] ^ 1])
         first, total = 0, len(body)
         wanted = self.headers.get("range")
         if wanted is not None:
@@ -183,8 +191,8 @@ def tiny_spec(name: str) -> ModelSpec:
     )
 
 
-def tiny_modules(spec: ModelSpec, seed: int = 0) -> dict[PartName, nn.Module]:
-    """Random weights for a shrunken model."""
+def random_modules(spec: ModelSpec, seed: int = 0) -> dict[PartName, nn.Module]:
+    """Random weights for a model of any size."""
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(spec.vq)
     modules: dict[PartName, nn.Module] = {"tokenizer": tokenizer}

@@ -24,6 +24,7 @@ from dd_core.models.config import VARConfig
 _DERIVED = "derived from the architecture"
 _STATISTIC = "a training statistic"
 _CACHE = "a cache that the reference leaves behind"
+_COMPARED = "derived from the architecture, and compared with it"
 
 Name = str | Callable[[re.Match[str], Tensor], Mapping[str, Tensor]]
 
@@ -180,7 +181,8 @@ def adapt_var_dd(state: Mapping[str, Tensor], source: str = "VAR-DD") -> Adapted
         r"((n_d_embed|layerwise_n_d_embed|final_layer_conti)\..*)": r"\1",
         r"(pos_start|pos_1LC)": r"\1",
     }
-    return adapt(state, rules, _VAR_DERIVED, source)
+    ignorable = {**_VAR_DERIVED, r"attn_bias_for_masking": _COMPARED}
+    return adapt(state, rules, ignorable, source)
 
 
 def student_mask_of(state: Mapping[str, Tensor], cfg: VARConfig) -> tuple[str, Tensor | None]:

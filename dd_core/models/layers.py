@@ -1,4 +1,4 @@
-"""Layers that LlamaGen's teacher and student share.
+"""Layers that LlamaGen's teacher and student share; attention and embedding head are VAR's as well.
 
 Shapes: B batch, S positions (start token and tokens), D model width, H heads, E head dimension,
 L tokens, C code dimension.
@@ -12,6 +12,43 @@ from torch import Tensor, nn
 
 from dd_core.cache import KVCache
 from dd_core.models.config import GPTConfig, VARConfig
+from dd_core.runtime import EXACT_QUERIES
+
+
+def attend(
+    q_BHSE: Tensor,
+    k_BHSE: Tensor,
+    v_BHSE: Tensor,
+    cache: KVCache | None,
+    layer: int,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of the newest positions over all: `[B, S, H·E]`, an image's rounding being its own.
+
+    Images beyond the cache's batch are idle rows: they attend to nothing, are not remembered, and
+    come back as zeros.
+
+    Args:
+        mask: `[S, all]` or `[B, 1, S, all]`, True = may attend.
+        causal: the newest positions are all there are, and see no later one.
+    """
+    batch, new = len(q_BHSE), q_BHSE.shape[2]
+    if cache is not None:
+        used = cache.batch
+        q_BHSE, k_BHSE, v_BHSE = q_BHSE[:used], *cache.write(layer, k_BHSE[:used], v_BHSE[:used])
+        mask = mask[:used] if mask is not None and mask.dim() == 4 else mask
+    idle = max(0, EXACT_QUERIES - new) if q_BHSE.device.type == "cpu" else 0
+    if idle:
+        q_BHSE = F.pad(q_BHSE, (0, 0, 0, idle))
+        mask = F.pad(mask, (0, 0, 0, idle), value=True) if mask is not None else None
+    out = F.scaled_dot_product_attention(
+        q_BHSE, k_BHSE, v_BHSE, attn_mask=mask, is_causal=causal, scale=scale
+    )
+    out = out[:, :, :new].transpose(1, 2).flatten(2)
+    return F.pad(out, (0, 0, 0, 0, 0, batch - len(out))) if len(out) < batch else out
 
 
 class RMSNorm(nn.Module):
@@ -70,16 +107,11 @@ class Attention(nn.Module):
     ) -> Tensor:
         q, k, v = self.wqkv(x_BSD).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k, v = rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
-        new = q.shape[2]
-        past = 0
-        if cache is not None:
-            past = cache.length
-            k, v = cache.write(layer, k, v)
+        new, past = q.shape[2], 0 if cache is None else cache.length
         if mask is None and new > 1 and past:
             mask = torch.ones(new, past + new, dtype=torch.bool, device=q.device).tril(past)
         causal = mask is None and new > 1
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.wo(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.wo(attend(q, k, v, cache, layer, mask=mask, causal=causal))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):

@@ -48,7 +48,8 @@ class Teacher(Protocol):
         """Logits of the tokens of block `step`, `[B, block size, V]`.
 
         Reads the tokens before the block that the cache does not hold yet (all of them after a
-        jump: a prefill) and advances the cache past them.
+        jump: a prefill) and advances the cache past them. Sequences beyond the cache's batch are idle
+        rows, there for the size of the products alone: their logits mean nothing.
         """
         ...
 

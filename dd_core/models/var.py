@@ -22,8 +22,8 @@ from dd_core.condition import Condition
 from dd_core.errors import InvalidRequestError
 from dd_core.layout import TokenLayout, data_positions, paper_student_mask, student_mask, teacher_mask
 from dd_core.models.config import VARConfig
-from dd_core.models.layers import FinalLayer
-from dd_core.runtime import EXACT_ROWS
+from dd_core.models.layers import FinalLayer, attend
+from dd_core.runtime import exact_rows
 
 _NORM_EPS = 1e-6
 
@@ -50,17 +50,14 @@ class CosineAttention(nn.Module):
         if self.scale_mul_1H11 is not None:
             heat = self.scale_mul_1H11.clamp(max=math.log(100.0)).exp()
             q, k = F.normalize(q, dim=-1, eps=1e-12) * heat, F.normalize(k, dim=-1, eps=1e-12)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-        return self.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(attend(q, k, v, cache, layer, mask=mask, scale=self.scale))  # type: ignore[no-any-return]
 
 
 class Modulation(nn.Sequential):
     """linear(silu(class embedding)): `count` vectors an image, `[B, D]` → `[B, 1, count, D]`.
 
     This is the model's one product with a row an image and not a row a token: without idle rows, which
-    cost next to nothing, the rounding of an image would depend on its batch (see `EXACT_ROWS`).
+    cost next to nothing, the rounding of an image would depend on its batch (see `exact_rows`).
     """
 
     def __init__(self, dim: int, count: int) -> None:
@@ -68,7 +65,7 @@ class Modulation(nn.Sequential):
         self.count = count
 
     def forward(self, cond_BD: Tensor) -> Tensor:
-        idle = max(0, EXACT_ROWS - len(cond_BD))
+        idle = exact_rows(len(cond_BD)) - len(cond_BD)
         silu, linear = self
         vectors: Tensor = linear(silu(F.pad(cond_BD, (0, 0, 0, idle))))
         return vectors[: len(cond_BD)].reshape(len(cond_BD), 1, self.count, -1)

@@ -42,7 +42,7 @@ def tokenizer_of(fixture: Fixture) -> VQTokenizer:
         facts["num_res_blocks"],
     )
     model = VQTokenizer(cfg).eval().requires_grad_(False)
-    load_strictly(model, adapt_llamagen_vq(fixture.weights("lg_vq")).state, "LlamaGen VQ")
+    load_strictly(model, fixture.adapted("lg_vq", adapt_llamagen_vq), "LlamaGen VQ")
     return model
 
 
@@ -68,13 +68,13 @@ def gpt_config(facts: dict[str, Any], vq: VQConfig) -> GPTConfig:
 
 def teacher_of(fixture: Fixture, facts: dict[str, Any], file: str, vq: VQConfig) -> LlamaGenTeacher:
     model = LlamaGenTeacher(gpt_config(facts, vq)).eval().requires_grad_(False)
-    load_strictly(model, adapt_llamagen_gpt(fixture.weights(file)).state, "LlamaGen GPT")
+    load_strictly(model, fixture.adapted(file, adapt_llamagen_gpt), "LlamaGen GPT")
     return model
 
 
 def student_of(fixture: Fixture, facts: dict[str, Any], vq: VQConfig) -> LlamaGenStudent:
     model = LlamaGenStudent(gpt_config(facts, vq)).eval().requires_grad_(False)
-    load_strictly(model, adapt_llamagen_gpt(fixture.weights("lg_dd")).state, "LlamaGen-DD")
+    load_strictly(model, fixture.adapted("lg_dd", adapt_llamagen_gpt), "LlamaGen-DD")
     return model
 
 

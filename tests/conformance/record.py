@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def record(folder: Path, tries: int = 1) -> None:
         "fixtures": fixtures,
         "files": files,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    # Lists of numbers and a tensor's [shape, type] are a line each, not a line an element.
+    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    text = re.sub(r"\[\s+(\[[^\[\]]*\]),\s+(\"\w+\")\s+\]", r"[\1, \2]", text)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _search(

@@ -15,6 +15,9 @@ from tests.conformance.naive import Margins
 # A closest decision below these could fall the other way in float32: another seed is tried.
 LEAST_CHOICE, LEAST_MASS = 1e-3, 1e-4
 
+# As safetensors names them.
+_TYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
+
 
 @dataclass
 class Recording:
@@ -49,6 +52,7 @@ class Recording:
             "config": self.config,
             "cases": self.cases,
             "closest_decision": {k: v for k, v in closest.items() if math.isfinite(v)},
+            "tensors": {k: [list(v.shape), _TYPES[v.dtype]] for k, v in self.io.items()},
         }
 
 

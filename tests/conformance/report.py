@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+from dd_core.models.adapters import Adapted
 
 # What the manifest's conventions ask of float32; exact equality for integers and masks.
 ATOL, RTOL = 1e-4, 1e-4
@@ -30,9 +34,10 @@ class Line:
 
 @dataclass
 class Report:
-    """All lines of a run."""
+    """All lines of a run, and which keys of the reference's weights were not needed, with the reason."""
 
     lines: list[Line] = field(default_factory=list)
+    ignored: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -40,6 +45,13 @@ class Report:
 
     def fail(self, fixture: str, quantity: str, note: str) -> None:
         self.lines.append(Line(fixture, quantity, None, None, False, note))
+
+    def skip(self, fixture: str, quantity: str, why: str) -> None:
+        self.lines.append(Line(fixture, quantity, None, None, None, why))
+
+    def keys(self) -> str:
+        """The keys that were not needed, a line each; numbers in them are shown as `*`."""
+        return "\n".join(f"{file}: {key} not needed: {why}" for (file, key), why in self.ignored.items())
 
     def table(self) -> str:
         """The lines as text, failures marked."""
@@ -63,7 +75,23 @@ class Fixture:
     compared: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.io = load_file(self.folder / self.facts["io"])
+        path = self.folder / self.facts["io"]
+        self.io = load_file(path)
+        self._check_tensors(path)
+
+    def _check_tensors(self, path: Path) -> None:
+        """What the manifest lists must be there: a quantity that was left out is no quantity that agrees."""
+        with safe_open(path, "pt") as stored:
+            for name, told in self.facts.get("tensors", {}).items():
+                if name not in self.io:
+                    self.report.fail(self.name, name.removeprefix("out."), "in the manifest, not in the file")
+                    continue
+                entry = stored.get_slice(name)
+                found = [entry.get_shape(), entry.get_dtype()]
+                if found != told:
+                    self.report.fail(
+                        self.name, name.removeprefix("out."), f"{found}, the manifest says {told}"
+                    )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -76,12 +104,23 @@ class Fixture:
     def inputs(self, name: str) -> Tensor:
         return self.io[f"in.{name}"]
 
-    def weights(self, ending: str) -> dict[str, Tensor]:
-        """The reference's state dict whose file name starts with `ending`."""
-        found = [f for f in self.facts["weights"] if f.startswith(f"{ending}.")]
+    def weights(self, kind: str) -> dict[str, Tensor]:
+        """The reference's state dict whose file name starts with `kind`."""
+        found = [f for f in self.facts["weights"] if f.startswith(f"{kind}.")]
         if len(found) != 1:
-            raise KeyError(f"no weights {ending}.* among {self.facts['weights']}")
+            raise KeyError(f"no weights {kind}.* among {self.facts['weights']}")
         return load_file(self.folder / found[0])
+
+    def adapted(self, kind: str, adapt: Callable[[dict[str, Tensor]], Adapted]) -> dict[str, Tensor]:
+        """The same under our names; the keys that ours does not need are noted with their reason.
+
+        Raises:
+            WeightsError: a key that is neither used nor known not to be needed.
+        """
+        found = adapt(self.weights(kind))
+        for key, why in found.ignored.items():
+            self.report.ignored[kind, re.sub(r"\d+(?=\.|$)", "*", key)] = why
+        return found.state
 
     def outputs(self, prefix: str) -> list[str]:
         """Names of the recorded outputs under a prefix, without `out.`."""
@@ -128,7 +167,7 @@ class Fixture:
     def skip(self, name: str, why: str) -> None:
         """An output that depends on the reference's random numbers."""
         self.compared.add(name)
-        self.report.lines.append(Line(self.name, name, None, None, None, why))
+        self.report.skip(self.name, name, why)
 
     def finish(self) -> None:
         """Every recorded output must have been looked at."""

@@ -154,6 +154,60 @@ def test_an_output_that_nobody_compares_fails(
     assert "no check compares it" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", sorted(CHECKS))
+def test_a_quantity_that_was_left_out_fails(tmp_path: Path, kind: str) -> None:
+    """Any of them: also one that a check compares only where it is recorded."""
+    folder = _copy_of(tmp_path / "fixtures", kind)
+    stored = load_file(folder / f"{kind}.io.safetensors")
+    for name in sorted(stored)[:: max(1, len(stored) // 6)]:
+        rest = {key: value for key, value in stored.items() if key != name}
+        save_file(rest, str(folder / f"{kind}.io.safetensors"))
+        _rehash(folder, f"{kind}.io.safetensors")
+        lines = run(folder).lines
+        assert (name.removeprefix("out."), False) in {(line.quantity, line.passed) for line in lines}, name
+
+
+def test_a_quantity_of_another_type_or_shape_fails(copy: Path) -> None:
+    _edit(copy, "lg_dd.io.safetensors", lambda t: t.update({"in.noise": t["in.noise"].double()}))
+    assert any("F64" in line.note for line in run(copy).lines if line.passed is False)
+
+
+def test_what_no_check_covers_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], copy: Path
+) -> None:
+    """No failure, but no silence either: other files, and files without a hash."""
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["other_files"] = {"captions.json": "cleaning of captions"}
+    del manifest["files"]["lg_vq.weights.safetensors"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert _status(monkeypatch, copy) == 0
+    out = capsys.readouterr().out
+    assert "captions.json" in out and "not covered: cleaning of captions" in out
+    assert "lg_vq.weights.safetensors" in out and "no hash of it" in out and "2 not covered" in out
+
+
+def test_a_check_that_breaks_fails_its_fixture_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = _copy_of(tmp_path / "fixtures", "lg_filter", "var_filter")
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["fixtures"]["lg_filter"]["cases"] = None
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert _status(monkeypatch, folder) == 1
+    assert "TypeError" in capsys.readouterr().out
+    assert all(line.passed for line in run(folder).lines if line.fixture == "var_filter")
+
+
+def test_keys_that_are_not_needed_are_listed_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], copy: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["conformance", str(copy)])
+    assert main() == 0
+    assert "lg_vq: quantize.codebook_used not needed: a training statistic" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -49,12 +49,14 @@ def vq_config(facts: dict[str, Any]) -> MultiScaleConfig:
 def tokenizer_of(fixture: Fixture) -> MultiScaleVQ:
     cfg = vq_config(fixture.config["vae"])
     model = MultiScaleVQ(cfg).eval().requires_grad_(False)
-    adapted = adapt_var_vqvae(fixture.weights("var_vqvae"), len(cfg.channel_multipliers))
-    load_strictly(model, adapted.state, "VAR VQVAE")
+    levels = len(cfg.channel_multipliers)
+    load_strictly(model, fixture.adapted("var_vqvae", lambda s: adapt_var_vqvae(s, levels)), "VAR VQVAE")
     return model
 
 
 def var_config(facts: dict[str, Any], vq: MultiScaleConfig, classes: int) -> VARConfig:
+    if facts.get("norm_eps", 1e-6) != 1e-6:
+        raise ValueError(f"norm_eps {facts['norm_eps']}: every published VAR has 1e-6")
     return VARConfig(
         depth=facts["depth"],
         dim=facts["embed_dim"],
@@ -75,7 +77,7 @@ def teacher_of(
     cfg = var_config(facts, tokenizer.cfg, fixture.config["num_classes"])
     cfg = replace(cfg, prefix_mask=prefix_mask)
     model = VARTeacher(cfg, tokenizer.next_inputs).eval().requires_grad_(False)
-    load_strictly(model, adapt_var(fixture.weights(file)).state, "VAR")
+    load_strictly(model, fixture.adapted(file, adapt_var), "VAR")
     return model
 
 
@@ -83,7 +85,7 @@ def student_of(fixture: Fixture, facts: dict[str, Any], vq: MultiScaleConfig) ->
     cfg, state = var_config(facts, vq, fixture.config["num_classes"]), fixture.weights("var_dd")
     kind, mask = student_mask_of(state, cfg)
     model = VARStudent(replace(cfg, student_mask=kind)).eval().requires_grad_(False)  # type: ignore[arg-type]
-    adapted = adapt_var_dd(state).state
+    adapted = fixture.adapted("var_dd", adapt_var_dd)
     load_strictly(model, adapted if mask is None else {**adapted, "mask_SS": mask}, "VAR-DD")
     return model
 
@@ -127,6 +129,8 @@ def _grid(x_BSC: Tensor, side: int) -> Tensor:
 def check_quantizer(fixture: Fixture) -> None:
     """The quantiser alone, with the published lists of scales."""
     facts, state = fixture.config, fixture.weights("var_quant10")
+    if facts.get("using_znorm"):
+        raise ValueError("using_znorm: no published VAR tokenizer normalises its codes")
     state = {k if k.startswith("quantize.") else f"quantize.{k}": v for k, v in state.items()}
     adapted = adapt_var_vqvae(state, 1, "quantiser").state
     for case, told in fixture.cases.items():
@@ -218,7 +222,15 @@ def _check_sampling(
 
 
 def _check_intermediate(fixture: Fixture, number: int, case: dict[str, Any], tokenizer: MultiScaleVQ) -> None:
-    """The released hybrid's teacher: a prefix that was read without a mask, then scale by scale."""
+    """The released hybrid's teacher: a prefix that was read without a mask, then scale by scale.
+
+    Raises:
+        ValueError: tokens that were drawn, and not the most likely ones.
+    """
+    if case["top_k"] != 1:
+        raise ValueError(
+            f"intermediate_sample {number}: top_k {case['top_k']}: only greedy ones can be compared"
+        )
     model = teacher_of(fixture, fixture.config["model"], fixture.name, tokenizer, prefix_mask=False)
     layout, draw, labels = model.layout, _draw(case), fixture.inputs("labels")
     start, stop = case["start_t"], case["end_point"]

@@ -27,7 +27,7 @@ from dd_core.layout import paper_student_mask, student_mask
 from dd_core.manifest import read_manifest
 from dd_core.models.config import VARConfig
 from dd_core.sampling import Sampler, sample_images
-from tests.hub import COMMIT, FakeHub, content_of, publish, saved, tiny_modules, tiny_spec
+from tests.hub import COMMIT, FakeHub, content_of, publish, random_modules, saved, tiny_spec
 from tests.upstream import reference_state
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def spec() -> ModelSpec:
 
 @pytest.fixture
 def modules(spec: ModelSpec) -> dict[PartName, nn.Module]:
-    return tiny_modules(spec)
+    return random_modules(spec)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def files(spec: ModelSpec, modules: dict[PartName, nn.Module], tmp_path: Path) -
 def test_what_is_pulled_converted_and_loaded_draws_the_originals_images(hub: FakeHub, name: str) -> None:
     """The whole way of `dd-server serve NAME`, over HTTP, bit for bit."""
     spec = tiny_spec(name)
-    modules = tiny_modules(spec)
+    modules = random_modules(spec)
     publish(hub, spec, modules)
     folder = locate(name, known={name: spec})
     assert folder == models_folder() / name
@@ -103,7 +103,7 @@ def test_what_is_pulled_converted_and_loaded_draws_the_originals_images(hub: Fak
 
 def test_a_text_model_is_converted_with_its_null_condition(hub: FakeHub) -> None:
     spec = tiny_spec("llamagen-t2i-256")
-    modules = tiny_modules(spec)
+    modules = random_modules(spec)
     publish(hub, spec, modules)
     fetch(spec, models_folder() / spec.name)
     loaded = load_bundle(models_folder() / spec.name, CPU)
@@ -317,7 +317,7 @@ def test_another_source_or_setting_makes_the_bundle_anew(
     assert alone.teacher is None and not (target / "teacher.safetensors").exists()
     assert {p.name for p in alone.presets} == {"dd-1", "dd-2"}
     load_bundle(target, CPU)
-    other = _files(spec, tiny_modules(spec, seed=1), tmp_path / "others")
+    other = _files(spec, random_modules(spec, seed=1), tmp_path / "others")
     assert convert(spec, other, target).files != first.files
     assert convert(spec, files, target) == first == read_manifest(target)
 

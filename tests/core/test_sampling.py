@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import chi2_contingency
 from torch import Tensor
 
 from dd_core import plan
 from dd_core.bundle import Bundle
+from dd_core.cache import KVCache
 from dd_core.codebook import lookup, nearest
 from dd_core.draw import DrawSettings
 from dd_core.errors import InvalidPlanError
@@ -19,6 +22,7 @@ from dd_core.flow import FlowSettings
 from dd_core.models.llamagen import LlamaGenTeacher
 from dd_core.noise import batch_noise, gaussian_noise
 from dd_core.plan import Plan, Segment
+from dd_core.runtime import exact_rows
 from dd_core.sampling import Sampler, renoise, run_plan, sample_images, student_jump
 
 T = 64
@@ -192,6 +196,64 @@ def test_one_request_alone_equals_the_same_request_in_a_mixed_batch(bundle: Bund
         keys = [(rng.randrange(2**60), rng.randrange(16)) for _ in range(size)]
         labels[place], keys[place] = 3, (11, 2)
         assert torch.equal(sample_images(bundle.sampler, chosen, labels, keys)[place], alone)
+
+
+def test_teacher_logits_round_alike_in_every_batch_on_two_threads(bundle: Bundle, two_threads: None) -> None:
+    """The attention of one query rounded by the thread that an image fell to."""
+    teacher = bundle.sampler.teacher
+    assert teacher is not None
+    tokens, cond = torch.randint(64, (40, T)), torch.arange(40) % 10
+
+    def logits(size: int) -> Tensor:
+        cache = teacher.new_cache(size)
+        steps = [teacher.block_logits(tokens[:size], cond[:size], k, cache) for k in range(T)]
+        return torch.cat(steps, 1)
+
+    with torch.inference_mode():
+        whole = logits(40)
+        for size in (16, 20, 36):
+            assert torch.equal(logits(size), whole[:size]), size
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_a_row_of_a_product_rounds_alike_in_every_batch(threads: int) -> None:
+    """With 18 rows for 16 threads some thread had one or two, which is another kernel."""
+    weight, rows = torch.randn(192, 64), torch.randn(48, 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        whole = F.linear(rows, weight)
+        for used in (1, 2, 3, 5, 15, 17, 18, 19, 25, 26, 34):
+            assert torch.equal(F.linear(rows[: exact_rows(used)], weight)[:used], whole[:used]), used
+    finally:
+        torch.set_num_threads(before)
+    assert [exact_rows(n) for n in (1, 16, 17, 127, 128, 681)] == [16, 16, 20, 128, 128, 681]
+
+
+def test_idle_rows_are_not_remembered_and_change_nothing(bundle: Bundle) -> None:
+    """They only make products large enough; a single image used to need the memory of eight."""
+    teacher = bundle.sampler.teacher
+    assert teacher is not None
+    tokens, cond = torch.randint(64, (16, T)), torch.arange(16) % 10
+    alone, among = teacher.new_cache(2), teacher.new_cache(16)
+    for step in (0, 1, 2, 7):  # a prefill, steps and a jump
+        few = teacher.block_logits(tokens, cond, step, alone)
+        many = teacher.block_logits(tokens, cond, step, among)
+        assert torch.equal(few[:2], many[:2])
+        assert torch.equal(alone.keys[:, :, :, : alone.length], among.keys[:, :2, :, : alone.length])
+    asked = []
+
+    class Spy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(teacher, name)
+
+        def new_cache(self, batch: int) -> KVCache:
+            asked.append(batch)
+            return teacher.new_cache(batch)
+
+    sampler = replace(bundle.sampler, teacher=Spy())
+    sample_images(sampler, plan.teacher(T), [3], [(11, 2)])
+    assert asked == [2], "one image and its unconditional half"
 
 
 def test_noise_belongs_to_seed_and_index() -> None:

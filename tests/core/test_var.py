@@ -155,16 +155,29 @@ def test_hybrid_is_the_student_then_the_teacher_then_the_student(models: Models)
 
 
 @pytest.mark.parametrize(
-    "name", ["dd-1", "dd-2", "pre-trained-2-3", "pre-trained-1-3", "teacher", "trajectory"]
+    ("name", "guidance"),
+    [
+        ("dd-1", 2.0),
+        ("dd-2", 2.0),
+        ("pre-trained-2-3", 2.0),
+        ("pre-trained-1-3", 2.0),
+        ("teacher", 2.0),
+        ("teacher", 0.0),
+        ("trajectory", 2.0),
+    ],
 )
-def test_one_request_alone_equals_the_same_request_in_a_mixed_batch(bundle: Bundle, name: str) -> None:
+def test_one_request_alone_equals_the_same_request_in_a_mixed_batch(
+    bundle: Bundle, name: str, guidance: float, two_threads: None
+) -> None:
     """Bit by bit, before pixels are rounded: a batch of one to three rows went through other kernels.
 
     The class embedding is one row an image, and its products with the modulation's weights were
-    rounded by how many images there were: 1e-6 in the codes, one in some thousand pixels.
+    rounded by how many images there were: 1e-6 in the codes, one in some thousand pixels. A teacher
+    without guidance reads one row for one image, which takes another convolution.
     """
     chosen = next(p.plan for p in bundle.presets if p.plan.name == name)
-    sampler, rng = bundle.sampler, random.Random(name)
+    sampler = replace(bundle.sampler, draw=replace(bundle.sampler.draw, guidance=guidance))
+    rng = random.Random(name)
 
     def codes(keys: list[tuple[int, int]], labels: list[int]) -> Tensor:
         noise, uniform = batch_noise(keys, L, VAR.code_dim)
@@ -180,6 +193,16 @@ def test_one_request_alone_equals_the_same_request_in_a_mixed_batch(bundle: Bund
         labels[place], keys[place] = 3, (11, 2)
         assert torch.equal(codes(keys, labels)[place], alone), size
         assert torch.equal(sample_images(sampler, chosen, labels, keys)[place], image), size
+
+
+def test_a_teachers_logits_round_alike_for_one_image_and_many(models: Models) -> None:
+    """As `teacher_steps` asks for them: idle rows while products have few, and none after."""
+    _, _, teacher = models
+    tokens, cond = torch.randint(VAR.codebook_size, (20, L)), torch.arange(20) % 10
+    one, many = teacher.new_cache(1), teacher.new_cache(20)
+    for step, rows in enumerate((16, 4, 2, 2)):
+        few = teacher.block_logits(tokens[:rows], cond[:rows], step, one)
+        assert torch.equal(few[:1], teacher.block_logits(tokens, cond, step, many)[:1]), step
 
 
 @pytest.mark.parametrize("shared", [False, True])
