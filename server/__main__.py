@@ -12,17 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
-from dd_core.bundle import DEFAULT_BUNDLE
+from dd_core.bundle import DEFAULT_BUNDLE, load_bundle
 from dd_core.errors import BundleNotFoundError, DDError, InvalidRequestError
 from dd_core.hub.spec import PartName
 from dd_core.runtime import pick_device
 from dd_core.sampling import sample_images
-from server.catalog import ServedModel
 from server.images import encode
 from server.metrics import package_version
-from server.models import convert_model, listing, load, passes, pull_lines
+from server.models import convert_model, find, listing, passes, pull_lines
 from server.schemas import MAX_SEED, ImageFormat
-from server.settings import ENV_PREFIX, Settings, load_settings
+from server.settings import ENV_PREFIX, Settings, load_settings, show
 
 app = typer.Typer(
     name="dd-server",
@@ -41,7 +40,7 @@ _SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jp
 def _setting(name: str, *flags: str) -> Any:
     field = Settings.model_fields[name]
     default = field.get_default(call_default_factory=True, validated_data={})
-    text = f"{field.description} [env: {ENV_PREFIX}{name.upper()}; default: {default}]"
+    text = f"{field.description} [env: {ENV_PREFIX}{name.upper()}; default: {show(default)}]"
     return typer.Option(*flags, help=text, show_default=False)
 
 
@@ -54,32 +53,54 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def serve(
-    model: Annotated[
-        str | None,
-        typer.Argument(help=f"{_MODEL} [env: DD_SERVER_MODEL; default: {DEFAULT_BUNDLE}]"),
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help=f"{_MODEL} Several may be served. [env: DD_SERVER_MODEL; default: {DEFAULT_BUNDLE}]"
+        ),
     ] = None,
     host: Annotated[str | None, _setting("host", "--host")] = None,
     port: Annotated[int | None, _setting("port", "--port")] = None,
     device: Annotated[str | None, _setting("device", "--device")] = None,
+    threads: Annotated[int | None, _setting("threads", "--threads")] = None,
     max_batch: Annotated[int | None, _setting("max_batch", "--max-batch")] = None,
     queue_size: Annotated[int | None, _setting("queue_size", "--queue-size")] = None,
+    cohorts: Annotated[int | None, _setting("cohorts", "--cohorts")] = None,
+    policy: Annotated[str | None, _setting("policy", "--policy")] = None,
+    determinism: Annotated[str | None, _setting("determinism", "--determinism")] = None,
+    hang_timeout: Annotated[float | None, _setting("hang_timeout", "--hang-timeout")] = None,
     max_images: Annotated[int | None, _setting("max_images", "--max-images")] = None,
     max_body_bytes: Annotated[int | None, _setting("max_body_bytes", "--max-body-bytes")] = None,
     encode_threads: Annotated[int | None, _setting("encode_threads", "--encode-threads")] = None,
     drain_timeout: Annotated[float | None, _setting("drain_timeout", "--drain-timeout")] = None,
     warmup: Annotated[bool | None, _setting("warmup", "--warmup/--no-warmup")] = None,
     log_level: Annotated[str | None, _setting("log_level", "--log-level")] = None,
+    log_format: Annotated[str | None, _setting("log_format", "--log-format")] = None,
     access_log: Annotated[bool | None, _setting("access_log", "--access-log/--no-access-log")] = None,
+    max_header_bytes: Annotated[int | None, _setting("max_header_bytes", "--max-header-bytes")] = None,
+    max_connections: Annotated[int | None, _setting("max_connections", "--max-connections")] = None,
+    receive_timeout: Annotated[float | None, _setting("receive_timeout", "--receive-timeout")] = None,
+    keep_alive_timeout: Annotated[
+        float | None, _setting("keep_alive_timeout", "--keep-alive-timeout")
+    ] = None,
+    trusted_proxies: Annotated[str | None, _setting("trusted_proxies", "--trusted-proxies")] = None,
+    otel_endpoint: Annotated[str | None, _setting("otel_endpoint", "--otel-endpoint")] = None,
+    cors_origins: Annotated[str | None, _setting("cors_origins", "--cors-origins")] = None,
+    api_keys_file: Annotated[Path | None, _setting("api_keys_file", "--api-keys-file")] = None,
+    admin_keys_file: Annotated[Path | None, _setting("admin_keys_file", "--admin-keys-file")] = None,
 ) -> None:
-    """Serve a model over HTTP; a published one is fetched first. A flag wins over its variable."""
-    from server import listen  # FastAPI and uvicorn: the other commands start faster without
+    """Serve models over HTTP; published ones are fetched first. A flag wins over its variable."""
+    # FastAPI and uvicorn: the other commands start faster without.
+    from server import listen
+    from server.engine import devices_of
 
     flags = {name: value for name, value in locals().items() if name in Settings.model_fields}
-    settings = load_settings(**flags)
+    settings = load_settings(**flags, model=",".join(models) if models else None)
+    devices_of(settings.device)
+    listen.prepare(settings)
     bound = listen.bind(settings.host, settings.port)
     with bound:  # a port that is taken is told before a model is fetched
-        bundle = load(settings.model, pick_device(settings.device))
-        listen.serve(settings, bundle, bound)
+        listen.serve(settings, [find(name.strip()) for name in settings.model.split(",")], bound)
 
 
 @app.command()
@@ -98,10 +119,11 @@ def generate(
         raise InvalidRequestError(
             f"--out must end in {', '.join(_SUFFIXES)}, not {out.suffix!r}", param="out"
         )
-    served = ServedModel.of(load(model, pick_device(device)))
+    served = find(model)
+    bundle = load_bundle(served.folder, pick_device(device))
     plan = served.budgets.pick(steps).plan
     index = served.labels.find(int(label) if label.isascii() and label.isdigit() else label)
-    pixels = sample_images(served.bundle.sampler, plan, [index], [(seed, 0)])
+    pixels = sample_images(bundle.sampler, plan, [index], [(seed, 0)])
     out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()]))
     typer.echo(f"{out}: {served.classes[index]}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
 

@@ -1,8 +1,9 @@
 """The ASGI application.
 
-    create_app → lifespan: load → start the worker → serve (warming up) → ready → drain → stop
+    create_app → lifespan: find the models → start the device processes → serve while these load and
+    warm up → ready → drain → stop
 
-The socket opens once the model is loaded; until every plan has run once, `/healthz` says 200 and
+The socket opens once the models are found; until every plan has run, `/healthz` says 200 and
 `/readyz` 503.
 """
 
@@ -10,79 +11,82 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from dd_core.bundle import Bundle
-from dd_core.runtime import pick_device
-from server.catalog import Catalog
+from server.catalog import ServedModel
+from server.device import Prepare
+from server.engine import Engine
 from server.errors import install_error_handlers
 from server.images import Encoder
 from server.metrics import package_version
-from server.middleware import BodyLimit, RequestContext
-from server.models import load
-from server.routes import generate, health, metrics, models, page
-from server.scheduler import Scheduler
+from server.middleware import install_middleware
+from server.models import find
+from server.routes import admin, generate, health, metrics, page
+from server.routes import models as models_route
 from server.settings import Settings
 from server.state import Phase, ServerState
-from server.worker import DeviceWorker
 
 log = logging.getLogger("dd_server")
 
-# Seconds that a running batch still gets after the drain, before the process ends without it.
-_LAST_BATCH_SECONDS = 5.0
 
-
-async def _until_warm(state: ServerState, warmed: asyncio.Future[None]) -> None:
+async def _load(state: ServerState, engine: Engine, models: Sequence[ServedModel]) -> None:
+    """Load and warm up; then the server is ready, or has failed."""
     try:
-        await warmed
+        await engine.start()
+        for model in models:
+            state.metrics.bind(model.name, [preset.plan for preset in model.presets])
+            await engine.load(model)
+            state.catalog.models[model.name] = model
     except Exception as error:
-        log.exception("warm-up failed")
-        state.enter(Phase.FAILED)
-        state.on_failure(error)
+        log.exception("the start failed")
+        state.fail(error)
         return
     if state.phase is Phase.WARMING_UP:
         state.enter(Phase.READY)
         state.on_ready()
 
 
-def create_app(settings: Settings, bundle: Bundle | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, models: Sequence[ServedModel] | None = None, prepare: Prepare | None = None
+) -> FastAPI:
     """The server as an ASGI application.
 
     Args:
         settings: see `server.settings`.
-        bundle: a loaded model; None = `settings.model` is loaded when the application starts.
+        models: what to serve; None = `settings.model` is found (and fetched) when the application starts.
+        prepare: see `server.device.DeviceOptions`.
 
     Raises:
-        InvalidPlanError: the bundle offers no plan.
+        InvalidRequestError: a file of keys cannot be used.
     """
     state = ServerState(settings)
-    if bundle is not None:
-        state.catalog = Catalog([bundle])
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        if state.catalog is None:
-            device = pick_device(settings.device)
-            state.catalog = Catalog([await asyncio.to_thread(load, settings.model, device)])
-        for name, model in state.catalog.models.items():
-            state.metrics.bind(name, [preset.plan for preset in model.bundle.presets])
-        scheduler = Scheduler(settings.max_batch, settings.queue_size)
-        bundles = {name: model.bundle for name, model in state.catalog.models.items()}
-        state.worker = DeviceWorker(bundles, scheduler, state.metrics)
+        found = models
+        if found is None:
+            found = [await asyncio.to_thread(find, name.strip()) for name in settings.model.split(",")]
+        engine = state.engine = Engine(
+            settings,
+            state.metrics,
+            on_change=state.measure_readiness,
+            on_failure=state.fail,
+            prepare=prepare,
+        )
         state.encoder = Encoder(settings.encode_threads)
         state.enter(Phase.WARMING_UP)
-        warming = asyncio.create_task(_until_warm(state, state.worker.start(settings.warmup)))
+        loading = asyncio.create_task(_load(state, engine, found))
         try:
             yield
         finally:
             state.drain()
-            warming.cancel()
-            if not await asyncio.to_thread(state.worker.stop, _LAST_BATCH_SECONDS):
-                log.warning("the last batch had not ended %.0f s after the drain", _LAST_BATCH_SECONDS)
+            loading.cancel()
+            await asyncio.wait([loading])
+            await engine.stop()
             state.encoder.close()
 
     app = FastAPI(
@@ -95,10 +99,10 @@ def create_app(settings: Settings, bundle: Bundle | None = None) -> FastAPI:
     )
     app.state.dd = state
     install_error_handlers(app)
-    # The last one added is the outermost.
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(RequestContext)
-    for module in (generate, models, health, metrics, page):
+    install_middleware(app, settings)
+    for module in (generate, models_route, health, metrics, page):
         app.include_router(module.router)
+    if settings.admin_keys_file is not None:
+        app.include_router(admin.router)
     app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
     return app

@@ -2,55 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from dd_core.bundle import Bundle
+from dd_core.errors import InvalidRequestError
+from dd_core.hub.spec import ModelSpec
+from dd_core.manifest import Manifest
 from dd_core.plan import Preset
 from server.budget import BudgetTable
 from server.errors import BadRequestError, UnknownModelError
 from server.labels import LabelTable
-from server.models import refuse_text
 from server.schemas import GenerateRequest
 
-DETERMINISM = (
-    "Image i of a request is a function of (model, plan, label, seed, i) alone: the same bytes whether "
-    "it is computed alone or with other requests. The noise is the same on every device; pixels may "
-    "differ in their last bits between kinds of device."
-)
+Determinism = Literal["exact", "fast"]
+DETERMINISM: dict[Determinism, str] = {
+    "exact": "Image i of a request is a function of (model, plan, label, seed, i) alone: the same bytes "
+    "whether it is computed alone or with other requests, on the same kind of device and build. The noise "
+    "is the same on every device; pixels may differ in their last bits between kinds of device.",
+    "fast": "Image i of a request is drawn from (seed, i) alone, but arithmetic is shared between the "
+    "images of a batch: its last bits, and so now and then a token, depend on what it is computed with.",
+}
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A bundle with the look-up tables that requests need."""
+    """A bundle's folder and manifest, with the look-up tables that requests need."""
 
-    bundle: Bundle
+    folder: Path
+    manifest: Manifest
+    presets: tuple[Preset, ...]
     budgets: BudgetTable
     labels: LabelTable
 
     @classmethod
-    def of(cls, bundle: Bundle) -> ServedModel:
+    def of(cls, folder: Path, manifest: Manifest) -> ServedModel:
         """Index a bundle's classes and plans.
 
         Raises:
             InvalidPlanError: the bundle offers no plan.
             InvalidRequestError: it is conditioned on text.
         """
-        refuse_text(bundle.manifest)
-        return cls(bundle, BudgetTable(bundle.presets), LabelTable.of(bundle.manifest.classes))
+        refuse_text(manifest)
+        presets = tuple(entry.preset() for entry in manifest.presets)
+        return cls(folder, manifest, presets, BudgetTable(presets), LabelTable.of(manifest.classes))
 
     @property
     def name(self) -> str:
-        return self.bundle.name
+        return self.manifest.name
 
     @property
     def classes(self) -> list[str]:
-        return list(self.bundle.manifest.classes)
+        return list(self.manifest.classes)
 
     def offered(self) -> list[Preset]:
         """The plans that a budget can lead to, cheapest first."""
-        return sorted((p for p in self.bundle.presets if p.offered), key=lambda p: p.plan.cost)
+        return sorted((p for p in self.presets if p.offered), key=lambda p: p.plan.cost)
 
     def condition(self, request: GenerateRequest) -> int:
         """The class index that a request asks for.
@@ -68,9 +75,9 @@ class ServedModel:
             raise BadRequestError(f"label is missing; {self.labels.choices()}", param="label")
         return self.labels.find(request.label)
 
-    def describe(self, max_images: int) -> dict[str, Any]:
+    def describe(self, max_images: int, determinism: Determinism) -> dict[str, Any]:
         """The model's entry in `GET /models`."""
-        manifest = self.bundle.manifest
+        manifest = self.manifest
         metrics = {entry.name: dict(entry.metrics) for entry in manifest.presets}
         return {
             "name": self.name,
@@ -89,7 +96,7 @@ class ServedModel:
                     "published": preset.published,
                     "metrics": metrics.get(preset.plan.name, {}),
                 }
-                for preset in sorted(self.bundle.presets, key=lambda p: (not p.offered, p.plan.cost))
+                for preset in sorted(self.presets, key=lambda p: (not p.offered, p.plan.cost))
             ],
             "budgets": [
                 {"from": run.first, "to": run.last, "plan": run.preset.plan.name}
@@ -98,18 +105,19 @@ class ServedModel:
             "defaults": {"steps": 1, "n": 1, "format": "png"},
             "limits": {"n": max_images},
             "metrics": manifest.metrics,
-            "determinism": DETERMINISM,
+            "determinism": DETERMINISM[determinism],
+            "determinism_mode": determinism,
             "data": manifest.data,
             "licence": manifest.licence,
-            "weights": self.bundle.digest,
+            "weights": manifest.digest,
         }
 
 
 class Catalog:
-    """The models that are loaded, by name."""
+    """The models that may be asked for, by name."""
 
-    def __init__(self, bundles: Iterable[Bundle]) -> None:
-        self.models = {model.name: model for model in map(ServedModel.of, bundles)}
+    def __init__(self) -> None:
+        self.models: dict[str, ServedModel] = {}
 
     def find(self, name: str | None) -> ServedModel:
         """The named model, or the only one.
@@ -129,3 +137,17 @@ class Catalog:
 
     def _names(self) -> str:
         return ", ".join(sorted(self.models))
+
+
+def refuse_text(about: Manifest | ModelSpec) -> None:
+    """Refuses a model that this server has no way to ask.
+
+    Raises:
+        InvalidRequestError: it is conditioned on text.
+    """
+    if about.reads_text:
+        raise InvalidRequestError(
+            f"model {about.name} is conditioned on text, and this build cannot answer prompts yet: it can "
+            "be pulled and converted, but not served",
+            param="model",
+        )

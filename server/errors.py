@@ -2,15 +2,24 @@
 
     ApiError (dd_core.errors.DDError)
     ├── BadRequestError        400  invalid_request
-    │   └── InvalidJSONError   400  invalid_json
+    │   ├── InvalidJSONError   400  invalid_json
+    │   └── InvalidHTTPError   400  invalid_http
+    ├── UnauthorizedError      401  unauthorized   (WWW-Authenticate)
     ├── UnknownModelError      404  unknown_model
     ├── NotAcceptableError     406  not_acceptable
+    ├── SlowClientError        408  request_timeout
+    ├── ConflictError          409  conflict
     ├── BodyTooLargeError      413  body_too_large
     ├── MediaTypeError         415  unsupported_media_type
+    ├── HeadTooLargeError      431  headers_too_large
     ├── ComputeError           500  compute_failed
-    ├── QueueFullError         429  queue_full     (Retry-After)
-    └── UnavailableError       503  not_ready      (Retry-After)
-        └── DrainingError      503  draining       (Retry-After)
+    │   └── OutOfMemoryError   500  out_of_memory
+    ├── QueueFullError         429  queue_full            (Retry-After)
+    ├── CrowdedError           503  too_many_connections  (Retry-After)
+    ├── UnavailableError       503  not_ready             (Retry-After)
+    │   └── DrainingError      503  draining              (Retry-After)
+    ├── DeadlineUnreachableError 503  deadline_unreachable (Retry-After)
+    └── DeadlineError          504  deadline_exceeded
 
 `dd_core.errors.InvalidRequestError` is answered like `BadRequestError`. Anything else is a bug:
 500, `internal_error`, with nothing of the exception in the reply. The one envelope is
@@ -18,6 +27,9 @@
 """
 
 from __future__ import annotations
+
+import math
+from typing import Self
 
 import orjson
 from fastapi import FastAPI, Request
@@ -52,6 +64,23 @@ class InvalidJSONError(BadRequestError):
     code = "invalid_json"
 
 
+class InvalidHTTPError(BadRequestError):
+    """What came is not HTTP."""
+
+    code = "invalid_http"
+
+
+class UnauthorizedError(ApiError):
+    """The path needs a key that the request did not bring."""
+
+    status = 401
+    code = "unauthorized"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
 class UnknownModelError(ApiError):
     """No model of that name is loaded."""
 
@@ -66,11 +95,32 @@ class NotAcceptableError(ApiError):
     code = "not_acceptable"
 
 
+class ConflictError(ApiError):
+    """What is asked for is there already."""
+
+    status = 409
+    code = "conflict"
+
+
+class SlowClientError(ApiError):
+    """The client took too long to send its request."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class BodyTooLargeError(ApiError):
     """The body is longer than the server reads."""
 
     status = 413
     code = "body_too_large"
+
+
+class HeadTooLargeError(ApiError):
+    """The request line and headers are longer than the server reads."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class MediaTypeError(ApiError):
@@ -86,10 +136,29 @@ class ComputeError(ApiError):
     code = "compute_failed"
 
 
+class OutOfMemoryError(ComputeError):
+    """The device has no room for this request, even alone."""
+
+    code = "out_of_memory"
+
+
+class DeadlineError(ApiError):
+    """`deadline_ms` passed before the images were done; nothing more is computed for them."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
 class _RetryError(ApiError):
     def __init__(self, message: str, *, retry_after: int, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.retry_after = retry_after
+
+    @classmethod
+    def after(cls, seconds: float, message: str, param: str | None = None) -> Self:
+        """With `seconds`, rounded up to whole ones, as the time to come again."""
+        wait = max(1, math.ceil(seconds))
+        return cls(f"{message}; try again in {wait} s", retry_after=wait, param=param)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -101,6 +170,20 @@ class QueueFullError(_RetryError):
 
     status = 429
     code = "queue_full"
+
+
+class DeadlineUnreachableError(_RetryError):
+    """The queue is too long for the request's `deadline_ms`: refused before it costs anything."""
+
+    status = 503
+    code = "deadline_unreachable"
+
+
+class CrowdedError(_RetryError):
+    """As many connections are open as the server keeps."""
+
+    status = 503
+    code = "too_many_connections"
 
 
 class UnavailableError(_RetryError):
@@ -116,6 +199,7 @@ class DrainingError(UnavailableError):
     code = "draining"
 
 
+_SHOWN = 64  # characters of a path or method that a refusal repeats
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -143,6 +227,11 @@ def internal_error() -> Response:
     )
 
 
+def not_found(path: str) -> Response:
+    """The reply to a path that does not exist."""
+    return envelope(404, _CODES[404], f"there is nothing at {path}")
+
+
 async def _on_dd_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, DDError)
     if not isinstance(error, (ApiError, InvalidRequestError)):
@@ -152,8 +241,10 @@ async def _on_dd_error(_request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path
-    message = {404: f"there is nothing at {path}", 405: f"{request.method} is not allowed on {path}"}.get(
+    path, method = (
+        text if len(text) <= _SHOWN else text[:_SHOWN] + "…" for text in (request.url.path, request.method)
+    )
+    message = {404: f"there is nothing at {path}", 405: f"{method} is not allowed on {path}"}.get(
         error.status_code, str(error.detail)
     )
     headers = dict(error.headers or {})

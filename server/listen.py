@@ -6,18 +6,24 @@ bind → load (app's lifespan) → listen, warming up → ready → SIGTERM → 
 from __future__ import annotations
 
 import logging
+import os
 import socket
-import sys
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
 
-from dd_core.bundle import Bundle
-from dd_core.errors import InvalidRequestError
+from dd_core.errors import DDError, InvalidRequestError
+from server import logs
 from server.app import create_app
+from server.auth import read_keys
+from server.catalog import ServedModel
+from server.device import Prepare
 from server.errors import ComputeError
-from server.settings import Settings
+from server.protocol import protocol, raise_file_limit
+from server.settings import Settings, unknown_variables
 from server.state import ServerState
+from server.tracing import require_sdk
 
 log = logging.getLogger("dd_server")
 
@@ -82,17 +88,23 @@ class Server(uvicorn.Server):
             log.info("listening on %s (%s)", self.address, self.state.phase.value)
 
 
-def make_server(settings: Settings, bundle: Bundle, bound: socket.socket) -> Server:
-    """A server of `bundle` for a socket from `bind`; `run(sockets=[bound])` runs it.
-
-    Raises:
-        InvalidPlanError: the bundle offers no plan.
-    """
-    app = create_app(settings, bundle)
+def make_server(
+    settings: Settings,
+    models: Sequence[ServedModel],
+    bound: socket.socket,
+    prepare: Prepare | None = None,
+) -> Server:
+    """A server of `models` for a socket from `bind`; `run(sockets=[bound])` runs it."""
+    app = create_app(settings, models, prepare)
     config = uvicorn.Config(
         app,
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,
+        http=protocol(settings),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=settings.drain_timeout,  # type: ignore[arg-type]
         server_header=False,
         lifespan="on",
@@ -103,24 +115,31 @@ def make_server(settings: Settings, bundle: Bundle, bound: socket.socket) -> Ser
     return Server(config, app.state.dd, f"http://{shown}:{port}")
 
 
-def serve(settings: Settings, bundle: Bundle, bound: socket.socket) -> None:
-    """Serve `bundle` on `bound` until a signal; returns after the drain.
+def prepare(settings: Settings) -> None:
+    """What comes before a model is fetched and loaded: logging, and mistakes that are quick to find.
 
     Raises:
-        InvalidPlanError: the bundle offers no plan.
-        ComputeError: the warm-up failed.
+        InvalidRequestError: a file of keys cannot be used, or tracing is not installed.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    # Ours says when the server listens and what it does; uvicorn's own lines repeat it.
-    for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
-    logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-    server = make_server(settings, bundle, bound)
+    logs.configure(settings.log_level, settings.log_format)
+    for line in unknown_variables(os.environ):
+        log.warning("%s", line)
+    read_keys(settings)
+    if settings.otel_endpoint:
+        require_sdk()
+
+
+def serve(settings: Settings, models: Sequence[ServedModel], bound: socket.socket) -> None:
+    """Serve `models` on `bound` until a signal, after `prepare`; returns after the drain.
+
+    Raises:
+        DDError: a bundle is damaged, the warm-up failed, or a device process could not be replaced.
+    """
+    raise_file_limit()
+    server = make_server(settings, models, bound)
     server.run(sockets=[bound])
     if server.failure is not None:
-        raise ComputeError(f"warm-up failed: {server.failure}") from server.failure
+        if isinstance(server.failure, DDError):
+            raise server.failure
+        raise ComputeError(f"the server failed: {server.failure}") from server.failure
     log.info("stopped")

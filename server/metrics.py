@@ -7,7 +7,7 @@ request costs as much as the observation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import (
@@ -21,6 +21,7 @@ from prometheus_client import (
 )
 
 from dd_core.plan import Plan
+from server.costs import Kind
 
 # Otherwise every counter and histogram gets a second series with the time of its making.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -28,7 +29,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 # From 2 ms: the first bucket of the usual servers (0.3 s) hides everything that one step does.
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 30)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-OUTCOMES = ("ok", "invalid", "rejected", "canceled", "error")
+OUTCOMES = ("ok", "invalid", "rejected", "deadline", "canceled", "error", "oom")
 FORMATS = ("png", "jpeg", "webp")
 # Label of a request that was refused before its model or plan was known.
 UNKNOWN = "none"
@@ -70,13 +71,13 @@ class Metrics:
         )
         self._execution = Histogram(
             "dd_batch_execution_seconds",
-            "Device time of one batch, by the actors that its plan needs.",
+            "Device time of one forward pass over a batch, by actor, and of decoding.",
             ["model", "actor"],
             buckets=SECONDS,
             registry=registry,
         )
         self.batch_size = Histogram(
-            "dd_batch_size", "Images computed together.", buckets=BATCH_SIZES, registry=registry
+            "dd_batch_size", "Images that shared a forward pass.", buckets=BATCH_SIZES, registry=registry
         )
         self._encode = Histogram(
             "dd_encode_seconds",
@@ -91,6 +92,15 @@ class Metrics:
             registry=registry,
         )
         self.queue_depth = Gauge("dd_queue_depth", "Images that wait for the device.", registry=registry)
+        self.worker_restarts = Counter(
+            "dd_worker_restarts_total", "Device processes that died and were replaced.", registry=registry
+        )
+        self.worker_recovery = Histogram(
+            "dd_worker_recovery_seconds",
+            "From the death of a device process to the next one with its models loaded.",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.inflight = Gauge("dd_inflight_requests", "Generate requests being handled.", registry=registry)
         self.ready = Gauge("dd_ready", "1 when warmed up and accepting.", registry=registry)
         info = Gauge(
@@ -101,16 +111,18 @@ class Metrics:
         self._bound_requests: dict[tuple[str, str, str], Counter] = {}
         self._bound_durations: dict[tuple[str, str, str], Histogram] = {}
         self._bound_images: dict[tuple[str, str], Counter] = {}
-        self._bound_execution: dict[tuple[str, Plan], Histogram] = {}
+        self._bound_execution: dict[tuple[str, Kind], Histogram] = {}
         self._bind_request(UNKNOWN, UNKNOWN)
 
-    def bind(self, model: str, plans: Iterable[Plan]) -> None:
+    def bind(self, model: str, plans: Sequence[Plan]) -> None:
         """Make the children of a loaded model, so that its series exist from the start."""
         self._bind_request(model, UNKNOWN)
         for plan in plans:
             self._bind_request(model, plan.name)
             self._bound_images[model, plan.name] = self._images.labels(model, plan.name)
-            self._bound_execution[model, plan] = self._execution.labels(model, "+".join(sorted(plan.needs)))
+        actors: list[Kind] = ["decode", *sorted({actor for plan in plans for actor in plan.needs})]
+        for actor in actors:
+            self._bound_execution[model, actor] = self._execution.labels(model, actor)
 
     def _bind_request(self, model: str, plan: str) -> None:
         for outcome in OUTCOMES:
@@ -130,10 +142,11 @@ class Metrics:
         """Count images that were sent."""
         self._bound_images[model, plan].inc(images)
 
-    def executed(self, model: str, plan: Plan, images: int, seconds: float) -> None:
-        """Count one batch."""
-        self._bound_execution[model, plan].observe(seconds)
-        self.batch_size.observe(images)
+    def executed(self, model: str, actor: Kind, images: int, seconds: float) -> None:
+        """Count a pass, or the decoding after it."""
+        self._bound_execution[model, actor].observe(seconds)
+        if actor != "decode":
+            self.batch_size.observe(images)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -1,4 +1,14 @@
-"""Pure ASGI middleware: request ids, the body limit, and the last line against bugs.
+"""Pure ASGI middleware.
+
+From the outside in:
+
+    (tracing)        a span (`server.tracing`)
+    RequestContext   an id for the request, and its log line (`server.logs`)
+    Cors             preflights, and what other pages may read (`server.cors`)
+    LastResort       a bug becomes a clean 500
+    RequireKey       401 (`server.auth`)
+    SizeLimits       431, 413
+    the routes
 
 `BaseHTTPMiddleware` (`@app.middleware`) costs as much as the rest of a request, and takes the
 client's disconnection away from the routes.
@@ -12,10 +22,16 @@ import re
 import time
 import uuid
 
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BodyTooLargeError, error_response, internal_error
+from server.auth import RequireKey, read_keys
+from server.cors import Cors
+from server.errors import ApiError, BodyTooLargeError, HeadTooLargeError, error_response, internal_error
+from server.logs import CLIENT_LEFT, log_request
+from server.settings import Settings
+from server.tracing import add_tracing, make_provider
 
 log = logging.getLogger("dd_server")
 
@@ -26,10 +42,62 @@ _DISCARD_BYTES = 256 * 2**20
 _DISCARD_SECONDS = 10.0
 
 
-class RequestContext:
-    """Gives every request an id (`x-request-id`, the client's own if it is well formed) and turns
-    an unexpected exception into a clean 500 whose traceback is in the log only.
+def install_middleware(app: FastAPI, settings: Settings) -> None:
+    """Put the middleware around `app`.
+
+    Raises:
+        InvalidRequestError: a file of keys cannot be used, or tracing is not installed.
     """
+    api_keys, admin_keys = read_keys(settings)
+    # The last one added is the outermost.
+    app.add_middleware(SizeLimits, head=settings.max_header_bytes, body=settings.max_body_bytes)
+    app.add_middleware(RequireKey, api_keys=api_keys, admin_keys=admin_keys)
+    app.add_middleware(LastResort)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
+    app.add_middleware(RequestContext, access_log=settings.access_log)
+    if settings.otel_endpoint:
+        add_tracing(app, make_provider(settings.otel_endpoint))
+
+
+class RequestContext:
+    """Gives every request an id (`x-request-id`, the client's own if it is well formed) and, with
+    `access_log`, a line in the log when it has ended.
+    """
+
+    def __init__(self, app: ASGIApp, access_log: bool) -> None:
+        self.app = app
+        self.access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _CLIENT_ID.fullmatch(given) else uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["arrived"] = time.perf_counter()
+        status, sent = CLIENT_LEFT, 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            if self.access_log:
+                log_request(scope, status, sent)
+
+
+class LastResort:
+    """Turns an unexpected exception into a clean 500 whose traceback is in the log only."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -38,43 +106,54 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _CLIENT_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        scope["state"]["arrived"] = time.perf_counter()
         started = False
 
-        async def send_with_id(message: Message) -> None:
+        async def watched(message: Message) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive, watched)
         except Exception:
-            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            request_id = scope["state"]["request_id"]
+            log.exception(
+                "request %s: %s %s failed",
+                request_id,
+                scope["method"],
+                scope["path"],
+                extra={"fields": {"request_id": request_id}, "said": {"request_id"}},
+            )
             if started:
                 raise
-            await internal_error()(scope, receive, send_with_id)
+            await internal_error()(scope, receive, send)
 
 
-class BodyLimit:
-    """Reads the body, refusing one of more than `limit` bytes, declared or chunked, with 413."""
+class SizeLimits:
+    """Refuses a head of more than `head` bytes with 431, and a body of more than `body` bytes,
+    declared or chunked, with 413; reads the body.
+    """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, head: int, body: int) -> None:
         self.app = app
-        self.limit = limit
+        self.head = head
+        self.limit = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if _head_size(scope) > self.head:
+            error = HeadTooLargeError(f"the request line and headers are longer than {self.head} bytes")
+            await _refuse(error, scope, receive, send)
+            return
+        headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         if not length and "transfer-encoding" not in headers and not _may_have_body(scope):
             await self.app(scope, receive, send)
             return
         if length.isdigit() and int(length[:20]) > self.limit:
-            await self._refuse(scope, receive, send)
+            await _refuse(self._too_large(), scope, receive, send)
             return
         chunks, size = [], 0
         while True:
@@ -84,7 +163,7 @@ class BodyLimit:
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > self.limit:
-                await self._refuse(scope, receive, send)
+                await _refuse(self._too_large(), scope, receive, send)
                 return
             chunks.append(chunk)
             if not message.get("more_body", False):
@@ -101,27 +180,36 @@ class BodyLimit:
 
         await self.app(scope, replay, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = BodyTooLargeError(f"the body is longer than {self.limit} bytes")
-        response = error_response(error)
-        response.headers["connection"] = "close"
+    def _too_large(self) -> BodyTooLargeError:
+        return BodyTooLargeError(f"the body is longer than {self.limit} bytes")
 
-        async def send_open(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                message = {**message, "more_body": True}
-            await send(message)
 
-        # The reply goes out before the rest of the body is thrown away, and ends after it.
-        await response(scope, receive, send_open)
-        try:
-            await asyncio.wait_for(_discard(receive), _DISCARD_SECONDS)
-        except TimeoutError:
-            log.info("gave up reading a body that is too large")
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    response = error_response(error)
+    response.headers["connection"] = "close"
+
+    async def send_open(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "more_body": True}
+        await send(message)
+
+    # The reply goes out before the rest of the body is thrown away, and ends after it.
+    await response(scope, receive, send_open)
+    try:
+        await asyncio.wait_for(_discard(receive), _DISCARD_SECONDS)
+    except TimeoutError:
+        log.info("gave up reading a body that is too large")
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _head_size(scope: Scope) -> int:
+    # As sent: "name: value" and a line end each.
+    headers = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return headers + len(scope.get("raw_path", b"")) + len(scope["query_string"])
 
 
 def _may_have_body(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH")
+    return scope["method"] in ("POST", "PUT", "PATCH")
 
 
 async def _discard(receive: Receive) -> None:

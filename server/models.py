@@ -1,4 +1,4 @@
-"""Models as commands name them: loading one by its name, fetching, converting, listing.
+"""Models as commands name them: finding one by its name, fetching, converting, listing.
 
 The work is `dd_core.hub`'s; this is what `dd-server` says about it.
 """
@@ -8,44 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from dd_core.bundle import Bundle, builtin_bundles, load_bundle
+from dd_core.bundle import builtin_bundles
 from dd_core.errors import InvalidRequestError
 from dd_core.hub.locate import converted, existing, locate
 from dd_core.hub.registry import find_spec, registry
 from dd_core.hub.spec import ModelSpec, PartName
 from dd_core.hub.storage import gigabytes, models_folder
 from dd_core.manifest import Manifest, read_manifest
+from server.catalog import ServedModel, refuse_text
 
 
-def load(source: str | Path, device: torch.device) -> Bundle:
+def find(source: str | Path) -> ServedModel:
     """A built-in model, a bundle's folder, or a published model, which is fetched when it is not here.
 
     Raises:
         InvalidRequestError: the model is conditioned on text; known before anything is fetched.
-        BundleError, HubError, StorageError: the model cannot be had or loaded.
+        BundleError, HubError, StorageError: the model cannot be had, or its manifest is wrong.
     """
     spec = registry().get(str(source))
     if existing(source) is None and spec is not None:
         refuse_text(spec)
     folder = locate(source)
-    refuse_text(read_manifest(folder))
-    return load_bundle(folder, device)
-
-
-def refuse_text(about: Manifest | ModelSpec) -> None:
-    """Refuses a model that this server has no way to ask.
-
-    Raises:
-        InvalidRequestError: it is conditioned on text.
-    """
-    if about.reads_text:
-        raise InvalidRequestError(
-            f"model {about.name} is conditioned on text, and this build cannot answer prompts yet: it can "
-            "be pulled and converted, but not served",
-            param="model",
-        )
+    return ServedModel.of(folder, read_manifest(folder))
 
 
 def pull_lines(name: str, *, no_teacher: bool) -> Iterator[str]:

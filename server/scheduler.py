@@ -1,174 +1,316 @@
-"""Which waiting images are computed together: pure logic, without torch, threads or clocks.
+"""Which forward pass the device runs next: pure logic, without torch, threads or clocks.
 
-    offer(job) → queue of jobs, bounded in images → take() → Batch → finish(batch) → job is complete
+    admit(job) → its images wait at their stage → take() → Pass → finish(pass) → job complete
 
-A batch holds images of one (model, plan), the one that the longest-waiting job asks for, in order
-of arrival and across requests. A large job is cut at the batch limit and keeps its place, so no
-plan can starve another. Times are seconds on whatever monotonic clock the caller reads.
+Images at the same stage of work share a pass, whatever request they belong to: a student takes any
+mix of steps and plans; a teacher takes a *cohort*, which starts together and goes on in step. Passes
+of cohorts are interleaved with everything else, so nothing waits for a whole teacher.
+
+What is next: the highest priority that waits; within it, *light* work (students) and *heavy* work
+(teachers) by their share of the device; within those, what is due first. An image is due after a
+multiple of the time that its plan takes alone, so short plans go ahead of long ones and none starves.
+Times are seconds on whatever monotonic clock the caller reads.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+import heapq
+import itertools
+from bisect import insort
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Literal, NamedTuple
 
-from dd_core.plan import Plan
+from server.backlog import Backlog, Lane, lane_of
+from server.costs import CostTable, Work
+from server.jobs import Cohort, Job, Pass, Rank, Sample
 
-# (model name, plan): what has to agree for two images to be computed in one call.
-BatchKey = tuple[str, Plan]
+Policy = Literal["fair", "fifo"]
+# Device time that each lane gets while both have work.
+SHARES: dict[Lane, float] = {"light": 0.75, "heavy": 0.25}
+_OTHER: dict[Lane, Lane] = {"light": "heavy", "heavy": "light"}
+# An image is due after so many times the time that it takes alone.
+_PATIENCE = 4.0
 
 
-@dataclass(eq=False)
-class Job:
-    """The images of one request.
-
-    Args:
-        key: model and plan.
-        label: class index.
-        seed: image i is drawn from (seed, i).
-        count: number of images.
-        submitted: when it was offered.
+class Refusal(NamedTuple):
+    """Why a job was not admitted: no room, or its deadline. Seconds from now: until there is room, or
+    until it would have started, and until it would have been done.
     """
 
-    key: BatchKey
-    label: int
-    seed: int
-    count: int
-    submitted: float
-    canceled: bool = False
-    taken: int = 0
-    done: int = 0
-    compute_s: float = 0.0
-    finished: float = 0.0
-
-    @property
-    def queue_s(self) -> float:
-        """Seconds that it waited, also between its batches if it was cut into several."""
-        return max(0.0, self.finished - self.submitted - self.compute_s)
+    reason: Literal["full", "deadline"]
+    start: float
+    finish: float
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Images for one call: `(job, image index)` pairs that share `key`."""
+class _Group(NamedTuple):
+    """Images that one pass may take together. `stage` is −1 where any stages may mix."""
 
-    key: BatchKey
-    items: list[tuple[Job, int]] = field(default_factory=list)
-
-    @property
-    def jobs(self) -> list[Job]:
-        """The jobs that take part, each once, in order of arrival."""
-        return list(dict.fromkeys(job for job, _ in self.items))
-
-
-class WorkMeter:
-    """Measured seconds per image of every key, as a moving average."""
-
-    def __init__(self, weight: float = 0.3) -> None:
-        self._weight = weight
-        self._per_image: dict[BatchKey, float] = {}
-
-    def observe(self, key: BatchKey, images: int, seconds: float) -> None:
-        """Account for a batch of `images` that took `seconds`."""
-        rate, old = seconds / images, self._per_image.get(key)
-        self._per_image[key] = rate if old is None else old + self._weight * (rate - old)
-
-    def estimate(self, key: BatchKey, images: int) -> float:
-        """Seconds that `images` of `key` take; for a key that never ran, scaled by the passes of
-        the dearest one that did.
-        """
-        rate = self._per_image.get(key)
-        if rate is None:
-            known = [(k[1].cost, r) for k, r in self._per_image.items()]
-            cost, base = max(known, default=(1, 0.0))
-            rate = base * key[1].cost / cost
-        return rate * images
+    work: Work
+    stage: int
+    apart: int
 
 
 class Scheduler:
-    """The queue. Not thread-safe: its owner (`server.worker`) holds a lock.
+    """The queue. Not thread-safe: its owner calls it from one thread.
 
     Args:
-        max_batch: most images of a batch.
-        queue_size: most images that wait.
+        costs: what passes take; `finish` feeds it.
+        queue_size: most images that wait for their next pass.
+        cohorts: most teacher cohorts under way.
+        policy: `fair` as said above; `fifo` runs whole plans, in batches of one plan and in order of
+            arrival: the baseline.
     """
 
-    def __init__(self, max_batch: int, queue_size: int) -> None:
-        self.max_batch = max_batch
+    def __init__(self, costs: CostTable, queue_size: int, cohorts: int = 2, policy: Policy = "fair") -> None:
+        self.costs = costs
         self.queue_size = queue_size
-        self.meter = WorkMeter()
+        self.policy = policy
+        self.backlog = Backlog(costs, SHARES["light"])
+        self.dropped: list[int] = []  # numbers of images and cohorts that the device may forget
+        self._max_cohorts = cohorts
         self._jobs: dict[Job, None] = {}  # an ordered set: order of arrival
-        self._depth = 0
+        self._ready: dict[_Group, list[Sample]] = {}  # each in order of rank
+        self._cohorts: list[Cohort] = []
+        self._held: list[Job] = []  # fifo: jobs whose turn has not come
+        self._running: Pass | None = None
+        self._used: dict[Lane, float] = {"light": 0.0, "heavy": 0.0}
+        self._deadlines: list[tuple[float, int, Job]] = []
+        self._images = 0
+        self._numbers = itertools.count(1)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that are not over, in order of arrival."""
+        return list(self._jobs)
 
     @property
     def depth(self) -> int:
-        """Images that wait."""
-        return self._depth
+        """Images that wait: all but those on the device at this moment."""
+        return self._images - (len(_live(self._running.samples)) if self._running else 0)
 
-    def offer(self, job: Job) -> bool:
-        """Admit a job at once, or refuse it because its images find no room."""
-        if self._depth + job.count > self.queue_size:
-            return False
+    def admit(self, job: Job, now: float, busy: float = 0.0) -> Refusal | None:
+        """Take a job, or say at once why not.
+
+        Args:
+            busy: seconds that the running pass still takes.
+        """
+        excess = self.depth + job.count - self.queue_size
+        if excess > 0:
+            wait = self.backlog.seconds() * min(1.0, excess / max(1, self._images))
+            return Refusal("full", busy + wait, busy + wait)
+        due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
+        if job.deadline is not None:
+            start, finish = self.backlog.forecast(job, in_order=self.policy == "fifo")
+            if now + busy + finish > job.deadline:
+                return Refusal("deadline", busy + start, busy + finish)
+            due = min(due, job.deadline)
+            heapq.heappush(self._deadlines, (job.deadline, next(self._numbers), job))
+        for index in range(job.count):
+            number = next(self._numbers)
+            job.samples.append(Sample(job, index, number, (-job.priority, due, number)))
         self._jobs[job] = None
-        self._depth += job.count
+        self._images += job.count
+        self.backlog.add(job.samples)
+        if self.policy == "fifo":
+            self._held.append(job)
+        else:
+            self._queue(job.samples)
+        return None
+
+    def take(self) -> Pass | None:
+        """The next pass, or None when nothing waits."""
+        assert self._running is None, "one pass at a time"
+        if self._held and not self._ready and not self._cohorts:
+            self._queue_convoy()
+        heads = {lane: head for lane in _OTHER if (head := self._head(lane)) is not None}
+        if not heads:
+            return None
+        self._running = self._form(heads[self._choose(heads)])
+        return self._running
+
+    def expected(self, work: Pass) -> float:
+        """Seconds that a pass takes, its decoding included."""
+        passing = 0.0 if work.work.kind == "decode" else self.costs.seconds(work.work, work.bucket)
+        if not work.finishing:
+            return passing
+        decode = Work(work.work.model, "decode")
+        return passing + self.costs.seconds(decode, self.costs.bucket_for(len(work.finishing)))
+
+    def finish(self, done: Pass, seconds: float, decode_seconds: float, now: float) -> list[Job]:
+        """Account for a pass; returns the jobs that are complete now.
+
+        Args:
+            seconds, decode_seconds: that the pass took, and the decoding of those that it finished.
+        """
+        self._running = None
+        moving, cohort = _live(done.samples), done.cohort
+        if done.finishing:
+            decode = Work(done.work.model, "decode")
+            self.costs.observe(decode, self.costs.bucket_for(len(done.finishing)), decode_seconds)
+        lane = lane_of(done.work)
+        self._used[lane] += (seconds + decode_seconds) / SHARES[lane]
+        for job in done.jobs:
+            job.compute_s += seconds + decode_seconds
+        if done.work.kind not in ("decode", "teacher"):
+            self.costs.observe(done.work, done.bucket, seconds)
+        if cohort is not None:
+            cohort.passes_left -= 1
+            cohort.seconds += seconds
+            if not moving:
+                self.dropped.append(cohort.number)
+            elif cohort.passes_left:
+                self._cohorts.append(cohort)
+                return []
+            else:  # blocks of a plan may differ in size: what counts is their mean
+                self.costs.observe(done.work, done.bucket, cohort.seconds / moving[0].at.passes)
+        return [sample.job for sample in moving if self._advance(sample, now)]
+
+    def split(self, failed: Pass, *, out_of_memory: bool) -> Job | None:
+        """A pass failed: its halves are tried apart. Of one image it gives back the guilty job."""
+        self._running = None
+        if out_of_memory and failed.bucket > 1:
+            self.costs.limit(failed.work, failed.bucket // 2)
+        moving = _live(failed.samples)
+        if len(failed.samples) == 1:
+            return moving[0].job if moving else None
+        middle = (len(moving) + 1) // 2
+        for half in (moving[:middle], moving[middle:]):
+            self._queue(half, apart=next(self._numbers))
+        return None
+
+    def restart(self) -> list[Job]:
+        """The device died and lost everything: all images begin again, those that it was at work on
+        one by one. Returns the guilty job, if it died of one image alone for the second time.
+        """
+        suspects = _live(self._running.samples) if self._running else []
+        guilty = [s.job for s in suspects if s.apart and len(suspects) == 1]
+        self._running = None
+        self._ready.clear()
+        self._cohorts.clear()
+        self.dropped.clear()
+        for job in self._jobs:
+            if job in self._held:
+                continue
+            left = job.unfinished
+            self.backlog.remove(left)
+            for sample in left:
+                sample.stage, sample.begun = 0, False
+            self.backlog.add(left)
+            for sample in left:
+                self._queue([sample], apart=next(self._numbers) if sample in suspects else sample.apart)
+        return guilty
+
+    def end(self, job: Job) -> None:
+        """Forget a job whose client has left, that failed or whose time is over: what of it has not
+        started never will.
+        """
+        if job.over:
+            return
+        left = self._forget(job)
+        self._images -= len(left)
+        self.backlog.remove(left)
+        self.dropped.extend(s.number for s in left if s.begun)
+        for group, queue in list(self._ready.items()):
+            if kept := _live(queue):
+                self._ready[group] = kept
+            else:
+                del self._ready[group]
+        self.dropped.extend(c.number for c in self._cohorts if not _live(c.samples))
+        self._cohorts = [c for c in self._cohorts if _live(c.samples)]
+
+    def expired(self, now: float) -> list[Job]:
+        """Jobs whose deadline has passed since this was last asked."""
+        found = []
+        while self._deadlines and (self._deadlines[0][2].over or self._deadlines[0][0] <= now):
+            job = heapq.heappop(self._deadlines)[2]
+            if not job.over:
+                found.append(job)
+        return found
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When to ask `expired` again."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def _forget(self, job: Job) -> list[Sample]:
+        job.over = True
+        del self._jobs[job]
+        if job in self._held:
+            self._held.remove(job)
+        return job.unfinished
+
+    def _advance(self, sample: Sample, now: float) -> bool:
+        """An image has come through a stage; whether its job is complete."""
+        job = sample.job
+        self.backlog.remove([sample])
+        sample.stage += 1
+        self.backlog.add([sample])
+        if sample.stage < len(job.stages):
+            self._queue([sample])
+            return False
+        self._images -= 1
+        if job.unfinished:
+            return False
+        job.finished = now
+        self._forget(job)
         return True
 
-    def cancel(self, job: Job) -> None:
-        """Nobody waits for this job any more: its images that have not started never will."""
-        job.canceled = True
-        if job in self._jobs:
-            del self._jobs[job]
-            self._depth -= job.count - job.taken
+    def _queue(self, samples: Iterable[Sample], apart: int | None = None) -> None:
+        for sample in samples:
+            sample.apart = sample.apart if apart is None else apart
+            work = sample.at.work
+            group = _Group(work, -1 if work.kind == "student" else sample.stage, sample.apart)
+            insort(self._ready.setdefault(group, []), sample, key=attrgetter("rank"))
 
-    def take(self) -> Batch | None:
-        """The next batch, or None when nothing waits."""
-        if not self._jobs:
-            return None
-        batch = Batch(next(iter(self._jobs)).key)
-        for job in list(self._jobs):
-            if job.key != batch.key:
-                continue
-            room = self.max_batch - len(batch.items)
-            stop = min(job.count, job.taken + room)
-            batch.items.extend((job, index) for index in range(job.taken, stop))
-            job.taken = stop
-            if job.taken == job.count:
-                del self._jobs[job]
-            if len(batch.items) == self.max_batch:
-                break
-        self._depth -= len(batch.items)
-        return batch
+    def _queue_convoy(self) -> None:
+        """fifo: the oldest job, and others of its plan as far as a batch holds them."""
+        first, room = self._held[0], self.costs.buckets[-1]
+        for job in [j for j in self._held if (j.model, j.plan) == (first.model, first.plan)]:
+            if job is first or job.count <= room:
+                room -= job.count
+                self._held.remove(job)
+                self._queue(job.samples)
 
-    def finish(self, batch: Batch, seconds: float, now: float) -> list[Job]:
-        """Account for a computed batch; returns the jobs that are complete now."""
-        self.meter.observe(batch.key, len(batch.items), seconds)
-        for job, _ in batch.items:
-            job.done += 1
-        complete = []
-        for job in batch.jobs:
-            job.compute_s += seconds
-            if job.done == job.count and not job.canceled:
-                job.finished = now
-                complete.append(job)
-        return complete
+    def _head(self, lane: Lane) -> tuple[Rank, _Group | Cohort] | None:
+        """What of a lane is due first and can run."""
+        full = len(self._cohorts) >= self._max_cohorts
+        found: list[tuple[Rank, _Group | Cohort]] = [
+            (queue[0].rank, group)
+            for group, queue in self._ready.items()
+            if lane_of(group.work) == lane and not (full and group.work.kind == "teacher")
+        ]
+        if lane == "heavy":
+            found += [(cohort.rank, cohort) for cohort in self._cohorts]
+        return min(found, key=lambda entry: entry[0], default=None)
 
-    def drain(self) -> list[Job]:
-        """Empty the queue; returns the jobs that were in it."""
-        jobs = list(self._jobs)
-        self._jobs.clear()
-        self._depth = 0
-        return jobs
+    def _choose(self, heads: dict[Lane, tuple[Rank, _Group | Cohort]]) -> Lane:
+        if len(heads) == 1:
+            [lane] = heads
+            # Time that a lane did not want is not saved up for later.
+            self._used[_OTHER[lane]] = max(self._used[_OTHER[lane]], self._used[lane])
+            return lane
+        urgent = min(rank[0] for rank, _ in heads.values())
+        return min((lane for lane in heads if heads[lane][0][0] == urgent), key=lambda lane: self._used[lane])
 
-    def retry_after(self, count: int, busy: float = 0.0) -> int:
-        """Whole seconds until `count` more images should find room, at least 1.
+    def _form(self, head: tuple[Rank, _Group | Cohort]) -> Pass:
+        chosen = head[1]
+        if isinstance(chosen, Cohort):
+            self._cohorts.remove(chosen)
+            return Pass(chosen.samples[0].at.work, chosen.samples, chosen.bucket, chosen)
+        queue = self._ready.pop(chosen)
+        last = chosen.work.kind != "decode" and all(s.stage == len(s.job.stages) - 1 for s in queue)
+        each = self.costs.seconds(Work(chosen.work.model, "decode"), 1) if last else 0.0
+        bucket = self.costs.best(chosen.work, len(queue), each)
+        samples, rest = queue[:bucket], queue[bucket:]
+        if rest:
+            self._ready[chosen] = rest
+        for sample in samples:
+            sample.begun = True
+        heavy = chosen.work.kind == "teacher"
+        cohort = Cohort(next(self._numbers), samples, bucket, samples[0].at.passes) if heavy else None
+        return Pass(chosen.work, samples, bucket, cohort)
 
-        From measured work: `busy` is what is left of the running batch, and as many images as are
-        in the way have to be computed after it.
-        """
-        excess, seconds = self._depth + count - self.queue_size, max(0.0, busy)
-        for job in self._jobs:
-            if excess <= 0:
-                break
-            images = min(job.count - job.taken, excess)
-            seconds += self.meter.estimate(job.key, images)
-            excess -= images
-        return max(1, math.ceil(seconds))
+
+def _live(samples: Iterable[Sample]) -> list[Sample]:
+    return [s for s in samples if not s.job.over]

@@ -10,7 +10,9 @@ from pydantic_core import PydanticCustomError
 from server.errors import BadRequestError, InvalidJSONError
 
 ImageFormat = Literal["png", "jpeg", "webp"]
+Priority = Literal["low", "normal", "high"]
 MAX_SEED = 2**63 - 1
+MAX_DEADLINE_MS = 3_600_000
 
 
 def _index_or_name(value: Any) -> Any:
@@ -44,6 +46,14 @@ class GenerateRequest(BaseModel):
     )
     format: ImageFormat | None = Field(
         None, description="`png` (default), `jpeg` or `webp`; left out, `Accept` may decide."
+    )
+    priority: Priority = Field("normal", description="Of requests that wait, the higher goes first.")
+    deadline_ms: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_DEADLINE_MS,
+        description="Milliseconds from arrival within which the images must be done. A request that cannot "
+        "be in time is refused at once with 503; one whose time passes is dropped with 504.",
     )
 
 

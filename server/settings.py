@@ -5,16 +5,30 @@ A flag wins over the environment (`DD_SERVER_` + the upper-case name), which win
 
 from __future__ import annotations
 
+import difflib
 import os
-from typing import Any, Literal, Self
+import re
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dd_core.bundle import DEFAULT_BUNDLE
 from dd_core.errors import InvalidRequestError
+from server.catalog import Determinism
+from server.scheduler import Policy
 
 ENV_PREFIX = "DD_SERVER_"
+
+# What Kubernetes sets in the pods beside Services named dd-server or dd-server-*.
+_SERVICE_LINK = re.compile(
+    r"(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(?:tcp|udp|sctp)://.*")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.\-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -22,12 +36,42 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
-    model: str = Field(DEFAULT_BUNDLE, description="Built-in or published model, or a bundle's folder.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; `0` lets the system choose.")
+    model: str = Field(
+        DEFAULT_BUNDLE,
+        description="Built-in or published models, or bundles' folders; several with commas between.",
+    )
+    device: str = Field(
+        "auto",
+        description="`auto` (every GPU, else the CPU), `cpu`, `cuda` or `cuda:N`; several with commas "
+        "between: each gets a process of its own.",
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="Threads of a device process on a CPU; 0 = PyTorch's choice."
+    )
     max_batch: int = Field(32, ge=1, le=4096, description="Most images computed together.")
-    queue_size: int = Field(256, ge=1, description="Most images that wait; beyond it the reply is 429.")
+    queue_size: int = Field(
+        256,
+        ge=1,
+        description="Most images that wait; beyond it the reply is 429; at least `DD_SERVER_MAX_IMAGES`.",
+    )
+    cohorts: int = Field(
+        2, ge=1, le=64, description="Most batches that the teacher has under way; each holds a cache."
+    )
+    policy: Policy = Field(
+        "fair",
+        description="Order of work: `fair` (passes of short plans go between those of long ones) or `fifo` "
+        "(whole plans in order of arrival: the baseline).",
+    )
+    determinism: Determinism = Field(
+        "exact",
+        description="`exact` (the same bytes in every batch) or `fast` (arithmetic shared between the images "
+        "of a batch).",
+    )
+    hang_timeout: float = Field(
+        300.0, ge=0.1, description="Seconds after which a pass counts as hung and its process is replaced."
+    )
     max_images: int = Field(16, ge=1, le=256, description="Most images of one request (`n`).")
     max_body_bytes: int = Field(65536, ge=256, description="Longest request body in bytes; beyond it 413.")
     encode_threads: int = Field(
@@ -41,15 +85,88 @@ class Settings(BaseSettings):
     )
     warmup: bool = Field(True, description="Run every plan once before the server reports ready.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severity logged."
+        "info", description="Least severity logged: `debug`, `info`, `warning` or `error`."
     )
-    access_log: bool = Field(False, description="Log a line for every request.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of the log: `text`, or `json` with an object a line."
+    )
+    access_log: bool = Field(True, description="Log a line for every request.")
+    max_header_bytes: int = Field(
+        16384, ge=1024, le=2**20, description="Longest request line and headers in bytes; beyond it 431."
+    )
+    max_connections: int = Field(
+        1000,
+        ge=1,
+        le=10**6,
+        description="Most connections kept open; beyond it 503 and the end of the new one.",
+    )
+    receive_timeout: float = Field(
+        30.0,
+        ge=0.1,
+        le=3600.0,
+        description="Seconds that a client may take to send a request; beyond it 408.",
+    )
+    keep_alive_timeout: float = Field(
+        75.0, ge=0.0, le=3600.0, description="Seconds that a connection is kept for another request."
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1",
+        description="Addresses or networks, joined by commas, whose `X-Forwarded-For` names the client "
+        "in the log; `*` = any, empty = none.",
+    )
+    otel_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/]+\S*)?$",
+        description="OTLP/HTTP collector that gets a trace of every request, as `http://collector:4318`; "
+        "empty = none; needs the extra `otel`.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins of other pages that may ask, joined by commas (`https://a.example`), or `*`; "
+        "empty = none.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of API keys, `name:key` or `key` a line; none = no key is asked for."
+    )
+    admin_keys_file: Path | None = Field(
+        None, description="File of keys for `/admin`, in the same form; none = `/admin` does not exist."
+    )
 
     @field_validator("port", mode="before")
     @classmethod
     def _ignore_service_link(cls, value: Any) -> Any:
         # Kubernetes sets DD_SERVER_PORT=tcp://… in every pod beside a Service named dd-server.
         return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, value: str) -> str:
+        for part in filter(None, map(str.strip, value.split(","))):
+            if part != "*":
+                ip_network(part)
+        return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # A browser sends exactly this form, so anything else would never match.
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin) and value != ("*",):
+                raise ValueError(
+                    f"{origin!r} is no origin: write scheme://host or scheme://host:port in lower case "
+                    "without a path, or * alone"
+                )
+        return value
+
+    @field_validator("api_keys_file", "admin_keys_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:
@@ -59,6 +176,13 @@ class Settings(BaseSettings):
                 "or the largest request could never be admitted"
             )
         return self
+
+
+def show(value: object) -> str:
+    """A default as the help and the documentation write it."""
+    if value is None or value in ((), ""):
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def load_settings(**flags: object) -> Settings:
@@ -75,3 +199,20 @@ def load_settings(**flags: object) -> Settings:
         message = first["msg"].removeprefix("Value error, ")
         where = f"{name} ({ENV_PREFIX}{name.upper()})" if name else "settings"
         raise InvalidRequestError(f"{where}: {message}", param=name or None) from None
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """A line for each `DD_SERVER_*` variable that is no setting and so would change nothing."""
+    known = [name.upper() for name in Settings.model_fields]
+    lines = []
+    for variable, value in sorted(environ.items()):
+        name = variable.upper()
+        rest = name.removeprefix(ENV_PREFIX)
+        if rest == name or rest in known or _SERVICE_LINK.fullmatch(rest):
+            continue
+        if rest.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(value):
+            continue
+        close = difflib.get_close_matches(rest, known, n=1)
+        hint = f"; did you mean {ENV_PREFIX}{close[0]}?" if close else ""
+        lines.append(f"{variable} is no setting{hint}")
+    return lines

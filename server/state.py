@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,11 +11,11 @@ from typing import cast
 from starlette.requests import Request
 
 from server.catalog import Catalog
+from server.engine import Engine
 from server.errors import DrainingError, UnavailableError
 from server.images import Encoder
 from server.metrics import Metrics
 from server.settings import Settings
-from server.worker import DeviceWorker
 
 
 class Phase(enum.Enum):
@@ -29,22 +30,33 @@ class Phase(enum.Enum):
 
 @dataclass
 class ServerState:
-    """Settings, models, the worker and the phase of one application."""
+    """Settings, models, the engine and the phase of one application."""
 
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
     phase: Phase = Phase.LOADING
-    catalog: Catalog | None = None
-    worker: DeviceWorker | None = None
+    catalog: Catalog = field(default_factory=Catalog)
+    engine: Engine | None = None
     encoder: Encoder | None = None
-    # Set by whoever runs the process: called when warm-up is over.
+    # Models are loaded and unloaded one at a time.
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Set by whoever runs the process: called when warm-up is over, and when nothing helps any more.
     on_ready: Callable[[], None] = lambda: None
     on_failure: Callable[[Exception], None] = lambda _: None
 
     def enter(self, phase: Phase) -> None:
         """Move on; the `dd_ready` gauge follows."""
         self.phase = phase
-        self.metrics.ready.set(phase is Phase.READY)
+        self.measure_readiness()
+
+    def measure_readiness(self) -> None:
+        """Set `dd_ready`: a device process that is being replaced makes the server unready for a while."""
+        self.metrics.ready.set(self.phase is Phase.READY and self.engine is not None and self.engine.up)
+
+    def fail(self, error: Exception) -> None:
+        """Nothing can be made any more: the process should end."""
+        self.enter(Phase.FAILED)
+        self.on_failure(error)
 
     def drain(self) -> None:
         """Refuse new work from now on."""
@@ -56,11 +68,11 @@ class ServerState:
         Raises:
             UnavailableError: not loaded yet.
         """
-        if self.catalog is None:
+        if not self.catalog.models and self.phase in (Phase.LOADING, Phase.WARMING_UP):
             raise UnavailableError("the model is being loaded", retry_after=1)
         return self.catalog
 
-    def engine(self) -> tuple[DeviceWorker, Encoder]:
+    def accepting(self) -> tuple[Engine, Encoder]:
         """The parts that make images.
 
         Raises:
@@ -69,9 +81,20 @@ class ServerState:
         """
         if self.phase is Phase.DRAINING:
             raise DrainingError("the server is shutting down", retry_after=1)
-        if self.phase is not Phase.READY or self.worker is None or self.encoder is None:
+        if self.phase is not Phase.READY or self.engine is None or self.encoder is None:
             raise UnavailableError(f"the server is not ready: {self.phase.value}", retry_after=1)
-        return self.worker, self.encoder
+        return self.engine, self.encoder
+
+    def check_ready(self) -> None:
+        """Whether new clients should be sent here. While a device process is being replaced, requests
+        are still taken, but a balancer had better send them elsewhere.
+
+        Raises:
+            UnavailableError: not `accepting`, or a device process is being replaced.
+        """
+        engine, _ = self.accepting()
+        if not engine.up:
+            raise UnavailableError("a device process is being replaced", retry_after=1)
 
 
 def state_of(request: Request) -> ServerState:

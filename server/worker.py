@@ -1,35 +1,66 @@
-"""The one thread that owns the device.
+"""The server's end of a device process: sends passes, settles requests, starts it again when it dies.
 
-    event loop                         this thread
-    submit(job) ── Scheduler.offer ──▶ take() → sample_images → finish()
-    await future ◀── call_soon_threadsafe ── pixels of complete jobs
+    event loop                                            device process (server/device.py)
+    submit(job) ─ Scheduler.admit ─▶ take() ─ Forward ──▶ one pass
+    await future ◀── pixels ◀── finish() ◀───── Done ───┘
 
-Encoding and HTTP never wait for the device, nor the device for them. A batch that fails is tried
-again job by job, so that only the requests that fail by themselves get an error.
+Everything here runs on the event loop, so the scheduler needs no lock. A pass that fails is halved until
+the guilty image is alone; a process that dies is replaced, and what it was at work on is sent
+again: nothing that was accepted is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
+import multiprocessing
+import multiprocessing.connection
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
-import torch
-
-from dd_core.bundle import Bundle
-from dd_core.sampling import sample_images
-from server.errors import ComputeError, DrainingError, QueueFullError
+from dd_core.errors import DDError
+from dd_core.plan import Plan
+from server import device
+from server.device import (
+    Answer,
+    Command,
+    DeviceOptions,
+    Done,
+    Drop,
+    Failed,
+    Forward,
+    Load,
+    Loaded,
+    NewImage,
+    Unload,
+)
+from server.errors import (
+    ComputeError,
+    DeadlineError,
+    DeadlineUnreachableError,
+    DrainingError,
+    OutOfMemoryError,
+    QueueFullError,
+)
 from server.images import Pixels
+from server.jobs import Job, Pass
 from server.metrics import Metrics
-from server.scheduler import Batch, BatchKey, Job, Scheduler
+from server.scheduler import Scheduler
+from server.warmup import warm_up
 
 log = logging.getLogger("dd_server.worker")
-T = TypeVar("T")
+
+# A process that dies so often without finishing a pass will not get better.
+_MOST_DEATHS = 5
+_processes = multiprocessing.get_context("forkserver")
+# The fork server imports torch once; a device process then starts in milliseconds. It imports the main
+# module too, because every process that it forks does.
+PRELOAD = ["server.preload", "server.__main__"]
+_processes.set_forkserver_preload(PRELOAD)
 
 
 @dataclass(eq=False)
@@ -40,184 +71,367 @@ class _Ticket:
     pixels: dict[int, Pixels] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
+class _Sent:
+    """The command that the device is at."""
+
+    command: Forward
+    at: float
+    expected: float
+    work: Pass | asyncio.Future[Done | Failed]
+
+
 class DeviceWorker:
-    """Computes what the scheduler hands out.
+    """One device process and its queue.
 
     Args:
-        bundles: the loaded models by name, all on the device.
+        options: how it computes.
         scheduler: its queue; nobody else may touch it.
-        metrics: where batches and waiting are counted.
+        metrics: where passes and waiting are counted.
+        hang_timeout: seconds after which a pass counts as hung, and the process as dead.
+        on_change: called when the process dies, and when it is back.
+        on_failure: called when it cannot be brought back.
     """
 
-    def __init__(self, bundles: Mapping[str, Bundle], scheduler: Scheduler, metrics: Metrics) -> None:
-        self._bundles = bundles
+    def __init__(
+        self,
+        options: DeviceOptions,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        *,
+        hang_timeout: float,
+        on_change: Callable[[], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._options = options
         self._scheduler = scheduler
         self._metrics = metrics
-        self._wake = threading.Condition()
+        self._hang_timeout = hang_timeout
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self._models: dict[str, Path] = {}
+        self._loading: dict[str, asyncio.Future[None]] = {}
         self._tickets: dict[Job, _Ticket] = {}
+        self._reserved: deque[tuple[Forward, asyncio.Future[Done | Failed]]] = deque()
+        self._sent: _Sent | None = None
+        self._process: ForkServerProcess | None = None
+        self._connection: multiprocessing.connection.Connection | None = None
+        self._reviving: asyncio.Task[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._deaths = 0
         self._stopping = False
-        self._running: tuple[float, float] | None = None  # started, expected seconds
-        self._thread = threading.Thread(target=self._main, name="device", daemon=True)
-        self._loop: asyncio.AbstractEventLoop
-        self._warmed: asyncio.Future[None]
-        self._warm_up_first = True
 
-    def start(self, warm_up: bool = True) -> asyncio.Future[None]:
-        """Start the thread; the future is done once it has run every offered plan and takes work."""
-        self._loop = asyncio.get_running_loop()
-        self._warmed = self._loop.create_future()
-        self._warm_up_first = warm_up
-        self._thread.start()
-        return self._warmed
+    @property
+    def up(self) -> bool:
+        """Whether the process lives and has its models."""
+        return self._connection is not None and self._reviving is None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, for operators and tests."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of work that wait here."""
+        return self._scheduler.backlog.seconds() + self._busy_seconds()
+
+    @property
+    def depth(self) -> int:
+        """Images that wait here."""
+        return self._scheduler.depth
+
+    async def start(self) -> None:
+        """Start the process."""
+        ours, theirs = _processes.Pipe()
+        process = _processes.Process(
+            target=device.main, args=(theirs, self._options), name="dd-device", daemon=True
+        )
+        await asyncio.to_thread(process.start)
+        theirs.close()
+        self._process, self._connection = process, ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+
+    async def load(self, model: str, folder: Path, plans: Sequence[Plan]) -> None:
+        """Load a model and run every plan's passes once in every size of batch.
+
+        Raises:
+            DDError: the bundle is damaged, or the first pass fails.
+        """
+        await self._load(model, folder)
+        self._models[model] = folder
+        try:
+            await warm_up(model, plans, self._scheduler.costs, self)
+        except DDError:
+            await self.unload(model)
+            raise
+
+    async def unload(self, model: str) -> None:
+        """Forget a model once its requests are over; nobody may ask for it any more."""
+        waiting = [t.future for job, t in self._tickets.items() if job.model == model]
+        if waiting:
+            await asyncio.wait(waiting)
+        self._models.pop(model, None)
+        self._scheduler.costs.forget(model)
+        self._send(Unload(model))
+
+    async def run(self, command: Forward) -> Done | Failed:
+        """Run a pass that no request asked for, ahead of those that wait."""
+        future: asyncio.Future[Done | Failed] = asyncio.get_running_loop().create_future()
+        self._reserved.append((command, future))
+        self._kick()
+        return await future
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Let the device forget images and cohorts."""
+        self._send(Drop(tuple(numbers)))
 
     def submit(self, job: Job) -> asyncio.Future[list[Pixels]]:
         """Queue a job; the future gives its images `[H, W, 3]` uint8 in order of their index.
 
         Raises:
-            QueueFullError: no room; says when to come again.
+            QueueFullError, DeadlineUnreachableError, DrainingError: refused; says when to come again.
         """
-        with self._wake:
-            if self._stopping:
-                raise DrainingError("the server is shutting down", retry_after=1)
-            if not self._scheduler.offer(job):
-                wait = self._scheduler.retry_after(job.count, self._busy_seconds())
-                raise QueueFullError(
-                    f"{self._scheduler.depth} images wait already and the limit is "
-                    f"{self._scheduler.queue_size}; try again in {wait} s",
-                    retry_after=wait,
+        if self._stopping:
+            raise DrainingError("the server is shutting down", retry_after=1)
+        refusal = self._scheduler.admit(job, time.perf_counter(), self._busy_seconds())
+        if refusal is not None:
+            waiting = f"{self._scheduler.depth} images wait already"
+            if refusal.reason == "full":
+                raise QueueFullError.after(
+                    refusal.start, f"{waiting}, of at most {self._scheduler.queue_size}"
                 )
-            future: asyncio.Future[list[Pixels]] = self._loop.create_future()
-            self._tickets[job] = _Ticket(future)
-            self._metrics.queue_depth.set(self._scheduler.depth)
-            self._wake.notify()
+            raise DeadlineUnreachableError.after(
+                refusal.start,
+                f"{waiting}: this request would start in {1e3 * refusal.start:.0f} ms and be done in "
+                f"{1e3 * refusal.finish:.0f} ms, after its deadline_ms",
+            )
+        future: asyncio.Future[list[Pixels]] = asyncio.get_running_loop().create_future()
+        self._tickets[job] = _Ticket(future)
+        self._kick()
+        self._set_alarm()
         return future
 
     def cancel(self, job: Job) -> None:
-        """Forget a job whose client has left; harmless for one that is complete."""
-        with self._wake:
-            if self._tickets.pop(job, None) is not None:
-                self._scheduler.cancel(job)
-                self._metrics.queue_depth.set(self._scheduler.depth)
+        """Forget a job whose client has left; harmless for one that is over."""
+        if self._tickets.pop(job, None) is not None:
+            self._scheduler.end(job)
 
-    def stop(self, timeout: float) -> bool:
-        """Refuse what waits, let the running batch end; False if it has not after `timeout` seconds."""
-        with self._wake:
-            self._stopping = True
-            for job in self._scheduler.drain():
-                self._settle(job, DrainingError("the server shut down before it came to this", retry_after=1))
-            self._metrics.queue_depth.set(0)
-            self._wake.notify()
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
+    async def stop(self) -> None:
+        """Refuse what waits and end the process, with the pass that it runs."""
+        self._stopping = True
+        for job in self._scheduler.jobs:
+            self._end(job, DrainingError("the server shut down before it came to this", retry_after=1))
+        for timer in (self._alarm, self._watchdog, self._reviving):
+            if timer is not None:
+                timer.cancel()
+        process = self._process
+        self._disconnect()
+        if process is not None:
+            await asyncio.to_thread(process.join, 5.0)
+            if process.is_alive():
+                process.kill()
+                await asyncio.to_thread(process.join)
 
     def _busy_seconds(self) -> float:
-        if self._running is None:
+        if self._sent is None:
             return 0.0
-        started, expected = self._running
-        return started + expected - time.perf_counter()
+        return max(0.0, self._sent.at + self._sent.expected - time.perf_counter())
 
-    # All below runs on the device thread.
-
-    def _main(self) -> None:
+    async def _load(self, model: str, folder: Path) -> None:
+        future = self._loading[model] = asyncio.get_running_loop().create_future()
+        self._send(Load(model, folder))
         try:
-            if self._warm_up_first:
-                self._warm_up()
-        except Exception as error:  # noqa: BLE001 - the event loop gets it, whatever it is
-            self._tell(partial(_resolve, self._warmed, None, error))
+            await future
+        finally:
+            self._loading.pop(model, None)
+
+    def _send(self, command: Command) -> None:
+        if self._connection is None:
             return
-        self._tell(partial(_resolve, self._warmed, None, None))
-        while (batch := self._next()) is not None:
-            self._run(batch)
-            del batch  # or the last batch's jobs would live until the next request
-
-    def _next(self) -> Batch | None:
-        with self._wake:
-            while not self._stopping:
-                batch = self._scheduler.take()
-                if batch is not None:
-                    self._metrics.queue_depth.set(self._scheduler.depth)
-                    expected = self._scheduler.meter.estimate(batch.key, len(batch.items))
-                    self._running = (time.perf_counter(), expected)
-                    return batch
-                self._running = None
-                self._wake.wait()
-        return None
-
-    def _run(self, batch: Batch) -> None:
-        started = time.perf_counter()
-        pixels: list[Pixels] | None = None
         try:
-            keys = [(job.seed, index) for job, index in batch.items]
-            pixels = self._compute(batch.key, [job.label for job, _ in batch.items], keys)
-        except Exception:
-            log.exception("a batch of %d images of %s failed", len(batch.items), batch.key[1].name)
-        if pixels is None:  # outside of the handler, whose traceback holds on to the batch's tensors
-            self._recover(batch)
+            self._connection.send(command)
+        except OSError:
+            self._lost()
+
+    def _kick(self) -> None:
+        """Give the device its next pass, if it is free."""
+        if self._sent is None and self.up:
+            if self._reserved:
+                command, future = self._reserved.popleft()
+                self._dispatch(command, 0.0, future)
+            else:
+                self._expire()
+                if self._scheduler.dropped:
+                    dropped, self._scheduler.dropped = self._scheduler.dropped, []
+                    self.drop(dropped)
+                work = self._scheduler.take()
+                if work is not None:
+                    self._dispatch(self._forward(work), self._scheduler.expected(work), work)
+
+    def _dispatch(
+        self, command: Forward, expected: float, work: Pass | asyncio.Future[Done | Failed]
+    ) -> None:
+        self._sent = _Sent(command, time.perf_counter(), expected, work)
+        loop = asyncio.get_running_loop()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._watchdog = loop.call_later(self._hang_timeout, self._hung)
+        self._send(command)
+
+    def _forward(self, work: Pass) -> Forward:
+        return Forward(
+            work.work.model,
+            work.work.kind,
+            tuple(s.number for s in work.samples),
+            tuple(s.at.segment for s in work.samples),
+            work.bucket,
+            new=tuple(
+                NewImage(s.number, s.job.plan, s.job.condition, s.job.seed, s.index)
+                for s in work.samples
+                if s.stage == 0
+            ),
+            cohort=work.cohort.number if work.cohort is not None else None,
+            finishing=tuple(s.number for s in work.finishing),
+        )
+
+    def _readable(self) -> None:
+        try:
+            while (connection := self._connection) is not None and connection.poll():
+                self._on_answer(connection.recv())
+        except (EOFError, OSError):  # the process has closed its end
+            self._lost()
+
+    def _on_answer(self, answer: Answer) -> None:
+        if isinstance(answer, Loaded):
+            future = self._loading.get(answer.model)
+            if future is not None and not future.done():
+                _resolve(future, answer.error)
             return
+        sent, self._sent = self._sent, None
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        assert sent is not None, "an answer without a question"
+        if isinstance(sent.work, asyncio.Future):
+            if not sent.work.done():
+                sent.work.set_result(answer)
+        elif isinstance(answer, Done):
+            self._deaths = 0
+            self._finish(sent.work, answer)
+        else:
+            images = len(sent.work.samples)
+            log.warning("a pass of %d images failed (%s): its halves are tried", images, answer.reason)
+            guilty = self._scheduler.split(sent.work, out_of_memory=answer.out_of_memory)
+            if guilty is not None:
+                kind = OutOfMemoryError if answer.out_of_memory else ComputeError
+                self._end(guilty, kind("the device failed on this request; the server's log says why"))
+        self._kick()
+
+    def _finish(self, work: Pass, answer: Done) -> None:
+        by_number = {s.number: s for s in work.samples}
+        for number, picture in answer.pictures.items():
+            sample = by_number[number]
+            if sample.job in self._tickets:
+                self._tickets[sample.job].pixels[sample.index] = picture
+        for number in answer.broken:
+            log.error("an image of %s came out as no number", work.work.model)
+            self._end(by_number[number].job, ComputeError("the model's output is not a number"))
+        discarded, decoded = sum(s.job.over for s in work.samples), len(work.finishing)
         now = time.perf_counter()
-        with self._wake:
-            complete = self._scheduler.finish(batch, now - started, now)
-            for (job, index), image in zip(batch.items, pixels, strict=True):
-                if job in self._tickets:
-                    self._tickets[job].pixels[index] = image
-            for job in complete:
-                self._metrics.queue_wait.observe(job.queue_s)
-                self._settle(job)
-            discarded = sum(job.canceled for job, _ in batch.items)
-        self._metrics.executed(batch.key[0], batch.key[1], len(batch.items), now - started)
+        for job in self._scheduler.finish(work, answer.seconds, answer.decode_seconds, now):
+            self._metrics.queue_wait.observe(job.queue_s)
+            ticket = self._tickets.pop(job)
+            if not ticket.future.done():
+                ticket.future.set_result([ticket.pixels[index] for index in range(job.count)])
+        model, kind, _ = work.work
+        if kind != "decode":
+            self._metrics.executed(model, kind, len(work.samples), answer.seconds)
+        if decoded:
+            self._metrics.executed(model, "decode", decoded, answer.decode_seconds)
         if discarded:
-            self._metrics.discarded.inc((now - started) * discarded / len(batch.items))
+            lost = (answer.seconds + answer.decode_seconds) * discarded / len(work.samples)
+            self._metrics.discarded.inc(lost)
 
-    def _recover(self, batch: Batch) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        jobs = batch.jobs
-        if len(jobs) > 1:
-            for job in jobs:
-                self._run(Batch(batch.key, [item for item in batch.items if item[0] is job]))
-            return
-        with self._wake:
-            self._scheduler.cancel(jobs[0])
-            self._settle(
-                jobs[0], ComputeError("the device failed on this request; the server's log says why")
-            )
-
-    def _compute(self, key: BatchKey, labels: list[int], keys: list[tuple[int, int]]) -> list[Pixels]:
-        name, plan = key
-        images = sample_images(self._bundles[name].sampler, plan, labels, keys)
-        return list(images.numpy())
-
-    def _warm_up(self) -> None:
-        for name, bundle in self._bundles.items():
-            plans = [preset.plan for preset in bundle.presets if preset.offered]
-            for plan in sorted(plans, key=lambda plan: plan.cost):
-                if self._stopping:
-                    return
-                started = time.perf_counter()
-                self._compute((name, plan), [0], [(0, 0)])
-                seconds = time.perf_counter() - started
-                self._scheduler.meter.observe((name, plan), 1, seconds)
-                log.debug("warm-up: %s of %s took %.1f ms", plan.name, name, 1e3 * seconds)
-
-    def _settle(self, job: Job, error: Exception | None = None) -> None:
-        """Answer a job (with the lock held)."""
+    def _end(self, job: Job, error: Exception) -> None:
+        """Answer a job with an error."""
+        self._scheduler.end(job)
         ticket = self._tickets.pop(job, None)
         if ticket is not None:
-            images = [ticket.pixels[index] for index in sorted(ticket.pixels)]
-            self._tell(partial(_resolve, ticket.future, images, error))
+            _resolve(ticket.future, error)
 
-    def _tell(self, callback: Callable[[], None]) -> None:
+    def _expire(self) -> None:
+        for job in self._scheduler.expired(time.perf_counter()):
+            self._end(job, DeadlineError("deadline_ms passed before the images were done"))
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Wake up at the next deadline."""
+        deadline = self._scheduler.next_deadline
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if deadline is not None:
+            delay = max(0.0, deadline - time.perf_counter())
+            self._alarm = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _hung(self) -> None:
+        if self._process is not None:
+            log.error("a pass has taken more than %.0f s: the device process is ended", self._hang_timeout)
+            self._process.kill()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+            self._connection.close()
+            self._connection = None
+
+    def _lost(self) -> None:
+        """The process is gone. Everything that it had is sent again to the next one."""
+        self._disconnect()
+        if self._stopping:
+            return
+        died = time.perf_counter()
+        self._deaths += 1
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        sent, self._sent = self._sent, None
+        if sent is not None and isinstance(sent.work, asyncio.Future) and not sent.work.done():
+            sent.work.set_result(Failed(False, "the device process died"))
+        for future in self._loading.values():
+            _resolve(future, ComputeError("the device process died while it loaded the model"))
+        for job in self._scheduler.restart():
+            self._end(job, ComputeError("the device process died on this request, twice"))
+        self._metrics.worker_restarts.inc()
+        self._reviving = asyncio.get_running_loop().create_task(self._revive(died))
+        self._on_change()
+
+    async def _revive(self, died: float) -> None:
+        process = self._process
         try:
-            self._loop.call_soon_threadsafe(callback)
-        except RuntimeError:  # the loop is closed: the process ends and nobody waits any more
-            log.debug("an answer came after the event loop had closed")
+            if process is not None:
+                await asyncio.to_thread(process.join, 5.0)
+                log.error("the device process died (exit code %s); starting another", process.exitcode)
+            if self._deaths > _MOST_DEATHS:
+                raise ComputeError(f"the device process died {self._deaths} times in a row")
+            await self.start()
+            for model, folder in self._models.items():
+                await self._load(model, folder)
+        except (DDError, OSError) as error:
+            self._on_failure(error)
+            return
+        self._reviving = None
+        seconds = time.perf_counter() - died
+        self._metrics.worker_recovery.observe(seconds)
+        log.info("the device process is back after %.2f s", seconds)
+        self._on_change()
+        self._kick()
 
 
-def _resolve(future: asyncio.Future[T], result: T, error: Exception | None) -> None:
+def _resolve(future: asyncio.Future[None] | asyncio.Future[list[Pixels]], error: Exception | None) -> None:
     if future.done():  # whoever waited has left in the meantime
         return
     if error is not None:
         future.set_exception(error)
     else:
-        future.set_result(result)
+        future.set_result(None)  # type: ignore[arg-type]

@@ -16,26 +16,31 @@ from starlette.responses import Response
 from dd_core.errors import DDError
 from dd_core.plan import Plan
 from server.catalog import ServedModel
+from server.engine import Engine
 from server.errors import (
     ApiError,
     BadRequestError,
+    DeadlineError,
+    DeadlineUnreachableError,
     DrainingError,
     MediaTypeError,
+    OutOfMemoryError,
     QueueFullError,
     UnavailableError,
 )
+from server.facts import note
 from server.images import MEDIA_TYPES, Pixels
+from server.jobs import Job
 from server.metrics import UNKNOWN
 from server.negotiation import ReplyForm, negotiate
-from server.scheduler import Job
-from server.schemas import ErrorReply, GenerateReply, GenerateRequest, parse_generate
+from server.schemas import ErrorReply, GenerateReply, GenerateRequest, Priority, parse_generate
 from server.state import Phase, ServerState, state_of
-from server.worker import DeviceWorker
 
 router = APIRouter(tags=["generate"])
 
 # Seeds that the server draws fit a JavaScript number and are short enough to type.
 _DRAWN_SEEDS = 2**32
+_PRIORITIES: dict[Priority, int] = {"low": -1, "normal": 0, "high": 1}
 _CLIENT_LEFT = 499  # the customary status; nobody reads it
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {
@@ -48,7 +53,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     415: {"model": ErrorReply, "description": "The body is not declared as JSON."},
     429: {"model": ErrorReply, "description": "The queue is full; `Retry-After` says for how long."},
     500: {"model": ErrorReply, "description": "The device failed on this request."},
-    503: {"model": ErrorReply, "description": "Not ready, or shutting down."},
+    503: {
+        "model": ErrorReply,
+        "description": "Not ready, shutting down, or too busy for the request's `deadline_ms`.",
+    },
+    504: {"model": ErrorReply, "description": "`deadline_ms` passed before the images were done."},
 }
 _BODY = {
     "requestBody": {
@@ -111,17 +120,22 @@ async def generate(request: Request) -> Response:
         raise
     finally:
         state.metrics.inflight.dec()
+        note(request, model=labels.model, plan=labels.plan, outcome=labels.outcome)
         state.metrics.request(labels.model, labels.plan, labels.outcome, time.perf_counter() - arrived)
 
 
 def _outcome(error: DDError) -> str:
     if isinstance(error, (QueueFullError, UnavailableError)):
         return "rejected"
+    if isinstance(error, (DeadlineError, DeadlineUnreachableError)):
+        return "deadline"
+    if isinstance(error, OutOfMemoryError):
+        return "oom"
     return "error" if isinstance(error, ApiError) and error.status >= 500 else "invalid"
 
 
 async def _generate(request: Request, state: ServerState, labels: _Labels, arrived: float) -> Response:
-    worker, encoder = state.engine()
+    engine, encoder = state.accepting()
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise MediaTypeError("send the body as JSON, with content-type: application/json")
@@ -136,8 +150,12 @@ async def _generate(request: Request, state: ServerState, labels: _Labels, arriv
     form = negotiate(request.headers.get("accept"), body.format, body.n)
     seed = secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else body.seed
 
-    job = Job((model.name, plan), label, seed, body.n, time.perf_counter())
-    pixels = await _pixels_while_connected(request, worker, job)
+    deadline = None if body.deadline_ms is None else arrived + body.deadline_ms / 1e3
+    priority = _PRIORITIES[body.priority]
+    job = Job(model.name, plan, label, seed, body.n, time.perf_counter(), priority, deadline)
+    note(request, steps=plan.cost, n=body.n, priority=body.priority)
+    pixels = await _pixels_while_connected(request, engine, job)
+    note(request, queue_ms=_ms(job.queue_s), compute_ms=_ms(job.compute_s))
     if pixels is None:
         return Response(status_code=_CLIENT_LEFT)
     started = time.perf_counter()
@@ -157,16 +175,16 @@ async def _generate(request: Request, state: ServerState, labels: _Labels, arriv
     return _json_reply(identity, model, plan, seed, files, pixels, form, timings)
 
 
-async def _pixels_while_connected(request: Request, worker: DeviceWorker, job: Job) -> list[Pixels] | None:
+async def _pixels_while_connected(request: Request, engine: Engine, job: Job) -> list[Pixels] | None:
     """The job's images, or None if the client leaves first: then nothing more is computed for it."""
-    answer = worker.submit(job)
+    answer = engine.submit(job)
     left = asyncio.ensure_future(_client_leaves(request))
     try:
         await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
         return answer.result() if answer.done() else None
     finally:
         left.cancel()
-        worker.cancel(job)
+        engine.cancel(job)
         answer.cancel()
 
 

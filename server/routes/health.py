@@ -24,12 +24,17 @@ async def healthz(request: Request) -> Response:
     "/readyz",
     summary="Warmed up and accepting",
     response_class=Response,
-    responses={503: {"model": ErrorReply, "description": "Loading, warming up or draining."}},
+    responses={
+        503: {
+            "model": ErrorReply,
+            "description": "Loading, warming up, draining, or replacing a device process.",
+        }
+    },
 )
 async def readyz(request: Request) -> Response:
-    """200 only between the end of warm-up and the start of the drain."""
+    """200 only between the end of warm-up and the start of the drain, while every device process lives."""
     try:
-        state_of(request).engine()
+        state_of(request).check_ready()
     except UnavailableError as error:
         return error_response(error)
     return Response('{"status":"ready"}', media_type="application/json")

@@ -15,6 +15,6 @@ router = APIRouter(tags=["models"])
 async def models(request: Request) -> Response:
     """Classes, image size, plans with cost and measured metrics, budgets, defaults, determinism."""
     state = state_of(request)
-    limit = state.settings.max_images
-    entries = [model.describe(limit) for model in state.models().models.values()]
+    limit, determinism = state.settings.max_images, state.settings.determinism
+    entries = [model.describe(limit, determinism) for model in state.models().models.values()]
     return Response(orjson.dumps({"models": entries}), media_type="application/json")

@@ -6,6 +6,7 @@ const CHIP_LIMIT = 24; // more classes than this are searched, not listed
 
 let model = null;
 let running = null; // AbortController of the run in progress
+let keyAsked = null; // promise of a key that the form is waiting for
 
 /** An element with attributes and children; text is never parsed as HTML. */
 function el(tag, attributes = {}, ...children) {
@@ -67,8 +68,44 @@ function remember() {
 
 // ---- what the server answers
 
+/** fetch with the tab's API key; a 401 shows the field for it, and what was asked is asked again. */
+async function ask(path, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem("dd-api-key");
+    const headers = key ? { ...options.headers, authorization: `Bearer ${key}` } : options.headers;
+    const reply = await fetch(path, { ...options, headers });
+    if (reply.status !== 401) return reply;
+    if (sessionStorage.getItem("dd-api-key") !== key) continue; // another request has got one meanwhile
+    keyAsked ??= askForKey(key ? "The server does not know this key." : "This server asks for a key.");
+    await keyAsked;
+  }
+}
+
+function askForKey(note) {
+  sessionStorage.removeItem("dd-api-key");
+  if (!model) $("model-text").textContent = "waiting for a key";
+  $("key-note").textContent = `${note} It is kept until this tab is closed.`;
+  $("key-form").hidden = false;
+  $("key").focus();
+  return new Promise((done) => {
+    $("key-form").onsubmit = (event) => {
+      event.preventDefault();
+      const key = $("key").value.trim();
+      if (!/^[\x21-\x7e]+$/.test(key)) {
+        $("key-note").textContent = "A key has no spaces and only ASCII characters.";
+        return;
+      }
+      sessionStorage.setItem("dd-api-key", key);
+      $("key").value = "";
+      $("key-form").hidden = true;
+      keyAsked = null;
+      done();
+    };
+  });
+}
+
 async function post(body, signal) {
-  const reply = await fetch("/generate", {
+  const reply = await ask("/generate", {
     method: "POST",
     headers: { "content-type": "application/json", accept: "application/json" },
     body: JSON.stringify(body),
@@ -171,8 +208,9 @@ function compare() {
 
 async function copyCurl() {
   const body = $("copy").dataset.body.replaceAll("'", "'\\''");
+  const key = sessionStorage.getItem("dd-api-key") ? `-H "authorization: Bearer $DD_API_KEY" ` : "";
   const command =
-    `curl -s ${location.origin}/generate -H 'accept: image/png' -H 'content-type: application/json' ` +
+    `curl -s ${location.origin}/generate ${key}-H 'accept: image/png' -H 'content-type: application/json' ` +
     `-d '${body}' > image.png`;
   try {
     await navigator.clipboard.writeText(command);
@@ -249,7 +287,7 @@ async function whenReady() {
 
 async function start() {
   await whenReady();
-  model = (await (await fetch("/models")).json()).models[0];
+  model = (await (await ask("/models")).json()).models[0];
   $("model-text").textContent = `${model.name}, ${model.image.width}×${model.image.height}`;
   document.querySelector(".dot").classList.add("ready");
   build();

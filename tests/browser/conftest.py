@@ -1,5 +1,5 @@
 """The same server as the HTTP tests use."""
 
-from tests.server.conftest import bundle, bundle_folder, server
+from tests.server.conftest import bundle, bundle_folder, gate, manager, server
 
-__all__ = ["bundle", "bundle_folder", "server"]
+__all__ = ["bundle", "bundle_folder", "gate", "manager", "server"]

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from dd_core.bundle import Bundle
-from tests.server.harness import Running, eventually, gated, running
+from tests.server.harness import Gate, Running, eventually, running
 
 expect.set_options(timeout=30_000)
 CHROMIUM = next(
@@ -195,26 +194,24 @@ def test_both_colour_schemes_are_readable(page: Page, scheme: str) -> None:
     assert {pair: contrast(page, *pair) for pair in pairs if contrast(page, *pair) < 4.5} == {}
 
 
-def test_an_error_is_shown_in_the_servers_words(browser: Browser, bundle: Bundle) -> None:
-    held, gate = gated(bundle)
-    with running(held) as live:
+def test_an_error_is_shown_in_the_servers_words(browser: Browser, bundle_folder: Path, gate: Gate) -> None:
+    with running(bundle_folder, gate) as live:
         tab = browser.new_page(base_url=live.url)
         tab.goto("/")
         settled(tab)
-        gate.poisoned = 0
+        gate.poisoned.value = 0
         tab.get_by_role("button", name="Generate").click()
         expect(tab.get_by_role("alert")).to_contain_text("the device failed on this request")
-        gate.poisoned = None
+        gate.poisoned.value = -1
         tab.get_by_role("button", name="Generate").click()
         settled(tab)
         expect(tab.get_by_role("alert")).to_be_hidden()
         tab.close()
 
 
-def test_the_page_waits_for_warm_up(browser: Browser, bundle: Bundle) -> None:
-    held, gate = gated(bundle)
+def test_the_page_waits_for_warm_up(browser: Browser, bundle_folder: Path, gate: Gate) -> None:
     gate.open.clear()
-    with running(held, ready=False) as live:
+    with running(bundle_folder, gate, ready=False) as live:
         tab = browser.new_page(base_url=live.url)
         tab.goto("/")
         expect(tab.locator("#model-text")).to_contain_text("warming up")
@@ -233,3 +230,42 @@ def test_the_interface_is_described_without_outside_resources(page: Page) -> Non
     expect(page.locator("th", has_text="prompt")).to_be_visible()
     page.go_back()
     settled(page)
+
+
+def test_the_field_for_a_key_is_shown_when_one_is_asked_for(
+    browser: Browser, bundle_folder: Path, tmp_path: Path
+) -> None:
+    key, later = "first-key-0123456789", "later-key-0123456789"
+    (tmp_path / "keys").write_text(key, encoding="ascii")
+    with running(bundle_folder, api_keys_file=tmp_path / "keys") as live:
+        tab = browser.new_page(base_url=live.url)
+        tab.goto("/")
+        field = tab.get_by_label("API key")
+        expect(field).to_be_focused()
+        expect(tab.locator("#key-note")).to_contain_text("asks for a key")
+        field.fill("not-the-key-0123456789")
+        field.press("Enter")
+        expect(tab.locator("#key-note")).to_contain_text("does not know this key")
+        field.fill(key)
+        tab.get_by_role("button", name="Use").click()
+        settled(tab)
+        expect(field).to_be_hidden()
+        tab.reload()
+        settled(tab)
+        expect(field).to_be_hidden()
+        assert key not in tab.content()
+        (tmp_path / "keys").write_text(later, encoding="ascii")
+        eventually(
+            lambda: live.client.get("/models", headers={"x-api-key": later}).status_code == 200,
+            "the server reads its keys again",
+        )
+        tab.get_by_role("button", name="Random").click()
+        expect(field).to_be_visible()
+        field.fill(later)
+        field.press("Enter")
+        settled(tab)
+        tab.close()
+
+
+def test_no_field_for_a_key_where_none_is_needed(page: Page) -> None:
+    expect(page.get_by_label("API key")).to_be_hidden()

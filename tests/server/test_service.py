@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+import shutil
+from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dd_core.bundle import Bundle
-from dd_core.errors import BundleNotFoundError, InvalidPlanError
+from dd_core.errors import BundleNotFoundError, HashMismatchError, InvalidPlanError
+from dd_core.manifest import read_manifest
 from server.app import create_app
+from server.catalog import ServedModel
 from server.settings import Settings
 from server.state import Phase
-from tests.server.harness import Running, eventually, gated, running
+from tests.server.harness import Gate, Running, eventually, running
 
 
-def test_ready_only_after_warm_up(bundle: Bundle) -> None:
-    held, gate = gated(bundle)
+def test_ready_only_after_warm_up(bundle_folder: Path, gate: Gate) -> None:
     gate.open.clear()
-    with running(held, ready=False) as live:
+    with running(bundle_folder, gate, ready=False) as live:
         assert live.client.get("/healthz").status_code == 200
         for reply in (live.client.get("/readyz"), live.post({"label": 0})):
             assert reply.status_code == 503
@@ -34,20 +35,22 @@ def test_ready_only_after_warm_up(bundle: Bundle) -> None:
         assert live.post({"label": 0}).status_code == 200
 
 
-def test_warm_up_runs_every_offered_plan(bundle: Bundle) -> None:
-    held, gate = gated(bundle)
-    with running(held):
-        assert len(gate.calls) == 1 + 2 + 2 + 1, "dd-1, dd-2 and two hybrids; the teacher asks no student"
+def test_warm_up_runs_every_size_of_batch(bundle_folder: Path, gate: Gate) -> None:
+    """The student twice in every size of batch, from one image up; a size that gains nothing ends it."""
+    with running(bundle_folder, gate, max_batch=4):
+        sizes = [len(call) for call in gate.calls]
+    assert sizes == [1, 1, 2, 2, 4, 4][: len(sizes)] and len(sizes) >= 4
 
 
-def test_a_warm_up_that_fails_ends_the_server(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    held, gate = gated(bundle)
-    gate.poisoned = 0
-    with running(held, ready=False) as live:
+def test_a_warm_up_that_fails_ends_the_server(
+    bundle_folder: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate.poisoned.value = 0
+    with running(bundle_folder, gate, ready=False) as live:
         eventually(lambda: live.state.phase in (Phase.FAILED, Phase.DRAINING), "it fails")
         eventually(lambda: live.server.failure is not None, "and says so")
         assert live.server.should_exit
-    assert "warm-up failed" in caplog.text
+    assert "the warm-up of dd-1 failed" in caplog.text
 
 
 def test_before_the_model_is_loaded_the_process_lives_but_is_not_ready() -> None:
@@ -72,10 +75,23 @@ def test_a_model_that_does_not_exist_stops_the_start() -> None:
         anyio.run(start)
 
 
-def test_a_bundle_that_offers_nothing_is_refused(bundle: Bundle) -> None:
-    presets = tuple(dataclasses.replace(preset, offered=False) for preset in bundle.presets)
+def test_a_bundle_that_offers_nothing_is_refused(bundle_folder: Path) -> None:
+    manifest = read_manifest(bundle_folder)
+    presets = [entry.model_copy(update={"offered": False}) for entry in manifest.presets]
     with pytest.raises(InvalidPlanError):
-        create_app(Settings(), dataclasses.replace(bundle, presets=presets))
+        ServedModel.of(bundle_folder, manifest.model_copy(update={"presets": presets}))
+
+
+def test_a_damaged_bundle_ends_the_server(bundle_folder: Path, tmp_path: Path) -> None:
+    """The device process finds it; the command names the file."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundle_folder, damaged)
+    with (damaged / "student.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with running(damaged, ready=False) as live:
+        eventually(lambda: live.server.failure is not None, "the start fails")
+    assert isinstance(live.server.failure, HashMismatchError)
+    assert "student.safetensors" in str(live.server.failure)
 
 
 def test_models_says_what_a_client_needs(server: Running) -> None:
@@ -96,10 +112,11 @@ def test_models_says_what_a_client_needs(server: Running) -> None:
             assert server.post({"label": 0, "seed": 0, "steps": steps}).json()["plan"] == run["plan"]
     assert re.fullmatch(r"[0-9a-f]{64}", model["weights"])
     assert "same bytes" in model["determinism"]
+    assert model["determinism_mode"] == "exact"
 
 
-def test_metrics_count_what_happened(bundle: Bundle) -> None:
-    with running(bundle) as live:
+def test_metrics_count_what_happened(bundle_folder: Path) -> None:
+    with running(bundle_folder) as live:
         live.post({"label": 0, "n": 3, "format": "webp"})
         live.post({"label": "nothing"})
         live.post({"label": 0, "steps": 0})
@@ -137,6 +154,18 @@ def test_the_description_covers_the_contract(server: Running) -> None:
     assert set(description["paths"]) == {"/generate", "/models", "/healthz", "/readyz", "/metrics"}
     operation = description["paths"]["/generate"]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == {"label", "prompt", "model", "steps", "n", "seed", "format"}
+    assert set(schema["properties"]) == {
+        "label",
+        "prompt",
+        "model",
+        "steps",
+        "n",
+        "seed",
+        "format",
+        "priority",
+        "deadline_ms",
+    }
     assert schema["additionalProperties"] is False
-    assert {"200", "400", "404", "406", "413", "415", "429", "500", "503"} <= set(operation["responses"])
+    assert {"200", "400", "404", "406", "413", "415", "429", "500", "503", "504"} <= set(
+        operation["responses"]
+    )

@@ -107,7 +107,7 @@ def test_metrics_follow_the_conventions() -> None:
     metrics = Metrics()
     metrics.bind("tiny", [preset.plan for preset in PRESETS])
     metrics.request("tiny", "dd-1", "ok", 0.004)
-    metrics.executed("tiny", PRESETS[2].plan, 3, 0.01)
+    metrics.executed("tiny", "student", 3, 0.01)
     families = {f.name: f for f in text_string_to_metric_families(metrics.exposition().decode())}
     ours = [name for name in families if not name.startswith("process_")]
     assert ours
@@ -117,6 +117,6 @@ def test_metrics_follow_the_conventions() -> None:
     ]
     assert min(buckets) == SECONDS[0] == 0.002
     actors = {s.labels["actor"] for s in families["dd_batch_execution_seconds"].samples}
-    assert actors == {"student", "student+teacher", "teacher", "marginal"}
+    assert actors == {"student", "teacher", "marginal", "decode"}
     counted = [s for s in families["dd_requests"].samples if s.name.endswith("_total") and s.value == 1]
     assert [s.labels for s in counted] == [{"model": "tiny", "plan": "dd-1", "outcome": "ok"}]

@@ -1,0 +1,105 @@
+"""How much work lies ahead, and when a request would be done: pure numbers.
+
+Counts images by what they still have to go through, so that a prediction costs the same however long
+the queue is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from server.costs import CostTable, Work
+from server.jobs import Job, Sample, Stage
+
+Lane = Literal["light", "heavy"]
+
+
+def lane_of(work: Work) -> Lane:
+    """Teachers are heavy: many passes an image, and a cohort to decode. All else is light."""
+    return "heavy" if work.kind in ("teacher", "decode") else "light"
+
+
+class _Ahead(NamedTuple):
+    priority: int
+    lane: Lane
+    work: Work
+    passes: int
+
+
+class Forecast(NamedTuple):
+    """Seconds from now until a request would start, and until it would be done."""
+
+    start: float
+    finish: float
+
+
+class Backlog:
+    """Images that wait, by priority and by the work still ahead of them.
+
+    Args:
+        costs: what passes take.
+        light_share: share of the device that light work gets while there is heavy work too.
+    """
+
+    def __init__(self, costs: CostTable, light_share: float) -> None:
+        self._costs = costs
+        self._light_share = light_share
+        self._images: Counter[_Ahead] = Counter()
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        """Count what is ahead of them."""
+        self._count(samples, 1)
+
+    def remove(self, samples: Iterable[Sample]) -> None:
+        """Take back what `add` counted; they must be where they were then."""
+        self._count(samples, -1)
+
+    def _count(self, samples: Iterable[Sample], sign: int) -> None:
+        for sample in samples:
+            for ahead in _ahead(sample.job, sample.job.stages[sample.stage :]):
+                self._images[ahead] += sign
+                if not self._images[ahead]:
+                    del self._images[ahead]
+
+    def seconds(self, lane: Lane | None = None, priority: int | None = None) -> float:
+        """Device time of all that waits: of a lane, of a priority or above."""
+        chosen = {a: n for a, n in self._images.items() if priority is None or a.priority >= priority}
+        return self._sum(chosen, lane)
+
+    def _sum(self, images: Mapping[_Ahead, int], lane: Lane | None) -> float:
+        merged: Counter[tuple[Work, int]] = Counter()
+        for ahead, count in images.items():
+            if lane is None or ahead.lane == lane:
+                merged[ahead.work, ahead.passes] += count
+        return sum(passes * self._costs.total(work, n) for (work, passes), n in merged.items())
+
+    def forecast(self, job: Job, *, in_order: bool) -> Forecast:
+        """When `job` would start and be done, after all of its priority or above that is here.
+
+        Args:
+            in_order: nothing overtakes anything; else light work gets its share of the device.
+        """
+        before = {a: n for a, n in self._images.items() if a.priority >= job.priority}
+        after = Counter(before)
+        for ahead in _ahead(job, job.stages):
+            after[ahead] += job.count
+        light, heavy = self._sum(before, "light"), self._sum(before, "heavy")
+        light_after, heavy_after = self._sum(after, "light"), self._sum(after, "heavy")
+        if in_order:
+            return Forecast(light + heavy, light_after + heavy_after)
+        share = self._light_share if heavy else 1.0
+        if heavy_after == heavy:
+            return Forecast(light / share, light_after / share)
+        # What is light may all go ahead of it.
+        first = lane_of(job.stages[0].work)
+        return Forecast(light / share if first == "light" else light + heavy, light_after + heavy_after)
+
+
+def _ahead(job: Job, left: Iterable[Stage]) -> list[_Ahead]:
+    """What one image of `job` has still to go through."""
+    found = [_Ahead(job.priority, lane_of(s.work), s.work, s.passes) for s in left]
+    if found and found[-1].work.kind != "decode":  # it comes with the last pass
+        found.append(_Ahead(job.priority, found[-1].lane, Work(job.model, "decode"), 1))
+    return found

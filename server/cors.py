@@ -1,0 +1,50 @@
+"""CORS: which other pages may ask, and which headers of a reply they may read.
+
+Keys travel in headers and never as cookies, so no credentials are allowed and `*` is safe.
+"""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from server.errors import BadRequestError, envelope
+
+METHODS = ("GET", "POST")
+REQUEST_HEADERS = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
+_FACTS = (
+    "id",
+    "model",
+    "plan",
+    "steps",
+    "seed",
+    "index",
+    "queue-ms",
+    "compute-ms",
+    "encode-ms",
+    "total-ms",
+)
+REPLY_HEADERS = (*(f"x-dd-{fact}" for fact in _FACTS), "x-request-id", "retry-after", "www-authenticate")
+
+
+class Cors(CORSMiddleware):
+    """Starlette's middleware with our rules; a refusal has the envelope of every error."""
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=METHODS,
+            allow_headers=REQUEST_HEADERS,
+            expose_headers=REPLY_HEADERS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        reply = super().preflight_response(request_headers)
+        if reply.status_code < 400:
+            return reply
+        message = f"{bytes(reply.body).decode()}; see --cors-origins"
+        kept = {name: value for name, value in reply.headers.items() if not name.startswith("content-")}
+        return envelope(400, BadRequestError.code, message, None, kept)

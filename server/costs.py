@@ -1,0 +1,108 @@
+"""What a forward pass costs on this device, from measurements: pure numbers.
+
+A pass is of a `Work`: one model and what it runs (its student, its decoder, one plan's teacher). Batches
+are of fixed sizes, the buckets, each of which is run in the warm-up before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+Kind = Literal["student", "teacher", "marginal", "decode"]
+
+# A larger batch must make at least this much more of the device to be worth the wait that it brings.
+_WORTH = 1.05
+
+
+class Work(NamedTuple):
+    """What passes have in common that cost the same: `plan` is a plan's name, or empty where any may mix."""
+
+    model: str
+    kind: Kind
+    plan: str = ""
+
+
+def buckets_up_to(limit: int) -> tuple[int, ...]:
+    """Powers of two below `limit`, and `limit`."""
+    sizes = [1]
+    while sizes[-1] * 2 < limit:
+        sizes.append(sizes[-1] * 2)
+    return tuple(dict.fromkeys([*sizes, limit]))
+
+
+class CostTable:
+    """Seconds of a pass by work and bucket, as moving averages.
+
+    Args:
+        buckets: ascending batch sizes.
+        weight: of a new measurement.
+    """
+
+    def __init__(self, buckets: Sequence[int], weight: float = 0.2) -> None:
+        self.buckets = tuple(buckets)
+        self._weight = weight
+        self._seconds: dict[Work, dict[int, float]] = {}
+        self._limit: dict[Work, int] = {}
+
+    def observe(self, work: Work, bucket: int, seconds: float) -> None:
+        """Account for a pass."""
+        known = self._seconds.setdefault(work, {})
+        old = known.get(bucket)
+        known[bucket] = seconds if old is None else old + self._weight * (seconds - old)
+
+    def limit(self, work: Work, largest: int) -> None:
+        """Never again a batch of `work` above `largest` images: it did not fit, or gains nothing."""
+        fitting = [b for b in self.buckets if b <= max(largest, self.buckets[0])]
+        self._limit[work] = min(fitting[-1], self.largest(work))
+
+    def largest(self, work: Work) -> int:
+        """Most images of a batch of `work`."""
+        return self._limit.get(work, self.buckets[-1])
+
+    def forget(self, model: str) -> None:
+        """Drop what is known of a model that was unloaded."""
+        for table in (self._seconds, self._limit):
+            for work in [w for w in table if w.model == model]:
+                del table[work]
+
+    def seconds(self, work: Work, bucket: int) -> float:
+        """Expected seconds of one pass; of a bucket that never ran, in proportion to the nearest below
+        (or as much as the nearest above); 0 while nothing is known.
+        """
+        known = self._seconds.get(work)
+        if not known:
+            return 0.0
+        if bucket in known:
+            return known[bucket]
+        below = [b for b in known if b < bucket]
+        return known[max(below)] * bucket / max(below) if below else known[min(known)]
+
+    def total(self, work: Work, images: int) -> float:
+        """Expected seconds of one pass over `images`, in the batches that make most of the device."""
+        whole, rest = divmod(images, self.best(work, images))
+        return whole * self.seconds(work, self.best(work, images)) + (
+            self.seconds(work, self.bucket_for(rest)) if rest else 0.0
+        )
+
+    def bucket_for(self, images: int) -> int:
+        """The smallest bucket that holds `images`, or the largest of all."""
+        return next((b for b in self.buckets if b >= images), self.buckets[-1])
+
+    def best(self, work: Work, waiting: int, each: float = 0.0) -> int:
+        """The bucket that makes most of the device for `waiting` images: images done per second.
+
+        Either a bucket that they fill, or the next one with some rows idle; of those that are about as
+        good, the smallest. A bucket that never ran counts as no dearer than the one below it, so it is
+        tried.
+
+        Args:
+            each: seconds that every image costs besides, whatever the batch.
+        """
+        most = min(self.bucket_for(waiting), self.largest(work))
+        known, cost, rates = self._seconds.get(work, {}), 0.0, {}
+        for bucket in (b for b in self.buckets if b <= most):
+            cost, images = known.get(bucket, cost), min(bucket, waiting)
+            rates[bucket] = images / (cost + images * each + 1e-9)
+        top = max(rates.values())
+        return next(b for b, rate in rates.items() if rate * _WORTH >= top)

@@ -1,0 +1,320 @@
+"""The process that owns a device: it holds models and half-made images, and runs the passes it is told.
+
+    Forward ─▶ gather rows → one pass (student, teacher block, marginals) → decode what is finished ─▶ Done
+
+It decides nothing: what runs next is the scheduler's choice, in the server's process. If this process
+dies, the server starts another and sends everything again: an image is a function of its request.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dd_core.bundle import Bundle, load_bundle
+from dd_core.errors import BundleError, DDError
+from dd_core.noise import batch_noise
+from dd_core.plan import Plan
+from dd_core.runtime import pick_device
+from dd_core.sampling import TeacherRun, decode, marginal_draw, student_pass
+from server import logs
+from server.costs import Kind
+from server.images import Pixels
+
+log = logging.getLogger("dd_server.device")
+Prepare = Callable[[Bundle], Bundle]
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How the process computes.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        threads: of torch on a CPU; 0 = its choice.
+        exact: an image has the same bytes in every batch (`dd_core.sampling.Sampler.exact`).
+        prepare: applied to each bundle that is loaded; tests put their faults in here.
+    """
+
+    device: str
+    threads: int = 0
+    exact: bool = True
+    log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
+    prepare: Prepare | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load the bundle in `folder`; answered by `Loaded` while passes go on."""
+
+    model: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Forget a model. Nothing is answered."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Forget images and cohorts, by number. Nothing is answered."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """What an image follows from."""
+
+    number: int
+    plan: Plan
+    condition: int
+    seed: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass, or the decoding alone; answered by `Done` or `Failed`.
+
+    Args:
+        numbers, segments: the images, and at which segment of its plan each is.
+        new: those that the device does not know yet.
+        cohort: number of the teacher's cohort; an unknown one begins.
+        bucket: rows of the batch.
+        finishing: images to decode afterwards.
+    """
+
+    model: str
+    kind: Kind
+    numbers: tuple[int, ...]
+    segments: tuple[int, ...]
+    bucket: int
+    new: tuple[NewImage, ...] = ()
+    cohort: int | None = None
+    finishing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model is there, or `error` says why not."""
+
+    model: str
+    error: DDError | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """Seconds of the pass and of the decoding, the finished pictures `[H, W, 3]`, and the images in
+    which something was not a number.
+    """
+
+    seconds: float
+    decode_seconds: float
+    pictures: dict[int, Pixels]
+    broken: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The pass raised; the images are as they were before it (those of a cohort: before the cohort)."""
+
+    out_of_memory: bool
+    reason: str
+
+
+Command = Load | Unload | Drop | Forward
+Answer = Loaded | Done | Failed
+
+
+@dataclass
+class _Image:
+    origin: NewImage
+    noise_LC: Tensor
+    uniform_L: Tensor
+    x_LC: Tensor
+
+
+@dataclass
+class Device:
+    """Models and images on one device."""
+
+    device: torch.device
+    options: DeviceOptions
+    bundles: dict[str, Bundle] = field(default_factory=dict)
+    images: dict[int, _Image] = field(default_factory=dict)
+    cohorts: dict[int, TeacherRun] = field(default_factory=dict)
+
+    def load(self, command: Load) -> None:
+        """Load a bundle and keep it.
+
+        Raises:
+            DDError: what is wrong with it.
+        """
+        bundle = load_bundle(command.folder, self.device)
+        bundle = replace(bundle, sampler=replace(bundle.sampler, exact=self.options.exact))
+        self.bundles[command.model] = self.options.prepare(bundle) if self.options.prepare else bundle
+
+    @torch.inference_mode()
+    def forward(self, command: Forward) -> Done:
+        """Run a pass."""
+        started = self._now()
+        sampler = self.bundles[command.model].sampler
+        self._begin(command)
+        images = [self.images[number] for number in command.numbers]
+        made = self._pass(command, images) if command.kind != "decode" else None
+        if made is not None:
+            for image, x_LC in zip(images, made, strict=False):
+                image.x_LC = x_LC
+        computed = self._now()
+        if not command.finishing:
+            return Done(computed - started, 0.0, {})
+        codes_BLC = torch.stack([self.images[number].x_LC for number in command.finishing])
+        pixels, good = decode(sampler, codes_BLC)
+        found = zip(command.finishing, pixels.cpu().numpy(), good.tolist(), strict=True)
+        pictures = {number: picture for number, picture, fine in found if fine}
+        broken = tuple(number for number in command.finishing if number not in pictures)
+        self.forget(command.finishing)
+        return Done(computed - started, self._now() - computed, pictures, broken)
+
+    def _pass(self, command: Forward, images: Sequence[_Image]) -> Tensor | None:
+        """The images' codes after the pass, or None while a teacher's cohort is under way."""
+        sampler = self.bundles[command.model].sampler
+        # A GPU runs the shapes that it was warmed up with; a CPU gains nothing from idle rows.
+        idle = command.bucket - len(images) if self.device.type == "cuda" else 0
+        rows = [*images, *[images[-1]] * idle]
+        if command.cohort is not None and command.cohort in self.cohorts:
+            run = self.cohorts[command.cohort]
+        else:
+            cond = torch.tensor([image.origin.condition for image in rows], device=self.device)
+            noise_BLC, uniform_BL = (
+                torch.stack([getattr(image, name) for image in rows]) for name in ("noise_LC", "uniform_L")
+            )
+            x_BLC = torch.stack([image.x_LC for image in rows])
+            plan = rows[0].origin.plan
+            segment = plan.segments[command.segments[0]]
+            if command.kind == "student":
+                plans = [image.origin.plan for image in rows]
+                segments = [*command.segments, *[command.segments[-1]] * idle]
+                starts = [p.segments[s].start for p, s in zip(plans, segments, strict=True)]
+                splits = [p.first_continuous for p in plans]
+                step_B, split_B = torch.tensor([starts, splits], device=self.device)
+                return student_pass(sampler, x_BLC, cond, noise_BLC, step_B, split_B)
+            if command.kind == "marginal":
+                return marginal_draw(sampler, x_BLC, cond, uniform_BL, segment.start, segment.stop)
+            assert command.cohort is not None
+            run = TeacherRun.begin(sampler, plan.draw, x_BLC, cond, noise_BLC, uniform_BL, segment.start)
+            self.cohorts[command.cohort] = run
+        run.advance()
+        if run.step < images[0].origin.plan.segments[command.segments[0]].stop:
+            return None
+        del self.cohorts[command.cohort]
+        return run.codes(torch.stack([image.noise_LC for image in rows]))
+
+    def recover(self, command: Forward) -> None:
+        """After a pass that raised: its cohort is void, and its memory free again."""
+        if command.cohort is not None:
+            self.cohorts.pop(command.cohort, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _begin(self, command: Forward) -> None:
+        new = [image for image in command.new if image.number not in self.images]
+        if not new:
+            return
+        sampler = self.bundles[command.model].sampler
+        keys = [(image.seed, image.index) for image in new]
+        noise, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
+        noise, uniform = noise.to(self.device), uniform.to(self.device)
+        for row, image in enumerate(new):
+            self.images[image.number] = _Image(image, noise[row], uniform[row], noise[row])
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Drop images and cohorts; unknown ones are passed over."""
+        for number in numbers:
+            self.images.pop(number, None)
+            self.cohorts.pop(number, None)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def main(connection: Connection, options: DeviceOptions) -> None:
+    """The process: commands in, answers out, until the other end is closed."""
+    # A signal to the whole group is the server's to act on: it drains, and then closes the connection.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    logs.configure(options.log_level, options.log_format)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = Device(pick_device(options.device), options)
+    try:
+        obey(connection, device)
+    except (EOFError, ConnectionError):  # the server is gone, or wants us to go
+        log.debug("the connection is closed")
+
+
+def obey(connection: Connection, device: Device) -> None:
+    """Do what comes, until the other end is closed.
+
+    Raises:
+        EOFError, ConnectionError: it was.
+    """
+    sending = threading.Lock()
+
+    def answer(found: Answer) -> None:
+        with sending:
+            connection.send(found)
+
+    def load(command: Load) -> None:
+        error: DDError | None = None
+        try:
+            device.load(command)
+        except DDError as found:
+            error = found
+        except Exception as found:
+            log.exception("loading %s failed", command.model)
+            error = BundleError(f"{command.model}: {type(found).__name__} while loading")
+        answer(Loaded(command.model, error))
+
+    while True:
+        command: Command = connection.recv()
+        if isinstance(command, Forward):
+            answer(_forward(device, command))
+        elif isinstance(command, Load):
+            threading.Thread(target=load, args=(command,), daemon=True).start()
+        elif isinstance(command, Unload):
+            device.bundles.pop(command.model, None)
+        else:
+            device.forget(command.numbers)
+
+
+def _forward(device: Device, command: Forward) -> Answer:
+    try:
+        return device.forward(command)
+    except Exception as error:
+        log.exception("a pass of %d images of %s failed", len(command.numbers), command.model)
+        failed = Failed(_out_of_memory(error), type(error).__name__)
+    # Outside of the handler, whose traceback holds on to the batch's tensors.
+    device.recover(command)
+    return failed

@@ -1,0 +1,133 @@
+"""What the scheduler moves about: jobs, their images, and the passes that these take.
+
+    Job (a request) ─▶ Samples (its images), each at a Stage of the plan ─▶ Pass (a batch of them)
+
+A stage is a segment of the plan. An image that a student finishes is decoded in the same go; after a
+teacher, whose whole cohort ends at once, decoding is a stage of its own, so that it can be interleaved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dd_core.plan import Plan
+from server.costs import Kind, Work
+
+Rank = tuple[int, float, int]  # what goes first: (−priority, due, order of arrival)
+
+
+class Stage(NamedTuple):
+    """A part of a plan, as passes: `passes` of `work`, of the segment with the index `segment`."""
+
+    work: Work
+    passes: int
+    segment: int
+
+
+def stages(model: str, plan: Plan) -> tuple[Stage, ...]:
+    """The stages of a plan. Students of all plans share their passes, teachers those of one plan."""
+    found = []
+    for number, segment in enumerate(plan.segments):
+        kind: Kind = segment.actor
+        passes = segment.stop - segment.start if kind == "teacher" else 1
+        found.append(Stage(Work(model, kind, "" if kind == "student" else plan.name), passes, number))
+    if found[-1].work.kind == "teacher":
+        found.append(Stage(Work(model, "decode"), 1, len(plan.segments) - 1))
+    return tuple(found)
+
+
+@dataclass(eq=False)
+class Job:
+    """The images of one request.
+
+    Args:
+        model: name of a loaded model.
+        condition: class index.
+        seed: image i is drawn from (seed, i).
+        count: number of images.
+        submitted: when it arrived.
+        priority: of two that wait the higher goes first.
+        deadline: when it must be done, or None.
+    """
+
+    model: str
+    plan: Plan
+    condition: int
+    seed: int
+    count: int
+    submitted: float
+    priority: int = 0
+    deadline: float | None = None
+    over: bool = False  # complete, failed, expired or canceled
+    compute_s: float = 0.0
+    finished: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.stages = stages(self.model, self.plan)
+        self.samples: list[Sample] = []
+
+    @property
+    def unfinished(self) -> list[Sample]:
+        return [s for s in self.samples if s.stage < len(self.stages)]
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that it waited, also between its passes."""
+        return max(0.0, self.finished - self.submitted - self.compute_s)
+
+
+@dataclass(eq=False)
+class Sample:
+    """One image of a job on its way through the stages of its plan.
+
+    Args:
+        apart: images of a pass that failed are tried again apart from all that bear another number.
+        begun: whether the device holds something of it.
+    """
+
+    job: Job
+    index: int
+    number: int
+    rank: Rank
+    stage: int = 0
+    apart: int = 0
+    begun: bool = False
+
+    @property
+    def at(self) -> Stage:
+        return self.job.stages[self.stage]
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Images whose teacher segment began together and goes on in step."""
+
+    number: int
+    samples: list[Sample]
+    bucket: int
+    passes_left: int
+    seconds: float = 0.0
+
+    @property
+    def rank(self) -> Rank:
+        return min(s.rank for s in self.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass of `samples` in a batch of `bucket` rows; `finishing` ones are decoded after it."""
+
+    work: Work
+    samples: list[Sample]
+    bucket: int
+    cohort: Cohort | None = None
+
+    @property
+    def finishing(self) -> list[Sample]:
+        return [s for s in self.samples if s.stage == len(s.job.stages) - 1]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that take part, each once."""
+        return list(dict.fromkeys(s.job for s in self.samples))

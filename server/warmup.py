@@ -1,0 +1,97 @@
+"""Run every kind of pass of a model once in every size of batch, and note what it takes.
+
+A size is warmed up only while larger batches still make more of the device, so a model that fills it
+with one image is not asked for 32. Nothing that runs later is new to the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from dd_core.plan import Plan
+from server.costs import CostTable, Work
+from server.device import Done, Failed, Forward, NewImage
+from server.errors import ComputeError
+from server.jobs import Stage, stages
+
+
+class _Device(Protocol):
+    async def run(self, command: Forward) -> Done | Failed: ...
+
+    def drop(self, numbers: Sequence[int]) -> None: ...
+
+
+# A pass longer than this is not tried with more images: others would wait for it too long.
+_LONGEST_PASS = 1.0
+_GAIN = 1.05
+# As many as VAR has; of raster plans the first ones stand for all.
+_TEACHER_PASSES = 10
+
+
+async def warm_up(model: str, plans: Sequence[Plan], costs: CostTable, device: _Device) -> None:
+    """Measure all stages of `plans` on `device`; `costs` has the figures then.
+
+    Raises:
+        ComputeError: a pass over a single image fails.
+    """
+    seen: set[Work] = set()
+    # Numbers of their own, below zero, so that no image of a request has them.
+    numbers = itertools.count(-1, -1)
+    for plan in sorted(plans, key=lambda plan: plan.cost):
+        for stage in stages(model, plan):
+            if stage.work not in seen:
+                seen |= {stage.work, Work(model, "decode")}
+                await _measure(plan, stage, costs, device, numbers)
+
+
+async def _measure(
+    plan: Plan, stage: Stage, costs: CostTable, device: _Device, numbers: itertools.count[int]
+) -> None:
+    best = 0.0
+    decode = Work(stage.work.model, "decode")
+    for bucket in costs.buckets:
+        answer = await _batch(plan, stage, [next(numbers) for _ in range(bucket)], device)
+        if isinstance(answer, Failed):
+            if bucket == costs.buckets[0]:
+                raise ComputeError(f"the warm-up of {plan.name} failed: {answer.reason}")
+            costs.limit(stage.work, bucket // 2)
+            return
+        if stage.work != decode:
+            costs.observe(stage.work, bucket, answer.seconds)
+        if answer.decode_seconds:
+            costs.observe(decode, bucket, answer.decode_seconds)
+        took = answer.seconds + answer.decode_seconds
+        if bucket / took < best * _GAIN or took > _LONGEST_PASS:
+            costs.limit(stage.work, bucket)
+            return
+        best = bucket / took
+
+
+async def _batch(plan: Plan, stage: Stage, numbers: list[int], device: _Device) -> Done | Failed:
+    """Some passes over a batch, and what one took: the mean of a teacher's, else the second's."""
+    heavy = stage.work.kind == "teacher"
+    passes = min(stage.passes, _TEACHER_PASSES) if heavy else 2
+    command = Forward(
+        stage.work.model,
+        stage.work.kind,
+        tuple(numbers),
+        (stage.segment,) * len(numbers),
+        len(numbers),
+        new=tuple(NewImage(number, plan, 0, 0, index) for index, number in enumerate(numbers)),
+        cohort=numbers[0] if heavy else None,
+    )
+    answers = []
+    try:
+        for turn in range(1, passes + 1):
+            ends = turn == passes and not heavy and stage.segment == len(plan.segments) - 1
+            answer = await device.run(replace(command, finishing=tuple(numbers) if ends else ()))
+            if isinstance(answer, Failed):
+                return answer
+            answers.append(answer)
+    finally:
+        device.drop(numbers)
+    mean = sum(answer.seconds for answer in answers) / passes
+    return replace(answers[-1], seconds=mean) if heavy else answers[-1]

@@ -1,0 +1,13 @@
+"""Some hundred requests drawn from the OpenAPI document; `tests/slow` has the thousands."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.fuzzing import fuzz
+from tests.server.harness import Running
+
+
+def test_replies_keep_to_the_document(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    seen = fuzz(server, 300, caplog)
+    assert sum(seen.values()) >= 300

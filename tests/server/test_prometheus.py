@@ -1,0 +1,189 @@
+"""What Prometheus itself makes of `/metrics`: its linter, and a real one that scrapes the server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.processes import free_port
+from server.metrics import OUTCOMES
+from tests.prometheus import needs_prometheus, promtool
+from tests.server.harness import Gate, Running, busy, eventually, running
+
+pytestmark = needs_prometheus
+
+ALERTS = Path(__file__).parent.parent.parent / "deploy" / "prometheus" / "alerts.yml"
+Series = dict[frozenset[tuple[str, str]], float]
+
+
+def _ok(live: Running, gate: Gate, pool: Executor) -> None:
+    assert live.post({"label": 0, "n": 1, "format": "webp"}).status_code == 200
+
+
+def _invalid(live: Running, gate: Gate, pool: Executor) -> None:
+    assert live.post({"label": "nothing"}).status_code == 400
+
+
+def _rejected(live: Running, gate: Gate, pool: Executor) -> None:
+    """The device is busy and the one place in the queue is taken."""
+    runs = busy(live, gate, pool)
+    waits = pool.submit(live.post, {"label": 1})
+    eventually(lambda: live.depth == 1, "one waits")
+    assert live.post({"label": 2}).status_code == 429
+    gate.open.set()
+    assert runs.result().status_code == waits.result().status_code == 200
+
+
+def _canceled(live: Running, gate: Gate, pool: Executor) -> None:
+    gate.open.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        live.client.post("/generate", json={"label": 6}, timeout=0.3)
+    eventually(lambda: _counted(live, "canceled") == 1, "the server notices")
+    gate.open.set()
+
+
+def _error(live: Running, gate: Gate, pool: Executor) -> None:
+    gate.poisoned.value = 5
+    assert live.post({"label": 5}).status_code == 500
+    gate.poisoned.value = -1
+
+
+def _oom(live: Running, gate: Gate, pool: Executor) -> None:
+    gate.exhausting.value = 5
+    assert live.post({"label": 5}).status_code == 500
+    gate.exhausting.value = -1
+
+
+def _deadline(live: Running, gate: Gate, pool: Executor) -> None:
+    assert live.post({"label": 1, "deadline_ms": 0.001}).status_code in (503, 504)
+
+
+PROVOKE: dict[str, Callable[[Running, Gate, Executor], None]] = {
+    "ok": _ok,
+    "invalid": _invalid,
+    "rejected": _rejected,
+    "canceled": _canceled,
+    "error": _error,
+    "oom": _oom,
+    "deadline": _deadline,
+}
+
+
+def _series(live: Running) -> Series:
+    """All of ours that `/metrics` shows now."""
+    families = text_string_to_metric_families(live.client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    return {_key({**s.labels, "__name__": s.name}): s.value for s in samples if s.name.startswith("dd_")}
+
+
+def _key(labels: dict[str, str]) -> frozenset[tuple[str, str]]:
+    # Versions of Prometheus write the bounds of buckets differently: 1 and 1.0.
+    return frozenset((k, str(float(v)) if k == "le" else v) for k, v in labels.items())
+
+
+def _counted(live: Running, outcome: str) -> float:
+    wanted = {("__name__", "dd_requests_total"), ("outcome", outcome)}
+    return sum(value for key, value in _series(live).items() if wanted <= key)
+
+
+@pytest.fixture(scope="module")
+def lived(bundle_folder: Path, manager: SyncManager) -> Iterator[Running]:
+    """A server that has answered requests of every outcome, and rests."""
+    gate = Gate(calls=manager.list())
+    assert set(PROVOKE) == set(OUTCOMES), "an outcome that nothing here provokes"
+    with (
+        running(bundle_folder, gate, queue_size=1, max_images=1, max_batch=1) as live,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        for provoke in PROVOKE.values():
+            provoke(live, gate, pool)
+        idle = {"dd_inflight_requests", "dd_queue_depth"}
+        eventually(lambda: all(_series(live)[_key({"__name__": n})] == 0 for n in idle), "it rests")
+        assert all(_counted(live, outcome) >= 1 for outcome in OUTCOMES)
+        yield live
+
+
+def test_promtool_has_no_remark_on_the_metrics(lived: Running) -> None:
+    """Names, units, help texts and types; of every series that requests can bring about."""
+    assert promtool("check", "metrics", given=lived.client.get("/metrics").text) == ""
+
+
+class Prometheus:
+    """A Prometheus that scrapes one server, asked through its own interface."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=30, trust_env=False)
+
+    def is_ready(self) -> bool:
+        try:
+            return self._client.get("/-/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def get(self, path: str, **parameters: str) -> Any:
+        reply = self._client.get(f"/api/v1/{path}", params=parameters).raise_for_status().json()
+        assert reply["status"] == "success", reply
+        return reply["data"]
+
+    def series(self, query: str) -> Series:
+        """The newest value of each series, without the labels that scraping adds."""
+        found = self.get("query", query=query)["result"]
+        scraped = {"instance", "job"}
+        return {
+            _key({k: v for k, v in each["metric"].items() if k not in scraped}): float(each["value"][1])
+            for each in found
+        }
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@contextmanager
+def prometheus(target: str, folder: Path) -> Iterator[Prometheus]:
+    """A real Prometheus in `folder`, with our alerts, until the block ends."""
+    config = {
+        "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"},
+        "rule_files": [str(ALERTS)],
+        "scrape_configs": [{"job_name": "dd-server", "static_configs": [{"targets": [target]}]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    address = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", "--log.level=error"]
+    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    asked = Prometheus(f"http://{address}")
+    try:
+        eventually(lambda: process.poll() is not None or asked.is_ready(), "Prometheus is ready")
+        assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
+        yield asked
+    finally:
+        asked.close()
+        process.terminate()
+        process.wait(60)
+
+
+def test_prometheus_scrapes_what_the_server_counts(lived: Running, tmp_path: Path) -> None:
+    shown = _series(lived)
+    with prometheus(lived.url.removeprefix("http://"), tmp_path) as asked:
+        eventually(lambda: asked.series('{__name__=~"dd_.+"}') == shown, "it has scraped")
+        assert set(asked.series("up").values()) == {1.0}
+        sums = asked.series("sum by (outcome) (dd_requests_total)")
+        assert sums == {_key({"outcome": name}): _counted(lived, name) for name in OUTCOMES}
+        # A rule that Prometheus cannot evaluate on these series says so.
+        eventually(lambda: {rule["health"] for rule in _rules(asked)} == {"ok"}, json.dumps(_rules(asked)))
+
+
+def _rules(asked: Prometheus) -> list[Any]:
+    return [rule for group in asked.get("rules")["groups"] for rule in group["rules"]]

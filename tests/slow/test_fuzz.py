@@ -1,0 +1,19 @@
+"""Five thousand requests drawn from the OpenAPI document."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.fuzzing import fuzz
+from tests.server.harness import Running
+
+SERIES = 5
+CASES = 1000  # of each
+
+
+@pytest.mark.parametrize("number", range(SERIES))
+def test_replies_keep_to_the_document(server: Running, caplog: pytest.LogCaptureFixture, number: int) -> None:
+    """Two minutes in all on two idle cores, most of them spent on drawing the cases."""
+    seen = fuzz(server, CASES, caplog, number)
+    assert sum(seen.values()) >= CASES
+    assert sum(count for (_, status), count in seen.items() if status == 200) >= CASES // 10
