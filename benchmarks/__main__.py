@@ -16,6 +16,7 @@ _SMOKE_LOAD = ("--concurrency", "1,2", "--requests", "10", "--rounds", "1")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs both, also when the first fails; the worse exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks", description="The engine, then the server.")
+    report.bundle_option(parser)
     report.common_options(parser)
     parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmarks themselves")
     chosen = parser.parse_args(argv)

@@ -81,6 +81,29 @@ class Connection(Protocol):
     async def aclose(self) -> None: ...
 
 
+def request_bytes(call: Call, host: str, port: int) -> bytes:
+    """A call as HTTP/1.1 with keep-alive."""
+    head = (
+        f"{call.method} {call.path} HTTP/1.1\r\nhost: {host}:{port}\r\n"
+        f"accept: {call.accept}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(call.body)}\r\n\r\n"
+    )
+    return head.encode("ascii") + call.body
+
+
+def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+    """Status and headers (names in lower case) of a reply, up to its empty line.
+
+    Raises:
+        ValueError: it is not HTTP/1.1 with a length.
+    """
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if not status.startswith("HTTP/1.1 ") or "content-length" not in headers:
+        raise ValueError(f"no HTTP/1.1 reply with a content-length: {status[:60]}")
+    return int(status.split(" ", 2)[1]), headers
+
+
 class LeanConnection:
     """HTTP/1.1 with keep-alive and `content-length`, and not a line more."""
 
@@ -98,20 +121,12 @@ class LeanConnection:
         if self._streams is None:
             self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
-        head = (
-            f"{call.method} {call.path} HTTP/1.1\r\nhost: {self._address[0]}:{self._address[1]}\r\n"
-            f"accept: {call.accept}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(call.body)}\r\n\r\n"
-        )
-        writer.write(head.encode("ascii") + call.body)
-        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        if not status.startswith("HTTP/1.1 ") or "content-length" not in headers:
-            raise ValueError(f"no HTTP/1.1 reply with a content-length: {status[:60]}")
+        writer.write(request_bytes(call, *self._address))
+        status, headers = parse_head(await reader.readuntil(b"\r\n\r\n"))
         content = await reader.readexactly(int(headers["content-length"]))
         if headers.get("connection", "").lower() == "close":
             await self.aclose()
-        return Reply(int(status.split(" ", 2)[1]), content, headers.get("x-dd-plan", ""))
+        return Reply(status, content, headers.get("x-dd-plan", ""))
 
     async def aclose(self) -> None:
         """Close the connection; the next exchange opens another."""

@@ -319,6 +319,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.engine", description="The engine alone, plan by plan."
     )
+    report.bundle_option(parser)
     report.common_options(parser)
     parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8, 32], help="such as 1,8,32")
     parser.add_argument("--repeats", type=report.positive, default=10, help="of every plan and batch size")

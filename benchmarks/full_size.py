@@ -1,10 +1,10 @@
 """Published sizes on this machine: pulled, converted, served and answered, with the peak memory of each.
 
-    random weights ─▶ files as published ─▶ stand-in hub ─▶ `dd-server convert` ─▶ `dd-server serve` ─▶ images
+    random weights ─▶ files as published ─▶ stand-in hub ─▶ `dd-server pull`, `convert`, `serve` ─▶ images
 
 The weights cannot be had here, so they are random, under the published names and in the published
-nesting; everything after that is the path that a user's `dd-server serve NAME` takes. Each step is
-a process of its own, so that its peak is its own.
+nesting; everything after that is what a user's `dd-server serve NAME` does. Each step is a process of
+its own, so that its peak is its own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import argparse
 import http.client
 import json
 import mmap
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,37 +25,48 @@ from typing import Any
 import torch
 
 from benchmarks import report
+from benchmarks.accounts import descendants
 from benchmarks.processes import HOST, ServerProcess, environment
-from dd_core.hub.registry import find_spec
+from dd_core.errors import InvalidRequestError
+from dd_core.hub.registry import find_spec, registry
 from dd_core.hub.spec import ModelSpec
-from tests.hub import FakeHub, tiny_modules
-from tests.upstream import reference_state
+from dd_core.runtime import pick_device
+from tests.hub import FakeHub, content_of, random_modules, tiny_spec
 
+THEME = "full-size"
 MODELS = ("var-dd-d16", "llamagen-dd-l")
+SEED = 7
+# Warm-up runs every plan: 401 passes for LlamaGen-L, which a busy machine may take long for.
+_PATIENCE = 3600.0
 _MIB = 2**20
+
+
+def specs_of(names: Sequence[str], smoke: bool) -> dict[str, ModelSpec]:
+    """The published models by name; for a smoke run shrunk to the smallest of their kind.
+
+    Raises:
+        BundleNotFoundError: no such name.
+    """
+    return {name: tiny_spec(name) if smoke else find_spec(name) for name in names}
 
 
 def make_files(spec: ModelSpec, folder: Path) -> None:
     """Writes the files of a model with random weights, `folder/REPO/FILE`."""
-    modules = tiny_modules(spec)
+    modules = random_modules(spec)
     for part, remote in spec.files.items():
-        content: Any = reference_state(modules[part])
-        for key in reversed(remote.places[0]):
-            content = {key: content}
         path = folder / remote.repo / remote.file
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, path)
+        torch.save(content_of(spec, part, modules.pop(part)), path)
 
 
 def serve_files(folder: Path) -> None:
     """The stand-in hub over `folder`, until standard input ends; prints its address."""
     hub = FakeHub()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            owner, name, *rest = path.relative_to(folder).parts
-            with path.open("rb") as file:
-                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            hub.add(f"{owner}/{name}", "/".join(rest), mapped)  # type: ignore[arg-type]
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        key = path.relative_to(folder).as_posix()
+        with path.open("rb") as file:
+            hub.files[key] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        hub.sha256(key)  # gigabytes: a client would not wait for it
     with hub.running():
         print(hub.url, flush=True)
         sys.stdin.read()
@@ -68,40 +78,57 @@ def _hub(folder: Path, env: dict[str, str]) -> Iterator[str]:
     process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
     try:
-        yield process.stdout.readline().strip()
+        url = process.stdout.readline().strip()
+        if not url:  # an empty HF_ENDPOINT would mean the real hub
+            raise report.BenchmarkError("the stand-in hub did not start; its error is above")
+        yield url
     finally:
         process.stdin.close()
         process.wait(30)
         process.stdout.close()
 
 
-def _step(arguments: Sequence[str], env: dict[str, str]) -> dict[str, float]:
-    """Runs a Python module to its end: seconds and peak memory.
+def run_server_command(arguments: Sequence[str], smoke: bool) -> None:
+    """What the process of `_step` does: `dd-server`, and at the end its own peak memory on a line.
+
+    In a smoke run the published names stand for tiny models, in this process alone.
+    """
+    from server.__main__ import main as dd_server
+
+    if smoke:
+        registry().update(specs_of(MODELS, smoke))
+    sys.argv = ["dd-server", *arguments]
+    try:
+        dd_server()
+    finally:
+        print(report.resident_peak())
+
+
+def _step(arguments: Sequence[str], smoke: bool, env: dict[str, str]) -> dict[str, float]:
+    """Runs `dd-server` to its end: seconds and peak memory.
 
     Raises:
-        BenchmarkError: it failed; with the end of what it said.
+        BenchmarkError: it failed; with what it said.
     """
-    code = (
-        "import runpy, sys\n"
-        "from benchmarks.report import resident_peak\n"
-        "sys.argv = sys.argv[1:]\n"
-        "try:\n    runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
-        "finally:\n    print('PEAK', resident_peak(), file=sys.stderr)\n"
-    )
+    command = [sys.executable, "-m", "benchmarks.full_size", *(["--smoke"] if smoke else [])]
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True, check=False
+        [*command, "--as-server", *arguments], env=env, capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise report.BenchmarkError(f"{' '.join(arguments)}: {(done.stderr or done.stdout)[-400:]}")
-    peak = next(line for line in reversed(done.stderr.splitlines()) if line.startswith("PEAK"))
-    return {"seconds": seconds, "peak_mib": int(peak.split()[1]) / _MIB}
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        raise report.BenchmarkError(f"dd-server {' '.join(arguments)}: {said[-400:]}")
+    return {"seconds": seconds, "peak_bytes": int(done.stdout.splitlines()[-1])}
 
 
-def _generate(port: int, body: dict[str, Any]) -> tuple[float, str, bytes]:
-    """Seconds, plan and image of one request."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=600)
+def _generate(port: int, body: Mapping[str, Any]) -> tuple[float, str, bytes]:
+    """Seconds, plan and image of one request.
+
+    Raises:
+        BenchmarkError: it was refused or failed.
+    """
+    connection = http.client.HTTPConnection(HOST, port, timeout=_PATIENCE)
     headers = {"accept": "image/png", "content-type": "application/json"}
     started = time.perf_counter()
     try:
@@ -111,85 +138,150 @@ def _generate(port: int, body: dict[str, Any]) -> tuple[float, str, bytes]:
     finally:
         connection.close()
     if reply.status != 200:
-        raise report.BenchmarkError(f"status {reply.status}: {content[:300]!r}")
+        raise report.BenchmarkError(f"{dict(body)}: status {reply.status}, {content[:300]!r}")
     return time.perf_counter() - started, reply.headers["x-dd-plan"], content
 
 
-def measure(name: str, spec: ModelSpec, scratch: Path, device: str, threads: int | None) -> dict[str, Any]:
-    """All steps of one model, in `scratch`."""
+def ask_every_budget(server: ServerProcess) -> list[dict[str, Any]]:
+    """Each plan that a budget can lead to, asked for twice: its name, passes and seconds.
+
+    Raises:
+        BenchmarkError: a request failed, was answered by another plan, or had other bytes the second time.
+    """
+    entry, rows = server.model(), []
+    for budget in entry["budgets"]:
+        request = {"label": len(entry["classes"]) - 1, "seed": SEED, "steps": budget["from"]}
+        print(f"{entry['name']}: {budget['plan']}", flush=True)
+        first, again = _generate(server.port, request), _generate(server.port, request)
+        if first[1] != budget["plan"]:
+            raise report.BenchmarkError(f"{entry['name']}: {first[1]} answered for {budget['plan']}")
+        if first[2] != again[2]:
+            raise report.BenchmarkError(f"{entry['name']}, {first[1]}: other bytes the second time")
+        rows.append({"plan": first[1], "passes": budget["from"], "seconds": [first[0], again[0]]})
+    return rows
+
+
+def measure(
+    spec: ModelSpec, scratch: Path, device: str, threads: int | None, smoke: bool, results: dict[str, Any]
+) -> None:
+    """All steps of one model, in `scratch`; fills `results` as it goes.
+
+    Raises:
+        BenchmarkError: a step failed, or the server's answers are wrong.
+    """
     env = environment(threads) | {
         "HF_HOME": str(scratch / "hub-cache"),
         "DD_HOME": str(scratch / "home"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    make_files(spec, scratch / "published")
-    files = [p for p in (scratch / "published").rglob("*") if p.is_file()]
-    results: dict[str, Any] = {"published_mib": sum(p.stat().st_size for p in files) / _MIB}
-    with _hub(scratch / "published", env) as url:
-        env["HF_ENDPOINT"] = url
-        results["pull"] = _step(["server", "pull", name], env)
-        results["convert"] = _step(["server", "convert", name], env)
+    published = scratch / "published"
+    print(f"{spec.name}: making files", flush=True)
+    make_files(spec, published)
+    results["published_bytes"] = sum(p.stat().st_size for p in published.rglob("*") if p.is_file())
+    with _hub(published, env) as url:
+        for step in ("pull", "convert"):
+            print(f"{spec.name}: {step}", flush=True)
+            results[step] = _step([step, spec.name], smoke, env | {"HF_ENDPOINT": url})
+    print(f"{spec.name}: serve", flush=True)
     started = time.perf_counter()
-    with ServerProcess(name, device, 4, env | {"HF_HUB_OFFLINE": "1"}) as server:
-        results["ready_seconds"] = time.perf_counter() - started
-        entry = server.model()
-        results["plans"] = []
-        for budget in entry["budgets"]:
-            request = {"label": 207 if len(entry["classes"]) > 207 else 3, "seed": 7, "steps": budget["from"]}
-            first = _generate(server.port, request)
-            again = _generate(server.port, request)
-            if first[2] != again[2]:
-                raise report.BenchmarkError(f"{name} {first[1]}: other bytes at the second time")
-            row = {"plan": first[1], "steps": budget["from"], "seconds": min(first[0], again[0])}
-            results["plans"].append(row)
-        results["serve_peak_mib"] = report.resident_peak(server.pid) / _MIB
-    return results
+    offline = env | {"HF_HUB_OFFLINE": "1"}
+    with ServerProcess(spec.name, device, 1, offline, patience=_PATIENCE) as server:
+        results["serve"] = {"seconds": time.perf_counter() - started}
+        results["plans"] = ask_every_budget(server)
+        processes = (server.pid, *descendants(server.pid))
+        results["serve"]["peak_bytes"] = sum(map(report.resident_peak, processes))
 
 
-def table(results: dict[str, Any]) -> str:
-    """One row a model, and its plans."""
-    head = ["model", "published files MiB", "pull peak MiB", "convert peak MiB", "serve peak MiB", "ready s"]
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
     rows, plans = [], []
     for name, found in results.get("models", {}).items():
+        steps = [found.get(step, {}) for step in ("pull", "convert", "serve")]
         rows.append(
-            [name, f"{found['published_mib']:.0f}"]
-            + [f"{found[step]['peak_mib']:.0f}" for step in ("pull", "convert")]
-            + [f"{found['serve_peak_mib']:.0f}", f"{found['ready_seconds']:.0f}"]
+            [
+                name,
+                report.number(_mib(found.get("published_bytes")), ".0f"),
+                *(report.number(step.get("seconds"), ".0f") for step in steps),
+                *(report.number(_mib(step.get("peak_bytes")), ".0f") for step in steps),
+            ]
         )
-        plans += [[name, p["plan"], str(p["steps"]), f"{p['seconds']:.2f}"] for p in found["plans"]]
-    parts = [report.markdown_table(head, rows)]
-    parts.append(report.markdown_table(["model", "plan", "passes", "seconds an image"], plans))
-    return "\n\n".join(parts)
+        plans += [
+            [name, row["plan"], row["passes"], report.number(min(row["seconds"]))]
+            for row in found.get("plans", [])
+        ]
+    columns = [
+        "model", "files, MiB", "pull, s", "convert, s", "start to ready, s",
+        "pull, peak MiB", "convert, peak MiB", "serve, peak MiB",
+    ]  # fmt: skip
+    about = "Random weights in the published files. A server is ready once it has run every plan:"
+    return "\n\n".join(
+        [
+            about,
+            report.markdown_table(columns, rows),
+            "One image over HTTP, the faster of two:",
+            report.markdown_table(["model", "plan", "passes", "seconds"], plans),
+        ]
+    )
+
+
+def _mib(size: float | None) -> float | None:
+    return None if size is None else size / _MIB
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Measures and files; False if a model failed.
+
+    Raises:
+        DDError: no such device or model.
+    """
+    if arguments.hub is not None:
+        serve_files(arguments.hub)
+        return True
+    if arguments.as_server is not None:
+        run_server_command(arguments.as_server, arguments.smoke)
+        return True
+    if arguments.scratch is not None and not arguments.scratch.is_dir():
+        raise InvalidRequestError(f"--scratch: {arguments.scratch} is no folder", param="scratch")
+    device, specs = pick_device(arguments.device), specs_of(arguments.models, arguments.smoke)
+    identity = report.random_weights(*specs.values())
+    options = {"models": arguments.models, "smoke": arguments.smoke}
+    threads = arguments.threads or torch.get_num_threads()
+    config = report.configuration(device, threads, identity, options)
+    with report.filed(THEME, config, table, arguments.out) as results:
+        results["models"] = {}
+        for name, spec in specs.items():
+            found: dict[str, Any] = {}
+            results["models"][name] = found
+            with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+                try:
+                    measure(spec, Path(scratch), str(device), arguments.threads, arguments.smoke, found)
+                except (report.BenchmarkError, OSError, RuntimeError) as error:  # the others go on
+                    results["failures"].append(f"{name}: {report.describe(error)}")
+    return not results["failures"]
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.full_size", description="Published sizes on this machine, from hub to image."
+    )
+    report.common_options(parser)
+    parser.add_argument(
+        "--models",
+        type=lambda text: text.split(","),
+        default=list(MODELS),
+        help=f"of {', '.join(n for n, spec in registry().items() if not spec.reads_text)}",
+    )
+    parser.add_argument("--scratch", type=Path, help="where about 12 GB fit for a while; left out, /tmp")
+    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
+    parser.add_argument("--hub", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--as-server", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark, or (`--hub DIR`) is its stand-in hub."""
-    parser = argparse.ArgumentParser("python -m benchmarks.full_size", description="Published sizes here.")
-    parser.add_argument("--hub", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--scratch", type=Path, help="where about 10 GiB fit for a while")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=report.RESULTS)
-    chosen = parser.parse_args(argv)
-    if chosen.hub is not None:
-        serve_files(chosen.hub)
-        return 0
-    names = chosen.models.split(",")
-    options = {"models": names, "threads": chosen.threads}
-    config = report.configuration(
-        torch.device(chosen.device), chosen.threads or os.cpu_count() or 1,
-        {"name": "random weights", "digest": "none"}, options,
-    )  # fmt: skip
-    with report.filed("full-size", config, table, chosen.out) as results:
-        results["models"] = {}
-        for name in names:
-            with tempfile.TemporaryDirectory(dir=chosen.scratch) as scratch:
-                folder = Path(scratch)
-                results["models"][name] = measure(
-                    name, find_spec(name), folder, chosen.device, chosen.threads
-                )
-    return 0
+    """The command; returns its exit code."""
+    return report.run_command(run, options().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -302,6 +302,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.http_load", description="The server under load, against the raw loop."
     )
+    report.bundle_option(parser)
     report.common_options(parser)
     parser.add_argument(
         "--concurrency", type=report.whole_numbers, default=[1, 2, 4, 8, 16], help="clients, such as 1,4,16"

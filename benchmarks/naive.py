@@ -13,7 +13,6 @@ Shapes: B batch, L tokens, C code dimension, V codebook size.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import subprocess
@@ -21,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -254,8 +252,7 @@ def run(arguments: argparse.Namespace) -> bool:
     if unknown:
         raise InvalidRequestError(f"no model {unknown[0]!r}; there are {', '.join(ALL)}", param="models")
     batches, repeats = ([2], 2) if arguments.smoke else (arguments.batches, arguments.repeats)
-    architectures = "\n".join(f"{name}: {ALL[name]}" for name in chosen) + f"\nseed {SEED}"
-    identity = {"name": "random weights", "digest": hashlib.sha256(architectures.encode()).hexdigest()}
+    identity = report.random_weights(*(ALL[name] for name in chosen), SEED)
     options = {"models": chosen, "batches": batches, "repeats": repeats}
     good = True
     for device in devices_of(arguments.device):
@@ -275,16 +272,13 @@ def run(arguments: argparse.Namespace) -> bool:
 def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        "python -m benchmarks.naive", description="Our one-step path against a naive one."
+        "python -m benchmarks.naive",
+        description="Our one-step path against a naive one. With --device auto on both CPU and CUDA.",
     )
+    report.common_options(parser)
     parser.add_argument("--models", type=lambda text: text.split(","), help=f"of {', '.join(ALL)}")
-    parser.add_argument(
-        "--device", default="auto", help="auto (CPU, and CUDA where there is one), cpu, cuda:N"
-    )
     parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8], help="such as 1,8")
     parser.add_argument("--repeats", type=report.positive, default=5, help="of each variant")
-    parser.add_argument("--threads", type=report.positive, help="of torch; left out, torch chooses")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the results")
     parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
     parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
     return parser

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from benchmarks.report import ROOT, BenchmarkError
@@ -91,17 +92,31 @@ class RawLoop:
 class ServerProcess:
     """`dd-server serve` on a free port of the loopback interface, ready when the `with` block begins.
 
+    Args:
+        flags: more of the command's.
+        patience: seconds to load the model and to run every plan once.
+
     Raises:
         BenchmarkError: it ended, or was not ready in time; with the last lines of its log.
     """
 
-    def __init__(self, bundle: str, device: str, max_batch: int, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        bundle: str,
+        device: str,
+        max_batch: int,
+        env: dict[str, str],
+        flags: Sequence[str] = (),
+        patience: float = _START,
+    ) -> None:
         self.port = free_port()
         self.arguments = [
             *("serve", bundle, "--host", HOST, "--port", str(self.port), "--device", device),
             *("--max-batch", str(max_batch), "--log-level", "warning"),
+            *flags,
         ]
         self._env = env
+        self._patience = patience
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "server", *self.arguments]
@@ -122,7 +137,7 @@ class ServerProcess:
         self._log.close()
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _START
+        deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             code = self._process.poll()
             if code is not None:
@@ -133,16 +148,19 @@ class ServerProcess:
             except (OSError, http.client.HTTPException):
                 pass  # it does not listen before the model is loaded
             time.sleep(0.1)
-        raise BenchmarkError(f"the server was not ready after {_START:.0f} s: {self._last_lines()}")
+        raise BenchmarkError(f"the server was not ready after {self._patience:.0f} s: {self._last_lines()}")
 
     def _last_lines(self) -> str:
         self._log.seek(0)
         return " / ".join(self._log.read().decode(errors="replace").splitlines()[-5:])
 
     def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=10)
+        return self._ask("GET", path, None, timeout=10)
+
+    def _ask(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
         try:
-            connection.request("GET", path)
+            connection.request(method, path, body, {"content-type": "application/json"} if body else {})
             reply = connection.getresponse()
             return reply.status, reply.read()
         finally:
@@ -157,6 +175,18 @@ class ServerProcess:
         """The one entry of `GET /models`."""
         entry: dict[str, Any] = json.loads(self._get("/models")[1])["models"][0]
         return entry
+
+    def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON reply of `POST /generate`.
+
+        Raises:
+            BenchmarkError: it is not 200.
+        """
+        status, content = self._ask("POST", "/generate", json.dumps(body), timeout=_START)
+        if status != 200:
+            raise BenchmarkError(f"status {status}: {content[:300]!r}")
+        reply: dict[str, Any] = json.loads(content)
+        return reply
 
     def batches(self, at_least: float = 0.0) -> tuple[float, float]:
         """Images and batches computed so far, from `/metrics`.

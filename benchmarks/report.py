@@ -9,6 +9,7 @@ A run that fails is filed too, with the error and what it had measured by then.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -28,8 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dd_core.bundle import DEFAULT_BUNDLE
+from dd_core.bundle import DEFAULT_BUNDLE, find_bundle
 from dd_core.errors import DDError, InvalidRequestError
+from dd_core.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -136,6 +138,22 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def identity_of(source: str) -> dict[str, str]:
+    """Name and digest of a bundle that a server is to load.
+
+    Raises:
+        DDError: there is no such bundle, or its manifest is wrong.
+    """
+    manifest = read_manifest(find_bundle(source))
+    return {"name": manifest.name, "digest": manifest.digest}
+
+
+def random_weights(*architectures: object) -> dict[str, str]:
+    """What stands in a configuration for a bundle where there is none: name and digest of the sizes."""
+    text = "\n".join(map(repr, architectures))
+    return {"name": "random weights", "digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def configuration(
@@ -289,12 +307,24 @@ def positive(text: str) -> int:
 positive.__name__ = "positive whole number"
 
 
+def bundle_option(parser: argparse.ArgumentParser) -> None:
+    """The option of benchmarks that measure a bundle."""
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="built-in model, or a bundle's folder")
+
+
 def common_options(parser: argparse.ArgumentParser) -> None:
     """The options that every benchmark has."""
-    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="built-in model, or a bundle's folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=positive, help="of torch; left out, torch chooses")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+
+
+def parse_with_smoke(
+    parser: argparse.ArgumentParser, smoke: Sequence[str], argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """The options; with `--smoke` those in `smoke` hold where the command line names no other."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    return parser.parse_args([*smoke, *given] if parser.parse_args(given).smoke else given)
 
 
 def run_command(run: Callable[[argparse.Namespace], bool], arguments: argparse.Namespace) -> int:

@@ -1,0 +1,224 @@
+"""What full-teacher requests do to 1-step requests that come in between.
+
+    for each policy, on a server of its own:
+        one teacher request with nothing beside it             → time of one pass
+        1-step requests now and then, alone                    → idle p50, p99
+        1-step requests now and then, beside the teacher's     → p50, p99  →  ÷ idle
+
+The teacher's requests come from a closed loop, so that the device always has a pass to do: no rate
+could disturb more. `fifo` (batches by plan in order of arrival) is the baseline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import report
+from benchmarks.open_loop import (
+    Arrival,
+    OpenRun,
+    RequestClass,
+    bodies,
+    run_open_loop,
+    schedule,
+    sender_facts,
+    sender_line,
+    summarise,
+)
+from benchmarks.processes import HOST, ServerProcess, environment
+from dd_core.runtime import pick_device
+
+THEME = "interference"
+POLICIES = ("fair", "fifo")
+# The aim: p99 beside the teacher is at most so many times the idle p99, and one pass.
+TIMES_IDLE = 3.0
+_BODIES = 100  # that the background repeats
+_SMOKE = ("--rate", "20", "--seconds", "1", "--background", "2", "--repeats", "1")
+
+
+def policy_flags(policy: str) -> list[str]:
+    """How a server is told its policy."""
+    return ["--policy", policy]
+
+
+def pass_ms(server: ServerProcess, steps: int, images: int, repeats: int) -> float:
+    """Median time of one teacher pass over a batch of `images`, with nothing beside it.
+
+    From one request for all of them: its time on the device by its passes, decoding included.
+    """
+    found = []
+    for seed in range(repeats):
+        reply = server.generate({"label": 0, "steps": steps, "n": images, "seed": seed})
+        found.append(reply["timings"]["compute_ms"] / reply["steps"])
+    return report.median(found)
+
+
+def policy_row(
+    policy: str, one_pass_ms: float, kind: RequestClass, seconds: float, idle: OpenRun, beside: OpenRun
+) -> dict[str, Any]:
+    """A policy's row, from its own numbers alone. Ratios are None where nothing was answered.
+
+    Args:
+        kind: the 1-step requests, class 0 of both runs.
+        seconds: that each run lasted.
+    """
+    (alone,), (loaded,) = (summarise([kind], run.records, (0.0, seconds)) for run in (idle, beside))
+    # Only what came while the 1-step requests did.
+    teacher = [record for record in beside.background if record.done is not None and record.done >= 0]
+    row: dict[str, Any] = {
+        "policy": policy,
+        "pass_ms": one_pass_ms,
+        "idle": alone,
+        "beside": loaded,
+        "p50_over_idle": None,
+        "p99_over_idle": None,
+        "aim_ms": None,
+        "p99_over_aim": None,
+        "teacher_outcomes": dict(Counter(record.outcome for record in teacher)),
+        "teacher_per_s": sum(record.good for record in teacher) / beside.seconds,
+        "sender": sender_facts(beside),
+    }
+    before, after = alone["latency_ms"], loaded["latency_ms"]
+    if before and after:
+        aim = TIMES_IDLE * before["p99"] + one_pass_ms
+        row |= {
+            "p50_over_idle": after["p50"] / before["p50"],
+            "p99_over_idle": after["p99"] / before["p99"],
+            "aim_ms": aim,
+            "p99_over_aim": after["p99"] / aim,
+        }
+    return row
+
+
+def failures(row: Mapping[str, Any]) -> list[str]:
+    """What makes a row no measurement: requests that failed, or a background that did not disturb."""
+    found = [
+        f"{row['policy']}, {phase}: {count} × {outcome}"
+        for phase, outcomes in (
+            ("idle", row["idle"]["outcomes"]),
+            ("beside the teacher", row["beside"]["outcomes"]),
+            ("teacher", row["teacher_outcomes"]),
+        )
+        for outcome, count in outcomes.items()
+        if outcome != "200"
+    ]
+    if not row["teacher_outcomes"]:
+        found.append(f"{row['policy']}: no teacher request was answered meanwhile")
+    return found
+
+
+_EXPLANATION = (
+    "1-step requests at a low rate (Poisson), alone and beside a closed loop of full-teacher requests. "
+    "Latencies count from the scheduled arrival. The aim for p99 with the policy `fair` is "
+    f"{TIMES_IDLE:.0f} times its idle value and one teacher pass, over a batch of as many images as the "
+    "closed loop has clients."
+)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    columns = [
+        "policy", "idle p50 ms", "idle p99 ms", "p50 ms", "p99 ms", "p50 ÷ idle", "p99 ÷ idle",
+        "one pass ms", "aim ms", "p99 ÷ aim", "teacher requests/s",
+    ]  # fmt: skip
+    lines, senders = [], []
+    for row in results.get("policies", []):
+        before, after = row["idle"]["latency_ms"] or {}, row["beside"]["latency_ms"] or {}
+        lines.append(
+            [
+                row["policy"],
+                *(report.number(values.get(p), ".1f") for values in (before, after) for p in ("p50", "p99")),
+                *(report.number(row[key]) for key in ("p50_over_idle", "p99_over_idle")),
+                f"{row['pass_ms']:.1f}",
+                report.number(row["aim_ms"], ".1f"),
+                report.number(row["p99_over_aim"]),
+                report.number(row["teacher_per_s"]),
+            ]
+        )
+        senders.append(
+            f"`{row['policy']}`: {row['beside']['requests']} requests. {sender_line(row['sender'])}"
+        )
+    return "\n\n".join([_EXPLANATION, report.markdown_table(columns, lines), *senders])
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Measures and files; False if a request failed.
+
+    Raises:
+        DDError: no such bundle or device.
+        BenchmarkError: a process ended.
+    """
+    env = environment(arguments.threads)
+    device = pick_device(arguments.device)
+    names = ("bundle", "rate", "seconds", "background", "repeats", "policies", "max_batch", "seed")
+    config = report.configuration(
+        device,
+        arguments.threads or torch.get_num_threads(),
+        report.identity_of(arguments.bundle),
+        {name: getattr(arguments, name) for name in names},
+    )
+    with report.filed(THEME, config, table, arguments.out) as results:
+        rows = results.setdefault("policies", [])
+        for policy in arguments.policies:
+            print(f"policy {policy}", flush=True)
+            flags = policy_flags(policy)
+            with ServerProcess(arguments.bundle, str(device), arguments.max_batch, env, flags) as server:
+                rows.append(_measure(arguments, policy, server, env))
+            results["failures"].extend(failures(rows[-1]))
+    return not results["failures"]
+
+
+def _measure(
+    arguments: argparse.Namespace, policy: str, server: ServerProcess, env: dict[str, str]
+) -> dict[str, Any]:
+    model = server.model()
+    labels, least, most = len(model["classes"]), model["steps"]["min"], model["steps"]["max"]
+    one = RequestClass("one step", arguments.rate, {"steps": least})
+    teacher = RequestClass("teacher", 1.0, {"steps": most})
+    classes, address = (one, teacher), (HOST, server.port)
+    one_pass = pass_ms(server, most, min(arguments.background, model["limits"]["n"]), arguments.repeats)
+    arrivals = schedule([one], arguments.seconds, arguments.seed, labels)
+    idle = run_open_loop(address, classes, arrivals, env)
+    repeated = [Arrival(0.0, 1, text) for text in bodies(teacher, _BODIES, labels)]
+    beside = run_open_loop(
+        address,
+        classes,
+        arrivals,
+        env,
+        background=(arguments.background, repeated),
+        lead=1.0 + 2e-3 * most * one_pass,  # until the background's batches have settled
+    )
+    return policy_row(policy, one_pass, one, arguments.seconds, idle, beside)
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.interference", description="1-step requests beside full-teacher requests."
+    )
+    report.bundle_option(parser)
+    report.common_options(parser)
+    parser.add_argument("--rate", type=float, default=5.0, help="1-step requests a second")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
+    parser.add_argument("--background", type=report.positive, default=4, help="clients of the closed loop")
+    parser.add_argument("--repeats", type=report.positive, default=3, help="of the pass that is timed")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
+    parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")
+    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return report.run_command(run, report.parse_with_smoke(options(), _SMOKE, argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""An open loop: requests that come at random times, as users' do, however slow the server is.
+
+    classes (rate, body) → schedule (Poisson, seeded) → benchmarks.open_client → records → rows
+
+A closed loop asks less of a server that gets slower, and so hides its worst moments ("coordinated
+omission"). Here the times are fixed before the first request is sent, and every latency counts from
+the time that was scheduled. As a command it loads a server that already runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import subprocess
+import sys
+import urllib.parse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import report
+from benchmarks.client import PNG
+from dd_core.errors import InvalidRequestError
+
+# What the server answers at once when it does not take a request. 504 is none of them: a request
+# that was taken and then dropped has broken a promise.
+REFUSALS = (429, 503)
+NO_REPLY = "no reply"
+_STARTS_WITH = {"image/png": PNG.decode("latin-1"), "application/json": "{"}
+_PATIENCE = 60.0  # seconds after the last arrival in which a reply still counts
+
+
+@dataclass(frozen=True)
+class RequestClass:
+    """Requests of one kind.
+
+    Args:
+        name: what results are told apart by.
+        rate: arrivals a second, on average.
+        body: of `POST /generate`; every request gets a seed of its own, and a class in turn if there
+            is no label.
+        deadline_ms: from the scheduled arrival, by which a reply is judged; None = any reply is in
+            time. The server is told of it only by a field of `body`.
+        accept: media type of the reply.
+    """
+
+    name: str
+    rate: float
+    body: Mapping[str, Any] = field(default_factory=dict)
+    deadline_ms: float | None = None
+    accept: str = "image/png"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request of a schedule: `at` seconds after zero."""
+
+    at: float
+    kind: int
+    body: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of an arrival; times in seconds after zero, `done` is None without a reply."""
+
+    kind: int
+    at: float
+    sent: float | None
+    done: float | None
+    status: int
+    failure: str | None
+
+    @property
+    def seconds(self) -> float | None:
+        """From the scheduled arrival to the last byte of the reply."""
+        return None if self.done is None else self.done - self.at
+
+    @property
+    def good(self) -> bool:
+        return self.status == 200 and self.failure is None and self.done is not None
+
+    @property
+    def outcome(self) -> str:
+        """The status, or why there is none."""
+        return self.failure or (NO_REPLY if self.done is None else str(self.status))
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """An open loop that has ended.
+
+    Args:
+        records: one an arrival, in order of time.
+        background: of the closed loop beside it; their `at` is when they were sent.
+        seconds: from zero to the last reply.
+        cpu_seconds: of the sending process meanwhile.
+        connections: that it opened.
+    """
+
+    records: list[Record]
+    background: list[Record]
+    seconds: float
+    cpu_seconds: float
+    connections: int
+
+
+def bodies(kind: RequestClass, count: int, labels: int) -> list[str]:
+    """So many bodies of a class; the same in every run.
+
+    Args:
+        labels: number of classes of the model.
+    """
+    return [json.dumps({"label": number % labels, "seed": number, **kind.body}) for number in range(count)]
+
+
+def schedule(classes: Sequence[RequestClass], seconds: float, seed: int, labels: int = 1) -> list[Arrival]:
+    """Arrivals of every class within `seconds`, merged in order of time.
+
+    The gaps of a class are exponential and come from a generator of its own, so that another class
+    beside it does not move its arrivals.
+
+    Raises:
+        InvalidRequestError: a rate that is not above 0.
+    """
+    found: list[Arrival] = []
+    for index, kind in enumerate(classes):
+        if not kind.rate > 0:
+            raise InvalidRequestError(
+                f"the rate of {kind.name!r} must be above 0, not {kind.rate}", param="rate"
+            )
+        order = random.Random(f"{seed} {kind.name}")
+        times, at = list[float](), order.expovariate(kind.rate)
+        while at < seconds:
+            times.append(at)
+            at += order.expovariate(kind.rate)
+        texts = bodies(kind, len(times), labels)
+        found += [Arrival(at, index, text) for at, text in zip(times, texts, strict=True)]
+    return sorted(found, key=lambda arrival: arrival.at)
+
+
+def run_open_loop(
+    address: tuple[str, int],
+    classes: Sequence[RequestClass],
+    arrivals: Sequence[Arrival],
+    env: Mapping[str, str] | None = None,
+    background: tuple[int, Sequence[Arrival]] = (0, ()),
+    lead: float = 0.2,
+) -> OpenRun:
+    """Sends the schedule from a process of its own.
+
+    Args:
+        background: clients of a closed loop beside it, and the requests that they repeat.
+        lead: seconds that the closed loop runs before zero.
+
+    Raises:
+        BenchmarkError: the process failed.
+    """
+    order = {
+        "host": address[0],
+        "port": address[1],
+        "classes": [{"accept": c.accept, "starts_with": _STARTS_WITH.get(c.accept, "")} for c in classes],
+        "arrivals": [[a.at, a.kind, a.body] for a in arrivals],
+        "background_clients": background[0],
+        "background": [[a.at, a.kind, a.body] for a in background[1]],
+        "lead": lead,
+        "patience": _PATIENCE,
+    }
+    command = [sys.executable, "-m", "benchmarks.open_client"]
+    done = subprocess.run(
+        command, env=env, input=json.dumps(order), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise report.BenchmarkError(f"the open loop's sender failed: {done.stderr[-400:]}")
+    answer = json.loads(done.stdout)
+    return OpenRun(
+        [Record(*row) for row in answer["records"]],
+        [Record(*row) for row in answer["background"]],
+        *(answer[key] for key in ("seconds", "cpu_seconds", "connections")),
+    )
+
+
+def milliseconds(seconds: Sequence[float], percents: Sequence[int] = (50, 95, 99)) -> dict[str, float] | None:
+    """Percentiles in ms; None of nothing."""
+    if not seconds:
+        return None
+    return {f"p{percent}": 1e3 * report.percentile(seconds, percent) for percent in percents}
+
+
+def summarise(
+    classes: Sequence[RequestClass], records: Sequence[Record], window: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """A row for each class, and one for all, of the arrivals within `window` seconds.
+
+    `in_time` are replies that are 200 and within their deadline, `goodput_per_s` is how many of them
+    there were a second. `kept` is their share of the requests that were not refused at once.
+    """
+    inside = [record for record in records if window[0] <= record.at < window[1]]
+    rows = [
+        _row(kind.name, classes, [record for record in inside if record.kind == index], window)
+        for index, kind in enumerate(classes)
+    ]
+    return rows if len(rows) == 1 else [*rows, _row("all", classes, inside, window)]
+
+
+def _row(
+    name: str, classes: Sequence[RequestClass], records: Sequence[Record], window: tuple[float, float]
+) -> dict[str, Any]:
+    length = window[1] - window[0]
+    in_time = sum(_in_time(record, classes[record.kind].deadline_ms) for record in records)
+    refused = [record for record in records if record.status in REFUSALS and record.done is not None]
+    taken = len(records) - len(refused)
+    return {
+        "class": name,
+        "requests": len(records),
+        "offered_per_s": len(records) / length,
+        "outcomes": dict(sorted(Counter(record.outcome for record in records).items())),
+        "latency_ms": milliseconds([r.seconds for r in records if r.good and r.seconds is not None]),
+        "refusal_ms": milliseconds([r.seconds for r in refused if r.seconds is not None]),
+        "in_time": in_time,
+        "goodput_per_s": in_time / length,
+        "kept": in_time / taken if taken else None,
+    }
+
+
+def _in_time(record: Record, deadline_ms: float | None) -> bool:
+    if not record.good or record.seconds is None:
+        return False
+    return deadline_ms is None or 1e3 * record.seconds <= deadline_ms
+
+
+def sender_facts(run: OpenRun) -> dict[str, Any]:
+    """What the sender itself cost, and how late it was: its lateness is in every latency."""
+    late = [record.sent - record.at for record in run.records if record.sent is not None]
+    return {
+        "late_ms": milliseconds(late),
+        "cpu_ms_per_request": 1e3 * run.cpu_seconds / len(run.records) if run.records else None,
+        "cpu_share": run.cpu_seconds / run.seconds,
+        "connections": run.connections,
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as Markdown."""
+    columns = [
+        "class", "offered/s", "goodput/s", "kept", "p50 ms", "p95 ms", "p99 ms",
+        "refusal p50 ms", "refusal p99 ms", "outcomes",
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        latency, refusal = row["latency_ms"] or {}, row["refusal_ms"] or {}
+        lines.append(
+            [
+                row["class"],
+                f"{row['offered_per_s']:.1f}",
+                f"{row['goodput_per_s']:.1f}",
+                report.number(row["kept"], ".1%"),
+                *(report.number(latency.get(p), ".1f") for p in ("p50", "p95", "p99")),
+                *(report.number(refusal.get(p), ".1f") for p in ("p50", "p99")),
+                ", ".join(f"{count} × {outcome}" for outcome, count in row["outcomes"].items()),
+            ]
+        )
+    return report.markdown_table(columns, lines)
+
+
+def sender_line(facts: Mapping[str, Any]) -> str:
+    """One sentence on the sender."""
+    late = facts["late_ms"] or {}
+    return (
+        f"The sender was late by {late.get('p50', 0):.1f} ms in the median and {late.get('p99', 0):.1f} ms "
+        f"at p99 (which is part of every latency), took {facts['cpu_share']:.0%} of a core and opened "
+        f"{facts['connections']} connections."
+    )
+
+
+def request_class(text: str) -> RequestClass:
+    """The type of the option `--class`: a JSON object of the fields of `RequestClass`."""
+    made = RequestClass(**json.loads(text))
+    if not all(isinstance(value, (int, float)) for value in (made.rate, made.deadline_ms or 0.0)):
+        raise ValueError(text)
+    return made
+
+
+request_class.__name__ = "JSON object of name, rate, body, deadline_ms and accept"
+
+
+def _number_of_classes(host: str, port: int) -> int:
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    try:
+        connection.request("GET", "/models")
+        return len(json.loads(connection.getresponse().read())["models"][0]["classes"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+        raise InvalidRequestError(f"no server answers at {host}:{port} ({error})", param="url") from None
+    finally:
+        connection.close()
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Loads a running server and prints what became of the requests; False if one had no reply.
+
+    Raises:
+        InvalidRequestError: no server, or a rate that is not above 0.
+    """
+    url = urllib.parse.urlsplit(arguments.url)
+    if url.scheme != "http" or url.hostname is None:
+        raise InvalidRequestError(
+            f"url must be like http://127.0.0.1:8000, not {arguments.url!r}", param="url"
+        )
+    address = (url.hostname, url.port or 80)
+    classes = arguments.classes or [RequestClass("one step", 10.0, {"steps": 1})]
+    arrivals = schedule(classes, arguments.seconds, arguments.seed, _number_of_classes(*address))
+    done = run_open_loop(address, classes, arrivals)
+    rows, facts = summarise(classes, done.records, (0.0, arguments.seconds)), sender_facts(done)
+    if arguments.json:
+        print(json.dumps({"classes": rows, "sender": facts}))
+    else:
+        print(f"{table(rows)}\n\n{sender_line(facts)}")
+    return all(record.done is not None for record in done.records)
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.open_loop", description="Poisson arrivals at a server that already runs."
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")
+    parser.add_argument(
+        "--class", dest="classes", type=request_class, action="append", metavar="JSON",
+        help='such as {"name": "a", "rate": 20, "body": {"steps": 1}, "deadline_ms": 200}; may be repeated',
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return report.run_command(run, options().parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Processor time that a request costs beyond the model's own, and where it goes.
+
+    server's process:  all its processor time ÷ requests (HTTP, scheduling, encoding; it runs no model)
+    device process:    messages of a pass, measured with a pass that computes nothing
+
+The sum is what a request costs whatever the model is. `--profile` says which functions it goes to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import multiprocessing
+import pstats
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from benchmarks.accounts import cpu_seconds
+from benchmarks.client import PNG, Call, drive
+from benchmarks.processes import HOST, ServerProcess, environment
+from dd_core import plan
+from dd_core.runtime import pick_device
+from server import device as device_process
+from server.device import Device, DeviceOptions, Done, Forward, NewImage
+from server.listen import bind, make_server
+from server.models import find
+from server.settings import load_settings
+from server.state import Phase
+
+THEME = "overhead"
+TARGET_MS = 0.5
+_SMOKE = ("--requests", "20", "--concurrency", "1,2", "--messages", "20")
+
+
+class _Instant(Device):
+    """A device whose passes take no time: what is left is the message."""
+
+    def forward(self, command: Forward) -> Done:
+        picture = np.zeros((32, 32, 3), np.uint8)
+        return Done(0.0, 0.0, dict.fromkeys(command.finishing, picture))
+
+
+def message_ms(images: int, messages: int) -> float:
+    """Processor time of the device process for one pass that computes nothing."""
+    ours, theirs = multiprocessing.Pipe()
+    spent = []
+
+    def serve() -> None:
+        try:
+            device_process.obey(theirs, _Instant(torch.device("cpu"), DeviceOptions("cpu")))
+        except EOFError:
+            spent.append(time.thread_time())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    one = plan.one_step(64)
+    for number in range(messages):
+        numbers = tuple(range(images * number, images * (number + 1)))
+        new = tuple(NewImage(n, one, 0, n, 0) for n in numbers)
+        ours.send(Forward("cifar10", "student", numbers, (0,) * images, images, new, None, numbers))
+        ours.recv()
+    ours.close()
+    thread.join()
+    return 1e3 * spent[0] / messages
+
+
+def measure(chosen: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Fills `results`: a level for each concurrency, the message's cost, the profile."""
+    env = environment(chosen.threads)
+    calls = [
+        Call(
+            "POST", "/generate", json.dumps({"label": seed % 10, "seed": seed}).encode(),
+            accept="image/png", starts_with=PNG,
+        )
+        for seed in range(chosen.requests)
+    ]  # fmt: skip
+    results["message_ms"] = {str(n): message_ms(n, chosen.messages) for n in (1, 8)}
+    results["levels"] = []
+    with ServerProcess(chosen.bundle, chosen.device, chosen.max_batch, env) as server:
+        for clients in chosen.concurrency:
+            images, batches = server.batches()
+            before = cpu_seconds(server.pid)
+            load = drive("lean", HOST, server.port, clients, calls, calls[: 2 * clients])
+            spent = cpu_seconds(server.pid) - before
+            failed = sum(o.failure is not None for o in load.outcomes)
+            if failed:
+                raise report.BenchmarkError(f"{failed} requests failed: {load.outcomes[0].failure}")
+            sent = len(calls) + 2 * clients
+            after = server.batches(images + sent)
+            mean = (after[0] - images) / (after[1] - batches)
+            level = {
+                "clients": clients,
+                "server_ms": 1e3 * spent / sent,
+                "images_a_batch": mean,
+                "message_ms": results["message_ms"]["1"] / mean,
+            }
+            level["total_ms"] = level["server_ms"] + level["message_ms"]
+            results["levels"].append(level)
+    if chosen.profile:
+        results["profile"] = _profile(chosen, calls)
+
+
+def _profile(chosen: argparse.Namespace, calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """Where the server's event loop spends its time: the dearest functions by their own time."""
+    bound = bind(HOST, 0)
+    settings = load_settings(device=chosen.device, max_batch=chosen.max_batch, threads=chosen.threads or 0)
+    server = make_server(settings, [find(chosen.bundle)], bound)
+    profiler = cProfile.Profile()
+    thread = threading.Thread(target=profiler.runcall, args=(server.run,), kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        while server.state.phase in (Phase.LOADING, Phase.WARMING_UP):
+            time.sleep(0.05)
+        drive("lean", HOST, bound.getsockname()[1], 4, calls)
+    finally:
+        server.should_exit = True
+        thread.join()
+    rows = []
+    for (path, line, name), (_, count, own, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
+        where = f"{'/'.join(Path(path).parts[-2:])}:{line}" if line else "built in"
+        if "epoll" not in name and count >= len(calls) // 2:
+            rows.append({"function": f"{name} ({where})", "us": 1e6 * own / len(calls)})
+    return sorted(rows, key=lambda row: -row["us"])[:20]
+
+
+def table(results: dict[str, Any]) -> str:
+    """A row a concurrency; the profile below."""
+    rows = [
+        [
+            str(level["clients"]),
+            f"{level['images_a_batch']:.1f}",
+            f"{level['server_ms']:.3f}",
+            f"{level['message_ms']:.3f}",
+            f"{level['total_ms']:.3f}",
+            "yes" if level["total_ms"] < TARGET_MS else "no",
+        ]
+        for level in results.get("levels", [])
+    ]
+    head = ["clients", "images a batch", "server ms", "device's messages ms", "total ms", f"< {TARGET_MS} ms"]
+    parts = ["Processor time a request, beyond the model's own:", report.markdown_table(head, rows)]
+    if results.get("profile"):
+        profile = [[row["function"], f"{row['us']:.1f}"] for row in results["profile"]]
+        parts += [
+            "Where the event loop's time goes (a profiler makes all of it dearer: read the shares):",
+            report.markdown_table(["function", "own µs a request"], profile),
+        ]
+    return "\n\n".join(parts)
+
+
+def run(chosen: argparse.Namespace) -> bool:
+    """Measures and files; whether every level is below the aim is in the table, not in the exit code."""
+    device = pick_device(chosen.device)
+    options = {k: getattr(chosen, k) for k in ("requests", "concurrency", "messages", "max_batch", "profile")}
+    config = report.configuration(
+        device, chosen.threads or torch.get_num_threads(), report.identity_of(chosen.bundle), options
+    )
+    with report.filed(THEME, config, table, chosen.out) as results:
+        measure(chosen, results)
+    return not results["failures"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.overhead", description=(__doc__ or "").split("\n")[0]
+    )
+    report.bundle_option(parser)
+    report.common_options(parser)
+    parser.add_argument("--requests", type=report.positive, default=1000)
+    parser.add_argument("--concurrency", type=report.whole_numbers, default=[1, 8])
+    parser.add_argument("--messages", type=report.positive, default=2000)
+    parser.add_argument("--max-batch", type=report.positive, default=32)
+    parser.add_argument("--profile", action="store_true", help="run once more under a profiler")
+    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
+    return report.run_command(run, report.parse_with_smoke(parser, _SMOKE, argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

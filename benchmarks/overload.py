@@ -1,0 +1,224 @@
+"""Three times what the server can do, for as long as it takes to matter.
+
+    rounds:  closed loop at saturation → capacity
+             for each lane: open loop at FACTOR × capacity → goodput ÷ capacity
+
+A server that is asked too much can still do all that it can do, if it spends its time only on what will
+be in time. The lane `told` sends each request's deadline along. Its baseline, `untold`, is the same
+load judged by the same deadline, of which the server knows nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import open_loop, report
+from benchmarks.client import PNG, Call, Load, drive
+from benchmarks.open_loop import (
+    REFUSALS,
+    OpenRun,
+    RequestClass,
+    bodies,
+    milliseconds,
+    run_open_loop,
+    schedule,
+    sender_facts,
+    sender_line,
+    summarise,
+)
+from benchmarks.processes import HOST, ServerProcess, environment
+from dd_core.errors import InvalidRequestError
+from dd_core.runtime import pick_device
+
+THEME = "overload"
+LANES = ("told", "untold")
+_AIM = 0.9  # of goodput ÷ capacity
+_EXPECTED = {"200", "504", *map(str, REFUSALS)}
+_SMOKE = ("--clients", "4", "--requests", "20", "--seconds", "1", "--rounds", "1")
+
+
+def measure_capacity(server: ServerProcess, clients: int, requests: int, labels: int, steps: int) -> Load:
+    """A closed loop with so many clients that the device never waits."""
+    body = RequestClass("capacity", 1.0, {"steps": steps})
+    calls = [
+        Call("POST", "/generate", text.encode(), "image/png", "capacity", PNG)
+        for text in bodies(body, requests + clients, labels)
+    ]
+    return drive("lean", HOST, server.port, clients, calls[clients:], calls[:clients])
+
+
+def capacity_row(load: Load) -> dict[str, Any]:
+    """Good replies a second, and how long each took.
+
+    Raises:
+        BenchmarkError: a request failed: what the server can do is then unknown.
+    """
+    failures = {outcome.failure for outcome in load.outcomes if outcome.failure is not None}
+    if failures:
+        raise report.BenchmarkError(f"the closed loop had failures: {', '.join(sorted(failures))}")
+    seconds = [outcome.seconds for outcome in load.outcomes]
+    return {"per_s": len(seconds) / load.seconds, "latency_ms": milliseconds(seconds)}
+
+
+def request_class(lane: str, rate: float, steps: int, deadline_ms: float) -> RequestClass:
+    """What a lane sends."""
+    body: dict[str, Any] = {"steps": steps}
+    if lane == "told":
+        body["deadline_ms"] = deadline_ms
+    return RequestClass(lane, rate, body, deadline_ms)
+
+
+def lane_row(
+    number: int, kind: RequestClass, run: OpenRun, window: tuple[float, float], capacity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What became of a lane in one round, against the capacity that was measured just before it."""
+    (row,) = summarise([kind], run.records, window)
+    return row | {
+        "round": number,
+        "capacity": dict(capacity),
+        "deadline_ms": kind.deadline_ms,
+        "goodput_over_capacity": row["goodput_per_s"] / capacity["per_s"],
+        "sender": sender_facts(run),
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each lane the medians over its rounds."""
+    found = []
+    for lane in dict.fromkeys(row["class"] for row in rows):
+        mine = [row for row in rows if row["class"] == lane]
+        kept = [row["kept"] for row in mine if row["kept"] is not None]
+        refusals = [row["refusal_ms"] for row in mine if row["refusal_ms"]]
+        found.append(
+            {
+                "lane": lane,
+                "goodput_over_capacity": report.median([row["goodput_over_capacity"] for row in mine]),
+                "kept": report.median(kept) if kept else None,
+                "refusal_ms": {p: report.median([each[p] for each in refusals]) for p in ("p50", "p99")}
+                if refusals
+                else None,
+            }
+        )
+    return found
+
+
+_EXPLANATION = (
+    "Capacity is what a closed loop reaches at saturation, right before. *Kept* is the share of the requests "
+    "not refused at once (429, 503) whose image came within the deadline. Every time counts from the "
+    f"scheduled arrival. The aim for goodput ÷ capacity with the deadline told is {_AIM}."
+)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    columns = ["deadline", "goodput ÷ capacity", "kept", "refusal p50 ms", "refusal p99 ms"]
+    lines = [
+        [
+            row["lane"],
+            f"{row['goodput_over_capacity']:.2f}",
+            report.number(row["kept"], ".1%"),
+            *(report.number((row["refusal_ms"] or {}).get(p), ".1f") for p in ("p50", "p99")),
+        ]
+        for row in results.get("summary", [])
+    ]
+    parts = [_EXPLANATION, report.markdown_table(columns, lines)]
+    for row in results.get("rows", []):
+        about = f"Round {row['round']}, deadline of {row['deadline_ms']:.0f} ms {row['class']}"
+        parts.append(f"{about}: capacity {row['capacity']['per_s']:.1f}/s. {sender_line(row['sender'])}")
+        parts.append(open_loop.table([row]))
+    return "\n\n".join(parts)
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Measures and files; False if a reply failed or never came.
+
+    Raises:
+        DDError: no such bundle or device.
+        BenchmarkError: a process ended, or the capacity could not be measured.
+    """
+    env = environment(arguments.threads)
+    device = pick_device(arguments.device)
+    names = ("bundle", "steps", "clients", "requests", "factor", "seconds", "rounds", "deadline_ms", "lanes")
+    config = report.configuration(
+        device,
+        arguments.threads or torch.get_num_threads(),
+        report.identity_of(arguments.bundle),
+        {name: getattr(arguments, name) for name in (*names, "max_batch", "seed")},
+    )
+    with (
+        report.filed(THEME, config, table, arguments.out) as results,
+        ServerProcess(arguments.bundle, str(device), arguments.max_batch, env) as server,
+    ):
+        _run(arguments, server, env, results)
+    return not results["failures"]
+
+
+def _run(
+    arguments: argparse.Namespace, server: ServerProcess, env: dict[str, str], results: dict[str, Any]
+) -> None:
+    model = server.model()
+    labels, steps = len(model["classes"]), arguments.steps
+    if not model["steps"]["min"] <= steps <= model["steps"]["max"]:
+        raise InvalidRequestError(
+            f"steps must be from {model['steps']['min']} to {model['steps']['max']} for {model['name']}, "
+            f"not {steps}",
+            param="steps",
+        )
+    deadline, rows = arguments.deadline_ms, results.setdefault("rows", [])
+    for number in range(1, arguments.rounds + 1):
+        print(f"round {number} of {arguments.rounds}: {len(arguments.lanes)} lanes", flush=True)
+        for lane in arguments.lanes:
+            # Right before every lane, so that a machine that slows down changes both.
+            load = measure_capacity(server, arguments.clients, arguments.requests, labels, steps)
+            capacity = capacity_row(load)
+            deadline = deadline or math.ceil(2 * capacity["latency_ms"]["p50"])
+            kind = request_class(lane, arguments.factor * capacity["per_s"], steps, deadline)
+            # What comes before the queue has filled up is easy, and does not count.
+            settle = min(2e-3 * deadline, arguments.seconds)
+            window = (settle, settle + arguments.seconds)
+            arrivals = schedule([kind], window[1], arguments.seed + number, labels)
+            done = run_open_loop((HOST, server.port), [kind], arrivals, env)
+            rows.append(lane_row(number, kind, done, window, capacity))
+            results["summary"] = summary(rows)
+    for row in rows:
+        for outcome, count in row["outcomes"].items():
+            if outcome not in _EXPECTED:
+                results["failures"].append(f"round {row['round']}, {row['class']}: {count} × {outcome}")
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.overload", description="The server at several times its capacity."
+    )
+    report.bundle_option(parser)
+    report.common_options(parser)
+    parser.add_argument("--steps", type=report.positive, default=1, help="step budget of every request")
+    parser.add_argument("--factor", type=float, default=3.0, help="offered ÷ capacity")
+    parser.add_argument("--clients", type=report.positive, default=64, help="of the closed loop")
+    parser.add_argument("--requests", type=report.positive, default=500, help="of the closed loop")
+    parser.add_argument("--seconds", type=float, default=30.0, help="that are measured of each open loop")
+    parser.add_argument("--rounds", type=report.positive, default=2)
+    parser.add_argument(
+        "--deadline-ms", type=float, help="left out, twice the median latency of the closed loop"
+    )
+    parser.add_argument("--lanes", nargs="+", choices=LANES, default=list(LANES))
+    parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
+    parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")
+    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return report.run_command(run, report.parse_with_smoke(options(), _SMOKE, argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

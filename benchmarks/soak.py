@@ -1,0 +1,115 @@
+"""Many requests, some of them bad or given up: does memory grow?
+
+    tiny or given bundle → server → rounds of requests → resident memory of all its processes after each
+
+Growth is the slope of a straight line through the second half of the rounds, in bytes a request: the
+first half fills caches and pools.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from benchmarks.accounts import descendants, resident
+from benchmarks.client import Call, drive
+from benchmarks.processes import HOST, ServerProcess, environment
+from dd_core.runtime import pick_device
+
+THEME = "soak"
+_ROUNDS = 20
+# A leak of an image, a job or a future is kilobytes a request; less than this is the allocator's noise.
+LEAK = 64.0
+_SMOKE = ("--requests", "100")
+
+
+def calls(count: int, first: int) -> list[Call]:
+    """Requests of every plan and size, every tenth of them refused."""
+    made = []
+    for seed in range(first, first + count):
+        body: dict[str, Any] = {"label": seed % 10, "seed": seed, "steps": (1, 1, 1, 1, 2)[seed % 5]}
+        if seed % 10 == 9:
+            body["label"] = "nothing"
+        if seed % 50 == 7:
+            body |= {"n": 3, "steps": 21}
+        made.append(
+            Call("POST", "/generate", json.dumps(body).encode(), group="bad" if seed % 10 == 9 else "")
+        )
+    return made
+
+
+def growth(requests: Sequence[int], memory: Sequence[int]) -> float:
+    """Bytes a request over the second half of the rounds, by least squares."""
+    half = len(requests) // 2
+    return float(np.polyfit(requests[half:], memory[half:], 1)[0])
+
+
+def measure(chosen: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Fills `results` with the memory of the server and its device processes after each round."""
+    each = max(1, chosen.requests // _ROUNDS)
+    results["rounds"] = []
+    with ServerProcess(chosen.bundle, chosen.device, 32, environment(chosen.threads)) as server:
+        for number in range(_ROUNDS):
+            load = drive("lean", HOST, server.port, chosen.clients, calls(each, number * each))
+            wrong = [o for o in load.outcomes if (o.failure is not None) != (o.group == "bad")]
+            if wrong:
+                raise report.BenchmarkError(f"{len(wrong)} requests went wrong: {wrong[0].failure}")
+            below = sum(resident(pid) for pid in descendants(server.pid))
+            results["rounds"].append(
+                {"requests": (number + 1) * each, "server": resident(server.pid), "device": below}
+            )
+    counted = [r["requests"] for r in results["rounds"]]
+    for part in ("server", "device"):
+        slope = growth(counted, [r[part] for r in results["rounds"]])
+        results[f"{part}_bytes_a_request"] = slope
+        if slope > LEAK and chosen.requests >= 10_000:
+            results["failures"].append(f"the {part}'s memory grows by {slope:.0f} bytes a request")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Memory by requests, and the slopes."""
+    rows = [
+        [str(r["requests"]), f"{r['server'] / 2**20:.1f}", f"{r['device'] / 2**20:.1f}"]
+        for r in results.get("rounds", [])
+    ]
+    parts = [report.markdown_table(["requests", "server MiB", "device processes MiB"], rows)]
+    if "server_bytes_a_request" in results:
+        slopes = (results["server_bytes_a_request"], results["device_bytes_a_request"])
+        parts.append(
+            "Growth over the second half: server {:.1f}, device {:.1f} bytes a request.".format(*slopes)
+        )
+    return "\n\n".join(parts)
+
+
+def run(chosen: argparse.Namespace) -> bool:
+    """Measures and files; false if memory grows."""
+    options = {"requests": chosen.requests, "clients": chosen.clients}
+    config = report.configuration(
+        pick_device(chosen.device), chosen.threads or torch.get_num_threads(),
+        report.identity_of(chosen.bundle), options,
+    )  # fmt: skip
+    with report.filed(THEME, config, table, chosen.out) as results:
+        measure(chosen, results)
+    return not results["failures"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser("python -m benchmarks.soak", description=(__doc__ or "").split("\n")[0])
+    report.bundle_option(parser)
+    report.common_options(parser)
+    parser.add_argument("--requests", type=report.positive, default=50_000)
+    parser.add_argument("--clients", type=report.positive, default=8)
+    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
+    return report.run_command(run, report.parse_with_smoke(parser, _SMOKE, argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
