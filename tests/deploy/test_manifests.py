@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from server import tracing
 from server.app import create_app
 from server.metrics import OUTCOMES, Metrics
 from server.settings import ENV_PREFIX, Settings
@@ -59,6 +60,7 @@ def test_environment_is_valid_settings(container: Any, monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.host == "0.0.0.0"
+    assert settings.log_format == "json"
     assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"http": settings.port}
 
 
@@ -78,11 +80,60 @@ def test_scrape_annotations_match(pod: Any, container: Any, paths: set[str]) -> 
 
 
 def test_a_pod_is_given_time_to_drain(pod: Any, container: Any) -> None:
-    """preStop, the drain and the last batch (5 s, server/app.py) all fit before the kill."""
+    """preStop, the drain, the last batch (5 s, server/app.py) and the last traces all fit before the kill."""
     sleep, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
     assert sleep == "sleep"
     drain = float(_environment(container)[ENV_PREFIX + "DRAIN_TIMEOUT"])
-    assert pod["spec"]["terminationGracePeriodSeconds"] > int(seconds) + drain + 5
+    assert pod["spec"]["terminationGracePeriodSeconds"] > int(seconds) + drain + 5 + tracing._FLUSH_SECONDS
+
+
+@pytest.fixture
+def keyed() -> Any:
+    """The pod of the patch that the component of API keys puts on the Deployment."""
+    component = KUBERNETES / "components" / "api-keys"
+    kustomization = _yaml(component / "kustomization.yaml")
+    assert kustomization["kind"] == "Component"
+    [patch] = kustomization["patches"]
+    deployment, patched = _yaml(KUBERNETES / "deployment.yaml"), _yaml(component / patch["path"])
+    for part in ("apiVersion", "kind"):
+        assert patched[part] == deployment[part]
+    assert patched["metadata"]["name"] == deployment["metadata"]["name"]
+    return patched["spec"]["template"]["spec"]
+
+
+def test_the_component_of_keys_is_offered_in_the_kustomization() -> None:
+    text = (KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8")
+    uncommented = yaml.safe_load(re.sub(r"^# (?=components|  - )", "", text, flags=re.MULTILINE))
+    assert uncommented["components"] == ["components/api-keys"]
+    assert all((KUBERNETES / path / "kustomization.yaml").exists() for path in uncommented["components"])
+
+
+def test_the_component_of_keys_fits_the_pod(keyed: Any, pod: Any, container: Any) -> None:
+    """The file that the server is told of is in a folder that the Secret is mounted at, for its group."""
+    [patched] = keyed["containers"]
+    assert patched["name"] == container["name"]
+    [mount] = patched["volumeMounts"]
+    assert mount["readOnly"] is True
+    assert "subPath" not in mount, "would never be updated"
+    assert mount["mountPath"] not in {m["mountPath"] for m in container["volumeMounts"]}
+    [volume] = keyed["volumes"]
+    assert volume["name"] == mount["name"]
+    assert volume["name"] not in {v["name"] for v in pod["spec"]["volumes"]}
+    assert volume["secret"]["defaultMode"] == 0o440
+    assert pod["spec"]["securityContext"]["fsGroup"] == pod["spec"]["securityContext"]["runAsGroup"]
+    variables = _environment(patched)
+    assert not set(variables) & set(_environment(container))
+    assert set(variables) == {ENV_PREFIX + "API_KEYS_FILE"}
+    folder, _, key = variables[ENV_PREFIX + "API_KEYS_FILE"].rpartition("/")
+    assert folder == mount["mountPath"]
+    made = (KUBERNETES / "components" / "api-keys" / "kustomization.yaml").read_text(encoding="utf-8")
+    assert f"secret generic {volume['secret']['secretName']} --from-file={key}=" in made
+
+
+def test_no_secret_is_in_the_repository() -> None:
+    kinds = {path: _yaml(path).get("kind") for path in KUBERNETES.rglob("*.yaml")}
+    assert len(kinds) > 5
+    assert "Secret" not in kinds.values()
 
 
 def test_selectors_select_the_pod(pod: Any) -> None:
@@ -113,7 +164,11 @@ def test_the_pod_runs_as_the_image_does(pod: Any, container: Any) -> None:
 def test_the_image_listens_where_it_says() -> None:
     (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
     variables = dict(re.findall(rf"\b({ENV_PREFIX}[A-Z_]+)=(\S+)", DOCKERFILE))
-    assert variables == {"DD_SERVER_HOST": "0.0.0.0", "DD_SERVER_PORT": port}
+    assert variables == {
+        "DD_SERVER_HOST": "0.0.0.0",
+        "DD_SERVER_PORT": port,
+        "DD_SERVER_LOG_FORMAT": "json",
+    }
     entry, command = (
         json.loads(re.findall(rf"^{word} (\[.*\])$", DOCKERFILE, re.MULTILINE)[-1])
         for word in ("ENTRYPOINT", "CMD")
