@@ -22,7 +22,7 @@ EXTRAS_train = [train]
 EXTRAS_dev = [train,dev]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train bench conformance image browser lock clean
+.PHONY: help serve test lint types format train bench conformance image browser prometheus lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -57,12 +57,20 @@ conformance: $(VENV)/.ready-dev  ## our models against recorded tensors (FIXTURE
 image:  ## build the container image (IMAGE, DOCKER override)
 	$(DOCKER) build -f docker/Dockerfile -t $(IMAGE) .
 
-# The browser tests use Debian's Chromium. Without it they are skipped, so failing here is no error.
+# What some tests use of Debian's: command, package, tests. Without it they are skipped, so failing here is
+# no error. RUNLEVEL: a package that brings a service must not start it.
+define debian
+@command -v $(1) >/dev/null || { \
+  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+  && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(2) >/dev/null; } \
+  || echo "Debian's $(2) could not be installed: the $(3) tests will be skipped"
+endef
+
 browser:  ## install Chromium for the browser tests (Debian, as root)
-	@command -v chromium >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } \
-	  || echo "Chromium could not be installed: the browser tests will be skipped"
+	$(call debian,chromium,chromium,browser)
+
+prometheus:  ## install Prometheus for the tests of metrics and alerts (Debian, as root)
+	$(call debian,promtool,prometheus,Prometheus)
 
 lock:  ## resolve constraints.txt anew from pyproject.toml
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock

@@ -7,16 +7,21 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from server import errors
+from server.__main__ import app as cli
 from server.app import create_app
 from server.metrics import OUTCOMES, Metrics
 from server.schemas import GenerateReply, GenerateRequest, ImageReply, Timings, parse_generate
-from server.settings import ENV_PREFIX, Settings
+from server.settings import ENV_PREFIX, Settings, show
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+# Defaults that are computed at the start.
+DEFAULTS_OF_THE_MACHINE = {"encode_threads": "cores, at most 4"}
 
 
 def _name(path: Path) -> str:
@@ -51,16 +56,35 @@ def test_every_make_target_is_documented() -> None:
     }
 
 
-def test_every_setting_is_documented_with_its_default_and_flag() -> None:
-    rows = {row[0]: row[1:] for row in _rows(_doc("03-settings.md")) if row[0].startswith(ENV_PREFIX)}
-    assert set(rows) == {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+def _settings_table() -> str:
+    """The table of docs/03-settings.md, made of the settings and of the command's own flags."""
+    command = typer.main.get_command(cli).commands["serve"]
+    flags = {p.name: [*p.opts, *p.secondary_opts] for p in command.params if p.param_type_name == "option"}
+    lines = ["| variable | flag | default | range | meaning |", "|---|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        flag, default, _ = rows[ENV_PREFIX + name.upper()]
-        if name != "model":
-            assert "--" + name.replace("_", "-") in flag.split(", ")
+        flag = ", ".join(f"`{f}`" for f in flags[name]) if name in flags else "the argument"
+        default = DEFAULTS_OF_THE_MACHINE.get(name) or show(field.default)
+        default = default if default == "none" or name in DEFAULTS_OF_THE_MACHINE else f"`{default}`"
+        bounds = [str(getattr(m, k)) for k in ("ge", "le") for m in field.metadata if hasattr(m, k)]
+        within = " to ".join(bounds) if len(bounds) == 2 else f"from {bounds[0]}" if bounds else ""
+        meaning = field.description[0].lower() + field.description[1:].removesuffix(".")
+        lines.append(f"| `{ENV_PREFIX}{name.upper()}` | {flag} | {default} | {within or '–'} | {meaning} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_settings_is_that_of_the_settings() -> None:
+    """The failure prints the table to put in."""
+    table = _settings_table()
+    assert table in _doc("03-settings.md"), f"docs/03-settings.md should have this table:\n{table}"
+
+
+def test_the_help_names_every_variable_and_default() -> None:
+    command = typer.main.get_command(cli).commands["serve"]
+    text = " ".join(p.help for p in command.params)
+    for name, field in Settings.model_fields.items():
+        assert f"{ENV_PREFIX}{name.upper()}" in text
         if field.default_factory is None:
-            shown = str(field.default)
-            assert default == (shown.lower() if isinstance(field.default, bool) else shown)
+            assert f"[env: {ENV_PREFIX}{name.upper()}; default: {show(field.default)}]" in text
 
 
 def test_every_variable_that_is_named_anywhere_exists() -> None:
@@ -69,8 +93,10 @@ def test_every_variable_that_is_named_anywhere_exists() -> None:
     assert named <= {ENV_PREFIX + name.upper() for name in Settings.model_fields}
 
 
-def test_every_route_is_documented() -> None:
-    app = create_app(Settings())
+def test_every_route_is_documented(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-for-the-admin-routes\n")
+    app = create_app(Settings(admin_keys_file=keys))
     paths = {
         f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods
     }
