@@ -33,6 +33,7 @@ from server import device as device_process
 from server.device import Device, DeviceOptions, Done, Forward, NewImage
 from server.listen import bind, make_server
 from server.models import find
+from server.origins import Origin
 from server.settings import load_settings
 from server.state import Phase
 
@@ -65,7 +66,7 @@ def message_ms(images: int, messages: int) -> float:
     one = plan.one_step(64)
     for number in range(messages):
         numbers = tuple(range(images * number, images * (number + 1)))
-        new = tuple(NewImage(n, one, 0, n, 0) for n in numbers)
+        new = tuple(NewImage(n, one, 0, Origin(n, 0)) for n in numbers)
         ours.send(Forward("cifar10", "student", numbers, (0,) * images, images, new, None, numbers))
         ours.recv()
     ours.close()

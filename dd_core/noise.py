@@ -8,6 +8,8 @@ specified (Philox), so neither the batch, the device nor the library's version c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,8 +45,40 @@ def uniform_noise(seed: int, index: int, tokens: int) -> Tensor:
     return torch.from_numpy(u).clamp_(max=1.0 - 2.0**-24)
 
 
-def batch_noise(keys: list[tuple[int, int]], tokens: int, code_dim: int) -> tuple[Tensor, Tensor]:
-    """Noise of several images: (seed, index) pairs → `[B, L, C]` normal and `[B, L]` uniform."""
-    normal = torch.stack([gaussian_noise(s, i, tokens, code_dim) for s, i in keys])
-    uniform = torch.stack([uniform_noise(s, i, tokens) for s, i in keys])
+class Splice(NamedTuple):
+    """From token `token` on, the noise of image `number` of another seed."""
+
+    token: int
+    seed: int
+    number: int
+
+
+class NoiseKey(NamedTuple):
+    """Which noise an image is made of: that of (seed, number), and of each splice from its token on.
+
+    A token follows from the noise up to itself and no further (both masks are causal by blocks), so images
+    that share the noise of their first blocks share the tokens there, and the rest is drawn anew: X_t =
+    Concat(X[:t−1], X_1[t:]) with another X_1. What is spliced is standard normal all the same.
+    """
+
+    seed: int
+    number: int
+    splices: tuple[Splice, ...] = ()
+
+
+Key = NoiseKey | tuple[int, int]
+
+
+def batch_noise(keys: Sequence[Key], tokens: int, code_dim: int) -> tuple[Tensor, Tensor]:
+    """Noise of several images: keys → `[B, L, C]` normal and `[B, L]` uniform."""
+    images = [_image_noise(NoiseKey(*key), tokens, code_dim) for key in keys]
+    return torch.stack([normal for normal, _ in images]), torch.stack([uniform for _, uniform in images])
+
+
+def _image_noise(key: NoiseKey, tokens: int, code_dim: int) -> tuple[Tensor, Tensor]:
+    normal = gaussian_noise(key.seed, key.number, tokens, code_dim)
+    uniform = uniform_noise(key.seed, key.number, tokens)
+    for splice in key.splices:
+        normal[splice.token :] = gaussian_noise(splice.seed, splice.number, tokens, code_dim)[splice.token :]
+        uniform[splice.token :] = uniform_noise(splice.seed, splice.number, tokens)[splice.token :]
     return normal, uniform

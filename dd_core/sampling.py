@@ -28,7 +28,7 @@ from dd_core.errors import InvalidPlanError
 from dd_core.flow import FlowSettings, flow_map
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.protocols import Student, Teacher, Tokenizer
-from dd_core.noise import batch_noise
+from dd_core.noise import Key, batch_noise
 from dd_core.plan import Draw, Plan
 from dd_core.runtime import exact_rows
 
@@ -278,11 +278,9 @@ def to_pixels(image_B3HW: Tensor) -> Tensor:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def sample_codes(
-    sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[tuple[int, int]]
-) -> Tensor:
+def sample_codes(sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[Key]) -> Tensor:
     """Final codes `[B, L, C]` on the sampler's device: one row for each label and (seed, index) key."""
-    noise, uniform = batch_noise(list(keys), sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
+    noise, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
     cond = torch.tensor(labels, dtype=torch.long)
     cond, noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (cond, noise, uniform))
     return run_plan(sampler, plan, cond, noise, uniform)
@@ -298,9 +296,7 @@ def decode(sampler: Sampler, codes_BLC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def sample_images(
-    sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[tuple[int, int]]
-) -> Tensor:
+def sample_images(sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[Key]) -> Tensor:
     """Images `[B, H, W, 3]` uint8 on the CPU: one for each label and (seed, index) key.
 
     An image depends on its own label, key and plan; not on the others in the batch.

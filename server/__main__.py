@@ -17,9 +17,11 @@ from dd_core.errors import BundleNotFoundError, DDError, InvalidRequestError
 from dd_core.hub.spec import PartName
 from dd_core.runtime import pick_device
 from dd_core.sampling import sample_images
-from server.images import encode
+from server.images import encode, read_receipt
 from server.metrics import package_version
 from server.models import convert_model, find, listing, passes, pull_lines
+from server.origins import Origin
+from server.receipts import Receipt, parse_receipt
 from server.schemas import MAX_SEED, ImageFormat
 from server.settings import ENV_PREFIX, Settings, load_settings, show
 
@@ -68,6 +70,8 @@ def serve(
     cohorts: Annotated[int | None, _setting("cohorts", "--cohorts")] = None,
     policy: Annotated[str | None, _setting("policy", "--policy")] = None,
     determinism: Annotated[str | None, _setting("determinism", "--determinism")] = None,
+    brownout_ms: Annotated[float | None, _setting("brownout_ms", "--brownout-ms")] = None,
+    auto_latency_ms: Annotated[float | None, _setting("auto_latency_ms", "--auto-latency-ms")] = None,
     hang_timeout: Annotated[float | None, _setting("hang_timeout", "--hang-timeout")] = None,
     max_images: Annotated[int | None, _setting("max_images", "--max-images")] = None,
     max_body_bytes: Annotated[int | None, _setting("max_body_bytes", "--max-body-bytes")] = None,
@@ -124,8 +128,21 @@ def generate(
     plan = served.budgets.pick(steps).plan
     index = served.labels.find(int(label) if label.isascii() and label.isdigit() else label)
     pixels = sample_images(bundle.sampler, plan, [index], [(seed, 0)])
-    out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()]))
+    receipt = Receipt.of(served.name, served.digest, index, plan.name, Origin(seed, 0))
+    out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()], str(receipt)))
     typer.echo(f"{out}: {served.classes[index]}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An image that this server made.")],
+) -> None:
+    """Print the receipt in an image's metadata, and what it says."""
+    word = read_receipt(file)
+    receipt = parse_receipt(word)
+    typer.echo(word)
+    for line in receipt.lines():
+        typer.echo(f"  {line}")
 
 
 @app.command()

@@ -29,10 +29,13 @@ class _Ahead(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """Seconds from now until a request would start, and until it would be done."""
+    """Seconds from now until a request would start, and until it would be done; and that it would
+    take on a device with nothing else to do.
+    """
 
     start: float
     finish: float
+    alone: float
 
 
 class Backlog:
@@ -82,24 +85,30 @@ class Backlog:
             in_order: nothing overtakes anything; else light work gets its share of the device.
         """
         before = {a: n for a, n in self._images.items() if a.priority >= job.priority}
-        after = Counter(before)
+        own: Counter[_Ahead] = Counter()
         for ahead in _ahead(job, job.stages):
-            after[ahead] += job.count
+            own[ahead] += job.count
+        after, alone = Counter(before) + own, self._sum(own, None)
         light, heavy = self._sum(before, "light"), self._sum(before, "heavy")
         light_after, heavy_after = self._sum(after, "light"), self._sum(after, "heavy")
         if in_order:
-            return Forecast(light + heavy, light_after + heavy_after)
+            return Forecast(light + heavy, light_after + heavy_after, alone)
         share = self._light_share if heavy else 1.0
         if heavy_after == heavy:
-            return Forecast(light / share, light_after / share)
+            return Forecast(light / share, light_after / share, alone)
         # What is light may all go ahead of it.
         first = lane_of(job.stages[0].work)
-        return Forecast(light / share if first == "light" else light + heavy, light_after + heavy_after)
+        start = light / share if first == "light" else light + heavy
+        return Forecast(start, light_after + heavy_after, alone)
 
 
 def _ahead(job: Job, left: Iterable[Stage]) -> list[_Ahead]:
     """What one image of `job` has still to go through."""
     found = [_Ahead(job.priority, lane_of(s.work), s.work, s.passes) for s in left]
-    if found and found[-1].work.kind != "decode":  # it comes with the last pass
-        found.append(_Ahead(job.priority, found[-1].lane, Work(job.model, "decode"), 1))
-    return found
+    if not found:
+        return found
+    decode, last = Work(job.model, "decode"), found[-1]
+    shown = [a for a in found[:-1] if job.previews and a.work.kind == "student"]
+    if last.work.kind != "decode":  # it comes with the last pass
+        shown.append(last)
+    return found + [_Ahead(job.priority, a.lane, decode, 1) for a in shown]

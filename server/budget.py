@@ -1,6 +1,6 @@
-"""From a step budget to a plan, with the valid range in every refusal.
+"""From a step budget, or a word for quality, to a plan, with the valid range in every refusal.
 
-How many passes fit a deadline needs measured milliseconds and would live here too.
+How many passes fit a time is decided by what waits and by measured milliseconds: `server.planner`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dd_core.errors import InvalidPlanError
 from dd_core.plan import Preset, plan_for_budget
 from server.errors import BadRequestError
+from server.schemas import Quality
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class BudgetTable:
         self.least = min(costs)
         self.most = max(costs)
         self._best = [plan_for_budget(presets, budget) for budget in range(self.least, self.most + 1)]
+        # Each plan that a budget leads to, once: dearer ones are better.
+        self.ladder = tuple(dict.fromkeys(self._best))
 
     def pick(self, steps: int) -> Preset:
         """The plan for a budget of `steps` forward passes.
@@ -52,6 +55,32 @@ class BudgetTable:
                 param="steps",
             )
         return self._best[steps - self.least]
+
+    def of_quality(self, quality: Quality) -> Preset:
+        """`low`: the cheapest plan; `high` and `auto`: the best; `medium`: the one half-way up."""
+        last = len(self.ladder) - 1
+        return self.ladder[{"low": 0, "medium": last // 2, "high": last, "auto": last}[quality]]
+
+    def up_to(self, best: Preset, most_fid: float | None = None) -> tuple[Preset, ...]:
+        """Plans from `best` down to the cheapest, with an FID of at most `most_fid`.
+
+        Raises:
+            BadRequestError: none of them is that good.
+        """
+        allowed = [p for p in self.ladder if p.plan.cost <= best.plan.cost]
+        if most_fid is None:
+            return tuple(reversed(allowed))
+        good = [p for p in allowed if p.fid is not None and p.fid <= most_fid]
+        if not good:
+            known = [p.fid for p in allowed if p.fid is not None]
+            reached = (
+                f"the best within this budget measures {min(known):.2f}" if known else "none is measured"
+            )
+            raise BadRequestError(
+                f"min_quality asks for an FID of at most {most_fid:g}, and {reached} (GET /models lists all)",
+                param="min_quality",
+            )
+        return tuple(reversed(good))
 
     @property
     def ranges(self) -> list[BudgetRange]:

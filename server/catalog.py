@@ -11,9 +11,8 @@ from dd_core.hub.spec import ModelSpec
 from dd_core.manifest import Manifest
 from dd_core.plan import Preset
 from server.budget import BudgetTable
-from server.errors import BadRequestError, UnknownModelError
+from server.errors import BadRequestError, OtherWeightsError, UnknownModelError
 from server.labels import LabelTable
-from server.schemas import GenerateRequest
 
 Determinism = Literal["exact", "fast"]
 DETERMINISM: dict[Determinism, str] = {
@@ -59,21 +58,58 @@ class ServedModel:
         """The plans that a budget can lead to, cheapest first."""
         return sorted((p for p in self.presets if p.offered), key=lambda p: p.plan.cost)
 
-    def condition(self, request: GenerateRequest) -> int:
+    @property
+    def digest(self) -> str:
+        """The identity of the weights."""
+        return self.manifest.digest
+
+    @property
+    def blocks(self) -> int:
+        """T, the number of blocks of tokens."""
+        return self.presets[0].plan.num_blocks
+
+    @property
+    def refined(self) -> Preset:
+        """The best offered plan in which the student has a part, or the best of all."""
+        with_student = [p for p in self.budgets.ladder if "student" in p.plan.needs]
+        return (with_student or self.budgets.ladder)[-1]
+
+    def preset(self, plan: str) -> Preset:
+        """The offered plan of this name.
+
+        Raises:
+            OtherWeightsError: the model has none.
+        """
+        for preset in self.presets:
+            if preset.offered and preset.plan.name == plan:
+                return preset
+        raise OtherWeightsError(f"model {self.name} offers no plan {plan[:64]!r} any more", param="receipt")
+
+    def condition(self, label: int | str | None, prompt: str | None) -> int:
         """The class index that a request asks for.
 
         Raises:
             BadRequestError: both or none of label and prompt, a prompt, or an unknown class.
         """
-        if request.label is not None and request.prompt is not None:
+        if label is not None and prompt is not None:
             raise BadRequestError("send either label or prompt, not both", param="prompt")
-        if request.prompt is not None:
+        if prompt is not None:
             raise BadRequestError(
                 f"model {self.name} is conditioned on classes, not on text: send label", param="prompt"
             )
-        if request.label is None:
+        if label is None:
             raise BadRequestError(f"label is missing; {self.labels.choices()}", param="label")
-        return self.labels.find(request.label)
+        return self.labels.find(label)
+
+    def condition_again(self, condition: int | str) -> int:
+        """The condition of a receipt of this model.
+
+        Raises:
+            BadRequestError: the receipt was made up: this model has no such condition.
+        """
+        if isinstance(condition, int) and 0 <= condition < len(self.manifest.classes):
+            return condition
+        raise BadRequestError("receipt is damaged: the model has no such class", param="receipt")
 
     def describe(self, max_images: int, determinism: Determinism) -> dict[str, Any]:
         """The model's entry in `GET /models`."""
@@ -98,11 +134,14 @@ class ServedModel:
                 }
                 for preset in sorted(self.presets, key=lambda p: (not p.offered, p.plan.cost))
             ],
+            "qualities": {
+                word: self.budgets.of_quality(word).plan.name for word in ("low", "medium", "high")
+            },
             "budgets": [
                 {"from": run.first, "to": run.last, "plan": run.preset.plan.name}
                 for run in self.budgets.ranges
             ],
-            "defaults": {"steps": 1, "n": 1, "format": "png"},
+            "defaults": {"steps": self.budgets.least, "n": 1, "format": "png"},
             "limits": {"n": max_images},
             "metrics": manifest.metrics,
             "determinism": DETERMINISM[determinism],

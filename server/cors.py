@@ -13,20 +13,30 @@ from starlette.types import ASGIApp
 from server.errors import BadRequestError, envelope
 
 METHODS = ("GET", "POST")
-REQUEST_HEADERS = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
+REQUEST_HEADERS = (
+    "authorization",
+    "x-api-key",
+    "x-request-id",
+    "if-none-match",
+    "traceparent",
+    "tracestate",
+)
 _FACTS = (
     "id",
     "model",
     "plan",
     "steps",
+    "requested-plan",
     "seed",
     "index",
+    "receipt",
     "queue-ms",
     "compute-ms",
     "encode-ms",
     "total-ms",
 )
-REPLY_HEADERS = (*(f"x-dd-{fact}" for fact in _FACTS), "x-request-id", "retry-after", "www-authenticate")
+_OTHERS = ("x-request-id", "retry-after", "etag", "www-authenticate")
+REPLY_HEADERS = (*(f"x-dd-{fact}" for fact in _FACTS), *_OTHERS)
 
 
 class Cors(CORSMiddleware):

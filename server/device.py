@@ -30,6 +30,7 @@ from dd_core.sampling import TeacherRun, decode, marginal_draw, student_pass
 from server import logs
 from server.costs import Kind
 from server.images import Pixels
+from server.origins import Origin
 
 log = logging.getLogger("dd_server.device")
 Prepare = Callable[[Bundle], Bundle]
@@ -83,8 +84,7 @@ class NewImage:
     number: int
     plan: Plan
     condition: int
-    seed: int
-    index: int
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Forward:
         new: those that the device does not know yet.
         cohort: number of the teacher's cohort; an unknown one begins.
         bucket: rows of the batch.
-        finishing: images to decode afterwards.
+        finishing: images to decode afterwards, and to forget.
+        previewing: images of which a picture is wanted now, before they go on.
     """
 
     model: str
@@ -107,6 +108,7 @@ class Forward:
     new: tuple[NewImage, ...] = ()
     cohort: int | None = None
     finishing: tuple[int, ...] = ()
+    previewing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Done:
-    """Seconds of the pass and of the decoding, the finished pictures `[H, W, 3]`, and the images in
-    which something was not a number.
+    """Seconds of the pass and of the decoding, the pictures `[H, W, 3]`, finished or in between, and
+    the images in which something was not a number.
     """
 
     seconds: float
@@ -143,7 +145,7 @@ Answer = Loaded | Done | Failed
 
 @dataclass
 class _Image:
-    origin: NewImage
+    told: NewImage
     noise_LC: Tensor
     uniform_L: Tensor
     x_LC: Tensor
@@ -181,13 +183,14 @@ class Device:
             for image, x_LC in zip(images, made, strict=False):
                 image.x_LC = x_LC
         computed = self._now()
-        if not command.finishing:
+        shown = (*command.finishing, *command.previewing)
+        if not shown:
             return Done(computed - started, 0.0, {})
-        codes_BLC = torch.stack([self.images[number].x_LC for number in command.finishing])
+        codes_BLC = torch.stack([self.images[number].x_LC for number in shown])
         pixels, good = decode(sampler, codes_BLC)
-        found = zip(command.finishing, pixels.cpu().numpy(), good.tolist(), strict=True)
+        found = zip(shown, pixels.cpu().numpy(), good.tolist(), strict=True)
         pictures = {number: picture for number, picture, fine in found if fine}
-        broken = tuple(number for number in command.finishing if number not in pictures)
+        broken = tuple(number for number in shown if number not in pictures)
         self.forget(command.finishing)
         return Done(computed - started, self._now() - computed, pictures, broken)
 
@@ -200,15 +203,15 @@ class Device:
         if command.cohort is not None and command.cohort in self.cohorts:
             run = self.cohorts[command.cohort]
         else:
-            cond = torch.tensor([image.origin.condition for image in rows], device=self.device)
+            cond = torch.tensor([image.told.condition for image in rows], device=self.device)
             noise_BLC, uniform_BL = (
                 torch.stack([getattr(image, name) for image in rows]) for name in ("noise_LC", "uniform_L")
             )
             x_BLC = torch.stack([image.x_LC for image in rows])
-            plan = rows[0].origin.plan
+            plan = rows[0].told.plan
             segment = plan.segments[command.segments[0]]
             if command.kind == "student":
-                plans = [image.origin.plan for image in rows]
+                plans = [image.told.plan for image in rows]
                 segments = [*command.segments, *[command.segments[-1]] * idle]
                 starts = [p.segments[s].start for p, s in zip(plans, segments, strict=True)]
                 splits = [p.first_continuous for p in plans]
@@ -220,7 +223,7 @@ class Device:
             run = TeacherRun.begin(sampler, plan.draw, x_BLC, cond, noise_BLC, uniform_BL, segment.start)
             self.cohorts[command.cohort] = run
         run.advance()
-        if run.step < images[0].origin.plan.segments[command.segments[0]].stop:
+        if run.step < images[0].told.plan.segments[command.segments[0]].stop:
             return None
         del self.cohorts[command.cohort]
         return run.codes(torch.stack([image.noise_LC for image in rows]))
@@ -237,7 +240,7 @@ class Device:
         if not new:
             return
         sampler = self.bundles[command.model].sampler
-        keys = [(image.seed, image.index) for image in new]
+        keys = [image.origin.key(sampler.layout) for image in new]
         noise, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
         noise, uniform = noise.to(self.device), uniform.to(self.device)
         for row, image in enumerate(new):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dd_core.runtime import pick_device
+from server.backlog import Forecast
 from server.catalog import ServedModel
 from server.costs import CostTable, buckets_up_to
 from server.device import DeviceOptions, Prepare
@@ -19,7 +20,7 @@ from server.jobs import Job
 from server.metrics import Metrics
 from server.scheduler import Scheduler
 from server.settings import Settings
-from server.worker import DeviceWorker
+from server.worker import DeviceWorker, Watch
 
 
 def devices_of(setting: str) -> list[str]:
@@ -108,13 +109,17 @@ class Engine:
         """Let the model's requests end, then forget it; nobody may ask for it any more."""
         await asyncio.gather(*(worker.unload(name) for worker in self._workers))
 
-    def submit(self, job: Job) -> asyncio.Future[list[Pixels]]:
-        """Queue a job where the least work is ahead of it.
+    def forecast(self, job: Job) -> Forecast:
+        """Seconds until `job` would start and be done, were it submitted now."""
+        return self._least_loaded().forecast(job)
+
+    def submit(self, job: Job, watch: Watch | None = None) -> asyncio.Future[list[Pixels]]:
+        """Queue a job where the least work is ahead of it; see `DeviceWorker.submit`.
 
         Raises:
             QueueFullError, DeadlineUnreachableError, DrainingError: refused.
         """
-        return self._least_loaded().submit(job)
+        return self._least_loaded().submit(job, watch)
 
     def cancel(self, job: Job) -> None:
         """Forget a job whose client has left."""

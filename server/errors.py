@@ -9,6 +9,7 @@
     ├── NotAcceptableError     406  not_acceptable
     ├── SlowClientError        408  request_timeout
     ├── ConflictError          409  conflict
+    │   └── OtherWeightsError  409  other_weights
     ├── BodyTooLargeError      413  body_too_large
     ├── MediaTypeError         415  unsupported_media_type
     ├── HeadTooLargeError      431  headers_too_large
@@ -100,6 +101,12 @@ class ConflictError(ApiError):
 
     status = 409
     code = "conflict"
+
+
+class OtherWeightsError(ConflictError):
+    """A receipt of weights, or of a plan, that are not here: the image cannot be made again."""
+
+    code = "other_weights"
 
 
 class SlowClientError(ApiError):
@@ -203,28 +210,43 @@ _SHOWN = 64  # characters of a path or method that a refusal repeats
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
+def _body(code: str, message: str, param: str | None = None) -> dict[str, dict[str, str | None]]:
+    return {"error": {"code": code, "message": message, "param": param}}
+
+
 def envelope(
     status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> Response:
     """The one shape that every error has."""
-    body = orjson.dumps({"error": {"code": code, "message": message, "param": param}})
-    return Response(body, status, headers, media_type="application/json")
+    return Response(orjson.dumps(_body(code, message, param)), status, headers, media_type="application/json")
+
+
+def error_body(error: DDError) -> dict[str, dict[str, str | None]]:
+    """The envelope of a deliberate error, as it stands in a stream."""
+    if isinstance(error, ApiError):
+        return _body(error.code, error.message, error.param)
+    if isinstance(error, InvalidRequestError):
+        return _body(BadRequestError.code, error.message, error.param)
+    return internal_body()
+
+
+def internal_body() -> dict[str, dict[str, str | None]]:
+    """The envelope of a bug: it says nothing of what went wrong inside."""
+    return _body(ApiError.code, "the server failed on this request; its log says why, under x-request-id")
 
 
 def error_response(error: DDError) -> Response:
     """The reply to a deliberate error."""
+    body = orjson.dumps(error_body(error))
     if isinstance(error, ApiError):
-        return envelope(error.status, error.code, error.message, error.param, error.headers)
-    if isinstance(error, InvalidRequestError):
-        return envelope(400, BadRequestError.code, error.message, error.param)
-    return internal_error()
+        return Response(body, error.status, error.headers, media_type="application/json")
+    status = 400 if isinstance(error, InvalidRequestError) else 500
+    return Response(body, status, media_type="application/json")
 
 
 def internal_error() -> Response:
-    """The reply to a bug: it says nothing of what went wrong inside."""
-    return envelope(
-        500, ApiError.code, "the server failed on this request; its log says why, under x-request-id"
-    )
+    """The reply to a bug."""
+    return Response(orjson.dumps(internal_body()), 500, media_type="application/json")
 
 
 def not_found(path: str) -> Response:

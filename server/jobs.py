@@ -4,6 +4,7 @@
 
 A stage is a segment of the plan. An image that a student finishes is decoded in the same go; after a
 teacher, whose whole cohort ends at once, decoding is a stage of its own, so that it can be interleaved.
+A student's earlier jump is a whole picture too: a job that asks for previews has it decoded on the way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from dd_core.plan import Plan
 from server.costs import Kind, Work
+from server.origins import Origin
 
 Rank = tuple[int, float, int]  # what goes first: (−priority, due, order of arrival)
 
@@ -44,21 +46,21 @@ class Job:
     Args:
         model: name of a loaded model.
         condition: class index.
-        seed: image i is drawn from (seed, i).
-        count: number of images.
+        origins: what each image is made of.
         submitted: when it arrived.
         priority: of two that wait the higher goes first.
         deadline: when it must be done, or None.
+        previews: pictures of the student's earlier jumps are wanted as well.
     """
 
     model: str
     plan: Plan
     condition: int
-    seed: int
-    count: int
+    origins: tuple[Origin, ...]
     submitted: float
     priority: int = 0
     deadline: float | None = None
+    previews: bool = False
     over: bool = False  # complete, failed, expired or canceled
     compute_s: float = 0.0
     finished: float = 0.0
@@ -66,6 +68,11 @@ class Job:
     def __post_init__(self) -> None:
         self.stages = stages(self.model, self.plan)
         self.samples: list[Sample] = []
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.origins)
 
     @property
     def unfinished(self) -> list[Sample]:
@@ -98,6 +105,11 @@ class Sample:
     def at(self) -> Stage:
         return self.job.stages[self.stage]
 
+    @property
+    def last(self) -> bool:
+        """Whether it is done after this stage."""
+        return self.stage == len(self.job.stages) - 1
+
 
 @dataclass(eq=False)
 class Cohort:
@@ -116,7 +128,7 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward pass of `samples` in a batch of `bucket` rows; `finishing` ones are decoded after it."""
+    """One forward pass of `samples` in a batch of `bucket` rows; those `decoding` become pictures."""
 
     work: Work
     samples: list[Sample]
@@ -125,7 +137,17 @@ class Pass:
 
     @property
     def finishing(self) -> list[Sample]:
-        return [s for s in self.samples if s.stage == len(s.job.stages) - 1]
+        return [s for s in self.samples if s.last]
+
+    @property
+    def previewing(self) -> list[Sample]:
+        """Those of which a picture is wanted though they go on."""
+        return [s for s in self.samples if s.job.previews and s.at.work.kind == "student" and not s.last]
+
+    @property
+    def decoding(self) -> list[Sample]:
+        """Those of which it makes a picture."""
+        return [*self.finishing, *self.previewing]
 
     @property
     def jobs(self) -> list[Job]:

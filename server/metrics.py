@@ -86,6 +86,18 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.first_preview = Histogram(
+            "dd_time_to_first_preview_seconds",
+            "From the arrival of a request for a stream to its first picture.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._downgrades = Counter(
+            "dd_plan_downgrades_total",
+            "Requests that got a cheaper plan than on an idle server.",
+            ["requested", "applied"],
+            registry=registry,
+        )
         self.discarded = Counter(
             "dd_discarded_compute_seconds_total",
             "Device time spent on images whose client had left, shared out by image.",
@@ -137,6 +149,10 @@ class Metrics:
         if histogram is None:  # made on first use: 20 lines of exposition for each outcome add up
             histogram = self._bound_durations[labels] = self._duration.labels(*labels)
         histogram.observe(seconds)
+
+    def downgraded(self, requested: str, applied: str) -> None:
+        """Count a request that got a cheaper plan; both are names of loaded models' plans."""
+        self._downgrades.labels(requested, applied).inc()
 
     def delivered(self, model: str, plan: str, images: int) -> None:
         """Count images that were sent."""

@@ -1,8 +1,8 @@
-"""`Accept` and `format` → JSON with base64, or the bytes of one image.
+"""`Accept` and `format` → JSON with base64, the bytes of one image, or a stream of events.
 
-JSON is the default, and wins ties. An image type named in `Accept` asks for raw bytes; `image/*`
-leaves the type to `format`. A `format` that `Accept` excludes is refused with 406 rather than
-ignored, and so are raw bytes of more than one image.
+JSON is the default, and wins ties; a stream has to be named. An image type named in `Accept` asks
+for raw bytes; `image/*` leaves the type to `format`. A `format` that `Accept` excludes is refused with
+406 rather than ignored, and so are raw bytes of more than one image.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from server.images import MEDIA_TYPES
 from server.schemas import ImageFormat
 
 _JSON = "application/json"
+_EVENTS = "text/event-stream"
 
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """Raw bytes or JSON, and the image's format in either."""
+    """Raw bytes, a stream or else JSON, and the image's format in each."""
 
     raw: bool
     image_format: ImageFormat
+    stream: bool = False
 
 
 def _qualities(accept: str) -> dict[str, float]:
@@ -41,8 +43,13 @@ def _qualities(accept: str) -> dict[str, float]:
     return ranges
 
 
-def negotiate(accept: str | None, image_format: ImageFormat | None, n: int) -> ReplyForm:
+def negotiate(
+    accept: str | None, image_format: ImageFormat | None, n: int, *, image_only: bool = False
+) -> ReplyForm:
     """The reply's form for a request's `Accept` header, `format` field and `n`.
+
+    Args:
+        image_only: where there is neither JSON nor a stream to be had.
 
     Raises:
         NotAcceptableError: nothing that `Accept` admits can be sent.
@@ -57,12 +64,15 @@ def negotiate(accept: str | None, image_format: ImageFormat | None, n: int) -> R
         return 0.0, 0
 
     images = {name: rank(media_type) for name, media_type in MEDIA_TYPES.items()}
-    best = max(images.values())
-    if max(best, rank(_JSON))[0] <= 0.0:
+    best, json = max(images.values()), (-1.0, 0) if image_only else rank(_JSON)
+    if not image_only and ranges.get(_EVENTS, 0.0) > max(json[0], best[0]):
+        return ReplyForm(False, image_format or "png", stream=True)
+    if max(best, json)[0] <= 0.0:
+        others = () if image_only else (_JSON, _EVENTS)
         raise NotAcceptableError(
-            f"Accept must admit {_JSON} or one of {', '.join(MEDIA_TYPES.values())}", param="accept"
+            f"Accept must admit one of {', '.join((*others, *MEDIA_TYPES.values()))}", param="accept"
         )
-    if rank(_JSON) >= best:
+    if json >= best:
         return ReplyForm(False, image_format or "png")
     if n > 1:
         raise NotAcceptableError("raw bytes hold one image: set n to 1 or accept application/json", param="n")

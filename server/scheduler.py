@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from server.backlog import Backlog, Lane, lane_of
+from server.backlog import Backlog, Forecast, Lane, lane_of
 from server.costs import CostTable, Work
 from server.jobs import Cohort, Job, Pass, Rank, Sample
 
@@ -101,9 +101,9 @@ class Scheduler:
             return Refusal("full", busy + wait, busy + wait)
         due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
         if job.deadline is not None:
-            start, finish = self.backlog.forecast(job, in_order=self.policy == "fifo")
-            if now + busy + finish > job.deadline:
-                return Refusal("deadline", busy + start, busy + finish)
+            start, finish, _ = self.forecast(job, busy)
+            if now + finish > job.deadline:
+                return Refusal("deadline", start, finish)
             due = min(due, job.deadline)
             heapq.heappush(self._deadlines, (job.deadline, next(self._numbers), job))
         for index in range(job.count):
@@ -117,6 +117,11 @@ class Scheduler:
         else:
             self._queue(job.samples)
         return None
+
+    def forecast(self, job: Job, busy: float = 0.0) -> Forecast:
+        """Seconds until a job would start and be done, were it admitted now; `busy` as for `admit`."""
+        start, finish, alone = self.backlog.forecast(job, in_order=self.policy == "fifo")
+        return Forecast(busy + start, busy + finish, alone)
 
     def take(self) -> Pass | None:
         """The next pass, or None when nothing waits."""
@@ -132,22 +137,22 @@ class Scheduler:
     def expected(self, work: Pass) -> float:
         """Seconds that a pass takes, its decoding included."""
         passing = 0.0 if work.work.kind == "decode" else self.costs.seconds(work.work, work.bucket)
-        if not work.finishing:
+        if not work.decoding:
             return passing
         decode = Work(work.work.model, "decode")
-        return passing + self.costs.seconds(decode, self.costs.bucket_for(len(work.finishing)))
+        return passing + self.costs.seconds(decode, self.costs.bucket_for(len(work.decoding)))
 
     def finish(self, done: Pass, seconds: float, decode_seconds: float, now: float) -> list[Job]:
         """Account for a pass; returns the jobs that are complete now.
 
         Args:
-            seconds, decode_seconds: that the pass took, and the decoding of those that it finished.
+            seconds, decode_seconds: that the pass took, and the decoding of pictures after it.
         """
         self._running = None
         moving, cohort = _live(done.samples), done.cohort
-        if done.finishing:
+        if done.decoding:
             decode = Work(done.work.model, "decode")
-            self.costs.observe(decode, self.costs.bucket_for(len(done.finishing)), decode_seconds)
+            self.costs.observe(decode, self.costs.bucket_for(len(done.decoding)), decode_seconds)
         lane = lane_of(done.work)
         self._used[lane] += (seconds + decode_seconds) / SHARES[lane]
         for job in done.jobs:
@@ -299,7 +304,7 @@ class Scheduler:
             self._cohorts.remove(chosen)
             return Pass(chosen.samples[0].at.work, chosen.samples, chosen.bucket, chosen)
         queue = self._ready.pop(chosen)
-        last = chosen.work.kind != "decode" and all(s.stage == len(s.job.stages) - 1 for s in queue)
+        last = chosen.work.kind != "decode" and all(s.last for s in queue)
         each = self.costs.seconds(Work(chosen.work.model, "decode"), 1) if last else 0.0
         bucket = self.costs.best(chosen.work, len(queue), each)
         samples, rest = queue[:bucket], queue[bucket:]

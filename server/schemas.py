@@ -11,8 +11,10 @@ from server.errors import BadRequestError, InvalidJSONError
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["low", "normal", "high"]
+Quality = Literal["low", "medium", "high", "auto"]
 MAX_SEED = 2**63 - 1
 MAX_DEADLINE_MS = 3_600_000
+MAX_FID = 10_000
 
 
 def _index_or_name(value: Any) -> Any:
@@ -32,10 +34,30 @@ class GenerateRequest(BaseModel):
     )
     prompt: str | None = Field(None, description="Text, for models that are conditioned on text.")
     model: str | None = Field(None, description="Name of a loaded model; may be left out when one is loaded.")
-    steps: int = Field(
-        1,
-        description="Step budget: the most forward passes to spend, 1 to the full teacher's. "
+    steps: int | None = Field(
+        None,
+        description="Step budget: the most forward passes to spend, 1 (the default) to the full teacher's. "
         "The server picks the best plan within it.",
+    )
+    quality: Quality | None = Field(
+        None,
+        description="Instead of `steps`: `low` (the cheapest plan), `medium`, `high` (the best), or `auto` "
+        "(as good as the load allows within the server's `auto_latency_ms`).",
+    )
+    latency_budget_ms: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_DEADLINE_MS,
+        description="The best plan that is expected to be done within so many milliseconds; the cheapest one "
+        "where none is. A wish, unlike `deadline_ms`.",
+    )
+    min_quality: float | None = Field(
+        None, gt=0, le=MAX_FID, description="The highest measured FID to accept of a plan; lower is better."
+    )
+    brownout: bool = Field(
+        True,
+        description="Whether a cheaper plan may be used when the server is busy; the reply names both "
+        "plans. `false` waits, or is refused, instead.",
     )
     n: int = Field(1, ge=1, description="Number of images, up to the server's limit.")
     seed: int | None = Field(
@@ -43,6 +65,27 @@ class GenerateRequest(BaseModel):
         ge=0,
         le=MAX_SEED,
         description="Image i is a function of (seed, i); left out, the server draws a seed and reports it.",
+    )
+    receipt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=8192,
+        description="Instead of `label` or `prompt`: an image that was made before, to repeat, to refine "
+        "(`steps`) or to vary (`keep`).",
+    )
+    keep: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="With `receipt`: the share of blocks whose tokens are kept; the rest is drawn anew, "
+        "from `seed`.",
+    )
+    partial_images: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="With `Accept: text/event-stream`: most previews of an image before the final one; left "
+        "out, all that there are.",
     )
     format: ImageFormat | None = Field(
         None, description="`png` (default), `jpeg` or `webp`; left out, `Accept` may decide."
@@ -65,6 +108,7 @@ class ImageReply(BaseModel):
     format: ImageFormat
     width: int
     height: int
+    receipt: str = Field(description="All that the image follows from; also in the file's own metadata.")
     data: str = Field(description="The encoded image in base64.")
 
 
@@ -82,13 +126,39 @@ class GenerateReply(BaseModel):
 
     id: str
     model: str
-    plan: str = Field(description="The sampler that was picked within the budget.")
+    plan: str = Field(description="The sampler that was applied.")
+    requested_plan: str = Field(
+        description="The one that an idle server would have applied: another one where the load asked for it."
+    )
     steps: int = Field(description="Forward passes that this plan spends on each image.")
     seed: int
     images: list[ImageReply] = Field(
-        description="For each image `index`, `seed`, `format`, `width`, `height` and `data` (base64)."
+        description="For each image `index`, `seed`, `format`, `width`, `height`, `receipt` and `data`."
     )
     timings: Timings
+
+
+class ImageEvent(BaseModel):
+    """One `image` event of a stream: a picture of one image, complete, by one plan."""
+
+    id: str
+    model: str
+    plan: str = Field(description="The sampler that made this picture.")
+    steps: int = Field(description="Forward passes that this plan spends.")
+    requested_plan: str
+    seed: int
+    stage: int = Field(description="0 for the first picture of an image, and so on.")
+    final: bool = Field(description="False for a preview: a better picture of the same image follows.")
+    image: ImageReply
+    timings: Timings
+
+
+class DoneEvent(BaseModel):
+    """The `done` event, last of a stream."""
+
+    id: str
+    images: int
+    total_ms: float
 
 
 class ErrorBody(BaseModel):

@@ -69,6 +69,18 @@ class Settings(BaseSettings):
         description="`exact` (the same bytes in every batch) or `fast` (arithmetic shared between the images "
         "of a batch).",
     )
+    brownout_ms: float = Field(
+        2000.0,
+        ge=0.0,
+        le=3_600_000.0,
+        description="Milliseconds of waiting for others beyond which a cheaper plan is spent; 0 = never.",
+    )
+    auto_latency_ms: float = Field(
+        250.0,
+        ge=1.0,
+        le=3_600_000.0,
+        description="Milliseconds that `quality: auto` may take: the best plan expected to be done by then.",
+    )
     hang_timeout: float = Field(
         300.0, ge=0.1, description="Seconds after which a pass counts as hung and its process is replaced."
     )

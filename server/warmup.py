@@ -16,6 +16,7 @@ from server.costs import CostTable, Work
 from server.device import Done, Failed, Forward, NewImage
 from server.errors import ComputeError
 from server.jobs import Stage, stages
+from server.origins import Origin
 
 
 class _Device(Protocol):
@@ -80,7 +81,7 @@ async def _batch(plan: Plan, stage: Stage, numbers: list[int], device: _Device) 
         tuple(numbers),
         (stage.segment,) * len(numbers),
         len(numbers),
-        new=tuple(NewImage(number, plan, 0, 0, index) for index, number in enumerate(numbers)),
+        new=tuple(NewImage(number, plan, 0, Origin(0, index)) for index, number in enumerate(numbers)),
         cohort=numbers[0] if heavy else None,
     )
     answers = []

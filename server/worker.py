@@ -25,6 +25,7 @@ from pathlib import Path
 from dd_core.errors import DDError
 from dd_core.plan import Plan
 from server import device
+from server.backlog import Forecast
 from server.device import (
     Answer,
     Command,
@@ -63,11 +64,16 @@ PRELOAD = ["server.preload", "server.__main__"]
 _processes.set_forkserver_preload(PRELOAD)
 
 
+# Told of each picture as it comes: the image's place in its job, its pixels, and whether it is finished.
+Watch = Callable[[int, Pixels, bool], None]
+
+
 @dataclass(eq=False)
 class _Ticket:
     """Where a job's pixels go."""
 
     future: asyncio.Future[list[Pixels]]
+    watch: Watch | None = None
     pixels: dict[int, Pixels] = field(default_factory=dict)
 
 
@@ -187,8 +193,15 @@ class DeviceWorker:
         """Let the device forget images and cohorts."""
         self._send(Drop(tuple(numbers)))
 
-    def submit(self, job: Job) -> asyncio.Future[list[Pixels]]:
+    def forecast(self, job: Job) -> Forecast:
+        """Seconds until `job` would start and be done, were it submitted now."""
+        return self._scheduler.forecast(job, self._busy_seconds())
+
+    def submit(self, job: Job, watch: Watch | None = None) -> asyncio.Future[list[Pixels]]:
         """Queue a job; the future gives its images `[H, W, 3]` uint8 in order of their index.
+
+        Args:
+            watch: told of each picture as it comes, and of previews where the job asks for them.
 
         Raises:
             QueueFullError, DeadlineUnreachableError, DrainingError: refused; says when to come again.
@@ -208,7 +221,7 @@ class DeviceWorker:
                 f"{1e3 * refusal.finish:.0f} ms, after its deadline_ms",
             )
         future: asyncio.Future[list[Pixels]] = asyncio.get_running_loop().create_future()
-        self._tickets[job] = _Ticket(future)
+        self._tickets[job] = _Ticket(future, watch)
         self._kick()
         self._set_alarm()
         return future
@@ -288,12 +301,13 @@ class DeviceWorker:
             tuple(s.at.segment for s in work.samples),
             work.bucket,
             new=tuple(
-                NewImage(s.number, s.job.plan, s.job.condition, s.job.seed, s.index)
+                NewImage(s.number, s.job.plan, s.job.condition, s.job.origins[s.index])
                 for s in work.samples
                 if s.stage == 0
             ),
             cohort=work.cohort.number if work.cohort is not None else None,
             finishing=tuple(s.number for s in work.finishing),
+            previewing=tuple(s.number for s in work.previewing),
         )
 
     def _readable(self) -> None:
@@ -330,20 +344,26 @@ class DeviceWorker:
 
     def _finish(self, work: Pass, answer: Done) -> None:
         by_number = {s.number: s for s in work.samples}
+        watched: list[tuple[Watch, int, Pixels, bool]] = []
         for number, picture in answer.pictures.items():
             sample = by_number[number]
-            if sample.job in self._tickets:
-                self._tickets[sample.job].pixels[sample.index] = picture
+            ticket = self._tickets.get(sample.job)
+            if ticket is not None:
+                ticket.pixels[sample.index] = picture  # a preview is replaced by what comes of it
+                if ticket.watch is not None:
+                    watched.append((ticket.watch, sample.index, picture, sample.last))
         for number in answer.broken:
             log.error("an image of %s came out as no number", work.work.model)
             self._end(by_number[number].job, ComputeError("the model's output is not a number"))
-        discarded, decoded = sum(s.job.over for s in work.samples), len(work.finishing)
+        discarded, decoded = sum(s.job.over for s in work.samples), len(work.decoding)
         now = time.perf_counter()
         for job in self._scheduler.finish(work, answer.seconds, answer.decode_seconds, now):
             self._metrics.queue_wait.observe(job.queue_s)
-            ticket = self._tickets.pop(job)
-            if not ticket.future.done():
-                ticket.future.set_result([ticket.pixels[index] for index in range(job.count)])
+            over = self._tickets.pop(job)
+            if not over.future.done():
+                over.future.set_result([over.pixels[index] for index in range(job.count)])
+        for watch, index, picture, last in watched:  # now that the job's times are brought up to date
+            watch(index, picture, last)
         model, kind, _ = work.work
         if kind != "decode":
             self._metrics.executed(model, kind, len(work.samples), answer.seconds)

@@ -1,54 +1,43 @@
-"""`POST /generate`: validate → plan → queue → device → encode → reply."""
+"""`POST /generate`: validate → order → plan → queue → device → encode → reply."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import secrets
+import logging
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dd_core.errors import DDError
-from dd_core.plan import Plan
-from server.catalog import ServedModel
+from server.accounts import Account, accounted
 from server.engine import Engine
-from server.errors import (
-    ApiError,
-    BadRequestError,
-    DeadlineError,
-    DeadlineUnreachableError,
-    DrainingError,
-    MediaTypeError,
-    OutOfMemoryError,
-    QueueFullError,
-    UnavailableError,
-)
+from server.errors import MediaTypeError, error_body, internal_body
 from server.facts import note
-from server.images import MEDIA_TYPES, Pixels
+from server.images import MEDIA_TYPES, Encoder, Pixels
 from server.jobs import Job
-from server.metrics import UNKNOWN
 from server.negotiation import ReplyForm, negotiate
-from server.schemas import ErrorReply, GenerateReply, GenerateRequest, Priority, parse_generate
-from server.state import Phase, ServerState, state_of
+from server.orders import Order, addressed, place
+from server.refine import Refinement, rungs
+from server.replies import event, facts, image_entry, json_reply, milliseconds, raw_reply, timings
+from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent, parse_generate
+from server.state import state_of
+from server.streams import EventStream
 
+log = logging.getLogger("dd_server")
 router = APIRouter(tags=["generate"])
 
-# Seeds that the server draws fit a JavaScript number and are short enough to type.
-_DRAWN_SEEDS = 2**32
-_PRIORITIES: dict[Priority, int] = {"low": -1, "normal": 0, "high": 1}
-_CLIENT_LEFT = 499  # the customary status; nobody reads it
-_ERRORS: dict[int | str, dict[str, Any]] = {
+CLIENT_LEFT = 499  # the customary status; nobody reads it
+ERRORS: dict[int | str, dict[str, Any]] = {
     400: {
         "model": ErrorReply,
         "description": "The request contradicts the contract; `param` names the field.",
     },
     404: {"model": ErrorReply, "description": "No model of that name is loaded."},
     406: {"model": ErrorReply, "description": "`Accept` admits nothing that can be sent."},
+    409: {"model": ErrorReply, "description": "A receipt of weights or of a plan that are not here."},
     413: {"model": ErrorReply, "description": "The body is too long."},
     415: {"model": ErrorReply, "description": "The body is not declared as JSON."},
     429: {"model": ErrorReply, "description": "The queue is full; `Retry-After` says for how long."},
@@ -70,18 +59,27 @@ _BODY = {
         },
     }
 }
-_IMAGES: dict[str, Any] = {
+IMAGES: dict[str, Any] = {
     name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES.values()
 }
-
-
-@dataclass
-class _Labels:
-    """What a request is counted under; filled in as it becomes known."""
-
-    model: str = UNKNOWN
-    plan: str = UNKNOWN
-    outcome: str = "error"
+_EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "Events `image`, then one `done` or `error`.",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"enum": ["image", "done", "error"]},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "description": f"Of `image`: {', '.join(ImageEvent.model_fields)}. Of `done`: "
+                    f"{', '.join(DoneEvent.model_fields)}. Of `error`: as in every error.",
+                },
+            },
+        }
+    }
+}
 
 
 @router.post(
@@ -91,91 +89,76 @@ class _Labels:
     responses={
         200: {
             "model": GenerateReply,
-            "content": _IMAGES,
-            "description": "JSON with base64, or one image's bytes when `Accept` names an image type "
-            "(the facts are then in `X-DD-*` headers).",
+            "content": {**IMAGES, **_EVENTS},
+            "description": "JSON with base64; or one image's bytes when `Accept` names an image type "
+            "(the facts are then in `X-DD-*` headers); or, for `text/event-stream`, pictures as they come.",
         },
-        **_ERRORS,
+        **ERRORS,
     },
     openapi_extra=_BODY,
 )
 async def generate(request: Request) -> Response:
-    """Images of one class from one seed, with the best plan within the step budget."""
+    """Images of one class from one seed, with the best plan within the budget; or of a receipt."""
     state = state_of(request)
-    arrived: float = request.state.arrived
-    labels = _Labels()
-    state.metrics.inflight.inc()
-    try:
-        response = await _generate(request, state, labels, arrived)
-        labels.outcome = "canceled" if response.status_code == _CLIENT_LEFT else "ok"
-        return response
-    except asyncio.CancelledError:
-        if state.phase is not Phase.DRAINING:
-            labels.outcome = "canceled"
-            raise
-        labels.outcome = "rejected"
-        raise DrainingError("the server shut down before this was done", retry_after=1) from None
-    except DDError as error:
-        labels.outcome = _outcome(error)
-        raise
-    finally:
-        state.metrics.inflight.dec()
-        note(request, model=labels.model, plan=labels.plan, outcome=labels.outcome)
-        state.metrics.request(labels.model, labels.plan, labels.outcome, time.perf_counter() - arrived)
+    with accounted(request, state) as account:
+        engine, encoder = state.accepting()
+        check_json(request)
+        body = parse_generate(await request.body())
+        form = negotiate(request.headers.get("accept"), body.format, body.n)
+        model, receipt = addressed(body, state, stream=form.stream)
+        account.addressed(model.name)
+        order = place(body, model, receipt, state.settings, engine, account.arrived, stream=form.stream)
+        account.ordered(order)
+        note(request, priority=body.priority)
+        if form.stream:
+            refinement = begin_refinement(engine, order, body.partial_images)
+            account.lasting = True
+            return EventStream(_events(request.state.request_id, account, encoder, order, refinement, form))
+        return await fulfil(request, account, engine, encoder, order, form)
 
 
-def _outcome(error: DDError) -> str:
-    if isinstance(error, (QueueFullError, UnavailableError)):
-        return "rejected"
-    if isinstance(error, (DeadlineError, DeadlineUnreachableError)):
-        return "deadline"
-    if isinstance(error, OutOfMemoryError):
-        return "oom"
-    return "error" if isinstance(error, ApiError) and error.status >= 500 else "invalid"
-
-
-async def _generate(request: Request, state: ServerState, labels: _Labels, arrived: float) -> Response:
-    engine, encoder = state.accepting()
+def check_json(request: Request) -> None:
+    """Raises MediaTypeError where the body is declared to be something other than JSON."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise MediaTypeError("send the body as JSON, with content-type: application/json")
-    body = parse_generate(await request.body())
-    model = state.models().find(body.model)
-    labels.model = model.name
-    plan = model.budgets.pick(body.steps).plan
-    labels.plan = plan.name
-    label = model.condition(body)
-    if body.n > state.settings.max_images:
-        raise BadRequestError(f"n must be from 1 to {state.settings.max_images}", param="n")
-    form = negotiate(request.headers.get("accept"), body.format, body.n)
-    seed = secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else body.seed
 
-    deadline = None if body.deadline_ms is None else arrived + body.deadline_ms / 1e3
-    priority = _PRIORITIES[body.priority]
-    job = Job(model.name, plan, label, seed, body.n, time.perf_counter(), priority, deadline)
-    note(request, steps=plan.cost, n=body.n, priority=body.priority)
-    pixels = await _pixels_while_connected(request, engine, job)
-    note(request, queue_ms=_ms(job.queue_s), compute_ms=_ms(job.compute_s))
+
+async def fulfil(
+    request: Request,
+    account: Account,
+    engine: Engine,
+    encoder: Encoder,
+    order: Order,
+    form: ReplyForm,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """Make the images of an order and answer in one piece; `headers` go onto a raw reply."""
+    job = order.job(order.plan)
+    pixels = await pixels_while_connected(request, engine, job)
+    note(request, queue_ms=milliseconds(job.queue_s), compute_ms=milliseconds(job.compute_s))
     if pixels is None:
-        return Response(status_code=_CLIENT_LEFT)
+        account.outcome = "canceled"
+        return Response(status_code=CLIENT_LEFT)
     started = time.perf_counter()
-    files = await encoder.encode_all(pixels, form.image_format)
+    receipts = [order.receipt(index, order.plan) for index in range(len(pixels))]
+    files = await encoder.encode_all(pixels, form.image_format, receipts)
     encoded = time.perf_counter()
-    state.metrics.encode[form.image_format].observe(encoded - started)
-    state.metrics.delivered(model.name, plan.name, len(files))
-    timings = {
-        "queue_ms": _ms(job.queue_s),
-        "compute_ms": _ms(job.compute_s),
-        "encode_ms": _ms(encoded - started),
-        "total_ms": _ms(encoded - arrived),
-    }
+    state_of(request).metrics.encode[form.image_format].observe(encoded - started)
+    account.delivered(order.plan.name, len(files))
+    account.outcome = "ok"
     identity = request.state.request_id
+    times = timings(job, encoded - started, encoded - account.arrived)
     if form.raw:
-        return _raw_reply(identity, model, plan, seed, files[0], form, timings)
-    return _json_reply(identity, model, plan, seed, files, pixels, form, timings)
+        return raw_reply(order, identity, files[0], form.image_format, receipts[0], times, headers)
+    images = [
+        image_entry(order, index, picture, file, form.image_format, receipt)
+        for index, (picture, file, receipt) in enumerate(zip(pixels, files, receipts, strict=True))
+    ]
+    return json_reply(order, identity, images, times)
 
 
-async def _pixels_while_connected(request: Request, engine: Engine, job: Job) -> list[Pixels] | None:
+async def pixels_while_connected(request: Request, engine: Engine, job: Job) -> list[Pixels] | None:
     """The job's images, or None if the client leaves first: then nothing more is computed for it."""
     answer = engine.submit(job)
     left = asyncio.ensure_future(_client_leaves(request))
@@ -193,60 +176,49 @@ async def _client_leaves(request: Request) -> None:
         pass
 
 
-def _ms(seconds: float) -> float:
-    return round(1e3 * seconds, 3)
+def begin_refinement(engine: Engine, order: Order, previews: int | None) -> Refinement:
+    """The stream of an order, whose first pass waits already: what is refused is refused with its status."""
+    refinement = Refinement(engine, order, rungs(order.model.budgets.ladder, order.plan, previews))
+    refinement.begin()
+    return refinement
 
 
-def _json_reply(
+async def _events(
     identity: str,
-    model: ServedModel,
-    plan: Plan,
-    seed: int,
-    files: list[bytes],
-    pixels: list[Pixels],
+    account: Account,
+    encoder: Encoder,
+    order: Order,
+    refinement: Refinement,
     form: ReplyForm,
-    timings: dict[str, float],
-) -> Response:
-    images = [
-        {
-            "index": index,
-            "seed": seed,
-            "format": form.image_format,
-            "width": image.shape[1],
-            "height": image.shape[0],
-            "data": base64.b64encode(file).decode("ascii"),
-        }
-        for index, (file, image) in enumerate(zip(files, pixels, strict=True))
-    ]
-    reply = {
-        "id": identity,
-        "model": model.name,
-        "plan": plan.name,
-        "steps": plan.cost,
-        "seed": seed,
-        "images": images,
-        "timings": timings,
-    }
-    return Response(orjson.dumps(reply), media_type="application/json", headers={"vary": "accept"})
-
-
-def _raw_reply(
-    identity: str,
-    model: ServedModel,
-    plan: Plan,
-    seed: int,
-    file: bytes,
-    form: ReplyForm,
-    timings: dict[str, float],
-) -> Response:
-    facts: dict[str, object] = {
-        "id": identity,
-        "model": model.name,
-        "plan": plan.name,
-        "steps": plan.cost,
-        "seed": seed,
-        "index": 0,
-        **{name.replace("_", "-"): value for name, value in timings.items()},
-    }
-    headers = {f"x-dd-{name}": str(value) for name, value in facts.items()}
-    return Response(file, media_type=MEDIA_TYPES[form.image_format], headers={"vary": "accept", **headers})
+) -> AsyncGenerator[bytes, None]:
+    """An `image` event for each picture, then `done`; or `error`, for what goes wrong on the way."""
+    try:
+        with account.watched():
+            async for picture in refinement.pictures():
+                started = time.perf_counter()
+                receipt = order.receipt(picture.index, picture.plan)
+                [file] = await encoder.encode_all([picture.pixels], form.image_format, [receipt])
+                encoded = time.perf_counter()
+                account.pictured(picture.plan.name, form.image_format, encoded - started)
+                entry = image_entry(order, picture.index, picture.pixels, file, form.image_format, receipt)
+                yield event(
+                    "image",
+                    {
+                        **facts(order, picture.plan, identity),
+                        "stage": picture.stage,
+                        "final": picture.final,
+                        "image": entry,
+                        "timings": timings(picture.job, encoded - started, encoded - account.arrived),
+                    },
+                )
+            account.outcome = "ok"
+            total = milliseconds(time.perf_counter() - account.arrived)
+            yield event("done", {"id": identity, "images": len(order.origins), "total_ms": total})
+    except DDError as error:
+        yield event("error", error_body(error))
+    except Exception:
+        log.exception("request %s: its stream failed", identity)
+        yield event("error", internal_body())
+    finally:
+        refinement.end()
+        account.close()

@@ -45,7 +45,7 @@ def test_descendants_are_children_and_theirs() -> None:
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
-        while len(descendants(os.getpid())) < 2 and time.monotonic() < deadline:
+        while not descendants(process.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
         below = descendants(process.pid)
         assert len(below) == 1 and {process.pid, *below} <= set(descendants(os.getpid()))

@@ -27,7 +27,8 @@ from tests.server.harness import Running, eventually
 # How many of a hundred cases; the rest are servable.
 VALID, INVALID = 30, 45
 ACCEPTS = [
-    *([None] * 4), "application/json", "*/*", "image/*", "image/png", "image/webp, application/json;q=0.5",
+    *([None] * 4), "application/json", "*/*", "text/event-stream", "image/*",
+    "image/png", "image/webp, application/json;q=0.5",
     "image/jpeg;q=2", "text/html", "image/png;q=x, ;;,", ",", "a" * 2000,
 ]  # fmt: skip
 _DEADLINE = {(503, "deadline_unreachable"), (504, "deadline_exceeded")}
@@ -39,6 +40,9 @@ _SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=False,
 )
+
+# Of a valid request these may be anything; the others depend on the model or exclude one another.
+_FREE = {"format", "priority", "deadline_ms", "brownout", "latency_budget_ms"}
 
 Seen = Counter[tuple[str, int]]
 
@@ -126,7 +130,7 @@ class Fuzzer:
         @st.composite
         def draw_servable(draw: st.DrawFn) -> Case:
             case = draw(valid.filter(lambda case: isinstance(case.body, dict)))
-            kept = {name: value for name, value in case.body.items() if name not in ("prompt", "model")}
+            kept = {name: value for name, value in case.body.items() if name in _FREE}
             case.body = kept | {name: draw(strategy) for name, strategy in fields.items()}
             return case
 

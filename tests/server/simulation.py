@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from dd_core.plan import Plan
 from server.costs import CostTable, Work, buckets_up_to
 from server.jobs import Job, Pass
+from server.origins import origins_of
 from server.scheduler import Policy, Refusal, Scheduler
 
 STUDENT_S, TEACHER_S, DECODE_S = 0.010, 0.008, 0.004
@@ -28,7 +29,7 @@ def costs(limit: int = 8, plans: Iterable[Plan] = ()) -> CostTable:
 
 def job(plan: Plan, at: float = 0.0, count: int = 1, **more: object) -> Job:
     """A request for images of class 3 at a time."""
-    return Job("tiny", plan, 3, 0, count, at, **more)  # type: ignore[arg-type]
+    return Job("tiny", plan, 3, origins_of(0, count), at, **more)  # type: ignore[arg-type]
 
 
 @dataclass

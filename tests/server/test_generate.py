@@ -30,11 +30,13 @@ def test_the_json_reply_has_every_field_of_the_contract(server: Running) -> None
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "application/json"
     body = reply.json()
-    assert set(body) == {"id", "model", "plan", "steps", "seed", "images", "timings"}
+    assert set(body) == {"id", "model", "plan", "steps", "requested_plan", "seed", "images", "timings"}
+    assert body["requested_plan"] == "dd-1"
     assert (body["model"], body["plan"], body["steps"], body["seed"]) == ("tiny", "dd-1", 1, 7)
     assert body["id"] == reply.headers["x-request-id"]
     [image] = body["images"]
-    data = image.pop("data")
+    data, receipt = image.pop("data"), image.pop("receipt")
+    assert receipt.startswith("dd1.")
     assert image == {"index": 0, "seed": 7, "format": "png", "width": 32, "height": 32}
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (32, 32)
     times = body["timings"]

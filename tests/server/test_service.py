@@ -129,8 +129,8 @@ def test_metrics_count_what_happened(bundle_folder: Path) -> None:
         assert names <= set(families)
         count = live.metric
         assert count("dd_requests_total", model="tiny", plan="dd-1", outcome="ok") == 1
-        assert count("dd_requests_total", model="tiny", plan="dd-1", outcome="invalid") == 1
-        assert count("dd_requests_total", model="tiny", plan="none", outcome="invalid") == 1
+        assert count("dd_requests_total", model="tiny", plan="none", outcome="invalid") == 2
+        assert count("dd_requests_total", model="none", plan="none", outcome="invalid") == 0
         assert count("dd_images_total", model="tiny", plan="dd-1") == 3
         assert count("dd_encode_seconds_count", format="webp") == 1
         assert count("dd_batch_size_sum") == 3
@@ -151,7 +151,14 @@ def test_html_forbids_outside_resources(server: Running) -> None:
 
 def test_the_description_covers_the_contract(server: Running) -> None:
     description = server.client.get("/openapi.json").json()
-    assert set(description["paths"]) == {"/generate", "/models", "/healthz", "/readyz", "/metrics"}
+    assert set(description["paths"]) == {
+        "/generate",
+        "/images/{receipt}",
+        "/models",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
     operation = description["paths"]["/generate"]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == {
@@ -164,6 +171,13 @@ def test_the_description_covers_the_contract(server: Running) -> None:
         "format",
         "priority",
         "deadline_ms",
+        "quality",
+        "latency_budget_ms",
+        "min_quality",
+        "brownout",
+        "receipt",
+        "keep",
+        "partial_images",
     }
     assert schema["additionalProperties"] is False
     assert {"200", "400", "404", "406", "413", "415", "429", "500", "503", "504"} <= set(

@@ -1,0 +1,199 @@
+"""`Accept: text/event-stream`: previews that become the picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from dd_core import plan
+from dd_core.bundle import Bundle
+from dd_core.plan import Preset
+from dd_core.sampling import sample_codes
+from server.refine import Rung, rungs
+from tests.server.harness import Gate, Running, busy, eventually, running
+from tests.server.test_errors import refused
+
+EVENTS = {"accept": "text/event-stream"}
+T = 64
+
+
+def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """The events of a stream, by the rules of server-sent events."""
+    found = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        found.append((fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def stream(live: Running, **body: object) -> list[tuple[str, dict[str, Any]]]:
+    reply = live.post({"label": "ship", "seed": 7, **body}, **EVENTS)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.headers["cache-control"] == "no-store"
+    return parse(reply.text)
+
+
+def test_each_picture_is_that_of_its_plan_and_the_last_is_final(server: Running) -> None:
+    """Budgets 1, 2, 12, 21 and 64: every picture of the stream equals the one asked for alone."""
+    events = stream(server, steps=64)
+    assert [name for name, _ in events] == ["image"] * 5 + ["done"]
+    pictures = [data for _, data in events[:-1]]
+    assert [p["plan"] for p in pictures] == [
+        "dd-1",
+        "dd-2",
+        "pre-trained-11-21",
+        "pre-trained-1-21",
+        "teacher",
+    ]
+    assert [p["stage"] for p in pictures] == [0, 1, 2, 3, 4]
+    assert [p["final"] for p in pictures] == [False] * 4 + [True]
+    for picture in pictures:
+        alone = server.post({"label": "ship", "seed": 7, "steps": picture["steps"]}).json()
+        assert alone["plan"] == picture["plan"]
+        assert alone["images"][0] == picture["image"]
+    totals = [p["timings"]["total_ms"] for p in pictures]
+    assert totals == sorted(totals)
+    assert events[-1][1]["images"] == 1
+
+
+def test_by_default_it_ends_with_the_best_plan_that_has_a_student(server: Running) -> None:
+    assert [data["plan"] for name, data in stream(server) if name == "image"][-1] == "pre-trained-1-21"
+
+
+def test_two_steps_cost_two_passes_in_a_stream_too(bundle_folder: Path, gate: Gate) -> None:
+    """The one-step picture is decoded on the way: its pass is not run twice."""
+    with running(bundle_folder, gate) as live:
+        gate.calls[:] = []
+        assert [data["plan"] for _, data in stream(live, steps=2)[:-1]] == ["dd-1", "dd-2"]
+        assert len(gate.calls) == 2
+
+
+def test_the_tokens_before_the_second_step_are_those_of_the_preview(bundle: Bundle) -> None:
+    """What the stream promises, on the codes themselves."""
+    one, two = plan.one_step(T), plan.few_steps(T, 20)
+    with torch.inference_mode():
+        first = sample_codes(bundle.sampler, one, [8], [(7, 0)])
+        second = sample_codes(bundle.sampler, two, [8], [(7, 0)])
+    assert torch.equal(first[:, :20], second[:, :20])
+    assert not torch.equal(first[:, 20:], second[:, 20:])
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_previews_can_be_limited(server: Running, most: int) -> None:
+    found = [data for name, data in stream(server, steps=21, partial_images=most) if name == "image"]
+    assert len(found) == 1 + most
+    assert [data["final"] for data in found] == [False] * most + [True]
+    assert found[-1]["plan"] == "pre-trained-1-21"
+
+
+def test_every_image_of_a_request_has_its_previews(server: Running) -> None:
+    found = [data for name, data in stream(server, steps=2, n=3, format="webp") if name == "image"]
+    assert sorted((data["image"]["index"], data["stage"]) for data in found) == [
+        (index, stage) for index in range(3) for stage in range(2)
+    ]
+    first = base64.b64decode(found[0]["image"]["data"])
+    assert Image.open(io.BytesIO(first)).format == "WEBP"
+
+
+def test_rungs_share_a_jump_only_where_it_is_the_same() -> None:
+    one, two = plan.one_step(T), plan.few_steps(T, 20)
+    hybrid, teacher = plan.hybrid(T, 0, 20), plan.teacher(T)
+    ladder = [Preset(p) for p in (one, two, hybrid, teacher)]
+    assert rungs(ladder, teacher, None) == [Rung(two, one), Rung(hybrid), Rung(teacher)]
+    assert rungs(ladder, one, None) == [Rung(one)]
+    other_split = plan.few_steps(T, 20, split=30)
+    assert rungs([Preset(one), Preset(other_split)], other_split, None) == [Rung(one), Rung(other_split)]
+    shared = plan.hybrid(T, 10, 20)
+    assert rungs([Preset(one), Preset(shared)], shared, None) == [Rung(shared, one)]
+
+
+def test_a_stream_that_cannot_begin_is_refused_with_its_status(bundle_folder: Path, gate: Gate) -> None:
+    with running(bundle_folder, gate, queue_size=1, max_images=1) as live, ThreadPoolExecutor(4) as pool:
+        first = busy(live, gate, pool)
+        second = pool.submit(live.post, {"label": 1})
+        eventually(lambda: live.depth == 1, "the queue is full")
+        refused(live.post({"label": 2}, **EVENTS), 429, "queue_full")
+        gate.open.set()
+        assert first.result().status_code == second.result().status_code == 200
+
+
+def test_a_bad_request_for_a_stream_has_the_envelope(server: Running) -> None:
+    refused(server.post({"label": "nothing"}, **EVENTS), 400, "invalid_request", "label")
+
+
+def test_what_fails_on_the_way_is_an_error_event(bundle_folder: Path, gate: Gate) -> None:
+    with (
+        running(bundle_folder, gate) as live,
+        live.client.stream(
+            "POST", "/generate", json={"label": 4, "seed": 1, "steps": 21}, headers=EVENTS
+        ) as reply,
+    ):
+        lines = reply.iter_lines()
+        assert next(lines) == "event: image"
+        gate.poisoned.value = 4
+        rest = "\n".join(lines)
+        assert "event: error" in rest
+        assert '"compute_failed"' in rest
+        assert "secret" not in rest
+        assert "event: done" not in rest
+        eventually(lambda: live.metric("dd_inflight_requests") == 0, "the stream is over")
+        assert live.metric("dd_requests_total", model="tiny", plan="pre-trained-1-21", outcome="error") == 1
+
+
+def test_when_the_client_leaves_the_rest_is_not_computed(bundle_folder: Path, gate: Gate) -> None:
+    with running(bundle_folder, gate) as live:
+        gate.calls[:] = []
+        with live.client.stream(
+            "POST", "/generate", json={"label": 4, "seed": 1, "steps": 64}, headers=EVENTS
+        ) as reply:
+            assert next(reply.iter_lines()) == "event: image"
+            gate.open.clear()
+        eventually(lambda: live.metric("dd_inflight_requests") == 0, "the request is over")
+        gate.open.set()
+        assert live.metric("dd_requests_total", model="tiny", plan="teacher", outcome="canceled") == 1
+        assert live.post({"label": 0}).status_code == 200
+        assert live.metric("dd_images_total", model="tiny", plan="teacher") == 0
+        assert live.metric("dd_queue_depth") == 0
+
+
+def test_the_time_to_the_first_picture_is_a_metric(bundle_folder: Path) -> None:
+    with running(bundle_folder) as live:
+        stream(live, steps=2)
+        assert live.metric("dd_time_to_first_preview_seconds_count") == 1
+        assert live.metric("dd_images_total", model="tiny", plan="dd-1") == 1
+        assert live.metric("dd_images_total", model="tiny", plan="dd-2") == 1
+        assert live.metric("dd_requests_total", model="tiny", plan="dd-2", outcome="ok") == 1
+
+
+def test_a_device_that_dies_meanwhile_sends_no_picture_twice(bundle_folder: Path, gate: Gate) -> None:
+    with running(bundle_folder, gate) as live:
+        events: list[tuple[str, dict[str, Any]]] = []
+
+        def ask() -> None:
+            events.extend(stream(live, label=3, steps=2))
+
+        gate.open.clear()
+        gate.calls[:] = []
+        asking = threading.Thread(target=ask)
+        asking.start()
+        eventually(lambda: len(gate.calls) == 1, "the first pass runs")
+        gate.deadly.value = 3
+        gate.open.set()
+        eventually(lambda: live.metric("dd_worker_restarts_total") == 1, "the device died")
+        gate.deadly.value = -1
+        asking.join()
+    assert [data["plan"] for name, data in events if name == "image"] == ["dd-1", "dd-2"]
+
+
+def test_partial_images_belong_to_a_stream(server: Running) -> None:
+    refused(server.post({"label": 0, "partial_images": 1}), 400, "invalid_request", "partial_images")
