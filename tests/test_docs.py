@@ -13,7 +13,8 @@ from server import errors
 from server.__main__ import app as cli
 from server.app import create_app
 from server.metrics import OUTCOMES, Metrics
-from server.schemas import GenerateReply, GenerateRequest, ImageReply, Timings, parse_generate
+from server.parsing import parse_generate
+from server.schemas import GenerateReply, GenerateRequest, ImageReply, Timings
 from server.settings import ENV_PREFIX, Settings, show
 
 ROOT = Path(__file__).parent.parent

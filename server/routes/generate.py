@@ -20,9 +20,10 @@ from server.images import MEDIA_TYPES, Encoder, Pixels
 from server.jobs import Job
 from server.negotiation import ReplyForm, negotiate
 from server.orders import Order, addressed, place
+from server.parsing import parse_generate
 from server.refine import Refinement, rungs
 from server.replies import event, facts, image_entry, json_reply, milliseconds, raw_reply, timings
-from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent, parse_generate
+from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent
 from server.state import state_of
 from server.streams import EventStream
 
