@@ -31,6 +31,7 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.plan import Preset
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
+from training import text
 from training.data import CIFAR10_CLASSES, ImageSet, cifar10, lpips_weights
 from training.decoder import decoder_stage
 from training.distill import distill_stage
@@ -59,22 +60,40 @@ class Run:
 
 
 def train_images(run: Run) -> ImageSet:
-    """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe)."""
+    """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe).
+
+    Of pictograms: every view of every picture that is not held out, labelled with the picture's number.
+    """
+    if run.recipe.data == "pictograms":
+        return text.train_images(run.recipe)
     return cifar10("train").first(run.recipe.train_images)
 
 
 def train_tokenizer(run: Run) -> None:
     """Stage (a), and the tokens of all training images."""
     images = train_images(run)
-    stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device)
+    first = _first_tokenizer(run) if run.recipe.tokenizer_from else None
+    stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device, first)
     if _run(run, stage, ema, VQTokenizer(run.recipe.vq)):
         write_tokens(run)
+
+
+def _first_tokenizer(run: Run) -> VQTokenizer:
+    bundle = load_bundle(str(run.recipe.tokenizer_from), run.device)
+    tokenizer = bundle.sampler.tokenizer
+    if bundle.manifest.vq != run.recipe.vq or not isinstance(tokenizer, VQTokenizer):
+        raise RecipeError(
+            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: {bundle.manifest.vq}",
+            param="tokenizer_from",
+        )
+    return tokenizer
 
 
 def write_tokens(run: Run) -> None:
     """`tokens.safetensors`: the codes of all training images and of their mirror images."""
     images = train_images(run)
-    tokens = encode_all(load_tokenizer(run), images, run.device)
+    mirrored = run.recipe.data == "cifar10"  # pictograms have mirrored views of their own
+    tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
     save_file(
         {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
     )
