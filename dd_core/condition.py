@@ -89,6 +89,16 @@ def stacked(conds: Sequence[Condition]) -> Condition:
     return TextCondition(torch.cat([c.states_BTN for c in texts]), torch.cat([c.mask_BT for c in texts]))
 
 
+def select(first_B: Tensor, a: Condition, b: Condition) -> Condition:
+    """Rows of `a` where `first_B` is True, else of `b`."""
+    if isinstance(a, Tensor):
+        assert isinstance(b, Tensor)
+        return torch.where(first_B, a, b)
+    assert isinstance(b, TextCondition)
+    states = torch.where(first_B[:, None, None], a.states_BTN, b.states_BTN)
+    return TextCondition(states, torch.where(first_B[:, None], a.mask_BT, b.mask_BT))
+
+
 def padded(cond: Condition, idle: int) -> Condition:
     """`idle` more rows, of class 0 or of a text that is all padding."""
     if isinstance(cond, Tensor):

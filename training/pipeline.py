@@ -12,6 +12,7 @@ export    ─▶ bundle/
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +32,8 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.plan import Preset
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
-from training import text
+from training import captions, text
+from training.conditions import Conditions
 from training.data import CIFAR10_CLASSES, ImageSet, cifar10, lpips_weights
 from training.decoder import decoder_stage
 from training.distill import distill_stage
@@ -45,6 +47,7 @@ from training.report import Row, read_rows
 from training.teacher import draw_settings, teacher_stage
 from training.tokenizer import encode_all, tokenizer_stage
 
+_CAPTIONS, _PROMPTS = "captions.safetensors", "prompts.safetensors"
 M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger("dd_train")
 
@@ -142,27 +145,60 @@ def start_from(run: Run, source: str | Path) -> None:
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
     tokens = _read(run, "tokens", "tokenizer")
+    conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
     stage, ema = teacher_stage(
-        run.recipe, tokens["tokens"], tokens["labels"].long(), load_tokenizer(run), run.device
+        run.recipe, tokens["tokens"], tokens["labels"].long(), load_tokenizer(run), run.device, conditions
     )
     _run(run, stage, ema, LlamaGenTeacher(run.recipe.gpt))
 
 
-def generate_pairs(run: Run) -> None:
-    """Stage (c)."""
+def generate_pairs(run: Run, prompts: Path | None = None) -> None:
+    """Stage (c). For a model of texts, of the prompts of a file, or of the captions of the pictures.
+
+    Pairs need prompts alone, no images: `pairs/prompts.txt` keeps them, and settles them for this run.
+
+    Raises:
+        RecipeError: an earlier stage is missing, prompts for a model of classes, or pairs of others.
+    """
     tokenizer, teacher = load_tokenizer(run), load_teacher(run)
+    conditions: int | Conditions = run.recipe.gpt.num_classes
+    digest = ""
+    if run.recipe.text is not None:
+        lines = pair_prompts(run, prompts)
+        conditions = text.prompt_conditions(run.recipe, lines, run.out / _PROMPTS)
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    elif prompts is not None:
+        raise RecipeError(f"the recipe {run.recipe.name!r} is conditioned on classes", param="prompts")
     sampler = Sampler(
         run.recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(run.recipe), device=run.device
     )
     make_pairs(
         sampler,
         run.recipe.pairs,
-        run.recipe.gpt.num_classes,
+        conditions,
         run.out / "pairs",
         seed=run.recipe.seed + 1,
         identity=weights_digest(teacher, tokenizer.codebook_VC),
+        prompts=digest,
         stop_after=run.stop_after,
     )
+
+
+def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
+    """The prompts that the run's pairs are of; `pairs/prompts.txt` holds them from the first call on."""
+    kept = run.out / "pairs" / "prompts.txt"
+    lines = captions.read_prompts(file) if file else None
+    if kept.exists():
+        found = captions.read_prompts(kept)
+        if lines is not None and lines != found:
+            raise RecipeError(
+                f"{kept.parent} holds pairs of other prompts; choose another --out", param="prompts"
+            )
+        return found
+    lines = lines or text.train_prompts(run.recipe)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return lines
 
 
 def distill(run: Run) -> None:
@@ -172,8 +208,11 @@ def distill(run: Run) -> None:
     first = None
     if run.recipe.distill.start == "student":
         first = _load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
+    conditions = None
+    if run.recipe.text is not None:
+        conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS)
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first
+        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions
     )
     _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
 
@@ -181,8 +220,11 @@ def distill(run: Run) -> None:
 def load_sampler(run: Run) -> Sampler:
     """All models of the run, for evaluation and export."""
     tokenizer, recipe = load_drawing_tokenizer(run), run.recipe
-    pairs = load_pairs(run.out / "pairs")
-    frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
+    frequency = None
+    if recipe.text is None:
+        pairs = load_pairs(run.out / "pairs")
+        frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
+        frequency = frequency.to(run.device)
     student = _load(run, LlamaGenStudent(recipe.gpt), "student", "distill")
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(
@@ -190,7 +232,7 @@ def load_sampler(run: Run) -> Sampler:
         tokenizer,
         student,
         load_teacher(run),
-        frequency.to(run.device),
+        frequency,
         draw_settings(recipe),
         flow,
         run.device,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dd_core.errors import RecipeError
 from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.text.config import MiniLMConfig
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class EvaluateRecipe:
 class Recipe:
     """Everything that `dd-train` needs to make a bundle.
 
-    `data` is what the images are: CIFAR-10 with its classes, or the pictograms with their captions.
+    `data` is what the images are: CIFAR-10 with its classes, or the pictograms with their captions,
+    which `text` encodes.
     `tokenizer_from` names a bundle whose tokenizer, of the same architecture, stage (a) begins with.
     """
 
@@ -151,6 +153,7 @@ class Recipe:
     preview_every: int = 1200
     train_images: int = field(default=50_000)
     data: Literal["cifar10", "pictograms"] = "cifar10"
+    text: MiniLMConfig | None = None
     tokenizer_from: str | None = None
 
 
@@ -201,6 +204,7 @@ RECIPES["text-tiny"] = dataclasses.replace(
     RECIPES["tiny"],
     name="text-tiny",
     data="pictograms",
+    text=MiniLMConfig(length=8, vocabulary=13, dim=32, layers=2, heads=4, hidden=48),
     gpt=GPTConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=8, text_dim=32
     ),
@@ -210,6 +214,7 @@ RECIPES["text-tiny"] = dataclasses.replace(
 RECIPES["text-cpu"] = Recipe(
     name="text-cpu",
     data="pictograms",
+    text=MiniLMConfig(),
     vq=VQConfig(1024, 8, 128, 32, (1, 2, 4), 1),
     gpt=GPTConfig(
         layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, text_tokens=16, text_dim=384

@@ -101,4 +101,5 @@ def _mended(text: str) -> str:
         return text
     import ftfy
 
-    return ftfy.fix_text(text)
+    mended: str = ftfy.fix_text(text)
+    return mended

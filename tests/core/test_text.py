@@ -90,8 +90,7 @@ def test_threads_get_what_one_thread_gets(encoder: PromptEncoder) -> None:
     found: list[bool] = []
 
     def ask() -> None:
-        for _ in range(10):
-            found.append(torch.equal(encoder.encode(PROMPTS).states_BTN, expected))
+        found.extend(torch.equal(encoder.encode(PROMPTS).states_BTN, expected) for _ in range(10))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for t in threads:
