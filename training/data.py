@@ -49,6 +49,15 @@ _INCEPTION_WHEEL = Package(
 
 
 @dataclass(frozen=True)
+class About:
+    """What a bundle says of its data; `classes` is empty where texts are the condition."""
+
+    description: str
+    classes: tuple[str, ...]
+    data: str
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Images `[N, 3, 32, 32]` uint8 and labels `[N]` int64."""
 

@@ -34,10 +34,10 @@ from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
 from training import captions, text
 from training.conditions import Conditions
-from training.data import CIFAR10_CLASSES, ImageSet, cifar10, lpips_weights
+from training.data import CIFAR10_CLASSES, About, ImageSet, cifar10, lpips_weights
 from training.decoder import decoder_stage
 from training.distill import distill_stage
-from training.evaluate import evaluate_plans
+from training.evaluate import Prompted, evaluate_plans
 from training.features import Extractor, FeatureExtractor, Precision
 from training.loop import Ema, Stage, run_stage
 from training.lpips import Lpips
@@ -261,6 +261,8 @@ def presets(recipe: Recipe) -> list[Preset]:
         plan.skip(blocks, blocks * 106 // 256),
         plan.onestep(blocks),
     ]
+    if recipe.text is not None:
+        baselines = baselines[:1]  # frequencies are of classes
     return [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
 
 
@@ -273,18 +275,29 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         "teacher": sampler.teacher,
     }
     parts |= {"marginal": sampler.marginals_KLV}
+    kept = [p for p in presets(run.recipe) if not cfg.plans or p.plan.name in cfg.plans]
+    reference, test, prompts = _measured_against(run)
     return evaluate_plans(
         sampler,
-        presets(run.recipe),
+        kept,
         cfg,
-        cifar10("train"),
-        cifar10("test").first(cfg.test),
+        reference,
+        test,
         run.out / "evaluation",
         weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
         seed=run.recipe.seed + 2,
         extractor=extractor or FeatureExtractor(run.device, _precision(cfg, run.device)),
         timing=timing,
+        prompts=prompts,
     )
+
+
+def _measured_against(run: Run) -> tuple[ImageSet, ImageSet, Prompted | None]:
+    """The reference, other real images, and for a model of texts its prompts."""
+    cfg = run.recipe.evaluate
+    if run.recipe.text is not None:
+        return text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
+    return cifar10("train"), cifar10("test").first(cfg.test), None
 
 
 def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
@@ -312,20 +325,30 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         for p in presets(recipe)
         if p.plan.name in measured
     ]
+    about = (
+        text.about(recipe)
+        if recipe.text is not None
+        else About(
+            f"CIFAR-10 classes at 32×32, trained with the recipe {recipe.name!r}.",
+            CIFAR10_CLASSES,
+            "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
+            "The bundle holds weights, none of the images.",
+        )
+    )
     manifest = Manifest(
         name=name,
         family="llamagen",
-        description=f"CIFAR-10 classes at 32×32, trained with the recipe {recipe.name!r}.",
+        description=about.description,
         image_size=recipe.gpt.grid * recipe.vq.downsampling,
-        classes=list(CIFAR10_CLASSES),
+        classes=list(about.classes),
+        text=recipe.text,
         vq=recipe.vq,
         student=recipe.gpt,
         teacher=recipe.gpt,
         draw=sampler.draw,
         flow=sampler.flow,
         presets=entries,
-        data="CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
-        "The bundle holds weights, none of the images.",
+        data=about.data,
         licence="MIT (the weights)",
         metrics={k: v for k, v in measured.items() if k not in {e.name for e in entries}},
         training=_jsonable(asdict(recipe)),
@@ -336,6 +359,7 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         and isinstance(student, LlamaGenStudent)
         and isinstance(teacher, LlamaGenTeacher)
     )
+    module, pieces = (None, b"") if recipe.text is None else text.encoder(recipe.text)
     return save_bundle(
         folder,
         manifest,
@@ -343,6 +367,8 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         student=student,
         teacher=teacher,
         marginals_KLV=sampler.marginals_KLV,
+        text=module,
+        pieces=pieces,
     )
 
 

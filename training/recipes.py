@@ -119,7 +119,7 @@ class EvaluateRecipe:
 
     `test` real images are reconstructed, and halved for the real split. `precision` is that of
     the Inception network; `auto` is bfloat16 on a CPU that multiplies it in hardware (twice as fast
-    there), else float32.
+    there), else float32. `plans` names the plans to measure, and so to offer; none = all.
     """
 
     images: int
@@ -127,6 +127,7 @@ class EvaluateRecipe:
     test: int = 10_000
     batch: int = 250
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    plans: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,13 @@ RECIPES["text-cpu"] = Recipe(
     distill=DistillRecipe(
         steps=1800, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips=0.0, ema=0.998
     ),
-    evaluate=EvaluateRecipe(images=1_200, reference=1_200, test=1_200, precision="auto"),
+    evaluate=EvaluateRecipe(
+        images=1_000,
+        reference=1_000,
+        test=600,
+        precision="auto",
+        plans=("dd-1", "dd-2", "pre-trained-1-21", "teacher"),
+    ),
     train_images=0,
 )
 

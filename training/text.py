@@ -23,9 +23,12 @@ from dd_core.text.config import MiniLMConfig
 from dd_core.text.encoder import checked_prompt, padded_states
 from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, read_tokenizer
 from training import captions, pictograms
+from training.agreement import Agreement, CaptionJudge, picture_features, sentences
 from training.captions import Captions, Split
 from training.conditions import TextConditions
-from training.data import ImageSet
+from training.data import About, ImageSet
+from training.evaluate import Prompted
+from training.lpips import Lpips
 from training.packages import Package, one_file
 from training.recipes import Recipe
 
@@ -135,3 +138,47 @@ def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, 
     save_file({"states": states, "mask": mask}, str(temporary), {"fingerprint": fingerprint})
     temporary.replace(store)
     return states, mask
+
+
+def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSet, Prompted]:
+    """What an evaluation needs: held-out pairs, pictures that were learned from, and the prompts.
+
+    Prompt i is the full caption of held-out picture i, in an order that mixes concepts and styles.
+    """
+    cfg = recipe.evaluate
+    corpus = pictograms.load()
+    pairs = _mixed(pictures("pair"))[: cfg.reference]
+    learned = _mixed(pictures("train", recipe.train_images))
+    # Three views of each: the judge must not know pictures by their exact place.
+    views = images_of(learned, 3)
+    known_states = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
+    names = [corpus.concepts[i].name for i in learned]
+    features = picture_features(views.images, lpips)
+    judge = CaptionJudge(features, known_states[views.labels], [names[i] for i in views.labels.tolist()])
+    prompts = full_captions(pairs)
+    states, mask = encoded(recipe, prompts, out / "captions-held-out.safetensors")
+    agreement = Agreement(judge, lpips, sentences(states, mask), [corpus.concepts[i].name for i in pairs])
+    fingerprint = hashlib.sha256(json.dumps([prompts, names, ENCODER.sha256]).encode()).hexdigest()
+    conditions = TextConditions.of_prompts(states, mask)
+    test = images_of(learned[: cfg.test], 1)
+    return images_of(pairs, 1), test, Prompted(conditions, agreement, fingerprint)
+
+
+def about(recipe: Recipe) -> About:
+    """What the bundle says of the corpus, its licences and its encoder."""
+    sources = "; ".join(
+        f"{entry['name']} {entry['version']} ({entry['style']}, {entry['licence']})"
+        for entry in pictograms.licences()
+    )
+    began = f" The tokenizer began as that of {recipe.tokenizer_from}." if recipe.tokenizer_from else ""
+    return About(
+        f"Pictograms from texts at 32×32, trained with the recipe {recipe.name!r}.",
+        (),
+        f"npm packages, with their styles and licences: {sources}. Encoder of prompts: {ENCODER.name} "
+        f"{ENCODER.version} ({ENCODER.licence}).{began} The bundle holds weights, none of the images.",
+    )
+
+
+def _mixed(chosen: list[int]) -> list[int]:
+    """In an order by hash: the corpus's own order puts like beside like."""
+    return sorted(chosen, key=lambda i: hashlib.sha256(str(i).encode()).digest())
