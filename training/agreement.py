@@ -60,10 +60,11 @@ class CaptionJudge:
     """
 
     def __init__(
-        self, features_ND: Tensor, sentences_NE: Tensor, concepts: Sequence[str], steps: int = _STEPS
+        self, features_ND: Tensor, sentences_NE: Tensor, concepts: Sequence[str], steps: int | None = None
     ) -> None:
         if not len(features_ND) == len(sentences_NE) == len(concepts):
             raise InvalidRequestError("a caption and a concept for each picture", param="captions")
+        steps = _STEPS if steps is None else steps
         number = {c: i for i, c in enumerate(dict.fromkeys(concepts))}
         concept_N = torch.tensor([number[c] for c in concepts])
         self.mean, self.scale = features_ND.mean(0), features_ND.std(0).clamp(min=1e-4)

@@ -142,12 +142,13 @@ def concepts(names: bytes) -> list[Concept]:
     return found
 
 
-def build(sources: tuple[Source, ...] = SOURCES, names: Package = NAMES) -> Path:
+def build() -> Path:
     """Makes the corpus in the cache, or leaves it where it is there; returns its JSON file.
 
     Raises:
         DataError: a package cannot be had or is not the pinned one.
     """
+    sources, names = SOURCES, NAMES
     store, facts = cache_dir() / "pictograms.safetensors", cache_dir() / "pictograms.json"
     made_of = [asdict(s.package) | {"style": s.style, "under": s.under} for s in sources]
     wanted = {"version": _VERSION, "sources": made_of, "names": asdict(names)}

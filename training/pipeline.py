@@ -160,6 +160,8 @@ def generate_pairs(run: Run, prompts: Path | None = None) -> None:
     Raises:
         RecipeError: an earlier stage is missing, prompts for a model of classes, or pairs of others.
     """
+    if prompts is not None and run.recipe.text is None:
+        raise RecipeError(f"the recipe {run.recipe.name!r} is conditioned on classes", param="prompts")
     tokenizer, teacher = load_tokenizer(run), load_teacher(run)
     conditions: int | Conditions = run.recipe.gpt.num_classes
     digest = ""
@@ -167,8 +169,6 @@ def generate_pairs(run: Run, prompts: Path | None = None) -> None:
         lines = pair_prompts(run, prompts)
         conditions = text.prompt_conditions(run.recipe, lines, run.out / _PROMPTS)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    elif prompts is not None:
-        raise RecipeError(f"the recipe {run.recipe.name!r} is conditioned on classes", param="prompts")
     sampler = Sampler(
         run.recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(run.recipe), device=run.device
     )

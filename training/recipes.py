@@ -209,6 +209,7 @@ RECIPES["text-tiny"] = dataclasses.replace(
     gpt=GPTConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=8, text_dim=32
     ),
+    evaluate=EvaluateRecipe(images=12, reference=10, test=24, batch=8),
 )
 # Two cores for about an hour and a half. The tokenizer begins as the one of the built-in model, which
 # draws recognisable pictograms before it has seen any, and so needs minutes instead of an hour.

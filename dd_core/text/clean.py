@@ -75,10 +75,11 @@ class _Text(HTMLParser):
 
 def clean_caption(text: str) -> str:
     """The caption as T5 is to read it; may be empty."""
-    return _once(_once(text))
+    return clean_once(clean_once(text))
 
 
-def _once(text: str) -> str:
+def clean_once(text: str) -> str:
+    """One of the two passes of `clean_caption`."""
     text = _rules(unquote_plus(text).strip().lower(), _FIRST)
     parser = _Text()
     parser.feed(text)
