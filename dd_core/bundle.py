@@ -5,6 +5,9 @@
     student.safetensors      F_θ
     teacher.safetensors      the AR teacher (may be absent: then no plan that needs it)
     marginals.safetensors    log-frequencies [K, L, V] for the baselines (may be absent)
+    text.safetensors         the encoder of prompts, and
+    tokenizer.json           its word pieces (both absent where classes are the condition, and where the
+                             manifest names an encoder on the hub)
 
 A bundle is untrusted input: the manifest is validated field by field, every file is checked
 against its SHA-256 before it is parsed, only safetensors are read, and every key and shape must
@@ -39,18 +42,28 @@ from dd_core.models.build import (
 )
 from dd_core.plan import Preset
 from dd_core.sampling import Sampler
+from dd_core.text.config import T5Config
+from dd_core.text.encoder import PromptEncoder, TextEncoder
+from dd_core.text.minilm import MiniLM, MiniLMStates, read_tokenizer
+from dd_core.text.t5 import T5States
 
 DEFAULT_BUNDLE = "cifar10"
+_PIECES = "tokenizer.json"
 _DEFAULTS = Path(__file__).parent / "defaults"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model: its manifest, the plans that it offers, and what plans run on."""
+    """A loaded model: its manifest, the plans that it offers, and what plans run on.
+
+    `text` turns prompts into conditions: None for a model of classes, and for one whose manifest
+    names no encoder.
+    """
 
     manifest: Manifest
     sampler: Sampler
     presets: tuple[Preset, ...]
+    text: TextEncoder | None = None
 
     @property
     def name(self) -> str:
@@ -113,7 +126,7 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
                 f"the layout has {layout.num_blocks}",
                 param="presets",
             )
-    return Bundle(manifest, sampler, presets)
+    return Bundle(manifest, sampler, presets, _load_text(folder, manifest, device))
 
 
 def save_bundle(
@@ -125,18 +138,21 @@ def save_bundle(
     teacher: AnyTeacher | None,
     marginals_KLV: Tensor | None,
     dtype: torch.dtype | None = torch.float16,
+    text: MiniLM | None = None,
+    pieces: bytes = b"",
 ) -> Manifest:
     """Writes a bundle; returns the manifest with the files' hashes filled in.
 
     Args:
         dtype: of the stored weights; None = as they are. Then nothing is copied, and weights that are
             mapped from another file are written straight from there.
+        text, pieces: the encoder of prompts and its `tokenizer.json`, where the bundle is to hold one.
 
     The manifest is written last, so an interrupted save leaves no folder that looks complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
-    modules = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
+    modules = {"tokenizer": tokenizer, "student": student, "teacher": teacher, "text": text}
     states: dict[str, Mapping[str, Tensor]] = {k: m.state_dict() for k, m in modules.items() if m is not None}
     if marginals_KLV is not None:
         states["marginals"] = {"log_frequency": marginals_KLV}
@@ -145,6 +161,9 @@ def save_bundle(
         path = folder / f"{name}.safetensors"
         save_file({k: _stored(v, dtype) for k, v in state.items()}, str(path))
         files[path.name] = file_entry(path)
+    if text is not None:
+        (folder / _PIECES).write_bytes(pieces)
+        files[_PIECES] = file_entry(folder / _PIECES)
     complete = manifest.model_copy(update={"files": files})
     write_manifest(folder, complete)
     return complete
@@ -163,9 +182,9 @@ def file_entry(path: Path) -> FileEntry:
         return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
-def _read_checked(folder: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:
-    """A file's tensors, mapped from disk, once its hash is found to be right."""
-    path, entry = folder / f"{name}.safetensors", manifest.files.get(f"{name}.safetensors")
+def _checked_path(folder: Path, manifest: Manifest, file: str) -> Path:
+    """A file's path, once its hash is found to be right."""
+    path, entry = folder / file, manifest.files.get(file)
     if entry is None:
         raise ManifestError(f"{folder}: the manifest names no {path.name}", param=path.name)
     try:
@@ -180,6 +199,12 @@ def _read_checked(folder: Path, manifest: Manifest, name: str) -> dict[str, Tens
             f"{entry.sha256[:12]}… over {entry.bytes}: the file is truncated, damaged or another one",
             param=path.name,
         )
+    return path
+
+
+def _read_checked(folder: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:
+    """A file's tensors, mapped from disk, once its hash is found to be right."""
+    path = _checked_path(folder, manifest, f"{name}.safetensors")
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -195,6 +220,21 @@ def _load_module(
     load_strictly(module, state, f"{folder / name}.safetensors")
     restore(module)
     module.to(device).eval().requires_grad_(False)
+
+
+def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> TextEncoder | None:
+    """The encoder of prompts; one on the hub is fetched when the first prompt comes."""
+    cfg = manifest.text
+    if cfg is None:
+        return None
+    if isinstance(cfg, T5Config):
+        return PromptEncoder(T5States(cfg, device), cfg.length, cfg.dim)
+    path = _checked_path(folder, manifest, _PIECES)
+    pieces = read_tokenizer(path.read_bytes(), cfg, str(path))
+    with on_meta():
+        module = MiniLM(cfg)
+    _load_module(module, folder, manifest, "text", device)
+    return PromptEncoder(MiniLMStates(module, pieces), cfg.length, cfg.dim)
 
 
 def _load_marginals(folder: Path, manifest: Manifest, device: torch.device) -> Tensor | None:

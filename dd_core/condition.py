@@ -8,6 +8,7 @@ Shapes: B batch, T text positions, N text state dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,37 @@ def joined(a: Condition, b: Condition) -> Condition:
     return TextCondition(
         torch.cat([a.states_BTN, b.states_BTN.expand_as(a.states_BTN)]), torch.cat([a.mask_BT, b.mask_BT])
     )
+
+
+def on_device(cond: Condition, device: torch.device) -> Condition:
+    """The same on `device`."""
+    return cond.to(device, non_blocking=True) if isinstance(cond, Tensor) else cond.to(device)
+
+
+def chosen(cond: Condition, index: Tensor | slice) -> Condition:
+    """Some rows, in the order of `index`."""
+    if isinstance(cond, Tensor):
+        return cond[index]
+    return TextCondition(cond.states_BTN[index], cond.mask_BT[index])
+
+
+def stacked(conds: Sequence[Condition]) -> Condition:
+    """All rows of conditions of one kind, as one."""
+    first = conds[0]
+    if isinstance(first, Tensor):
+        return torch.cat([c for c in conds if isinstance(c, Tensor)])
+    texts = [c for c in conds if isinstance(c, TextCondition)]
+    return TextCondition(torch.cat([c.states_BTN for c in texts]), torch.cat([c.mask_BT for c in texts]))
+
+
+def select(first_B: Tensor, a: Condition, b: Condition) -> Condition:
+    """Rows of `a` where `first_B` is True, else of `b`."""
+    if isinstance(a, Tensor):
+        assert isinstance(b, Tensor)
+        return torch.where(first_B, a, b)
+    assert isinstance(b, TextCondition)
+    states = torch.where(first_B[:, None, None], a.states_BTN, b.states_BTN)
+    return TextCondition(states, torch.where(first_B[:, None], a.mask_BT, b.mask_BT))
 
 
 def padded(cond: Condition, idle: int) -> Condition:

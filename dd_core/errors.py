@@ -7,7 +7,8 @@
     │   ├── BundleNotFoundError
     │   ├── ManifestError                  the manifest is missing, malformed or of another version
     │   ├── HashMismatchError              a file is not the one that the manifest names
-    │   └── WeightsError                   keys or shapes differ from what the architecture needs
+    │   ├── WeightsError                   keys or shapes differ from what the architecture needs
+    │   └── EncoderError                   a text encoder that lies outside the bundle cannot be had
     ├── HubError                           a published file could not be had
     │   ├── HubUnreachableError            no answer, a broken one, or told to stay offline; and not cached
     │   ├── HubAccessError                 a token is missing or may not read this
@@ -57,6 +58,10 @@ class HashMismatchError(BundleError):
 
 class WeightsError(BundleError):
     """A state dict whose keys or shapes differ from those of the architecture."""
+
+
+class EncoderError(BundleError):
+    """The text encoder that a bundle names, and does not hold, cannot be loaded."""
 
 
 class HubError(DDError):

@@ -17,6 +17,7 @@ from dd_core.errors import ManifestError
 from dd_core.flow import FlowSettings
 from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.plan import Actor, Draw, Plan, Preset, Segment
+from dd_core.text.config import MiniLMConfig, T5Config
 
 FORMAT_VERSION = 1
 
@@ -34,6 +35,9 @@ TokenizerConfig = Annotated[
 ModelConfig = Annotated[
     Annotated[GPTConfig, Tag("llamagen")] | Annotated[VARConfig, Tag("var")], Discriminator(_architecture)
 ]
+
+
+TextConfig = Annotated[MiniLMConfig | T5Config, Field(discriminator="kind")]
 
 
 class _Strict(BaseModel):
@@ -105,7 +109,8 @@ class Manifest(_Strict):
     """`manifest.json`. `vq`, `student` and `teacher` are the architectures, as their dataclasses.
 
     At least one of student and teacher is there; `classes` is empty where a text is the condition;
-    `sources` where the weights were trained here and not converted.
+    `sources` where the weights were trained here and not converted. `text` is the encoder of the prompts:
+    None for a model of classes, and for one whose prompts are encoded by whoever runs it.
     """
 
     format_version: Literal[1] = 1
@@ -117,6 +122,7 @@ class Manifest(_Strict):
     vq: TokenizerConfig
     student: ModelConfig | None
     teacher: ModelConfig | None
+    text: TextConfig | None = None
     draw: DrawSettings
     flow: FlowSettings
     presets: list[PresetEntry] = Field(min_length=1)
@@ -142,6 +148,14 @@ class Manifest(_Strict):
         wanted = 0 if self.reads_text else models[0].num_classes
         if len(self.classes) != wanted:
             raise ValueError(f"{len(self.classes)} class names for {wanted} classes")
+        if self.text is not None:
+            for m in models:
+                read = (m.text_tokens, m.text_dim) if isinstance(m, GPTConfig) else (0, 0)
+                if read != (self.text.length, self.text.dim):
+                    raise ValueError(
+                        f"text gives {self.text.length} states of {self.text.dim}, the model reads "
+                        f"{read[0]} of {read[1]}"
+                    )
         return self
 
     @property

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from dd_core.cache import KVCache
 from dd_core.codebook import lookup, nearest
-from dd_core.condition import Condition, joined, padded, rows
+from dd_core.condition import Condition, TextCondition, joined, on_device, padded, rows
 from dd_core.draw import DrawSettings, guide, log_probabilities, multinomial
-from dd_core.errors import InvalidPlanError
+from dd_core.errors import InvalidPlanError, InvalidRequestError
 from dd_core.flow import FlowSettings, flow_map
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.protocols import Student, Teacher, Tokenizer
@@ -278,12 +278,25 @@ def to_pixels(image_B3HW: Tensor) -> Tensor:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def sample_codes(sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[Key]) -> Tensor:
-    """Final codes `[B, L, C]` on the sampler's device: one row for each label and (seed, index) key."""
+def sample_codes(
+    sampler: Sampler, plan: Plan, cond: Sequence[int] | Condition, keys: Sequence[Key]
+) -> Tensor:
+    """Final codes `[B, L, C]` on the sampler's device: one row for each condition and (seed, index) key.
+
+    Args:
+        cond: class indices, or texts (`TextEncoder.encode`).
+
+    Raises:
+        InvalidRequestError: not as many conditions as keys, or of another kind than the model's.
+        InvalidPlanError: see `run_plan`.
+    """
+    if not isinstance(cond, Tensor | TextCondition):
+        cond = torch.tensor(cond, dtype=torch.long)
+    if rows(cond) != len(keys):
+        raise InvalidRequestError(f"{rows(cond)} conditions for {len(keys)} images", param="condition")
     noise, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
-    cond = torch.tensor(labels, dtype=torch.long)
-    cond, noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (cond, noise, uniform))
-    return run_plan(sampler, plan, cond, noise, uniform)
+    noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (noise, uniform))
+    return run_plan(sampler, plan, on_device(cond, sampler.device), noise, uniform)
 
 
 def decode(sampler: Sampler, codes_BLC: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,9 +309,11 @@ def decode(sampler: Sampler, codes_BLC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def sample_images(sampler: Sampler, plan: Plan, labels: Sequence[int], keys: Sequence[Key]) -> Tensor:
-    """Images `[B, H, W, 3]` uint8 on the CPU: one for each label and (seed, index) key.
+def sample_images(
+    sampler: Sampler, plan: Plan, cond: Sequence[int] | Condition, keys: Sequence[Key]
+) -> Tensor:
+    """Images `[B, H, W, 3]` uint8 on the CPU: one for each condition and (seed, index) key.
 
-    An image depends on its own label, key and plan; not on the others in the batch.
+    An image depends on its own condition, key and plan; not on the others in the batch.
     """
-    return decode(sampler, sample_codes(sampler, plan, labels, keys))[0].cpu()
+    return decode(sampler, sample_codes(sampler, plan, cond, keys))[0].cpu()

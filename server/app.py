@@ -25,7 +25,7 @@ from server.images import Encoder
 from server.metrics import package_version
 from server.middleware import install_middleware
 from server.models import find
-from server.routes import admin, generate, health, images, metrics, page
+from server.routes import admin, generate, health, images, metrics, openai, page
 from server.routes import models as models_route
 from server.settings import Settings
 from server.state import Phase, ServerState
@@ -100,7 +100,7 @@ def create_app(
     app.state.dd = state
     install_error_handlers(app)
     install_middleware(app, settings)
-    for module in (generate, images, models_route, health, metrics, page):
+    for module in (generate, images, openai, models_route, health, metrics, page):
         app.include_router(module.router)
     if settings.admin_keys_file is not None:
         app.include_router(admin.router)

@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from starlette.responses import Response
 
 from dd_core.plan import Plan
-from server.images import MEDIA_TYPES, Pixels
-from server.jobs import Job
+from server.images import MEDIA_TYPES
 from server.orders import Order
+from server.pictures import File, Made
 from server.schemas import ImageFormat
 
 _VARY = {"vary": "accept"}
 
 
-def milliseconds(seconds: float) -> float:
-    """Seconds as the replies show them."""
-    return round(1e3 * seconds, 3)
-
-
-def timings(job: Job, encode: float, total: float) -> dict[str, float]:
-    """Milliseconds that a request waited, computed, encoded and took in all; arguments in seconds."""
-    return {
-        "queue_ms": milliseconds(job.queue_s),
-        "compute_ms": milliseconds(job.compute_s),
-        "encode_ms": milliseconds(encode),
-        "total_ms": milliseconds(total),
-    }
-
-
-def image_entry(
-    order: Order, index: int, pixels: Pixels, file: bytes, image_format: ImageFormat, receipt: str
-) -> dict[str, Any]:
-    """One image of a JSON reply; `index` is its place in the order."""
-    newest = order.origins[index].newest
+def image_entry(order: Order, file: File, image_format: ImageFormat) -> dict[str, Any]:
+    """One image of a JSON reply."""
+    newest = order.origins[file.index].newest
     return {
         "index": newest.number,
         "seed": newest.seed,
         "format": image_format,
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
-        "receipt": receipt,
-        "data": base64.b64encode(file).decode("ascii"),
+        "width": file.width,
+        "height": file.height,
+        "receipt": file.receipt,
+        "data": base64.b64encode(file.data).decode("ascii"),
     }
 
 
@@ -61,32 +43,20 @@ def facts(order: Order, plan: Plan, identity: str) -> dict[str, Any]:
     }
 
 
-def json_reply(
-    order: Order, identity: str, images: Sequence[dict[str, Any]], times: dict[str, float]
-) -> Response:
+def json_reply(order: Order, identity: str, made: Made, image_format: ImageFormat) -> Response:
     """All images in base64."""
-    body = {**facts(order, order.plan, identity), "images": images, "timings": times}
+    images = [image_entry(order, file, image_format) for file in made.files]
+    body = {**facts(order, order.plan, identity), "images": images, "timings": made.times}
     return Response(orjson.dumps(body), media_type="application/json", headers=_VARY)
 
 
-def raw_reply(
-    order: Order,
-    identity: str,
-    file: bytes,
-    image_format: ImageFormat,
-    receipt: str,
-    times: dict[str, float],
-    headers: dict[str, str] | None = None,
-) -> Response:
+def raw_reply(order: Order, identity: str, made: Made, image_format: ImageFormat) -> Response:
     """The bytes of the one image, with the facts in `X-DD-*` headers."""
-    shown = {
-        **facts(order, order.plan, identity),
-        "index": order.origins[0].newest.number,
-        "receipt": receipt,
-        **times,
-    }
-    named = {f"x-dd-{name.replace('_', '-')}": str(value) for name, value in shown.items()}
-    return Response(file, media_type=MEDIA_TYPES[image_format], headers={**_VARY, **named, **(headers or {})})
+    [file] = made.files
+    known = facts(order, order.plan, identity)
+    shown = {**known, "index": order.origins[0].newest.number, "receipt": file.receipt, **made.times}
+    headers = {f"x-dd-{name.replace('_', '-')}": str(value) for name, value in shown.items()}
+    return Response(file.data, media_type=MEDIA_TYPES[image_format], headers={**_VARY, **headers})
 
 
 def event(name: str, data: Any) -> bytes:

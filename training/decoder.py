@@ -100,7 +100,7 @@ def decoder_stage(
         betas=(0.5, 0.99),
         weight_decay=0.0,
     )
-    ema, batches = Ema(model, cfg.ema), Batches(2 * count, cfg.batch, recipe.seed)
+    ema, batches = Ema(model, cfg.ema), Batches(len(tokens_FNL) * count, cfg.batch, recipe.seed)
     codebook = model.codebook_VC.detach()
 
     def update(step: int) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dd_core import plan
 from dd_core.codebook import lookup
+from dd_core.condition import on_device
 from dd_core.errors import RecipeError
 from dd_core.layout import data_positions
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
@@ -32,6 +33,7 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, renoise
+from training.conditions import ClassConditions, Conditions
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
 from training.lpips import Lpips
 from training.pairs import Pairs
@@ -102,17 +104,20 @@ def distill_stage(
     lpips: Lpips | None,
     device: torch.device,
     first: LlamaGenStudent | None = None,
+    conditions: Conditions | None = None,
 ) -> tuple[Stage, Ema, LlamaGenStudent]:
     """The stage, the average whose weights are the result, and the student being trained.
 
     Args:
         first: a student to go on from, instead of the teacher's weights.
+        conditions: what the pairs' labels stand for; None = classes.
 
     Raises:
         RecipeError: a training step outside the layout, an unknown optimizer, or a perceptual
             loss without its weights.
     """
     cfg, layout = recipe.distill, teacher.layout
+    conditions = conditions or ClassConditions(recipe.gpt.num_classes)
     if not cfg.train_steps or not all(0 <= t < layout.num_blocks for t in cfg.train_steps):
         raise RecipeError(
             f"distill.train_steps must lie in 0..{layout.num_blocks - 1}, got {cfg.train_steps}",
@@ -136,7 +141,10 @@ def distill_stage(
     def update(step: int) -> dict[str, Tensor]:
         chosen = batches.at(step)
         target = pairs.tokens[chosen].long().to(device)
-        cond, noise = pairs.labels[chosen].to(device), noise_NLC[chosen].float().to(device)
+        cond, noise = (
+            on_device(conditions(pairs.labels[chosen]), device),
+            noise_NLC[chosen].float().to(device),
+        )
         t = choices[torch.randint(len(choices), (len(chosen),))].to(device)
         clean = lookup(codebook, target)
         open_BL = (~data_positions(layout, t)).float()
@@ -172,7 +180,7 @@ def distill_stage(
         averaged = LlamaGenStudent(recipe.gpt).to(device)
         averaged.load_state_dict(ema.average)
         sampler = Sampler(layout, tokenizer, averaged.eval(), device=device, exact=False)
-        sample_grid(sampler, plan.one_step(layout.num_blocks), path, recipe.gpt.num_classes)
+        sample_grid(sampler, plan.one_step(layout.num_blocks), path, conditions)
 
     parts: dict[str, Any] = {"model": student, "optimizer": optimizer, "ema": ema}
     config = {

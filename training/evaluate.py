@@ -20,9 +20,10 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -33,6 +34,8 @@ from dd_core.codebook import lookup
 from dd_core.errors import InvalidRequestError
 from dd_core.plan import Plan, Preset
 from dd_core.sampling import Sampler, sample_images, to_pixels
+from training.agreement import Agreement
+from training.conditions import ClassConditions, Conditions
 from training.data import CIFAR10_CLASSES, ImageSet
 from training.features import Extractor, FeatureExtractor, content_hash, features_of, real_store
 from training.metrics import Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
@@ -47,6 +50,18 @@ _MANIFOLD = 10_000  # the most images a set for precision and recall, whose cost
 _REPEATS = 10
 
 
+@dataclass(frozen=True)
+class Prompted:
+    """What a model of texts is asked for, and what says whether it shows.
+
+    `fingerprint` names the prompts and all that the agreement was made of.
+    """
+
+    conditions: Conditions
+    agreement: Agreement
+    fingerprint: str
+
+
 @dataclass
 class _Judge:
     """The real images that every set is held against; features only when a row needs them."""
@@ -54,6 +69,7 @@ class _Judge:
     reference: ImageSet
     extractor: Extractor
     classes: int
+    agreement: Agreement | None = None
 
     @cached_property
     def features(self) -> Tensor:
@@ -68,17 +84,24 @@ class _Judge:
         return LinearProbe(self.features, self.reference.labels, self.classes)
 
     def measure(
-        self, name: str, kind: str, features: Tensor, labels: Tensor, real: Tensor | None = None
+        self,
+        name: str,
+        kind: str,
+        features: Tensor,
+        labels: Tensor,
+        real: Tensor | None = None,
+        prompted: Tensor | None = None,
     ) -> Row:
-        """A set's row; held against `real` features where given, else the reference."""
+        """A set's row; held against `real` features where given, else the reference.
+
+        `prompted` are the set's pictures, where its labels are those of prompts.
+        """
         gaussian = self.gaussian if real is None else Gaussian.of(real)
         against = self.features if real is None else real
         equal = min(len(against), len(features), _MANIFOLD)
         kid, kid_std = kernel_distance(against, features)
         precision, recall = precision_recall(against[:equal], features[:equal])
-        probability = self.probe(features)
-        score, score_std = inception_score(probability)
-        return Row(
+        row = Row(
             name=name,
             kind=kind,
             images=len(features),
@@ -89,11 +112,21 @@ class _Judge:
             precision=precision,
             recall=recall,
             manifold_images=equal,
-            classifier_score=score,
-            classifier_score_std=score_std,
-            class_accuracy=float((probability.argmax(1) == labels).double().mean()),
-            probe_accuracy=self.probe.accuracy,
         )
+        return replace(row, **self._by_condition(features, labels, prompted))
+
+    def _by_condition(self, features: Tensor, labels: Tensor, prompted: Tensor | None) -> dict[str, Any]:
+        """How well the condition was kept to: by class, or by prompt."""
+        if self.agreement is not None:
+            return {"right_caption": None if prompted is None else self.agreement(prompted, labels)}
+        probability = self.probe(features)
+        score, score_std = inception_score(probability)
+        return {
+            "classifier_score": score,
+            "classifier_score_std": score_std,
+            "class_accuracy": float((probability.argmax(1) == labels).double().mean()),
+            "probe_accuracy": self.probe.accuracy,
+        }
 
 
 def evaluate_plans(
@@ -109,6 +142,7 @@ def evaluate_plans(
     extractor: Extractor | None = None,
     class_names: Sequence[str] = CIFAR10_CLASSES,
     timing: bool = True,
+    prompts: Prompted | None = None,
 ) -> list[Row]:
     """Measures every plan, the tokenizer and real images.
 
@@ -126,6 +160,8 @@ def evaluate_plans(
             long as those that its plan needs stay the same.
         extractor: None = Inception in float32 on the sampler's device.
         timing: False leaves out the time an image takes (say, on a machine that is busy).
+        prompts: for a model of texts; the reference's label i is then that of prompt i, and the tokenizer
+            reconstructs the reference, since `test` was learned from.
 
     Returns:
         the rows of the table: plans, `reconstruction`, `real-test`, `real-split`.
@@ -139,14 +175,17 @@ def evaluate_plans(
     _check(plans, recipe, reference, test)
     measurer = extractor or FeatureExtractor(sampler.device)
     reference = ImageSet(reference.images[: recipe.reference], reference.labels[: recipe.reference])
-    judge = _Judge(reference, measurer, len(class_names))
+    conditions: Conditions = ClassConditions(len(class_names)) if prompts is None else prompts.conditions
+    judge = _Judge(reference, measurer, conditions.count, None if prompts is None else prompts.agreement)
     identity = {
         "version": _VERSION,
         "network": measurer.fingerprint,
         "precision": measurer.precision,
         "reference": content_hash(reference.images, reference.labels),
     }
-    made = {"seed": seed, "images": recipe.images, "classes": len(class_names)}
+    if prompts is not None:
+        identity["prompts"] = prompts.fingerprint
+    made = {"seed": seed, "images": recipe.images, "classes": conditions.count}
     settings = {
         **identity,
         **made,
@@ -155,6 +194,9 @@ def evaluate_plans(
         "threads": torch.get_num_threads(),
         "batch": recipe.batch,
     }
+    if prompts is not None:
+        settings["right_caption_of_real"] = prompts.agreement(reference.images, reference.labels)
+    columns = min(10, conditions.count)
     for folder in ("samples", "grids", "rows"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -173,14 +215,15 @@ def evaluate_plans(
             "draw": repr(sampler.draw),
             "flow": repr(sampler.flow),
         }
-        images, labels = _samples(sampler, plan, recipe, seed, len(class_names), out, _fingerprint(key))
-        write_grid(images[: 10 * len(class_names)], out / "grids" / f"{plan.name}.png", len(class_names))
-        first.append(images[: len(class_names)])
+        images, labels = _samples(sampler, plan, recipe, seed, conditions, out, _fingerprint(key))
+        write_grid(images[: 10 * columns], out / "grids" / f"{plan.name}.png", columns)
+        first.append(images[:columns])
 
         def plan_row(plan: Plan = plan, images: Tensor = images, labels: Tensor = labels) -> Row:
-            features = features_of(_channels_first(images), measurer, out / "features", plan.name)
-            row = judge.measure(plan.name, "plan", features, labels)
-            times = _times(sampler, plan, recipe.batch, seed, len(class_names)) if timing else (None, None)
+            pixels = _channels_first(images)
+            features = features_of(pixels, measurer, out / "features", plan.name)
+            row = judge.measure(plan.name, "plan", features, labels, prompted=pixels)
+            times = _times(sampler, plan, recipe.batch, seed, conditions) if timing else (None, None)
             return row.with_cost(plan.cost, *times)
 
         # A row without times is not the row that was asked for with them.
@@ -193,12 +236,16 @@ def evaluate_plans(
         write_grid(torch.cat(first), out / "comparison.png", len(first[0]))
 
     held = ImageSet(test.images[: recipe.images], test.labels[: recipe.images])
+    drawn = held if prompts is None else reference
 
     def reconstruction() -> Row:
-        pixels = _reconstruct(sampler, held.images, recipe.batch)
-        write_grid(_pairs(held.images, pixels), out / "grids" / "reconstruction.png", 10)
-        features = features_of(_channels_first(pixels), measurer, out / "features", "reconstruction")
-        return judge.measure("reconstruction", "reconstruction", features, held.labels)
+        pixels = _reconstruct(sampler, drawn.images, recipe.batch)
+        write_grid(_pairs(drawn.images, pixels), out / "grids" / "reconstruction.png", 10)
+        pixels = _channels_first(pixels)
+        features = features_of(pixels, measurer, out / "features", "reconstruction")
+        return judge.measure(
+            "reconstruction", "reconstruction", features, drawn.labels, prompted=pixels if prompts else None
+        )
 
     def real_test() -> Row:
         features = features_of(held.images, measurer, real_store(), "test images")
@@ -212,7 +259,7 @@ def evaluate_plans(
 
     add(
         "reconstruction",
-        {"tokenizer": weights["tokenizer"], "test": content_hash(held.images, held.labels)},
+        {"tokenizer": weights["tokenizer"], "test": content_hash(drawn.images, drawn.labels)},
         reconstruction,
     )
     add("real-test", {"test": content_hash(held.images, held.labels)}, real_test)
@@ -258,7 +305,13 @@ def _once(path: Path, fingerprint: str, make: Callable[[], Row]) -> Row:
 
 
 def _samples(
-    sampler: Sampler, plan: Plan, recipe: EvaluateRecipe, seed: int, classes: int, out: Path, fingerprint: str
+    sampler: Sampler,
+    plan: Plan,
+    recipe: EvaluateRecipe,
+    seed: int,
+    conditions: Conditions,
+    out: Path,
+    fingerprint: str,
 ) -> tuple[Tensor, Tensor]:
     """A plan's images `[N, H, W, 3]` and labels `[N]`, from disk as far as they are there.
 
@@ -272,12 +325,14 @@ def _samples(
         if known:
             parts = [load_file(path)["images"]]
     done = len(parts[0]) if parts else 0
-    labels = torch.arange(recipe.images) % classes
+    labels = torch.arange(recipe.images) % conditions.count
     saved, began, start = done, time.perf_counter(), done
     while done < recipe.images:
         stop = min(done + recipe.batch, recipe.images)
         parts.append(
-            sample_images(sampler, plan, labels[done:stop].tolist(), [(seed, i) for i in range(done, stop)])
+            sample_images(
+                sampler, plan, conditions(labels[done:stop]), [(seed, i) for i in range(done, stop)]
+            )
         )
         done = stop
         if done == recipe.images or done - saved >= max(recipe.batch, recipe.images // 10):
@@ -292,16 +347,19 @@ def _samples(
     return torch.cat(parts), labels
 
 
-def _times(sampler: Sampler, plan: Plan, batch: int, seed: int, classes: int) -> tuple[float, float]:
+def _times(
+    sampler: Sampler, plan: Plan, batch: int, seed: int, conditions: Conditions
+) -> tuple[float, float]:
     """Milliseconds of one image alone (median of ten), and images a second in a batch.
 
     Whole calls: noise, plan, decoder, pixels back on the CPU.
     """
 
     def seconds(count: int) -> float:
-        labels, keys = [i % classes for i in range(count)], [(seed, i) for i in range(count)]
+        cond = conditions(torch.arange(count) % conditions.count)
+        keys = [(seed, i) for i in range(count)]
         began = time.perf_counter()
-        sample_images(sampler, plan, labels, keys)
+        sample_images(sampler, plan, cond, keys)
         return time.perf_counter() - began
 
     seconds(1)

@@ -28,9 +28,10 @@ from torch import Tensor
 
 from dd_core.errors import InvalidRequestError
 from dd_core.runtime import pick_device
-from training.data import DataError, cache_dir, cifar10, inception_weights
+from training.data import cifar10, inception_weights
 from training.inception import SIDE, Inception
 from training.metrics import frechet_distance, kernel_distance
+from training.packages import DataError, cache_dir
 
 log = logging.getLogger("dd_train")
 

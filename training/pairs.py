@@ -31,6 +31,7 @@ from dd_core.flow import FlowSettings
 from dd_core.noise import batch_noise
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
+from training.conditions import ClassConditions, Conditions
 from training.recipes import PairsRecipe
 
 log = logging.getLogger("dd_train")
@@ -69,24 +70,28 @@ def weights_digest(*parts: nn.Module | Tensor) -> str:
 def make_pairs(
     sampler: Sampler,
     cfg: PairsRecipe,
-    classes: int,
+    classes: int | Conditions,
     out: Path,
     *,
     seed: int,
     identity: str,
+    prompts: str = "",
     stop_after: int | None = None,
 ) -> Path:
     """Writes `out/manifest.json` and `out/pairs-00000.safetensors`, …; returns `out`.
 
-    Pair i has the class i mod `classes`. `stop_after` ends after that many new shards, as a kill
-    would.
+    Pair i has the label i mod `classes`: a number of classes, or what the labels stand for. `prompts` is a
+    hash of the texts where they are that, of which pairs are then. `stop_after` ends after that many
+    new shards, as a kill would.
 
     Raises:
         RecipeError: `out` holds pairs of other settings or of another teacher.
     """
     out.mkdir(parents=True, exist_ok=True)
     made_with = {"pairs": {k: v for k, v in asdict(cfg).items() if k != "count"}, "seed": seed}
-    made_with |= {"weights": identity, "classes": classes}
+    conditions = ClassConditions(classes) if isinstance(classes, int) else classes
+    made_with |= {"weights": identity, "classes": conditions.count}
+    made_with |= {"prompts": prompts} if prompts else {}
     manifest = out / "manifest.json"
     if manifest.exists() and json.loads(manifest.read_text())["made_with"] != made_with:
         raise RecipeError(
@@ -104,10 +109,10 @@ def make_pairs(
             return out
         began = time.perf_counter()
         stop = min(start + cfg.shard, cfg.count)
-        labels = torch.arange(start, stop) % classes
+        labels = torch.arange(start, stop) % conditions.count
         tokens = torch.cat(
             [
-                _trajectory(sampler, chosen, range(i, min(i + cfg.batch, stop)), classes, seed)
+                _trajectory(sampler, chosen, range(i, min(i + cfg.batch, stop)), conditions, seed)
                 for i in range(start, stop, cfg.batch)
             ]
         )
@@ -153,9 +158,12 @@ def marginals(tokens_NL: Tensor, labels_N: Tensor, classes: int, codebook_size: 
     return (count / count.sum(-1, keepdim=True).clamp(min=1)).log()
 
 
-def _trajectory(sampler: Sampler, chosen: plan.Plan, index: range, classes: int, seed: int) -> Tensor:
+def _trajectory(
+    sampler: Sampler, chosen: plan.Plan, index: range, conditions: Conditions, seed: int
+) -> Tensor:
+    cond = conditions(torch.tensor(index) % conditions.count)
     with mixed_precision(sampler.device):
-        codes = sample_codes(sampler, chosen, [i % classes for i in index], [(seed, i) for i in index])
+        codes = sample_codes(sampler, chosen, cond, [(seed, i) for i in index])
     return nearest(sampler.codebook_VC, codes.float()).cpu()
 
 

@@ -12,6 +12,7 @@ export    ─▶ bundle/
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,10 +32,12 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.plan import Preset
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
-from training.data import CIFAR10_CLASSES, ImageSet, cifar10, lpips_weights
+from training import captions, text
+from training.conditions import Conditions
+from training.data import CIFAR10_CLASSES, About, ImageSet, cifar10, lpips_weights
 from training.decoder import decoder_stage
 from training.distill import distill_stage
-from training.evaluate import evaluate_plans
+from training.evaluate import Prompted, evaluate_plans
 from training.features import Extractor, FeatureExtractor, Precision
 from training.loop import Ema, Stage, run_stage
 from training.lpips import Lpips
@@ -44,6 +47,7 @@ from training.report import Row, read_rows
 from training.teacher import draw_settings, teacher_stage
 from training.tokenizer import encode_all, tokenizer_stage
 
+_CAPTIONS, _PROMPTS = "captions.safetensors", "prompts.safetensors"
 M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger("dd_train")
 
@@ -59,22 +63,40 @@ class Run:
 
 
 def train_images(run: Run) -> ImageSet:
-    """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe)."""
+    """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe).
+
+    Of pictograms: every view of every picture that is not held out, labelled with the picture's number.
+    """
+    if run.recipe.data == "pictograms":
+        return text.train_images(run.recipe)
     return cifar10("train").first(run.recipe.train_images)
 
 
 def train_tokenizer(run: Run) -> None:
     """Stage (a), and the tokens of all training images."""
     images = train_images(run)
-    stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device)
+    first = _first_tokenizer(run) if run.recipe.tokenizer_from else None
+    stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device, first)
     if _run(run, stage, ema, VQTokenizer(run.recipe.vq)):
         write_tokens(run)
+
+
+def _first_tokenizer(run: Run) -> VQTokenizer:
+    bundle = load_bundle(str(run.recipe.tokenizer_from), run.device)
+    tokenizer = bundle.sampler.tokenizer
+    if bundle.manifest.vq != run.recipe.vq or not isinstance(tokenizer, VQTokenizer):
+        raise RecipeError(
+            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: {bundle.manifest.vq}",
+            param="tokenizer_from",
+        )
+    return tokenizer
 
 
 def write_tokens(run: Run) -> None:
     """`tokens.safetensors`: the codes of all training images and of their mirror images."""
     images = train_images(run)
-    tokens = encode_all(load_tokenizer(run), images, run.device)
+    mirrored = run.recipe.data == "cifar10"  # pictograms have mirrored views of their own
+    tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
     save_file(
         {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
     )
@@ -123,27 +145,60 @@ def start_from(run: Run, source: str | Path) -> None:
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
     tokens = _read(run, "tokens", "tokenizer")
+    conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
     stage, ema = teacher_stage(
-        run.recipe, tokens["tokens"], tokens["labels"].long(), load_tokenizer(run), run.device
+        run.recipe, tokens["tokens"], tokens["labels"].long(), load_tokenizer(run), run.device, conditions
     )
     _run(run, stage, ema, LlamaGenTeacher(run.recipe.gpt))
 
 
-def generate_pairs(run: Run) -> None:
-    """Stage (c)."""
+def generate_pairs(run: Run, prompts: Path | None = None) -> None:
+    """Stage (c). For a model of texts, of the prompts of a file, or of the captions of the pictures.
+
+    Pairs need prompts alone, no images: `pairs/prompts.txt` keeps them, and settles them for this run.
+
+    Raises:
+        RecipeError: an earlier stage is missing, prompts for a model of classes, or pairs of others.
+    """
+    if prompts is not None and run.recipe.text is None:
+        raise RecipeError(f"the recipe {run.recipe.name!r} is conditioned on classes", param="prompts")
     tokenizer, teacher = load_tokenizer(run), load_teacher(run)
+    conditions: int | Conditions = run.recipe.gpt.num_classes
+    digest = ""
+    if run.recipe.text is not None:
+        lines = pair_prompts(run, prompts)
+        conditions = text.prompt_conditions(run.recipe, lines, run.out / _PROMPTS)
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     sampler = Sampler(
         run.recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(run.recipe), device=run.device
     )
     make_pairs(
         sampler,
         run.recipe.pairs,
-        run.recipe.gpt.num_classes,
+        conditions,
         run.out / "pairs",
         seed=run.recipe.seed + 1,
         identity=weights_digest(teacher, tokenizer.codebook_VC),
+        prompts=digest,
         stop_after=run.stop_after,
     )
+
+
+def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
+    """The prompts that the run's pairs are of; `pairs/prompts.txt` holds them from the first call on."""
+    kept = run.out / "pairs" / "prompts.txt"
+    lines = captions.read_prompts(file) if file else None
+    if kept.exists():
+        found = captions.read_prompts(kept)
+        if lines is not None and lines != found:
+            raise RecipeError(
+                f"{kept.parent} holds pairs of other prompts; choose another --out", param="prompts"
+            )
+        return found
+    lines = lines or text.train_prompts(run.recipe)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return lines
 
 
 def distill(run: Run) -> None:
@@ -153,8 +208,11 @@ def distill(run: Run) -> None:
     first = None
     if run.recipe.distill.start == "student":
         first = _load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
+    conditions = None
+    if run.recipe.text is not None:
+        conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS)
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first
+        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions
     )
     _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
 
@@ -162,8 +220,11 @@ def distill(run: Run) -> None:
 def load_sampler(run: Run) -> Sampler:
     """All models of the run, for evaluation and export."""
     tokenizer, recipe = load_drawing_tokenizer(run), run.recipe
-    pairs = load_pairs(run.out / "pairs")
-    frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
+    frequency = None
+    if recipe.text is None:
+        pairs = load_pairs(run.out / "pairs")
+        frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
+        frequency = frequency.to(run.device)
     student = _load(run, LlamaGenStudent(recipe.gpt), "student", "distill")
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(
@@ -171,7 +232,7 @@ def load_sampler(run: Run) -> Sampler:
         tokenizer,
         student,
         load_teacher(run),
-        frequency.to(run.device),
+        frequency,
         draw_settings(recipe),
         flow,
         run.device,
@@ -200,6 +261,8 @@ def presets(recipe: Recipe) -> list[Preset]:
         plan.skip(blocks, blocks * 106 // 256),
         plan.onestep(blocks),
     ]
+    if recipe.text is not None:
+        baselines = baselines[:1]  # frequencies are of classes
     return [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
 
 
@@ -212,18 +275,29 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         "teacher": sampler.teacher,
     }
     parts |= {"marginal": sampler.marginals_KLV}
+    kept = [p for p in presets(run.recipe) if not cfg.plans or p.plan.name in cfg.plans]
+    reference, test, prompts = _measured_against(run)
     return evaluate_plans(
         sampler,
-        presets(run.recipe),
+        kept,
         cfg,
-        cifar10("train"),
-        cifar10("test").first(cfg.test),
+        reference,
+        test,
         run.out / "evaluation",
         weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
         seed=run.recipe.seed + 2,
         extractor=extractor or FeatureExtractor(run.device, _precision(cfg, run.device)),
         timing=timing,
+        prompts=prompts,
     )
+
+
+def _measured_against(run: Run) -> tuple[ImageSet, ImageSet, Prompted | None]:
+    """The reference, other real images, and for a model of texts its prompts."""
+    cfg = run.recipe.evaluate
+    if run.recipe.text is not None:
+        return text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
+    return cifar10("train"), cifar10("test").first(cfg.test), None
 
 
 def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
@@ -251,20 +325,30 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         for p in presets(recipe)
         if p.plan.name in measured
     ]
+    about = (
+        text.about(recipe)
+        if recipe.text is not None
+        else About(
+            f"CIFAR-10 classes at 32×32, trained with the recipe {recipe.name!r}.",
+            CIFAR10_CLASSES,
+            "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
+            "The bundle holds weights, none of the images.",
+        )
+    )
     manifest = Manifest(
         name=name,
         family="llamagen",
-        description=f"CIFAR-10 classes at 32×32, trained with the recipe {recipe.name!r}.",
+        description=about.description,
         image_size=recipe.gpt.grid * recipe.vq.downsampling,
-        classes=list(CIFAR10_CLASSES),
+        classes=list(about.classes),
+        text=recipe.text,
         vq=recipe.vq,
         student=recipe.gpt,
         teacher=recipe.gpt,
         draw=sampler.draw,
         flow=sampler.flow,
         presets=entries,
-        data="CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
-        "The bundle holds weights, none of the images.",
+        data=about.data,
         licence="MIT (the weights)",
         metrics={k: v for k, v in measured.items() if k not in {e.name for e in entries}},
         training=_jsonable(asdict(recipe)),
@@ -275,6 +359,7 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         and isinstance(student, LlamaGenStudent)
         and isinstance(teacher, LlamaGenTeacher)
     )
+    module, pieces = (None, b"") if recipe.text is None else text.encoder(recipe.text)
     return save_bundle(
         folder,
         manifest,
@@ -282,6 +367,8 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         student=student,
         teacher=teacher,
         marginals_KLV=sampler.marginals_KLV,
+        text=module,
+        pieces=pieces,
     )
 
 

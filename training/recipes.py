@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dd_core.errors import RecipeError
 from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.text.config import MiniLMConfig
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class EvaluateRecipe:
 
     `test` real images are reconstructed, and halved for the real split. `precision` is that of
     the Inception network; `auto` is bfloat16 on a CPU that multiplies it in hardware (twice as fast
-    there), else float32.
+    there), else float32. `plans` names the plans to measure, and so to offer; none = all.
     """
 
     images: int
@@ -126,11 +127,17 @@ class EvaluateRecipe:
     test: int = 10_000
     batch: int = 250
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    plans: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that `dd-train` needs to make a bundle."""
+    """Everything that `dd-train` needs to make a bundle.
+
+    `data` is what the images are: CIFAR-10 with its classes, or the pictograms with their captions,
+    which `text` encodes.
+    `tokenizer_from` names a bundle whose tokenizer, of the same architecture, stage (a) begins with.
+    """
 
     name: str
     vq: VQConfig
@@ -146,6 +153,9 @@ class Recipe:
     save_every: int = 200
     preview_every: int = 1200
     train_images: int = field(default=50_000)
+    data: Literal["cifar10", "pictograms"] = "cifar10"
+    text: MiniLMConfig | None = None
+    tokenizer_from: str | None = None
 
 
 RECIPES: dict[str, Recipe] = {
@@ -190,6 +200,44 @@ RECIPES: dict[str, Recipe] = {
         evaluate=EvaluateRecipe(images=50_000, reference=50_000, batch=1_000),
     ),
 }
+
+RECIPES["text-tiny"] = dataclasses.replace(
+    RECIPES["tiny"],
+    name="text-tiny",
+    data="pictograms",
+    text=MiniLMConfig(length=8, vocabulary=13, dim=32, layers=2, heads=4, hidden=48),
+    gpt=GPTConfig(
+        layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=8, text_dim=32
+    ),
+    evaluate=EvaluateRecipe(images=12, reference=10, test=24, batch=8),
+)
+# Two cores for about an hour and a half. The tokenizer begins as the one of the built-in model, which
+# draws recognisable pictograms before it has seen any, and so needs minutes instead of an hour.
+RECIPES["text-cpu"] = Recipe(
+    name="text-cpu",
+    data="pictograms",
+    text=MiniLMConfig(),
+    vq=VQConfig(1024, 8, 128, 32, (1, 2, 4), 1),
+    gpt=GPTConfig(
+        layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, text_tokens=16, text_dim=384
+    ),
+    tokenizer_from="cifar10",
+    tokenizer=TokenizerRecipe(steps=600, batch=16, lr=7e-4, lpips_share=0.25, continuous_for=0.0, ema=0.99),
+    decoder=DecoderRecipe(steps=0, batch=16),
+    teacher=TeacherRecipe(steps=3000, batch=64, lr=2e-3, matrix_lr=3e-3),
+    pairs=PairsRecipe(count=20_000, batch=500, shard=2_500),
+    distill=DistillRecipe(
+        steps=1800, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips=0.0, ema=0.998
+    ),
+    evaluate=EvaluateRecipe(
+        images=1_000,
+        reference=1_000,
+        test=600,
+        precision="auto",
+        plans=("dd-1", "dd-2", "pre-trained-1-21", "teacher"),
+    ),
+    train_images=0,
+)
 
 
 def get_recipe(name: str, overrides: list[str] | None = None) -> Recipe:

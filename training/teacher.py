@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core import plan
+from dd_core.condition import on_device, select
 from dd_core.draw import DrawSettings
 from dd_core.models.llamagen import LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
+from training.conditions import ClassConditions, Conditions, spread
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
 from training.muon import Muon
 from training.plots import image_grid
@@ -64,13 +66,20 @@ def new_teacher(recipe: Recipe, device: torch.device) -> LlamaGenTeacher:
 
 
 def teacher_stage(
-    recipe: Recipe, tokens_FNL: Tensor, labels_N: Tensor, tokenizer: VQTokenizer, device: torch.device
+    recipe: Recipe,
+    tokens_FNL: Tensor,
+    labels_N: Tensor,
+    tokenizer: VQTokenizer,
+    device: torch.device,
+    conditions: Conditions | None = None,
 ) -> tuple[Stage, Ema]:
     """The stage, and the average whose weights are the result.
 
     Args:
         tokens_FNL: codes of all images and of their mirror images, `[2, N, L]`.
+        conditions: what the labels stand for; None = classes.
     """
+    conditions = conditions or ClassConditions(recipe.gpt.num_classes)
     cfg = recipe.teacher
     model = new_teacher(recipe, device)
     optimizer = MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
@@ -83,7 +92,8 @@ def teacher_stage(
         chosen = batches.at(step)
         target = tokens[chosen].long().to(device)
         dropped = torch.rand(len(chosen)) < cfg.class_dropout
-        cond = torch.where(dropped, model.null_class, labels[chosen]).to(device)
+        cond = on_device(conditions(labels[chosen]), device)
+        cond = select(dropped.to(device), model.null_like(cond), cond)
         with mixed_precision(device):
             logits = model(target, cond)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
@@ -100,7 +110,7 @@ def teacher_stage(
         sampler = Sampler(
             recipe.gpt.layout, tokenizer, None, averaged.eval(), draw=draw, device=device, exact=False
         )
-        sample_grid(sampler, plan.teacher(recipe.gpt.layout.num_blocks), path, recipe.gpt.num_classes)
+        sample_grid(sampler, plan.teacher(recipe.gpt.layout.num_blocks), path, conditions)
 
     config = {"gpt": asdict(recipe.gpt), "teacher": asdict(cfg), "seed": recipe.seed}
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
@@ -114,8 +124,14 @@ def draw_settings(recipe: Recipe) -> DrawSettings:
 
 
 @torch.inference_mode()
-def sample_grid(sampler: Sampler, chosen: plan.Plan, path: Path, classes: int, rows: int = 4) -> None:
-    """A picture of `rows` samples (seed 0, indices 0, 1, …) of each class, a column a class."""
-    keys = [(0, i) for i in range(rows * classes)]
-    codes = sample_codes(sampler, chosen, [i % classes for i in range(rows * classes)], keys)
-    image_grid(sampler.tokenizer.to_image(codes), path, columns=classes)
+def sample_grid(
+    sampler: Sampler, chosen: plan.Plan, path: Path, conditions: Conditions, rows: int = 4
+) -> None:
+    """A picture of `rows` samples (seed 0, indices 0, 1, …) of each class, a column a class.
+
+    Of more than ten labels, some that are spread over all.
+    """
+    columns = min(10, conditions.count)
+    labels = torch.tensor(spread(conditions.count, rows * columns))
+    codes = sample_codes(sampler, chosen, conditions(labels), [(0, i) for i in range(len(labels))])
+    image_grid(sampler.tokenizer.to_image(codes), path, columns=columns)

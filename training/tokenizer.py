@@ -83,11 +83,17 @@ def memory_layout(device: torch.device) -> torch.memory_format:
 
 
 def tokenizer_stage(
-    recipe: Recipe, images: ImageSet, lpips: Lpips, device: torch.device
+    recipe: Recipe, images: ImageSet, lpips: Lpips, device: torch.device, first: VQTokenizer | None = None
 ) -> tuple[Stage, Ema]:
-    """The stage, and the average whose weights are the result."""
+    """The stage, and the average whose weights are the result.
+
+    Args:
+        first: a tokenizer to go on from. Its codes are spread already: `continuous_for` can be 0.
+    """
     cfg = recipe.tokenizer
     model = new_tokenizer(recipe, device)
+    if first is not None:
+        model.load_state_dict(first.state_dict())
     lpips = lpips.to(device)
     trained = [p for n, p in model.named_parameters() if n != "codebook_raw"]
     optimizer = torch.optim.AdamW(
@@ -145,13 +151,15 @@ def tokenizer_stage(
 
 
 @torch.no_grad()
-def encode_all(model: VQTokenizer, images: ImageSet, device: torch.device, batch: int = 500) -> Tensor:
-    """Tokens of every image and of its mirror image: `[2, N, L]` int16 or int32."""
+def encode_all(
+    model: VQTokenizer, images: ImageSet, device: torch.device, batch: int = 500, *, mirrored: bool = True
+) -> Tensor:
+    """Tokens of every image and (with `mirrored`) of its mirror image: `[2 or 1, N, L]` int16 or int32."""
     flips = []
-    for mirrored in (False, True):
+    for flip in (False, True) if mirrored else (False,):
         rows = []
         for i in range(0, len(images.images), batch):
             x, _ = images.batch(torch.arange(i, min(i + batch, len(images.images))))
-            rows.append(model.encode((x.flip(3) if mirrored else x).to(device)).cpu())
+            rows.append(model.encode((x.flip(3) if flip else x).to(device)).cpu())
         flips.append(torch.cat(rows))
     return torch.stack(flips).to(torch.int16 if model.cfg.codebook_size <= 2**15 else torch.int32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -13,16 +12,16 @@ from starlette.responses import Response
 
 from dd_core.errors import DDError
 from server.accounts import Account, accounted
-from server.engine import Engine
-from server.errors import MediaTypeError, error_body, internal_body
+from server.errors import error_body, internal_body
 from server.facts import note
-from server.images import MEDIA_TYPES, Encoder, Pixels
-from server.jobs import Job
-from server.negotiation import ReplyForm, negotiate
+from server.images import MEDIA_TYPES, Encoder
+from server.making import CLIENT_LEFT, begin_refinement, check_json, files_of, make
+from server.negotiation import negotiate
 from server.orders import Order, addressed, place
 from server.parsing import parse_generate
-from server.refine import Refinement, rungs
-from server.replies import event, facts, image_entry, json_reply, milliseconds, raw_reply, timings
+from server.pictures import Form, milliseconds
+from server.refine import Refinement
+from server.replies import event, facts, image_entry, json_reply, raw_reply
 from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent
 from server.state import state_of
 from server.streams import EventStream
@@ -30,7 +29,6 @@ from server.streams import EventStream
 log = logging.getLogger("dd_server")
 router = APIRouter(tags=["generate"])
 
-CLIENT_LEFT = 499  # the customary status; nobody reads it
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {
         "model": ErrorReply,
@@ -111,113 +109,39 @@ async def generate(request: Request) -> Response:
         order = place(body, model, receipt, state.settings, engine, account.arrived, stream=form.stream)
         account.ordered(order)
         note(request, priority=body.priority)
+        identity, encoding = request.state.request_id, Form(form.image_format)
         if form.stream:
             refinement = begin_refinement(engine, order, body.partial_images)
             account.lasting = True
-            return EventStream(_events(request.state.request_id, account, encoder, order, refinement, form))
-        return await fulfil(request, account, engine, encoder, order, form)
-
-
-def check_json(request: Request) -> None:
-    """Raises MediaTypeError where the body is declared to be something other than JSON."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise MediaTypeError("send the body as JSON, with content-type: application/json")
-
-
-async def fulfil(
-    request: Request,
-    account: Account,
-    engine: Engine,
-    encoder: Encoder,
-    order: Order,
-    form: ReplyForm,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    """Make the images of an order and answer in one piece; `headers` go onto a raw reply."""
-    job = order.job(order.plan)
-    pixels = await pixels_while_connected(request, engine, job)
-    note(request, queue_ms=milliseconds(job.queue_s), compute_ms=milliseconds(job.compute_s))
-    if pixels is None:
-        account.outcome = "canceled"
-        return Response(status_code=CLIENT_LEFT)
-    started = time.perf_counter()
-    receipts = [order.receipt(index, order.plan) for index in range(len(pixels))]
-    files = await encoder.encode_all(pixels, form.image_format, receipts)
-    encoded = time.perf_counter()
-    state_of(request).metrics.encode[form.image_format].observe(encoded - started)
-    account.delivered(order.plan.name, len(files))
-    account.outcome = "ok"
-    identity = request.state.request_id
-    times = timings(job, encoded - started, encoded - account.arrived)
-    if form.raw:
-        return raw_reply(order, identity, files[0], form.image_format, receipts[0], times, headers)
-    images = [
-        image_entry(order, index, picture, file, form.image_format, receipt)
-        for index, (picture, file, receipt) in enumerate(zip(pixels, files, receipts, strict=True))
-    ]
-    return json_reply(order, identity, images, times)
-
-
-async def pixels_while_connected(request: Request, engine: Engine, job: Job) -> list[Pixels] | None:
-    """The job's images, or None if the client leaves first: then nothing more is computed for it."""
-    answer = engine.submit(job)
-    left = asyncio.ensure_future(_client_leaves(request))
-    try:
-        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
-        return answer.result() if answer.done() else None
-    finally:
-        left.cancel()
-        engine.cancel(job)
-        answer.cancel()
-
-
-async def _client_leaves(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def begin_refinement(engine: Engine, order: Order, previews: int | None) -> Refinement:
-    """The stream of an order, whose first pass waits already: what is refused is refused with its status."""
-    refinement = Refinement(engine, order, rungs(order.model.budgets.ladder, order.plan, previews))
-    refinement.begin()
-    return refinement
+            return EventStream(_events(identity, account, encoder, order, refinement, encoding))
+        made = await make(request, account, engine, encoder, order, encoding)
+        if made is None:
+            return Response(status_code=CLIENT_LEFT)
+        reply = raw_reply if form.raw else json_reply
+        return reply(order, identity, made, form.image_format)
 
 
 async def _events(
-    identity: str,
-    account: Account,
-    encoder: Encoder,
-    order: Order,
-    refinement: Refinement,
-    form: ReplyForm,
+    identity: str, account: Account, encoder: Encoder, order: Order, refinement: Refinement, form: Form
 ) -> AsyncGenerator[bytes, None]:
     """An `image` event for each picture, then `done`; or `error`, for what goes wrong on the way."""
     try:
         with account.watched():
-            async for picture in refinement.pictures():
-                started = time.perf_counter()
-                receipt = order.receipt(picture.index, picture.plan)
-                [file] = await encoder.encode_all([picture.pixels], form.image_format, [receipt])
-                encoded = time.perf_counter()
-                account.pictured(picture.plan.name, form.image_format, encoded - started)
-                entry = image_entry(order, picture.index, picture.pixels, file, form.image_format, receipt)
-                yield event(
-                    "image",
-                    {
-                        **facts(order, picture.plan, identity),
-                        "stage": picture.stage,
-                        "final": picture.final,
-                        "image": entry,
-                        "timings": timings(picture.job, encoded - started, encoded - account.arrived),
-                    },
-                )
+            async for picture, file, times in files_of(refinement, account, encoder, order, form):
+                data = {
+                    **facts(order, picture.plan, identity),
+                    "stage": picture.stage,
+                    "final": picture.final,
+                    "image": image_entry(order, file, form.image_format),
+                    "timings": times,
+                }
+                yield event("image", data)
             account.outcome = "ok"
             total = milliseconds(time.perf_counter() - account.arrived)
             yield event("done", {"id": identity, "images": len(order.origins), "total_ms": total})
     except DDError as error:
         yield event("error", error_body(error))
-    except Exception:
+    except Exception:  # the reply has begun, so the last resort could not answer any more
         log.exception("request %s: its stream failed", identity)
         yield event("error", internal_body())
     finally:

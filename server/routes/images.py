@@ -10,10 +10,13 @@ from starlette.responses import Response
 
 from server.accounts import accounted
 from server.errors import BadRequestError
+from server.making import CLIENT_LEFT, make
 from server.metrics import package_version
 from server.negotiation import ReplyForm, negotiate
 from server.orders import Order, addressed, place
-from server.routes.generate import ERRORS, IMAGES, fulfil
+from server.pictures import Form
+from server.replies import raw_reply
+from server.routes.generate import ERRORS, IMAGES
 from server.schemas import GenerateRequest, ImageFormat
 from server.settings import Settings
 from server.state import state_of
@@ -55,7 +58,12 @@ async def image(
         if _unchanged(request.headers.get("if-none-match"), headers["etag"]):
             account.outcome = "ok"
             return Response(status_code=304, headers=headers)
-        return await fulfil(request, account, engine, encoder, order, form, headers)
+        made = await make(request, account, engine, encoder, order, Form(form.image_format))
+        if made is None:
+            return Response(status_code=CLIENT_LEFT)
+        reply = raw_reply(order, request.state.request_id, made, form.image_format)
+        reply.headers.update(headers)
+        return reply
 
 
 def _body(receipt: str, image_format: ImageFormat | None) -> GenerateRequest:

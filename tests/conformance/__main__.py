@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tests.conformance import llamagen, var
+from tests.conformance.captions import check_captions
 from tests.conformance.report import Fixture, Report, read_manifest
 
 CHECKS: dict[str, Callable[[Fixture], None]] = {
@@ -37,6 +38,8 @@ CHECKS: dict[str, Callable[[Fixture], None]] = {
     "lg_dd": llamagen.check_dd,
     "lg_hybrid": llamagen.check_hybrid,
 }
+
+OTHER_FILES: dict[str, Callable[[Path, Report], None]] = {"t5_caption_clean.json": check_captions}
 
 
 def run(folder: Path) -> Report:
@@ -60,6 +63,9 @@ def run(folder: Path) -> Report:
         except Exception as error:  # noqa: BLE001 - whatever it is, this fixture fails and the others go on
             report.fail(name, "*", f"{type(error).__name__}: {error}")
     for name, about in manifest.get("other_files", {}).items():
+        if name in OTHER_FILES:
+            OTHER_FILES[name](folder / name, report)
+            continue
         report.skip("other_files", name, f"not covered: {about}")
     return report
 

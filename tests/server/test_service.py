@@ -154,6 +154,9 @@ def test_the_description_covers_the_contract(server: Running) -> None:
     assert set(description["paths"]) == {
         "/generate",
         "/images/{receipt}",
+        "/v1/images/generations",
+        "/v1/models",
+        "/v1/models/{name}",
         "/models",
         "/healthz",
         "/readyz",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dd_core.errors import InvalidRequestError
 from tests.training.pictures import Mean, pictures_like
-from training.data import DataError
 from training.features import FeatureExtractor, features_of, legacy_resize
 from training.inception import Inception
+from training.packages import DataError
 
 CACHE = Path(os.environ.get("DD_CACHE", Path.home() / ".cache" / "distilled-decoding"))
 WEIGHTS = CACHE / "inception-fid.pt"

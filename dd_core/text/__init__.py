@@ -1,0 +1,1 @@
+"""Prompts → the states that a text-conditional model reads."""

@@ -1,0 +1,155 @@
+"""MiniLM: a BERT of six small layers, in plain torch.
+
+Blocks normalise after they add: x ← LN(x + attention(x)); x ← LN(x + W2 gelu(W1 x)). Prompts are
+encoded without padding, one by one or by equal length, so attention needs no mask.
+
+Shapes: B prompts of one length, n positions, N state dimension.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_core.errors import WeightsError
+from dd_core.models.adapters import Adapted, Name, adapt
+from dd_core.text.config import MiniLMConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class _Layer(nn.Module):
+    def __init__(self, cfg: MiniLMConfig) -> None:
+        super().__init__()
+        self.heads = cfg.heads
+        self.query, self.key, self.value = (nn.Linear(cfg.dim, cfg.dim) for _ in range(3))
+        self.out = nn.Linear(cfg.dim, cfg.dim)
+        self.attention_norm = nn.LayerNorm(cfg.dim, cfg.norm_eps)
+        self.up, self.down = nn.Linear(cfg.dim, cfg.hidden), nn.Linear(cfg.hidden, cfg.dim)
+        self.norm = nn.LayerNorm(cfg.dim, cfg.norm_eps)
+
+    def forward(self, x_BnN: Tensor) -> Tensor:
+        q, k, v = (
+            f(x_BnN).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for f in (self.query, self.key, self.value)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.attention_norm(x_BnN + self.out(seen))
+        return self.norm(x + self.down(F.gelu(self.up(x))))  # type: ignore[no-any-return]
+
+
+class MiniLM(nn.Module):
+    """Word pieces → states. `kind` is BERT's embedding of a first sentence; there is no second one."""
+
+    def __init__(self, cfg: MiniLMConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.words = nn.Embedding(cfg.vocabulary, cfg.dim)
+        self.places = nn.Embedding(cfg.length, cfg.dim)
+        self.kind = nn.Parameter(torch.zeros(cfg.dim))
+        self.norm = nn.LayerNorm(cfg.dim, cfg.norm_eps)
+        self.layers = nn.ModuleList(_Layer(cfg) for _ in range(cfg.layers))
+
+    def forward(self, pieces_Bn: Tensor) -> Tensor:
+        """`[B, n]` int64, n ≤ `cfg.length` → states `[B, n, N]`."""
+        places = self.places.weight[: pieces_Bn.shape[1]]
+        x = self.norm(self.words(pieces_Bn) + places + self.kind)
+        for layer in self.layers:
+            x = layer(x)
+        return x  # type: ignore[no-any-return]
+
+
+def adapt_minilm(state: Mapping[str, Tensor], length: int, source: str = "MiniLM") -> Adapted:
+    """A BERT checkpoint's keys → ours; the table of places keeps its first `length` rows.
+
+    Raises:
+        WeightsError: a key that is not BERT's.
+    """
+    at = r"encoder\.layer\.(\d+)\."
+    ends = r"\.(weight|bias)"
+    rules: dict[str, Name] = {
+        r"embeddings\.word_embeddings\.weight": "words.weight",
+        r"embeddings\.position_embeddings\.weight": lambda _, v: {"places.weight": v[:length].contiguous()},
+        r"embeddings\.token_type_embeddings\.weight": lambda _, v: {"kind": v[0].contiguous()},
+        r"embeddings\.LayerNorm" + ends: r"norm.\1",
+        at + r"attention\.self\.(query|key|value)" + ends: r"layers.\1.\2.\3",
+        at + r"attention\.output\.dense" + ends: r"layers.\1.out.\2",
+        at + r"attention\.output\.LayerNorm" + ends: r"layers.\1.attention_norm.\2",
+        at + r"intermediate\.dense" + ends: r"layers.\1.up.\2",
+        at + r"output\.dense" + ends: r"layers.\1.down.\2",
+        at + r"output\.LayerNorm" + ends: r"layers.\1.norm.\2",
+    }
+    unused = {
+        r"embeddings\.position_ids": "a running number",
+        r"pooler\..*": "of sentences, not of their words",
+    }
+    return adapt(state, rules, unused, source)
+
+
+def read_tokenizer(data: bytes, cfg: MiniLMConfig, source: str) -> Tokenizer:
+    """The word pieces of a `tokenizer.json`, cut at `cfg.length`, never padded.
+
+    Raises:
+        WeightsError: not a tokenizer, or one with pieces that the encoder has no row for.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+    except BaseException as error:
+        # The library raises bare exceptions, and its panics are no `Exception`.
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise WeightsError(f"{source}: not a tokenizer: {error}", param="tokenizer.json") from error
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= largest < cfg.vocabulary:
+        raise WeightsError(
+            f"{source}: pieces are numbered to {largest}, the encoder has {cfg.vocabulary}",
+            param="tokenizer.json",
+        )
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(cfg.length)
+    return tokenizer
+
+
+class MiniLMStates:
+    """Prompts' states, by the module and the tokenizer. Call it for one prompt: `[n, N]` float32."""
+
+    def __init__(self, module: MiniLM, tokenizer: Tokenizer) -> None:
+        self.module, self.tokenizer = module, tokenizer
+
+    @torch.inference_mode()
+    def __call__(self, prompt: str) -> Tensor:
+        return self._of([self._pieces(prompt)])[0]
+
+    @torch.inference_mode()
+    def many(self, prompts: Sequence[str], batch: int = 256) -> list[Tensor]:
+        """States of many prompts, encoded together by length: for training.
+
+        The last bits depend on what is encoded together; a server uses one at a time.
+        """
+        by_length: dict[int, list[int]] = defaultdict(list)
+        pieces = [self._pieces(p) for p in prompts]
+        for i, p in enumerate(pieces):
+            by_length[len(p)].append(i)
+        found: list[Tensor] = [torch.empty(0)] * len(prompts)
+        for group in by_length.values():
+            for start in range(0, len(group), batch):
+                part = group[start : start + batch]
+                for i, states in zip(part, self._of([pieces[i] for i in part]), strict=True):
+                    found[i] = states
+        return found
+
+    def _pieces(self, prompt: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(prompt).ids
+        return ids
+
+    def _of(self, pieces: list[list[int]]) -> Tensor:
+        device = self.module.words.weight.device
+        return self.module(torch.tensor(pieces, device=device)).float()  # type: ignore[no-any-return]

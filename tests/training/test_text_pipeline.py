@@ -1,0 +1,253 @@
+"""The whole text pipeline, from packages to a bundle that draws prompts: tiny, and without a network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from dd_core.bundle import load_bundle
+from dd_core.condition import chosen
+from dd_core.errors import HashMismatchError, InvalidRequestError, ManifestError, RecipeError, WeightsError
+from dd_core.plan import plan_for_budget
+from dd_core.sampling import sample_images
+from tests.core.small_text import TEXT
+from tests.training import stand_ins
+from tests.training.pictures import Mean
+from tests.training.test_stages import RandomLpips
+from training import agreement, captions, packages, pictograms, pipeline
+from training import text as text_data
+from training.__main__ import app
+from training.packages import DataError
+from training.pairs import load_pairs
+from training.pipeline import Run
+from training.recipes import get_recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """The stand-ins, and the corpus made of them by the command."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        stand_ins.install(cache, patch)
+        RandomLpips(cache)
+        patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
+        patch.setattr(agreement, "_STEPS", 20)
+        said = CliRunner().invoke(app, ["corpus"])
+        assert said.exit_code == 0, said.output
+        assert "noto: noto 1.0.0, MIT, 40 pictures" in said.output
+        yield patch
+    text_data.encoder.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def run(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run."""
+    run = Run(get_recipe("text-tiny"), tmp_path_factory.mktemp("run"), CPU)
+    pipeline.train_tokenizer(run)
+    pipeline.train_decoder(run)
+    pipeline.train_teacher(run)
+    pipeline.generate_pairs(run)
+    pipeline.distill(run)
+    pipeline.evaluate(run, extractor=Mean(), timing=False)
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "pictures"
+    pipeline.export(run, "pictures", folder)
+    return folder
+
+
+def test_the_corpus_has_every_style_and_no_skin_tones_or_countries(patched: pytest.MonkeyPatch) -> None:
+    corpus = pictograms.load()
+    assert corpus.images_FN3HW.shape == (6, len(corpus), 3, 32, 32)
+    assert {s: corpus.styles.count(s) for s in set(corpus.styles)} == {
+        "noto": 40, "3d": 30, "flat": 40, "blob": 26,
+    }  # fmt: skip
+    names = {c.name for c in corpus.concepts}
+    assert len(names) == 40 and not any("Chad" in n or "skin" in n for n in names)
+    record = json.loads((packages.cache_dir() / "pictograms.json").read_text())
+    assert all(e["licence"] == "MIT" and len(e["sha256"]) == 64 for e in record["licences"])
+    assert sum(e.get("pictures", 0) for e in record["licences"]) == len(corpus)
+
+
+def test_pictures_are_on_white_and_arrows_are_not_mirrored(patched: pytest.MonkeyPatch) -> None:
+    corpus = pictograms.load()
+    for i, (concept, style) in enumerate(zip(corpus.concepts, corpus.styles, strict=True)):
+        plain, mirrored = corpus.images_FN3HW[:2, i]
+        assert plain[:, 0, 31].tolist() == [255, 255, 255]
+        same = torch.equal(plain, mirrored)
+        if "arrow" in concept.name:
+            assert same
+        elif style == "noto":
+            assert torch.equal(plain.flip(2), mirrored) and not same
+
+
+def test_a_package_that_is_not_the_pinned_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DD_CACHE", str(tmp_path))
+    package = stand_ins.archive(tmp_path, "npm", "names", {"en/data.json": b"[]"})
+    assert packages.one_file(package, "en/data.json") == b"[]"
+    with pytest.raises(DataError, match=r"no file en/other\.json"):
+        packages.one_file(package, "en/other.json")
+    with (tmp_path / package.file).open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(DataError, match="SHA-256"):
+        packages.one_file(package, "en/data.json")
+
+
+def test_held_out_pairs_and_concepts_are_never_learned_from(patched: pytest.MonkeyPatch, run: Run) -> None:
+    corpus = pictograms.load()
+    found = captions.splits(corpus)
+    assert found == captions.splits(corpus) and set(found) == {"train", "pair", "concept"}
+    by = {s: [i for i, k in enumerate(found) if k == s] for s in set(found)}
+    learned = {corpus.concepts[i].code for i in by["train"]}
+    assert learned.isdisjoint(corpus.concepts[i].code for i in by["concept"])
+    assert learned.issuperset(corpus.concepts[i].code for i in by["pair"])
+    prompts = set(pipeline.pair_prompts(run))
+    for i in by["pair"] + by["concept"]:
+        style = corpus.styles[i]
+        styled = {c for c in captions.captions_of(corpus.concepts[i], style) if style in c}
+        assert len(styled) == 4 and prompts.isdisjoint(styled)
+    images = text_data.train_images(run.recipe)
+    assert len(images.images) == 6 * len(by["train"])
+    assert torch.equal(images.images[3], corpus.images_FN3HW[0, by["train"][3]])
+
+
+def test_captions_are_drawn_from_names_keywords_and_styles() -> None:
+    concept = pictograms.Concept("1f600", "Red Heart", ("love", "pet"), 0, True)
+    found = captions.captions_of(concept, "3d")
+    assert found == captions.captions_of(concept, "3d") and len(found) == captions.PER_PICTURE
+    assert found[captions.FULL] == "red heart, 3d style" and "red heart" in found
+    bare = captions.captions_of(pictograms.Concept("1f600", "star", (), 0, True), "flat")
+    assert all("star" in c for c in bare)
+
+
+def test_a_label_draws_among_its_captions_and_a_prompt_is_itself(run: Run, tmp_path: Path) -> None:
+    conditions = text_data.train_conditions(run.recipe, tmp_path / "a.safetensors")
+    torch.manual_seed(0)
+    drawn = conditions(torch.zeros(64, dtype=torch.long)).states_BTN
+    assert 2 <= len({row.numpy().tobytes() for row in drawn}) <= captions.PER_PICTURE
+    prompts = text_data.prompt_conditions(run.recipe, ["red cat", "blue dog"], tmp_path / "b.safetensors")
+    module, _ = text_data.encoder(TEXT)
+    again = text_data.prompt_conditions(run.recipe, ["red cat", "blue dog"], tmp_path / "b.safetensors")
+    assert torch.equal(prompts(torch.tensor([1])).states_BTN, again(torch.tensor([1])).states_BTN)
+    other = text_data.prompt_conditions(run.recipe, ["red cat", "a dog"], tmp_path / "b.safetensors")
+    assert not torch.equal(other(torch.tensor([1])).states_BTN, again(torch.tensor([1])).states_BTN)
+    assert module.cfg == TEXT
+
+
+def test_pairs_of_prompts_resume_exactly_and_keep_their_prompts(run: Run, tmp_path: Path) -> None:
+    """Killed after a shard and resumed = made in one go; other prompts are refused, not mixed in."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("red cat\n\n  blue heart \na dog\n")
+    runs = [Run(run.recipe, tmp_path / n, CPU, stop) for n, stop in (("whole", None), ("killed", 1))]
+    for one in runs:
+        for name in ("tokenizer", "teacher"):
+            one.out.mkdir(exist_ok=True)
+            shutil.copy(run.out / f"{name}.safetensors", one.out)
+        pipeline.generate_pairs(one, file)
+    with pytest.raises(RecipeError, match="no complete set"):
+        load_pairs(runs[1].out / "pairs")
+    pipeline.generate_pairs(Run(run.recipe, runs[1].out, CPU))
+    whole, killed = (load_pairs(one.out / "pairs") for one in runs)
+    assert torch.equal(whole.tokens, killed.tokens) and torch.equal(whole.labels, killed.labels)
+    assert whole.labels.tolist() == [i % 3 for i in range(48)]
+    assert pipeline.pair_prompts(runs[0]) == ["red cat", "blue heart", "a dog"]
+    file.write_text("something else\n")
+    with pytest.raises(RecipeError, match="other prompts"):
+        pipeline.generate_pairs(runs[0], file)
+    file.write_text("\n \n")
+    with pytest.raises(RecipeError, match="no prompt"):
+        captions.read_prompts(file)
+    classes = Run(get_recipe("tiny"), run.out, CPU)
+    with pytest.raises(RecipeError, match="classes"):
+        pipeline.generate_pairs(classes, file)
+
+
+def test_the_table_says_how_often_the_caption_is_found(run: Run) -> None:
+    record = json.loads((run.out / "evaluation" / "evaluation.json").read_text())
+    rows = {r["name"]: r for r in record["rows"]}
+    assert {"dd-1", "dd-2", "pre-trained-1-21", "teacher", "reconstruction", "real-test"} <= set(rows)
+    for name in ("dd-1", "teacher", "reconstruction"):
+        assert 0 <= rows[name]["right_caption"] <= 1 and rows[name]["class_accuracy"] is None
+    assert rows["real-test"]["right_caption"] is None
+    table = (run.out / "evaluation" / "evaluation.md").read_text()
+    assert "right caption of 100" in table and "classifier" not in table
+
+
+def test_the_bundle_draws_prompts_the_same_alone_and_together(folder: Path) -> None:
+    bundle = load_bundle(folder, CPU)
+    assert bundle.text is not None and (bundle.text.length, bundle.text.dim) == (8, 32)
+    assert set(bundle.manifest.files) == {
+        "tokenizer.safetensors", "student.safetensors", "teacher.safetensors", "text.safetensors",
+        "tokenizer.json",
+    }  # fmt: skip
+    cond = bundle.text.encode(["red heart", "a cat and a dog", "blue dog"])
+    for budget in (1, 2, 64):
+        plan = plan_for_budget(bundle.presets, budget).plan
+        together = sample_images(bundle.sampler, plan, cond, [(5, i) for i in range(3)])
+        alone = sample_images(bundle.sampler, plan, chosen(cond, slice(1, 2)), [(5, 1)])
+        assert torch.equal(together[1], alone[0])
+    with pytest.raises(InvalidRequestError, match="text states"):
+        sample_images(bundle.sampler, plan, [3], [(0, 0)])
+    with pytest.raises(InvalidRequestError, match="3 conditions for 1 images"):
+        sample_images(bundle.sampler, plan, cond, [(0, 0)])
+
+
+def test_the_bundles_encoder_is_what_the_model_learned_from(folder: Path, run: Run, tmp_path: Path) -> None:
+    bundle = load_bundle(folder, CPU)
+    assert bundle.text is not None
+    trained = text_data.prompt_conditions(run.recipe, ["red heart"], tmp_path / "x.safetensors")
+    cond = bundle.text.encode(["red heart"])
+    torch.testing.assert_close(cond.states_BTN.half(), trained.states_MTD, rtol=1e-3, atol=1e-3)
+    assert torch.equal(cond.mask_BT, trained.mask_MT)
+
+
+@pytest.mark.parametrize("name", ["text.safetensors", "tokenizer.json"])
+def test_a_damaged_encoder_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(bytes(data))
+    with pytest.raises(HashMismatchError, match=name):
+        load_bundle(copy, CPU)
+    (copy / name).unlink()
+    with pytest.raises(WeightsError, match=name):
+        load_bundle(copy, CPU)
+
+
+def test_an_encoder_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
+    """The manifest's word against the models' and the file's."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+
+    def refused(error: type[Exception], match: str, **changes: object) -> None:
+        path.write_text(json.dumps({**manifest, "text": {**manifest["text"], **changes}}))
+        with pytest.raises(error, match=match):
+            load_bundle(copy, CPU)
+
+    refused(ManifestError, "8 of 32", length=9)
+    refused(ManifestError, "heads", heads=5)
+    refused(ManifestError, "kind", kind="clip")
+    refused(ManifestError, "text", surprise=1)
+    refused(WeightsError, "layers", layers=3)
+    refused(WeightsError, "numbered to", vocabulary=5)
+    path.write_text(json.dumps({**manifest, "text": None}))
+    assert load_bundle(copy, CPU).text is None
+
+
+def test_what_is_stored_is_half_precision(folder: Path) -> None:
+    assert {v.dtype for v in load_file(folder / "text.safetensors").values()} == {torch.float16}

