@@ -32,6 +32,7 @@ class Client:
         base_url: of the server.
         api_key: where the server asks for one.
         timeout: seconds for a call with its retries; of a stream, to its beginning and between two events.
+            Silence is what is timed: a reply that trickles in may take longer.
         retries: how often a call is repeated on 429, on 503, and where no reply came.
         transport: httpx2's, for proxies and certificates of your own.
 

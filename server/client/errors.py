@@ -124,7 +124,13 @@ _KINDS: Mapping[int, type[DDClientError]] = {
     503: OverloadedError,
 }
 # An error within a stream has no status of its own: the reply had begun with 200.
-_STATUSES = {"deadline_exceeded": 504, "draining": 503, "not_ready": 503, "queue_full": 429}
+_STATUSES = {
+    "deadline_exceeded": 504,
+    "deadline_unreachable": 503,
+    "draining": 503,
+    "not_ready": 503,
+    "queue_full": 429,
+}
 
 
 def error_of(response: httpx2.Response) -> DDClientError:

@@ -45,6 +45,8 @@ class ImageEvent(ImageEventReply):
 class Plan(BaseModel):
     """A way to sample: what it costs and what it was measured to reach."""
 
+    model_config = ConfigDict(extra="allow")
+
     name: str
     steps: int
     offered: bool
