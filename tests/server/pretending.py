@@ -65,6 +65,7 @@ class Snapping(httpx2.SyncByteStream, httpx2.AsyncByteStream):
 
     def __init__(self, begun: bytes) -> None:
         self.begun = begun
+        self.closed = False
 
     def __iter__(self) -> Iterator[bytes]:
         yield self.begun
@@ -73,6 +74,12 @@ class Snapping(httpx2.SyncByteStream, httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for part in self:
             yield part
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def aclose(self) -> None:
+        self.close()
 
 
 @dataclass

@@ -22,7 +22,7 @@ from server.client import (
     UnauthorizedError,
 )
 from server.client.errors import error_in_stream
-from tests.server.pretending import DONE, PICTURE, Answer, World, refusal, stream
+from tests.server.pretending import DONE, PICTURE, Answer, Snapping, World, refusal, stream
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "02-http-api.md").read_text(encoding="utf-8")
 DOCUMENTED = [(int(s), code) for s, code in re.findall(r"^\| (\d{3}) \| `(\w+)` \|", PAGE, re.MULTILINE)]
@@ -73,6 +73,15 @@ def test_the_error_of_a_stream_is_raised(world: World) -> None:
     failed = '{"error": {"code": "deadline_exceeded", "message": "too late", "param": "deadline_ms"}}'
     with pytest.raises(DeadlineExceededError, match="too late"):
         world.call(stream(("image", PICTURE), ("error", failed)), how="stream")
+
+
+def test_a_stream_that_fails_is_closed(world: World) -> None:
+    """Or its connection would be lost to the calls that come after."""
+    body = Snapping(b"event: image\ndata: {}\n\n")
+    headers = {"content-type": "text/event-stream"}
+    with pytest.raises(InvalidReplyError):
+        world.call(lambda _: httpx2.Response(200, stream=body, headers=headers), how="stream")
+    assert body.closed
 
 
 def test_an_event_of_a_newer_server_is_passed_over(world: World) -> None:
