@@ -18,10 +18,9 @@ from dd_core.errors import InvalidRequestError
 from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec
 from dd_core.hub.storage import models_folder
-from dd_core.manifest import read_manifest
 from dd_core.models.config import VARConfig
+from dd_core.text.config import T5Config
 from server import models
-from server.catalog import ServedModel
 from tests.hub import COMMIT, FakeHub, content_of, publish, random_modules, saved, tiny_spec
 from tests.hub_fixtures import point_at
 from tests.server.harness import running
@@ -110,13 +109,20 @@ def test_convert_of_local_files_needs_no_hub(run: Run, hub: FakeHub, spec: Model
         (("convert", "llamagen-dd-l", "--unmasked-prefix"), 2, "no VAR teacher"),
         (("pull", "var-d36"), 1, "has no file var_d36.pth"),
         (("generate", "--model", "var-d36", "--label", "0", "--out", "a.png"), 1, "has no file var_d36.pth"),
-        (("serve", "llamagen-t2i-256", "--port", "0"), 2, "cannot answer prompts yet"),
+        (("serve", "llamagen-t2i-256", "--port", "0"), 2, "distilled-decoding[t5]"),
         (("serve", "nothing", "--port", "0"), 2, "no bundle 'nothing'"),
     ],
 )
 def test_a_mistake_gets_one_clear_line(
-    run: Run, hub: FakeHub, spec: ModelSpec, arguments: tuple[str, ...], code: int, says: str
+    run: Run,
+    hub: FakeHub,
+    spec: ModelSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
 ) -> None:
+    monkeypatch.setattr("server.catalog.find_spec", lambda _: None)  # as without the extra t5
     got, _, error = run(*arguments)
     assert (got, error.count("\n")) == (code, 1), error
     assert error.startswith("dd-server: error:") and says in error
@@ -201,24 +207,26 @@ def test_what_goes_wrong_on_the_way_is_one_line_and_leaves_nothing_half_done(
     load_bundle(models.find(NAME).folder, torch.device("cpu"))
 
 
-def test_a_model_of_texts_is_converted_but_not_served(
+def test_a_model_of_texts_needs_its_encoders_library(
     run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused before gigabytes are fetched for nothing; and also when it is there."""
+    """Told before gigabytes are fetched for nothing, and of one that is here."""
     name = "llamagen-t2i-512"
     tiny = tiny_spec(name)
     monkeypatch.setitem(registry(), name, tiny)
     publish(hub, tiny, random_modules(tiny))
-    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
+    monkeypatch.setattr("server.catalog.find_spec", lambda _: None)
+    with pytest.raises(InvalidRequestError, match=r"distilled-decoding\[t5\]"):
         models.find(name)
     assert not hub.asked
     assert run("convert", name)[0] == 0
-    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
+    with pytest.raises(InvalidRequestError, match=r"distilled-decoding\[t5\]"):
         models.find(name)
     assert "text" in run("models", name)[1]
-    folder = models_folder() / name
-    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
-        ServedModel.of(folder, read_manifest(folder))
+    monkeypatch.setattr("server.catalog.find_spec", lambda _: object())
+    found = models.find(name)
+    assert found.condition(None, "a cat") == "a cat"
+    assert isinstance(found.manifest.text, T5Config) and found.manifest.text.repo == "google/flan-t5-xl"
 
 
 def test_models_lists_what_is_here_and_what_can_be_had(run: Run, hub: FakeHub, spec: ModelSpec) -> None:
