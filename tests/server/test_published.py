@@ -18,6 +18,7 @@ from dd_core.errors import InvalidRequestError
 from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec
 from dd_core.hub.storage import models_folder
+from dd_core.manifest import read_manifest
 from dd_core.models.config import VARConfig
 from dd_core.text.config import T5Config
 from server import models
