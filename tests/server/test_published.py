@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from tokenizers import Tokenizer
 
 from dd_core.bundle import load_bundle
 from dd_core.errors import InvalidRequestError
@@ -19,9 +20,10 @@ from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec
 from dd_core.hub.storage import models_folder
 from dd_core.manifest import read_manifest
-from dd_core.models.config import VARConfig
+from dd_core.models.config import GPTConfig, VARConfig
 from dd_core.text.config import T5Config
 from server import models
+from tests.core.small_text import pieces_file
 from tests.hub import COMMIT, FakeHub, content_of, publish, random_modules, saved, tiny_spec
 from tests.hub_fixtures import point_at
 from tests.server.harness import running
@@ -241,3 +243,38 @@ def test_models_lists_what_is_here_and_what_can_be_had(run: Run, hub: FakeHub, s
     assert not hub.asked["GET FoundationVision/var/var_d20.pth"]
     said = run("models", "llamagen-dd-l")[1]
     assert "pre-trained-61-81" in said and "22 forward passes   FID 6.76 (published)" in said
+
+
+def _publish_t5(hub: FakeHub, folder: Path, dim: int) -> None:
+    """A tiny T5 under the name of the large one."""
+    transformers = pytest.importorskip("transformers", reason="the extra t5 is not installed")
+    torch.manual_seed(0)
+    sizes = {"d_model": dim, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 16}
+    model = transformers.T5EncoderModel(transformers.T5Config(**sizes, feed_forward_proj="gated-gelu"))
+    model.save_pretrained(folder)
+    pieces = Tokenizer.from_buffer(pieces_file())
+    transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="[PAD]").save_pretrained(folder)
+    for path in folder.iterdir():
+        hub.add("google/flan-t5-xl", path.name, path.read_bytes())
+
+
+def test_a_model_of_texts_goes_from_the_hub_to_a_picture(
+    run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`llamagen-t2i-256` with its encoder: pulled, converted, asked; another prompt is another picture."""
+    name = "llamagen-t2i-256"
+    tiny = tiny_spec(name)
+    monkeypatch.setitem(registry(), name, tiny)
+    publish(hub, tiny, random_modules(tiny))
+    assert isinstance(tiny.teacher, GPTConfig)
+    _publish_t5(hub, tmp_path / "t5", tiny.teacher.text_dim)
+    shown = []
+    for number, prompt in enumerate(["a red cat", "blue hearts", "a red cat"]):
+        out = tmp_path / f"{number}.png"
+        arguments = ("--model", name, "--prompt", prompt, "--steps", 16, "--device", "cpu", "--out", out)
+        code, said, error = run("generate", *arguments)
+        assert code == 0, error
+        assert prompt in said and "teacher" in said
+        shown.append(out.read_bytes())
+    assert shown[0] == shown[2] != shown[1]
+    assert hub.asked["GET google/flan-t5-xl/model.safetensors"] == 1
