@@ -277,4 +277,4 @@ def test_a_model_of_texts_goes_from_the_hub_to_a_picture(
         assert prompt in said and "teacher" in said
         shown.append(out.read_bytes())
     assert shown[0] == shown[2] != shown[1]
-    assert hub.asked["GET google/flan-t5-xl/model.safetensors"] == 1
+    assert hub.asked["HEAD google/flan-t5-xl/model.safetensors"] >= 1
