@@ -362,7 +362,7 @@ class DeviceWorker:
 
     def _expire(self) -> None:
         for job in self._scheduler.expired(time.perf_counter()):
-            self._end(job, DeadlineError("deadline_ms passed before the images were done"))
+            self._end(job, DeadlineError("the images could not be done within deadline_ms"))
         self._set_alarm()
 
     def _set_alarm(self) -> None:
