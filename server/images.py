@@ -13,6 +13,8 @@ from PIL import Image
 
 from server.schemas import ImageFormat
 
+# Pixels that are encoded sooner than a thread is woken up.
+_AT_ONCE = 4096
 Pixels = NDArray[np.uint8]
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
@@ -35,13 +37,15 @@ def encode(pixels: Pixels, image_format: ImageFormat) -> bytes:
 
 
 class Encoder:
-    """A thread pool, so that encoding never holds up the event loop or the device."""
+    """A thread pool, so that encoding never holds up the event loop or the device for long."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
     async def encode_all(self, images: Sequence[Pixels], image_format: ImageFormat) -> list[bytes]:
         """Every image as a file, in order."""
+        if sum(image.size for image in images) <= 3 * _AT_ONCE and image_format == "png":
+            return [encode(image, image_format) for image in images]
         loop = asyncio.get_running_loop()
         tasks = [loop.run_in_executor(self._pool, encode, pixels, image_format) for pixels in images]
         return list(await asyncio.gather(*tasks))

@@ -251,7 +251,7 @@ class DeviceWorker:
         if self._connection is None:
             return
         try:
-            self._connection.send(command)
+            device.send(self._connection, command)
         except OSError:
             self._lost()
 
@@ -297,9 +297,11 @@ class DeviceWorker:
         )
 
     def _readable(self) -> None:
-        try:
-            while (connection := self._connection) is not None and connection.poll():
-                self._on_answer(connection.recv())
+        connection = self._connection
+        if connection is None:
+            return
+        try:  # one answer a call, without asking whether there is another: the loop calls again
+            self._on_answer(device.receive(connection))
         except (EOFError, OSError):  # the process has closed its end
             self._lost()
 

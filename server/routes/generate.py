@@ -33,10 +33,11 @@ from server.images import MEDIA_TYPES, Pixels
 from server.jobs import Job
 from server.metrics import UNKNOWN
 from server.negotiation import ReplyForm, negotiate
+from server.routes.plain import PlainRoute
 from server.schemas import ErrorReply, GenerateReply, GenerateRequest, Priority, parse_generate
 from server.state import Phase, ServerState, state_of
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=PlainRoute)
 
 # Seeds that the server draws fit a JavaScript number and are short enough to type.
 _DRAWN_SEEDS = 2**32
