@@ -9,6 +9,7 @@ dies, the server starts another and sends everything again: an image is a functi
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -143,6 +144,24 @@ class Failed:
 
 Command = Load | Unload | Drop | Forward
 Answer = Loaded | Done | Failed
+
+
+def send(connection: Connection, message: Command | Answer) -> None:
+    """Send to the other end, without what `Connection.send` does so that files and locks can be passed on.
+
+    Raises:
+        OSError: the other end is closed.
+    """
+    connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def receive(connection: Connection) -> Any:
+    """What the other end sent; waits for it.
+
+    Raises:
+        EOFError, OSError: it is closed.
+    """
+    return pickle.loads(connection.recv_bytes())  # noqa: S301 - a process of ours, as in Connection.recv
 
 
 @dataclass
@@ -303,7 +322,7 @@ def obey(connection: Connection, device: Device) -> None:
 
     def answer(found: Answer) -> None:
         with sending:
-            connection.send(found)
+            send(connection, found)
 
     def load(command: Load) -> None:
         error: DDError | None = None
@@ -317,7 +336,7 @@ def obey(connection: Connection, device: Device) -> None:
         answer(Loaded(command.model, error))
 
     while True:
-        command: Command = connection.recv()
+        command: Command = receive(connection)
         if isinstance(command, Forward):
             answer(_forward(device, command))
         elif isinstance(command, Load):

@@ -267,7 +267,7 @@ class DeviceWorker:
         if self._connection is None:
             return
         try:
-            self._connection.send(command)
+            device.send(self._connection, command)
         except OSError:
             self._lost()
 
@@ -314,9 +314,11 @@ class DeviceWorker:
         )
 
     def _readable(self) -> None:
-        try:
-            while (connection := self._connection) is not None and connection.poll():
-                self._on_answer(connection.recv())
+        connection = self._connection
+        if connection is None:
+            return
+        try:  # one answer a call, without asking whether there is another: the loop calls again
+            self._on_answer(device.receive(connection))
         except (EOFError, OSError):  # the process has closed its end
             self._lost()
 
@@ -387,7 +389,7 @@ class DeviceWorker:
 
     def _expire(self) -> None:
         for job in self._scheduler.expired(time.perf_counter()):
-            self._end(job, DeadlineError("deadline_ms passed before the images were done"))
+            self._end(job, DeadlineError("the images could not be done within deadline_ms"))
         self._set_alarm()
 
     def _set_alarm(self) -> None:
