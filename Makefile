@@ -17,12 +17,12 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download
 
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check
-EXTRAS_serve =
+EXTRAS_serve = [serve]
 EXTRAS_train = [train]
-EXTRAS_dev = [train,dev]
+EXTRAS_dev = [dev]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train bench conformance image browser prometheus lock clean
+.PHONY: help serve test lint types format train bench conformance image browser prometheus node lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -71,6 +71,9 @@ browser:  ## install Chromium for the browser tests (Debian, as root)
 
 prometheus:  ## install Prometheus for the tests of metrics and alerts (Debian, as root)
 	$(call debian,promtool,prometheus,Prometheus)
+
+node:  ## install Node.js for the tests of the JavaScript examples (Debian, as root)
+	$(call debian,node,nodejs,JavaScript)
 
 lock:  ## resolve constraints.txt anew from pyproject.toml
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock

@@ -6,4 +6,5 @@ scheduler, worker           which images are computed together; the one thread t
 images, negotiation         pixels → bytes; which bytes the client accepts
 metrics, middleware, state  what is counted; request ids and body limit; what routes share
 app, routes, static, listen the ASGI application, the page, the socket and the drain
+client                      the other end; it needs schemas alone
 """

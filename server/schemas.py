@@ -1,13 +1,15 @@
-"""The JSON of the HTTP contract. Fields are only ever added."""
+"""The JSON of the HTTP contract. Fields are only ever added.
+
+The client reads replies with these models, so nothing here needs more than pydantic.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
-
-from server.errors import BadRequestError, InvalidJSONError
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["low", "normal", "high"]
@@ -109,7 +111,7 @@ class ImageReply(BaseModel):
     width: int
     height: int
     receipt: str = Field(description="All that the image follows from; also in the file's own metadata.")
-    data: str = Field(description="The encoded image in base64.")
+    data: str = Field(description="The encoded image in base64.", repr=False)
 
 
 class Timings(BaseModel):
@@ -132,7 +134,7 @@ class GenerateReply(BaseModel):
     )
     steps: int = Field(description="Forward passes that this plan spends on each image.")
     seed: int
-    images: list[ImageReply] = Field(
+    images: Sequence[ImageReply] = Field(
         description="For each image `index`, `seed`, `format`, `width`, `height`, `receipt` and `data`."
     )
     timings: Timings
@@ -173,27 +175,3 @@ class ErrorReply(BaseModel):
     """Every reply that is not a success."""
 
     error: ErrorBody
-
-
-def parse_generate(body: bytes) -> GenerateRequest:
-    """The request in `body`.
-
-    Raises:
-        InvalidJSONError: not JSON.
-        BadRequestError: not this contract; `param` is the field, the message says what it allows.
-    """
-    try:
-        return GenerateRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if first["type"] == "json_invalid":
-        raise InvalidJSONError(f"the body is not valid JSON ({first['msg'].removeprefix('Invalid JSON: ')})")
-    if not first["loc"]:
-        raise BadRequestError("the body must be a JSON object")
-    param = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        fields = ", ".join(GenerateRequest.model_fields)
-        shown = param if len(param) <= 64 else param[:64] + "…"
-        raise BadRequestError(f"unknown field {shown!r}; the fields are {fields}", param=shown)
-    message = first["msg"]
-    raise BadRequestError(f"{param}: {message[0].lower()}{message[1:]}", param=param)

@@ -14,15 +14,8 @@ from server.__main__ import app as cli
 from server.app import create_app
 from server.metrics import OUTCOMES, Metrics
 from server.openai import ImagesReply, ImagesRequest
-from server.schemas import (
-    DoneEvent,
-    GenerateReply,
-    GenerateRequest,
-    ImageEvent,
-    ImageReply,
-    Timings,
-    parse_generate,
-)
+from server.parsing import parse_generate
+from server.schemas import DoneEvent, GenerateReply, GenerateRequest, ImageEvent, ImageReply, Timings
 from server.settings import ENV_PREFIX, Settings, show
 
 ROOT = Path(__file__).parent.parent

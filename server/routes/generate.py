@@ -18,11 +18,12 @@ from server.images import MEDIA_TYPES, Encoder
 from server.making import CLIENT_LEFT, begin_refinement, check_json, files_of, make
 from server.negotiation import negotiate
 from server.orders import Order, addressed, place
+from server.parsing import parse_generate
 from server.pictures import Form, milliseconds
 from server.refine import Refinement
 from server.replies import event, facts, image_entry, json_reply, raw_reply
 from server.routes.plain import PlainRoute
-from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent, parse_generate
+from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent
 from server.state import state_of
 from server.streams import EventStream
 

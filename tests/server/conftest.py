@@ -11,7 +11,9 @@ import torch
 
 from dd_core.bundle import Bundle, load_bundle
 from tests.hub_fixtures import hub as hub
+from tests.server.asking import ask as ask
 from tests.server.harness import Gate, Running, processes, running
+from tests.server.pretending import world as world
 from tests.tiny import tiny_bundle
 
 

@@ -1,0 +1,29 @@
+"""Which part of the package is installed: without extras it is the client alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OURS = {"dd_core", "server", "training"}
+
+
+@contextmanager
+def needing(extra: str, command: str) -> Iterator[None]:
+    """For the imports of a command: where a package of `extra` is missing, one line says what to install.
+
+    Raises:
+        SystemExit: 2, after that line.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _OURS:  # our own mistake
+            raise
+        sys.stderr.write(
+            f"{command}: error: {missing} is not installed, so this command cannot run: "
+            f"pip install 'distilled-decoding[{extra}]'\n"
+        )
+        raise SystemExit(2) from None
