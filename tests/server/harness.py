@@ -62,6 +62,23 @@ class Latch:
         return bool(self.value.value)
 
 
+class Turnstile(Latch):
+    """A latch that can let so many passes through and no more; for one waiter."""
+
+    def set(self) -> None:
+        self.value.value = 2**30
+
+    def admit(self, passes: int = 1) -> None:
+        with self.value.get_lock():
+            self.value.value += passes
+
+    def wait(self, timeout: float) -> bool:
+        if not super().wait(timeout):
+            return False
+        self.admit(-1)
+        return True
+
+
 @dataclass
 class Gate:
     """A gate before the student of a device process, worked from the test's process.
