@@ -36,7 +36,7 @@ from benchmarks.processes import HOST, ServerProcess, environment
 from dd_core.errors import InvalidRequestError
 from dd_core.runtime import pick_device
 
-THEME = "overload"
+THEME, BELOW = "overload", "open-loop"  # the second below capacity, where nothing has to be refused
 LANES = ("told", "untold")
 _AIM = 0.9  # of goodput ÷ capacity
 _EXPECTED = {"200", "504", *map(str, REFUSALS)}
@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace) -> bool:
         {name: getattr(arguments, name) for name in (*names, "max_batch", "seed")},
     )
     with (
-        report.filed(THEME, config, table, arguments.out) as results,
+        report.filed(THEME if arguments.factor > 1 else BELOW, config, table, arguments.out) as results,
         ServerProcess(arguments.bundle, str(device), arguments.max_batch, env) as server,
     ):
         _run(arguments, server, env, results)

@@ -110,7 +110,8 @@ class Manifest(_Strict):
 
     At least one of student and teacher is there; `classes` is empty where a text is the condition;
     `sources` where the weights were trained here and not converted. `text` is the encoder of the prompts:
-    None for a model of classes, and for one whose prompts are encoded by whoever runs it.
+    None for a model of classes, and for one whose prompts are encoded by whoever runs it. `examples` are
+    prompts to show.
     """
 
     format_version: Literal[1] = 1
@@ -119,6 +120,7 @@ class Manifest(_Strict):
     description: str
     image_size: int = Field(gt=0)
     classes: list[str] = Field(default_factory=list)
+    examples: list[str] = Field(default_factory=list, max_length=50)
     vq: TokenizerConfig
     student: ModelConfig | None
     teacher: ModelConfig | None

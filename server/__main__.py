@@ -81,6 +81,7 @@ def serve(
     log_level: Annotated[str | None, _setting("log_level", "--log-level")] = None,
     log_format: Annotated[str | None, _setting("log_format", "--log-format")] = None,
     access_log: Annotated[bool | None, _setting("access_log", "--access-log/--no-access-log")] = None,
+    log_prompts: Annotated[bool | None, _setting("log_prompts", "--log-prompts/--no-log-prompts")] = None,
     max_header_bytes: Annotated[int | None, _setting("max_header_bytes", "--max-header-bytes")] = None,
     max_connections: Annotated[int | None, _setting("max_connections", "--max-connections")] = None,
     receive_timeout: Annotated[float | None, _setting("receive_timeout", "--receive-timeout")] = None,
@@ -109,8 +110,9 @@ def serve(
 
 @app.command()
 def generate(
-    label: Annotated[str, typer.Option(help="Class name, or class index.")],
     out: Annotated[Path, typer.Option(help="File to write; its suffix (.png, .jpg, .webp) is the format.")],
+    label: Annotated[str | None, typer.Option(help="Class name, or class index.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text, for models that are conditioned on it.")] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="The image is a function of this number.")
     ] = 0,
@@ -126,11 +128,17 @@ def generate(
     served = find(model)
     bundle = load_bundle(served.folder, pick_device(device))
     plan = served.budgets.pick(steps).plan
-    index = served.labels.find(int(label) if label.isascii() and label.isdigit() else label)
-    pixels = sample_images(bundle.sampler, plan, [index], [(seed, 0)])
-    receipt = Receipt.of(served.name, served.digest, index, plan.name, Origin(seed, 0))
+    named = int(label) if label is not None and label.isascii() and label.isdigit() else label
+    condition = served.condition(named, prompt)
+    if isinstance(condition, str):
+        assert bundle.text is not None, "a model without an encoder is not found"
+        pixels = sample_images(bundle.sampler, plan, bundle.text.encode([condition]), [(seed, 0)])
+    else:
+        pixels = sample_images(bundle.sampler, plan, [condition], [(seed, 0)])
+    receipt = Receipt.of(served.name, served.digest, condition, plan.name, Origin(seed, 0))
     out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()], str(receipt)))
-    typer.echo(f"{out}: {served.classes[index]}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
+    what = condition if isinstance(condition, str) else served.classes[condition]
+    typer.echo(f"{out}: {what}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
 
 
 @app.command()

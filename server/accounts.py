@@ -48,6 +48,8 @@ class Account:
         """The plan is known."""
         self._plan = order.plan.name
         note(self._request, steps=order.plan.cost, n=len(order.origins))
+        if self._state.settings.log_prompts and isinstance(order.condition, str):
+            note(self._request, prompt=order.condition)
         requested = order.choice.requested.plan.name
         if requested != self._plan:
             note(self._request, requested_plan=requested)

@@ -10,6 +10,7 @@ The socket opens once the models are found; until every plan has run, `/healthz`
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -46,6 +47,9 @@ async def _load(state: ServerState, engine: Engine, models: Sequence[ServedModel
         state.fail(error)
         return
     if state.phase is Phase.WARMING_UP:
+        # What is here now stays: a collection need not look at the half million objects of the libraries.
+        gc.collect()
+        gc.freeze()
         state.enter(Phase.READY)
         state.on_ready()
 

@@ -9,6 +9,7 @@ dies, the server starts another and sends everything again: an image is a functi
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
 import threading
 import time
@@ -16,12 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dd_core.bundle import Bundle, load_bundle
+from dd_core.condition import Condition, stacked
 from dd_core.errors import BundleError, DDError
 from dd_core.noise import batch_noise
 from dd_core.plan import Plan
@@ -79,11 +81,11 @@ class Drop:
 
 @dataclass(frozen=True)
 class NewImage:
-    """What an image follows from."""
+    """What an image follows from; `condition` is a class index, or a prompt."""
 
     number: int
     plan: Plan
-    condition: int
+    condition: int | str
     origin: Origin
 
 
@@ -121,14 +123,15 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Done:
-    """Seconds of the pass and of the decoding, the pictures `[H, W, 3]`, finished or in between, and
-    the images in which something was not a number.
+    """Seconds of the pass, of the decoding and of reading new prompts, the pictures `[H, W, 3]`, finished
+    or in between, and the images in which something was not a number.
     """
 
     seconds: float
     decode_seconds: float
     pictures: dict[int, Pixels]
     broken: tuple[int, ...] = ()
+    text_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,28 @@ Command = Load | Unload | Drop | Forward
 Answer = Loaded | Done | Failed
 
 
+def send(connection: Connection, message: Command | Answer) -> None:
+    """Send to the other end, without what `Connection.send` does so that files and locks can be passed on.
+
+    Raises:
+        OSError: the other end is closed.
+    """
+    connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def receive(connection: Connection) -> Any:
+    """What the other end sent; waits for it.
+
+    Raises:
+        EOFError, OSError: it is closed.
+    """
+    return pickle.loads(connection.recv_bytes())  # noqa: S301 - a process of ours, as in Connection.recv
+
+
 @dataclass
 class _Image:
     told: NewImage
+    cond: Condition  # one row
     noise_LC: Tensor
     uniform_L: Tensor
     x_LC: Tensor
@@ -174,9 +196,10 @@ class Device:
     @torch.inference_mode()
     def forward(self, command: Forward) -> Done:
         """Run a pass."""
-        started = self._now()
+        began = self._now()
         sampler = self.bundles[command.model].sampler
-        self._begin(command)
+        text_seconds = self._begin(command)
+        started = began + text_seconds
         images = [self.images[number] for number in command.numbers]
         made = self._pass(command, images) if command.kind != "decode" else None
         if made is not None:
@@ -185,14 +208,14 @@ class Device:
         computed = self._now()
         shown = (*command.finishing, *command.previewing)
         if not shown:
-            return Done(computed - started, 0.0, {})
+            return Done(computed - started, 0.0, {}, text_seconds=text_seconds)
         codes_BLC = torch.stack([self.images[number].x_LC for number in shown])
         pixels, good = decode(sampler, codes_BLC)
         found = zip(shown, pixels.cpu().numpy(), good.tolist(), strict=True)
         pictures = {number: picture for number, picture, fine in found if fine}
         broken = tuple(number for number in shown if number not in pictures)
         self.forget(command.finishing)
-        return Done(computed - started, self._now() - computed, pictures, broken)
+        return Done(computed - started, self._now() - computed, pictures, broken, text_seconds)
 
     def _pass(self, command: Forward, images: Sequence[_Image]) -> Tensor | None:
         """The images' codes after the pass, or None while a teacher's cohort is under way."""
@@ -203,7 +226,7 @@ class Device:
         if command.cohort is not None and command.cohort in self.cohorts:
             run = self.cohorts[command.cohort]
         else:
-            cond = torch.tensor([image.told.condition for image in rows], device=self.device)
+            cond = stacked([image.cond for image in rows])
             noise_BLC, uniform_BL = (
                 torch.stack([getattr(image, name) for image in rows]) for name in ("noise_LC", "uniform_L")
             )
@@ -235,16 +258,28 @@ class Device:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _begin(self, command: Forward) -> None:
+    def _begin(self, command: Forward) -> float:
+        """Noise and conditions of images that are new here; the seconds that their prompts took."""
         new = [image for image in command.new if image.number not in self.images]
         if not new:
-            return
+            return 0.0
         sampler = self.bundles[command.model].sampler
+        began = self._now()
+        conds = [self._condition(self.bundles[command.model], image.condition) for image in new]
+        text_seconds = self._now() - began if isinstance(new[0].condition, str) else 0.0
         keys = [image.origin.key(sampler.layout) for image in new]
         noise, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
         noise, uniform = noise.to(self.device), uniform.to(self.device)
         for row, image in enumerate(new):
-            self.images[image.number] = _Image(image, noise[row], uniform[row], noise[row])
+            self.images[image.number] = _Image(image, conds[row], noise[row], uniform[row], noise[row])
+        return text_seconds
+
+    def _condition(self, bundle: Bundle, condition: int | str) -> Condition:
+        """One row: a class, or the states of a prompt (which its encoder remembers)."""
+        if isinstance(condition, int):
+            return torch.tensor([condition], device=self.device)
+        assert bundle.text is not None, "a model without an encoder is not served"
+        return bundle.text.encode([condition])
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Drop images and cohorts; unknown ones are passed over."""
@@ -287,7 +322,7 @@ def obey(connection: Connection, device: Device) -> None:
 
     def answer(found: Answer) -> None:
         with sending:
-            connection.send(found)
+            send(connection, found)
 
     def load(command: Load) -> None:
         error: DDError | None = None
@@ -301,7 +336,7 @@ def obey(connection: Connection, device: Device) -> None:
         answer(Loaded(command.model, error))
 
     while True:
-        command: Command = connection.recv()
+        command: Command = receive(connection)
         if isinstance(command, Forward):
             answer(_forward(device, command))
         elif isinstance(command, Load):
@@ -317,7 +352,8 @@ def _forward(device: Device, command: Forward) -> Answer:
         return device.forward(command)
     except Exception as error:
         log.exception("a pass of %d images of %s failed", len(command.numbers), command.model)
-        failed = Failed(_out_of_memory(error), type(error).__name__)
+        reason = error.message if isinstance(error, DDError) else type(error).__name__
+        failed = Failed(_out_of_memory(error), reason)
     # Outside of the handler, whose traceback holds on to the batch's tensors.
     device.recover(command)
     return failed

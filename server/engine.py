@@ -102,7 +102,9 @@ class Engine:
             DDError: the bundle is damaged, or a pass over a single image fails.
         """
         plans = [preset.plan for preset in model.presets if preset.offered] if self._warm else []
-        loads = (worker.load(model.name, model.folder, plans) for worker in self._workers)
+        loads = (
+            worker.load(model.name, model.folder, plans, model.any_condition) for worker in self._workers
+        )
         await asyncio.gather(*loads)
 
     async def unload(self, name: str) -> None:

@@ -45,7 +45,7 @@ class Job:
 
     Args:
         model: name of a loaded model.
-        condition: class index.
+        condition: class index, or prompt.
         origins: what each image is made of.
         submitted: when it arrived.
         priority: of two that wait the higher goes first.
@@ -55,7 +55,7 @@ class Job:
 
     model: str
     plan: Plan
-    condition: int
+    condition: int | str
     origins: tuple[Origin, ...]
     submitted: float
     priority: int = 0

@@ -86,6 +86,12 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.text_encode = Histogram(
+            "dd_text_encode_seconds",
+            "Time that the prompts which are new in a pass took to encode.",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.first_preview = Histogram(
             "dd_time_to_first_preview_seconds",
             "From the arrival of a request for a stream to its first picture.",

@@ -15,19 +15,19 @@ from dd_core.hub.registry import find_spec, registry
 from dd_core.hub.spec import ModelSpec, PartName
 from dd_core.hub.storage import gigabytes, models_folder
 from dd_core.manifest import Manifest, read_manifest
-from server.catalog import ServedModel, refuse_text
+from server.catalog import ServedModel, require_t5
 
 
 def find(source: str | Path) -> ServedModel:
     """A built-in model, a bundle's folder, or a published model, which is fetched when it is not here.
 
     Raises:
-        InvalidRequestError: the model is conditioned on text; known before anything is fetched.
+        InvalidRequestError: there is nothing to read its prompts with.
         BundleError, HubError, StorageError: the model cannot be had, or its manifest is wrong.
     """
     spec = registry().get(str(source))
-    if existing(source) is None and spec is not None:
-        refuse_text(spec)
+    if spec is not None and spec.reads_text and existing(source) is None:
+        require_t5(spec.name)  # before gigabytes are fetched
     folder = locate(source)
     return ServedModel.of(folder, read_manifest(folder))
 

@@ -121,13 +121,18 @@ def translated(body: ImagesRequest, model: ServedModel) -> GenerateRequest:
     Raises:
         BadRequestError: the prompt names no class of a model that is conditioned on classes.
     """
-    try:
-        label = model.labels.find(body.prompt)
-    except BadRequestError as error:
-        raise BadRequestError(f"prompt: {error.message}", param="prompt") from None
+    label, prompt = None, None
+    if model.manifest.reads_text:
+        prompt = body.prompt
+    else:
+        try:
+            label = model.labels.find(body.prompt)
+        except BadRequestError as error:
+            raise BadRequestError(f"prompt: {error.message}", param="prompt") from None
     quality = body.quality or "auto"
     return GenerateRequest(
         label=label,
+        prompt=prompt,
         model=model.name,
         n=body.n or 1,
         seed=body.seed,

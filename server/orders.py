@@ -32,14 +32,14 @@ class Order:
     """Images that were asked for.
 
     Args:
-        condition: class index.
+        condition: class index, or prompt.
         seed: as the reply reports it.
         origins: what each image is made of.
         deadline: when it must be done, on `time.perf_counter`, or None.
     """
 
     model: ServedModel
-    condition: int
+    condition: int | str
     seed: int
     origins: tuple[Origin, ...]
     choice: Choice
@@ -75,7 +75,9 @@ def addressed(
         OtherWeightsError: a receipt of other weights.
     """
     _check(body, state.settings.max_images, stream=stream)
-    return (state.models().find(body.model), None) if body.receipt is None else _redeem(body.receipt, state)
+    if body.receipt is not None:
+        return _redeem(body.receipt, state)
+    return state.models().find(body.model, asks_by_text(body)), None
 
 
 def place(
@@ -123,6 +125,13 @@ def place(
         wish = _wish(body, settings.auto_latency_ms, arrived)
         choice = choose(model.budgets, wish, default, settings.brownout_ms / 1e3, forecast)
     return Order(model, condition, seed, origins, choice, priority, deadline)
+
+
+def asks_by_text(body: GenerateRequest) -> bool | None:
+    """Whether a body is for a model of texts or of classes, or does not say."""
+    if (body.label is None) == (body.prompt is None):
+        return None
+    return body.prompt is not None
 
 
 def _check(body: GenerateRequest, most: int, *, stream: bool) -> None:

@@ -31,6 +31,12 @@ SHARES: dict[Lane, float] = {"light": 0.75, "heavy": 0.25}
 _OTHER: dict[Lane, Lane] = {"light": "heavy", "heavy": "light"}
 # An image is due after so many times the time that it takes alone.
 _PATIENCE = 4.0
+# A promise to be in time leaves room for the wait to be longer than foreseen by this part of it. It costs
+# nothing where much waits, since then the device is busy anyway.
+_DOUBT = 0.25
+# Weight of a new measurement of the pace, and the most that it may say.
+_PACE_WEIGHT = 0.1
+_SLOWEST = 4.0
 
 
 class Refusal(NamedTuple):
@@ -75,7 +81,9 @@ class Scheduler:
         self._held: list[Job] = []  # fifo: jobs whose turn has not come
         self._running: Pass | None = None
         self._used: dict[Lane, float] = {"light": 0.0, "heavy": 0.0}
-        self._deadlines: list[tuple[float, int, Job]] = []
+        self._deadlines: list[tuple[float, int, Job]] = []  # when to look at a job
+        self._pace = 1.0  # time that passes while work is done ÷ time foreseen for it
+        self._busy_since: float | None = None  # end of the last pass, if more was waiting then
         self._images = 0
         self._numbers = itertools.count(1)
 
@@ -97,15 +105,15 @@ class Scheduler:
         """
         excess = self.depth + job.count - self.queue_size
         if excess > 0:
-            wait = self.backlog.seconds() * min(1.0, excess / max(1, self._images))
+            wait = self._pace * self.backlog.seconds() * min(1.0, excess / max(1, self._images))
             return Refusal("full", busy + wait, busy + wait)
         due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
         if job.deadline is not None:
             start, finish, _ = self.forecast(job, busy)
-            if now + finish > job.deadline:
+            if now + finish + _DOUBT * start > job.deadline:
                 return Refusal("deadline", start, finish)
             due = min(due, job.deadline)
-            heapq.heappush(self._deadlines, (job.deadline, next(self._numbers), job))
+            self._look_at(job, job.deadline - self._shortest(job))
         for index in range(job.count):
             number = next(self._numbers)
             job.samples.append(Sample(job, index, number, (-job.priority, due, number)))
@@ -121,7 +129,7 @@ class Scheduler:
     def forecast(self, job: Job, busy: float = 0.0) -> Forecast:
         """Seconds until a job would start and be done, were it admitted now; `busy` as for `admit`."""
         start, finish, alone = self.backlog.forecast(job, in_order=self.policy == "fifo")
-        return Forecast(busy + start, busy + finish, alone)
+        return Forecast(busy + self._pace * start, busy + self._pace * finish, alone)
 
     def take(self) -> Pass | None:
         """The next pass, or None when nothing waits."""
@@ -149,6 +157,17 @@ class Scheduler:
             seconds, decode_seconds: that the pass took, and the decoding of pictures after it.
         """
         self._running = None
+        before = self.backlog.seconds() if self._busy_since is not None else 0.0
+        complete = self._account(done, seconds, decode_seconds, now)
+        if self._busy_since is not None and done.cohort is None and done.work.kind != "decode":
+            foreseen = before - self.backlog.seconds()
+            if foreseen > 0:
+                slower = min(_SLOWEST, max(1.0, (now - self._busy_since) / foreseen))
+                self._pace += _PACE_WEIGHT * (slower - self._pace)
+        self._busy_since = now if self._images else None
+        return complete
+
+    def _account(self, done: Pass, seconds: float, decode_seconds: float, now: float) -> list[Job]:
         moving, cohort = _live(done.samples), done.cohort
         if done.decoding:
             decode = Work(done.work.model, "decode")
@@ -225,11 +244,18 @@ class Scheduler:
         self._cohorts = [c for c in self._cohorts if _live(c.samples)]
 
     def expired(self, now: float) -> list[Job]:
-        """Jobs whose deadline has passed since this was last asked."""
+        """Jobs to give up since this was last asked: their deadline has passed, or they have not begun
+        and could not be done before it. What would be late anyway must not make others late.
+        """
         found = []
         while self._deadlines and (self._deadlines[0][2].over or self._deadlines[0][0] <= now):
             job = heapq.heappop(self._deadlines)[2]
-            if not job.over:
+            if job.over:
+                continue
+            assert job.deadline is not None
+            if now < job.deadline and any(sample.begun for sample in job.samples):
+                self._look_at(job, job.deadline)
+            else:
                 found.append(job)
         return found
 
@@ -237,6 +263,15 @@ class Scheduler:
     def next_deadline(self) -> float | None:
         """When to ask `expired` again."""
         return self._deadlines[0][0] if self._deadlines else None
+
+    def _look_at(self, job: Job, when: float) -> None:
+        heapq.heappush(self._deadlines, (when, next(self._numbers), job))
+
+    def _shortest(self, job: Job) -> float:
+        """Seconds that a job takes once it begins, in batches of what waits."""
+        decode, count = Work(job.model, "decode"), self._images + job.count
+        parts = [(s.work, s.passes) for s in job.stages if s.work != decode] + [(decode, 1)]
+        return sum(n * self.costs.seconds(w, self.costs.best(w, count)) for w, n in parts)
 
     def _forget(self, job: Job) -> list[Sample]:
         job.over = True

@@ -103,6 +103,10 @@ class Settings(BaseSettings):
         "text", description="Form of the log: `text`, or `json` with an object a line."
     )
     access_log: bool = Field(True, description="Log a line for every request.")
+    log_prompts: bool = Field(
+        False,
+        description="Whether the log line of a request holds its prompt; otherwise no prompt is logged.",
+    )
     max_header_bytes: int = Field(
         16384, ge=1024, le=2**20, description="Longest request line and headers in bytes; beyond it 431."
     )

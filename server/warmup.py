@@ -32,8 +32,13 @@ _GAIN = 1.05
 _TEACHER_PASSES = 10
 
 
-async def warm_up(model: str, plans: Sequence[Plan], costs: CostTable, device: _Device) -> None:
+async def warm_up(
+    model: str, plans: Sequence[Plan], condition: int | str, costs: CostTable, device: _Device
+) -> None:
     """Measure all stages of `plans` on `device`; `costs` has the figures then.
+
+    Args:
+        condition: any that the model takes.
 
     Raises:
         ComputeError: a pass over a single image fails.
@@ -45,16 +50,21 @@ async def warm_up(model: str, plans: Sequence[Plan], costs: CostTable, device: _
         for stage in stages(model, plan):
             if stage.work not in seen:
                 seen |= {stage.work, Work(model, "decode")}
-                await _measure(plan, stage, costs, device, numbers)
+                await _measure(plan, stage, condition, costs, device, numbers)
 
 
 async def _measure(
-    plan: Plan, stage: Stage, costs: CostTable, device: _Device, numbers: itertools.count[int]
+    plan: Plan,
+    stage: Stage,
+    condition: int | str,
+    costs: CostTable,
+    device: _Device,
+    numbers: itertools.count[int],
 ) -> None:
     best = 0.0
     decode = Work(stage.work.model, "decode")
     for bucket in costs.buckets:
-        answer = await _batch(plan, stage, [next(numbers) for _ in range(bucket)], device)
+        answer = await _batch(plan, stage, condition, [next(numbers) for _ in range(bucket)], device)
         if isinstance(answer, Failed):
             if bucket == costs.buckets[0]:
                 raise ComputeError(f"the warm-up of {plan.name} failed: {answer.reason}")
@@ -71,7 +81,9 @@ async def _measure(
         best = bucket / took
 
 
-async def _batch(plan: Plan, stage: Stage, numbers: list[int], device: _Device) -> Done | Failed:
+async def _batch(
+    plan: Plan, stage: Stage, condition: int | str, numbers: list[int], device: _Device
+) -> Done | Failed:
     """Some passes over a batch, and what one took: the mean of a teacher's, else the second's."""
     heavy = stage.work.kind == "teacher"
     passes = min(stage.passes, _TEACHER_PASSES) if heavy else 2
@@ -81,7 +93,9 @@ async def _batch(plan: Plan, stage: Stage, numbers: list[int], device: _Device) 
         tuple(numbers),
         (stage.segment,) * len(numbers),
         len(numbers),
-        new=tuple(NewImage(number, plan, 0, Origin(0, index)) for index, number in enumerate(numbers)),
+        new=tuple(
+            NewImage(number, plan, condition, Origin(0, index)) for index, number in enumerate(numbers)
+        ),
         cohort=numbers[0] if heavy else None,
     )
     answers = []

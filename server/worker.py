@@ -159,8 +159,11 @@ class DeviceWorker:
         self._process, self._connection = process, ours
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
 
-    async def load(self, model: str, folder: Path, plans: Sequence[Plan]) -> None:
+    async def load(self, model: str, folder: Path, plans: Sequence[Plan], condition: int | str) -> None:
         """Load a model and run every plan's passes once in every size of batch.
+
+        Args:
+            condition: any that the model takes.
 
         Raises:
             DDError: the bundle is damaged, or the first pass fails.
@@ -168,7 +171,7 @@ class DeviceWorker:
         await self._load(model, folder)
         self._models[model] = folder
         try:
-            await warm_up(model, plans, self._scheduler.costs, self)
+            await warm_up(model, plans, condition, self._scheduler.costs, self)
         except DDError:
             await self.unload(model)
             raise
@@ -264,7 +267,7 @@ class DeviceWorker:
         if self._connection is None:
             return
         try:
-            self._connection.send(command)
+            device.send(self._connection, command)
         except OSError:
             self._lost()
 
@@ -311,9 +314,11 @@ class DeviceWorker:
         )
 
     def _readable(self) -> None:
-        try:
-            while (connection := self._connection) is not None and connection.poll():
-                self._on_answer(connection.recv())
+        connection = self._connection
+        if connection is None:
+            return
+        try:  # one answer a call, without asking whether there is another: the loop calls again
+            self._on_answer(device.receive(connection))
         except (EOFError, OSError):  # the process has closed its end
             self._lost()
 
@@ -365,6 +370,8 @@ class DeviceWorker:
         for watch, index, picture, last in watched:  # now that the job's times are brought up to date
             watch(index, picture, last)
         model, kind, _ = work.work
+        if answer.text_seconds:
+            self._metrics.text_encode.observe(answer.text_seconds)
         if kind != "decode":
             self._metrics.executed(model, kind, len(work.samples), answer.seconds)
         if decoded:
@@ -382,7 +389,7 @@ class DeviceWorker:
 
     def _expire(self) -> None:
         for job in self._scheduler.expired(time.perf_counter()):
-            self._end(job, DeadlineError("deadline_ms passed before the images were done"))
+            self._end(job, DeadlineError("the images could not be done within deadline_ms"))
         self._set_alarm()
 
     def _set_alarm(self) -> None:

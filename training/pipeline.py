@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd_core import plan
-from dd_core.bundle import load_bundle, save_bundle
+from dd_core.bundle import Bundle, load_bundle, save_bundle
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
 from dd_core.manifest import Manifest, PresetEntry
@@ -75,21 +75,21 @@ def train_images(run: Run) -> ImageSet:
 def train_tokenizer(run: Run) -> None:
     """Stage (a), and the tokens of all training images."""
     images = train_images(run)
-    first = _first_tokenizer(run) if run.recipe.tokenizer_from else None
+    first = _begin_from(run).sampler.tokenizer if run.recipe.begin_from else None
+    assert first is None or isinstance(first, VQTokenizer)
     stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device, first)
     if _run(run, stage, ema, VQTokenizer(run.recipe.vq)):
         write_tokens(run)
 
 
-def _first_tokenizer(run: Run) -> VQTokenizer:
-    bundle = load_bundle(str(run.recipe.tokenizer_from), run.device)
-    tokenizer = bundle.sampler.tokenizer
-    if bundle.manifest.vq != run.recipe.vq or not isinstance(tokenizer, VQTokenizer):
+def _begin_from(run: Run) -> Bundle:
+    bundle = load_bundle(str(run.recipe.begin_from), run.device)
+    if bundle.manifest.vq != run.recipe.vq:
         raise RecipeError(
             f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: {bundle.manifest.vq}",
-            param="tokenizer_from",
+            param="begin_from",
         )
-    return tokenizer
+    return bundle
 
 
 def write_tokens(run: Run) -> None:
@@ -146,8 +146,16 @@ def train_teacher(run: Run) -> None:
     """Stage (b)."""
     tokens = _read(run, "tokens", "tokenizer")
     conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
+    first = _begin_from(run).sampler.teacher if run.recipe.begin_from else None
+    assert first is None or isinstance(first, LlamaGenTeacher)
     stage, ema = teacher_stage(
-        run.recipe, tokens["tokens"], tokens["labels"].long(), load_tokenizer(run), run.device, conditions
+        run.recipe,
+        tokens["tokens"],
+        tokens["labels"].long(),
+        load_tokenizer(run),
+        run.device,
+        conditions,
+        first,
     )
     _run(run, stage, ema, LlamaGenTeacher(run.recipe.gpt))
 

@@ -136,7 +136,8 @@ class Recipe:
 
     `data` is what the images are: CIFAR-10 with its classes, or the pictograms with their captions,
     which `text` encodes.
-    `tokenizer_from` names a bundle whose tokenizer, of the same architecture, stage (a) begins with.
+    `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
+    with those tensors of its teacher that have the right shape (all but the condition's).
     """
 
     name: str
@@ -155,7 +156,7 @@ class Recipe:
     train_images: int = field(default=50_000)
     data: Literal["cifar10", "pictograms"] = "cifar10"
     text: MiniLMConfig | None = None
-    tokenizer_from: str | None = None
+    begin_from: str | None = None
 
 
 RECIPES: dict[str, Recipe] = {
@@ -211,8 +212,8 @@ RECIPES["text-tiny"] = dataclasses.replace(
     ),
     evaluate=EvaluateRecipe(images=12, reference=10, test=24, batch=8),
 )
-# Two cores for about an hour and a half. The tokenizer begins as the one of the built-in model, which
-# draws recognisable pictograms before it has seen any, and so needs minutes instead of an hour.
+# Two cores for about an hour and a half. Tokenizer and teacher begin as those of the built-in model of
+# classes: its tokenizer draws recognisable pictograms before it has seen any.
 RECIPES["text-cpu"] = Recipe(
     name="text-cpu",
     data="pictograms",
@@ -221,13 +222,13 @@ RECIPES["text-cpu"] = Recipe(
     gpt=GPTConfig(
         layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, text_tokens=16, text_dim=384
     ),
-    tokenizer_from="cifar10",
+    begin_from="cifar10",
     tokenizer=TokenizerRecipe(steps=600, batch=16, lr=7e-4, lpips_share=0.25, continuous_for=0.0, ema=0.99),
     decoder=DecoderRecipe(steps=0, batch=16),
-    teacher=TeacherRecipe(steps=3000, batch=64, lr=2e-3, matrix_lr=3e-3),
-    pairs=PairsRecipe(count=20_000, batch=500, shard=2_500),
+    teacher=TeacherRecipe(steps=750, batch=64, lr=2e-3, matrix_lr=2e-3, ema=0.995),
+    pairs=PairsRecipe(count=12_000, batch=500, shard=1_000),
     distill=DistillRecipe(
-        steps=1800, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips=0.0, ema=0.998
+        steps=850, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips=0.0, ema=0.995
     ),
     evaluate=EvaluateRecipe(
         images=1_000,

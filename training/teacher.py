@@ -72,16 +72,22 @@ def teacher_stage(
     tokenizer: VQTokenizer,
     device: torch.device,
     conditions: Conditions | None = None,
+    first: LlamaGenTeacher | None = None,
 ) -> tuple[Stage, Ema]:
     """The stage, and the average whose weights are the result.
 
     Args:
         tokens_FNL: codes of all images and of their mirror images, `[2, N, L]`.
         conditions: what the labels stand for; None = classes.
+        first: a teacher of other conditions; all of it that fits is carried over.
     """
     conditions = conditions or ClassConditions(recipe.gpt.num_classes)
     cfg = recipe.teacher
     model = new_teacher(recipe, device)
+    if first is not None:
+        own = model.state_dict()
+        carried = {k: v for k, v in first.state_dict().items() if k in own and own[k].shape == v.shape}
+        model.load_state_dict({**own, **carried})
     optimizer = MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
     ema = Ema(model, cfg.ema)
     tokens = tokens_FNL.flatten(0, 1)

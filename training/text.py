@@ -170,7 +170,7 @@ def about(recipe: Recipe) -> About:
         f"{entry['name']} {entry['version']} ({entry['style']}, {entry['licence']})"
         for entry in pictograms.licences()
     )
-    began = f" The tokenizer began as that of {recipe.tokenizer_from}." if recipe.tokenizer_from else ""
+    began = f" Tokenizer and teacher began as those of {recipe.begin_from}." if recipe.begin_from else ""
     return About(
         f"Pictograms from texts at 32×32, trained with the recipe {recipe.name!r}.",
         (),

@@ -22,12 +22,13 @@ from server.parsing import parse_generate
 from server.pictures import Form, milliseconds
 from server.refine import Refinement
 from server.replies import event, facts, image_entry, json_reply, raw_reply
+from server.routes.plain import PlainRoute
 from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent
 from server.state import state_of
 from server.streams import EventStream
 
 log = logging.getLogger("dd_server")
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=PlainRoute)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {

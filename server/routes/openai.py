@@ -78,7 +78,7 @@ async def generations(request: Request) -> Response:
         engine, encoder = state.accepting()
         check_json(request)
         body = openai.parse_images(await request.body())
-        model = state.models().find(body.model)
+        model = state.models().find(body.model, by_text=True)
         account.addressed(model.name)
         openai.check_for(body, model)
         wanted = openai.translated(body, model)

@@ -1,217 +1,215 @@
-// The playground: reads GET /models, posts to /generate, keeps its state in the address bar.
+// The playground: form → POST /generate as a stream → a picture that is refined in place.
+//
+//   form.js      what to draw              sheet.js     the picture that is shown
+//   api.js       keys, refusals            gallery.js   tiles: seeds, variations, earlier pictures
+//   sse.js       server-sent events        picture.js   an image and its stages; a model's plans
+//   receipts.js  receipts in files         metrics.js   the live strip
 
-const $ = (id) => document.getElementById(id);
-const KEPT_IMAGES = 18;
-const CHIP_LIMIT = 24; // more classes than this are searched, not listed
+import { Refusal, ask, generate, stream } from "/static/api.js";
+import { $, el, randomSeed, sleep } from "/static/dom.js";
+import * as form from "/static/form.js";
+import { emptyTray, fillTray, keep } from "/static/gallery.js";
+import { startStrip } from "/static/metrics.js";
+import { Picture, planNamed, planWithin } from "/static/picture.js";
+import { readReceipt, receiptIn, receiptOf } from "/static/receipts.js";
+import * as sheet from "/static/sheet.js";
 
+const GALLERY = 8;
+const FIELDS = { seed: "seed", steps: "steps", label: "class-name", prompt: "prompt", receipt: "receipt", keep: "keep" };
+
+let models = [];
 let model = null;
 let running = null; // AbortController of the run in progress
-let keyAsked = null; // promise of a key that the form is waiting for
+let wanted = null; // the picture that is shown or under way; null once the form says something else
 
-/** An element with attributes and children; text is never parsed as HTML. */
-function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
-const milliseconds = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
-const passes = (n) => (n === 1 ? "1 pass" : `${n} passes`);
+/** The model's name, where it has to be said. */
+const named = () => (models.length > 1 ? { model: model.name } : {});
 
 function showError(message, param) {
   $("error").textContent = message;
   $("error").hidden = !message;
-  for (const [field, input] of [["seed", "seed"], ["steps", "steps"], ["label", "class-name"]]) {
-    $(input).setAttribute("aria-invalid", String(field === param));
-  }
+  if (message) reveal($("error"));
+  for (const [field, input] of Object.entries(FIELDS)) $(input).setAttribute("aria-invalid", String(field === param));
 }
 
-// ---- what the form says
+// ---- one run at a time
 
-function chosenLabel() {
-  if (model.classes.length > CHIP_LIMIT) {
-    const text = $("class-name").value.trim();
-    return /^\d+$/.test(text) ? Number(text) : text;
-  }
-  return document.querySelector("input[name=label]:checked").value;
-}
-
-const request = (steps) => ({ label: chosenLabel(), steps, seed: Number($("seed").value) });
-
-function planFor(steps) {
-  const run = model.budgets.find((budget) => budget.from <= steps && steps <= budget.to);
-  return model.plans.find((plan) => plan.name === run.plan);
-}
-
-function showBudget() {
-  const steps = Number($("steps").value);
-  const plan = planFor(steps);
-  const fid = plan.metrics.fid;
-  $("steps-value").textContent = steps;
-  $("plan-note").textContent =
-    `Best plan within ${passes(steps)}: ${plan.name}, which spends ${plan.steps}` +
-    (fid === undefined ? "." : `; measured FID ${fid.toFixed(1)}.`);
-  for (const stop of $("stops").children) stop.setAttribute("aria-pressed", String(Number(stop.dataset.steps) === steps));
-}
-
-function setSteps(steps) {
-  $("steps").value = steps;
-  showBudget();
-}
-
-function remember() {
-  const { label, steps, seed } = request(Number($("steps").value));
-  history.replaceState(null, "", `?${new URLSearchParams({ label, steps, seed })}`);
-}
-
-// ---- what the server answers
-
-/** fetch with the tab's API key; a 401 shows the field for it, and what was asked is asked again. */
-async function ask(path, options = {}) {
-  for (;;) {
-    const key = sessionStorage.getItem("dd-api-key");
-    const headers = key ? { ...options.headers, authorization: `Bearer ${key}` } : options.headers;
-    const reply = await fetch(path, { ...options, headers });
-    if (reply.status !== 401) return reply;
-    if (sessionStorage.getItem("dd-api-key") !== key) continue; // another request has got one meanwhile
-    keyAsked ??= askForKey(key ? "The server does not know this key." : "This server asks for a key.");
-    await keyAsked;
-  }
-}
-
-function askForKey(note) {
-  sessionStorage.removeItem("dd-api-key");
-  if (!model) $("model-text").textContent = "waiting for a key";
-  $("key-note").textContent = `${note} It is kept until this tab is closed.`;
-  $("key-form").hidden = false;
-  $("key").focus();
-  return new Promise((done) => {
-    $("key-form").onsubmit = (event) => {
-      event.preventDefault();
-      const key = $("key").value.trim();
-      if (!/^[\x21-\x7e]+$/.test(key)) {
-        $("key-note").textContent = "A key has no spaces and only ASCII characters.";
-        return;
-      }
-      sessionStorage.setItem("dd-api-key", key);
-      $("key").value = "";
-      $("key-form").hidden = true;
-      keyAsked = null;
-      done();
-    };
-  });
-}
-
-async function post(body, signal) {
-  const reply = await ask("/generate", {
-    method: "POST",
-    headers: { "content-type": "application/json", accept: "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
-  const result = await reply.json();
-  if (reply.ok) return result;
-  const wait = reply.headers.get("retry-after");
-  const error = new Error(result.error.message + (wait && reply.status === 503 ? ` (try again in ${wait} s)` : ""));
-  error.param = result.error.param;
-  throw error;
-}
-
-function emptyFigure(title) {
-  const frame = el("div", { class: "frame busy" });
-  const caption = el("figcaption", {}, el("div", { class: "title" }, el("span", {}, title)));
-  return { figure: el("figure", {}, frame, caption), frame, caption };
-}
-
-function fact(name, value) {
-  return el("div", {}, el("dt", {}, name), el("dd", {}, value));
-}
-
-function fill(slot, title, body, reply, compared) {
-  const image = reply.images[0];
-  const source = `data:image/${image.format};base64,${image.data}`;
-  const alt = `${body.label}, seed ${reply.seed}, made in ${passes(reply.steps)}`;
-  slot.frame.classList.remove("busy");
-  slot.frame.replaceChildren(el("img", { src: source, alt, width: image.width, height: image.height }));
-  const facts = el("dl", { class: "facts" }, fact("plan", reply.plan));
-  const fid = model.plans.find((plan) => plan.name === reply.plan)?.metrics.fid;
-  if (fid !== undefined) facts.append(fact("FID", fid.toFixed(1)));
-  if (!compared) facts.append(fact("seed", String(reply.seed)), fact("total", milliseconds(reply.timings.total_ms)));
-  slot.caption.replaceChildren(
-    el("div", { class: "title" }, el("span", {}, title), el("span", { class: "time" }, milliseconds(reply.timings.compute_ms))),
-    facts,
-  );
-  keep(source, alt, body);
-  return source;
-}
-
-function keep(source, alt, body) {
-  for (const old of [...$("thumbs").children]) if (old.firstChild.src === source) old.remove();
-  const thumb = el("button", { type: "button", title: alt }, el("img", { src: source, alt: `Again: ${alt}` }));
-  thumb.addEventListener("click", () => {
-    restore(body);
-    generate();
-  });
-  $("thumbs").prepend(thumb);
-  while ($("thumbs").children.length > KEPT_IMAGES) $("thumbs").lastChild.remove();
-  $("history").hidden = $("thumbs").children.length < 2;
-}
-
-/** Runs the given budgets one after the other, so that none waits for another's batch. */
-async function run(columns) {
+/** Runs `work` with a signal; whoever begins another run ends the one before, and the server stops computing. */
+async function run(work) {
   running?.abort();
   const mine = (running = new AbortController());
-  if (!$("form").reportValidity()) return;
   showError("");
-  remember();
-  const slots = columns.map(([title]) => emptyFigure(title));
-  $("figures").className = `figures ${columns.length > 1 ? "three" : "one"}`;
-  $("figures").replaceChildren(...slots.map((slot) => slot.figure));
-  $("tools").hidden = true;
   $("figures").setAttribute("aria-busy", "true");
   try {
-    for (const [index, [title, steps]] of columns.entries()) {
-      const body = request(steps);
-      const reply = await post(body, mine.signal);
-      const source = fill(slots[index], title, body, reply, columns.length > 1);
-      if (columns.length === 1) {
-        $("download").href = source;
-        $("download").download = `${body.label}-seed-${reply.seed}-${reply.plan}.png`;
-        $("copy").dataset.body = JSON.stringify(body);
-        $("tools").hidden = false;
-      }
-    }
+    await work(mine.signal);
   } catch (error) {
     if (mine.signal.aborted) return;
-    for (const slot of slots) slot.frame.classList.remove("busy");
-    showError(error instanceof TypeError ? "The server does not answer." : error.message, error.param);
+    showError(error.message, error.param);
+    if (!(error instanceof Refusal)) throw error;
   } finally {
     if (running === mine) $("figures").removeAttribute("aria-busy");
   }
 }
 
-function generate() {
-  const steps = Number($("steps").value);
-  return run([[passes(planFor(steps).steps), steps]]);
+/** Streams the images of `body` into the pictures that `begin` gives once the server has accepted it. */
+async function streamInto(body, begin, signal) {
+  const stages = await stream(body, signal);
+  const pictures = begin();
+  try {
+    for await (const stage of stages) (pictures.length > 1 ? pictures[stage.image.index] : pictures[0]).add(stage);
+  } finally {
+    for (const picture of pictures) picture.stop();
+  }
 }
 
+const bodyOf = (source, more) => ("receipt" in source ? { ...source, ...more } : { ...named(), ...source, ...more });
+
+// ---- what can be drawn
+
+/** One image: of a source within a budget, or by a receipt's own plan where `budget` is left out. */
+function drawOne(source, budget) {
+  const target = budget ? planWithin(model, budget) : planNamed(model, readReceipt(source.receipt)?.plan);
+  const picture = (wanted = new Picture(model, source, target));
+  return run(async (signal) => {
+    const begin = () => {
+      show(picture);
+      return [picture];
+    };
+    await streamInto(bodyOf(source, budget ? { steps: budget } : {}), begin, signal);
+    remember(picture);
+  });
+}
+
+function draw() {
+  if (form.complete()) return drawOne(form.source(), form.steps());
+}
+
+/** The same image up to another budget; nothing is asked where that is what is shown. */
+function refine() {
+  if (!wanted) return draw();
+  const [picture, target] = [sheet.current(), planWithin(model, form.steps())];
+  const same = wanted === picture && picture.target === target && !picture.note && (picture.waiting || picture.done);
+  return same ? remember(picture) : drawOne(wanted.source, form.steps());
+}
+
+/** Several images of one seed. */
+function gallery() {
+  if (!form.complete()) return;
+  const [source, steps, count] = [form.source(), form.steps(), Math.min(GALLERY, model.limits.n)];
+  const target = planWithin(model, steps);
+  const pictures = Array.from({ length: count }, (_, i) => new Picture(model, i ? { receipt: null } : source, target));
+  wanted = pictures[0];
+  return run((signal) => {
+    const begin = () => {
+      fillTray(`${count} images of seed ${source.seed}`, pictures, pick);
+      show(pictures[0]);
+      reveal($("tray"));
+      return pictures;
+    };
+    return streamInto(bodyOf(source, { steps, n: count }), begin, signal);
+  });
+}
+
+/** Images that share the first blocks of the one that is shown. */
+function vary() {
+  const base = sheet.current();
+  if (!base?.stage) return;
+  const [{ plan, image }, share] = [base.stage, Number($("keep").value)];
+  const count = Math.min(GALLERY - 1, model.limits.n);
+  return run((signal) => {
+    const begin = () => {
+      const target = planNamed(model, plan);
+      const pictures = Array.from({ length: count }, () => new Picture(model, { receipt: null }, target));
+      fillTray(`The picture, and variations that keep ${share}% of it`, [base, ...pictures], pick);
+      show(base);
+      reveal($("tray"));
+      return pictures;
+    };
+    const body = { receipt: image.receipt, keep: share / 100, seed: randomSeed(), n: count };
+    return streamInto(body, begin, signal);
+  });
+}
+
+/** One step, two steps and the teacher from the same noise, one after the other, so that none waits for another. */
 function compare() {
-  const columns = new Map(); // by plan, so that budgets that lead to the same one are drawn once
-  for (const steps of [model.steps.min, Math.min(2, model.steps.max), model.steps.max]) {
-    const plan = planFor(steps);
-    columns.set(plan.name, [passes(plan.steps), steps]);
-  }
-  return run([...columns.values()]);
+  if (!wanted && !form.complete()) return;
+  const source = wanted?.source ?? form.source();
+  const budgets = [model.steps.min, Math.min(2, model.steps.max), model.steps.max];
+  const plans = new Set(budgets.map((budget) => planWithin(model, budget)));
+  const pictures = Array.from(plans, (plan) => new Picture(model, source, plan, [plan]));
+  wanted = new Picture(model, source);
+  return run(async (signal) => {
+    leave();
+    sheet.compare(pictures, sheet.select);
+    look();
+    try {
+      for (const picture of pictures) {
+        const { images, ...reply } = await generate(bodyOf(source, { steps: picture.target.steps, brownout: false }), signal);
+        picture.add({ ...reply, image: images[0], final: true });
+      }
+    } finally {
+      for (const picture of pictures) picture.stop();
+    }
+  });
+}
+
+/** The image of a receipt, or of a text that holds one. */
+function repeat(text) {
+  const receipt = receiptIn(text);
+  if (!receipt) return showError("This is no receipt: they begin with dd1.", "receipt");
+  $("receipt").value = receipt;
+  const owner = models.find(({ name }) => name === readReceipt(receipt)?.model);
+  if (owner && owner !== model) useModel(owner, {});
+  look();
+  return drawOne({ receipt });
+}
+
+async function repeatFile(file) {
+  const receipt = receiptOf(new Uint8Array(await file.arrayBuffer()));
+  if (receipt) return repeat(receipt);
+  showError(`${file.name} holds no receipt: it was not made by this server, or another program saved it anew.`, "receipt");
+}
+
+// ---- what is shown
+
+/** Shows a picture, and makes form and address say what it is. */
+function show(picture) {
+  leave(picture);
+  sheet.show(picture);
+  form.reflect(picture);
+  remember(picture);
+}
+
+/** A tile was chosen. */
+function pick(picture) {
+  if (picture.model !== model) useModel(picture.model, {});
+  show(picture);
+  wanted = picture;
+}
+
+/** What is no longer shown goes to the earlier pictures. */
+function leave(next) {
+  const before = sheet.current();
+  if (before && before !== next) keep(before, pick);
+}
+
+/** The address leads back to what is shown: in words where words name it, else by its receipt. */
+function remember(picture) {
+  const { source, stage, chosen } = picture;
+  const byReceipt = "receipt" in source || chosen !== null;
+  const words = byReceipt ? { receipt: stage?.image.receipt ?? source.receipt } : { ...source, steps: form.steps(), ...named() };
+  history.replaceState(null, "", `?${new URLSearchParams(words)}`);
+}
+
+const look = () => reveal($("figures"));
+
+function reveal(section) {
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  section.scrollIntoView({ block: "nearest", behavior: still ? "auto" : "smooth" });
 }
 
 async function copyCurl() {
-  const body = $("copy").dataset.body.replaceAll("'", "'\\''");
-  const key = sessionStorage.getItem("dd-api-key") ? `-H "authorization: Bearer $DD_API_KEY" ` : "";
-  const command =
-    `curl -s ${location.origin}/generate ${key}-H 'accept: image/png' -H 'content-type: application/json' ` +
-    `-d '${body}' > image.png`;
+  const command = sheet.curl(named());
   try {
     await navigator.clipboard.writeText(command);
     $("copy").textContent = "Copied";
@@ -223,53 +221,63 @@ async function copyCurl() {
 
 // ---- start
 
-function restore({ label, steps, seed }) {
-  if (model.classes.length > CHIP_LIMIT) {
-    $("class-name").value = label ?? model.classes[0];
-  } else {
-    const wanted = [...document.querySelectorAll("input[name=label]")].find((input) => input.value === label);
-    (wanted ?? document.querySelector("input[name=label]")).checked = true;
-  }
-  const budget = Number(steps);
-  setSteps(Number.isInteger(budget) && budget > 0 ? Math.min(Math.max(budget, model.steps.min), model.steps.max) : 1);
-  if (/^\d+$/.test(String(seed ?? ""))) $("seed").value = seed;
+function useModel(entry, state) {
+  emptyTray();
+  model = entry;
+  $("models").value = model.name;
+  $("model-text").textContent = `${models.length > 1 ? "" : `${model.name}, `}${model.image.width}×${model.image.height}`;
+  form.build(model, state);
 }
 
-function build() {
-  if (model.classes.length > CHIP_LIMIT) {
-    $("class-search").hidden = false;
-    $("class-list").append(...model.classes.map((name) => el("option", { value: name })));
-  } else {
-    $("classes").append(
-      ...model.classes.map((name) =>
-        el("label", {}, el("input", { type: "radio", name: "label", value: name }), el("span", { title: name }, name)),
-      ),
-    );
-  }
-  $("steps").min = model.steps.min;
-  $("steps").max = model.steps.max;
-  for (const { from } of model.budgets) {
-    const stop = el("button", { type: "button", "data-steps": from, title: planFor(from).name }, String(from));
-    stop.addEventListener("click", () => {
-      setSteps(from);
-      generate();
-    });
-    $("stops").append(stop);
-  }
-  $("steps").addEventListener("input", showBudget);
-  $("steps").addEventListener("change", generate);
-  $("classes").addEventListener("change", generate);
-  $("seed").addEventListener("change", generate);
-  $("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    generate();
-  });
-  $("shuffle").addEventListener("click", () => {
-    $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1000000;
-    generate();
-  });
+function listen() {
+  form.listen({ draw, refine, edit: () => (wanted = null), look });
+  $("gallery").addEventListener("click", gallery);
   $("compare").addEventListener("click", compare);
   $("copy").addEventListener("click", copyCurl);
+  $("trail").addEventListener("click", () => remember(sheet.current()));
+  $("keep").addEventListener("input", () => ($("keep-value").textContent = `${$("keep").value}%`));
+  $("vary").addEventListener("submit", (event) => {
+    event.preventDefault();
+    vary();
+  });
+  $("again").addEventListener("submit", (event) => {
+    event.preventDefault();
+    repeat($("receipt").value);
+  });
+  $("receipt").addEventListener("paste", (event) => {
+    const text = event.clipboardData.getData("text");
+    if (!receiptIn(text)) return;
+    event.preventDefault();
+    repeat(text);
+  });
+  $("file").addEventListener("change", () => {
+    const [file] = $("file").files;
+    if (file) repeatFile(file);
+    $("file").value = ""; // the same file may be chosen again
+  });
+  $("models").addEventListener("change", () => {
+    wanted = null;
+    useModel(models.find(({ name }) => name === $("models").value), {});
+    if (form.filled()) draw();
+  });
+  listenForDrops();
+}
+
+function listenForDrops() {
+  const over = (event, on) => {
+    if (event.target.matches?.("input, textarea") && !event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    $("again").classList.toggle("over", on);
+  };
+  document.addEventListener("dragover", (event) => over(event, true));
+  document.addEventListener("dragleave", (event) => over(event, event.relatedTarget !== null));
+  document.addEventListener("drop", (event) => {
+    over(event, false);
+    if (!event.defaultPrevented) return; // text that goes into a field
+    const [file] = event.dataTransfer.files;
+    if (file) repeatFile(file);
+    else repeat(event.dataTransfer.getData("text"));
+  });
 }
 
 async function whenReady() {
@@ -287,12 +295,17 @@ async function whenReady() {
 
 async function start() {
   await whenReady();
-  model = (await (await ask("/models")).json()).models[0];
-  $("model-text").textContent = `${model.name}, ${model.image.width}×${model.image.height}`;
-  document.querySelector(".dot").classList.add("ready");
-  build();
-  restore(Object.fromEntries(new URLSearchParams(location.search)));
-  await generate();
+  startStrip();
+  $("model-text").textContent = "reading the models";
+  models = (await (await ask("/models")).json()).models;
+  $("models").append(...models.map(({ name }) => el("option", {}, name)));
+  $("models").hidden = models.length < 2;
+  $("dot").classList.add("ready");
+  const state = Object.fromEntries(new URLSearchParams(location.search));
+  useModel(models.find(({ name }) => name === state.model) ?? models[0], state);
+  listen();
+  if (state.receipt) await repeat(state.receipt);
+  else if (form.filled()) await draw();
 }
 
 start();

@@ -2,83 +2,27 @@
 
 from __future__ import annotations
 
-import base64
+import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.browser.tools import expected, image_of, receipt_of, settled
 from tests.server.harness import Gate, Running, eventually, running
-
-expect.set_options(timeout=30_000)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
-# Without these flags Chromium asks its vendor's hosts at every start.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")  # its event loop runs in this thread: other modules need theirs
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser: Browser, server: Running) -> Iterator[Page]:
-    """The page, open and with its first image; no error in its console, nothing loaded from elsewhere."""
-    context = browser.new_context(base_url=server.url, viewport={"width": 1200, "height": 860})
-    tab = context.new_page()
-    problems: list[str] = []
-    tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("request", lambda r: None if r.url.startswith((server.url, "data:")) else problems.append(r.url))
-    tab.goto("/")
-    expect(tab.locator("#figures img")).to_have_count(1)
-    yield tab
-    context.close()
-    assert problems == []
-
-
-def image_of(page: Page, index: int = 0) -> bytes:
-    source = page.locator("#figures img").nth(index).get_attribute("src") or ""
-    return base64.b64decode(source.partition("base64,")[2])
-
-
-def settled(page: Page, images: int = 1) -> None:
-    expect(page.locator("#figures")).not_to_have_attribute("aria-busy", "true")
-    expect(page.locator("#figures img")).to_have_count(images)
-
-
-def expected(server: Running, label: str, seed: int, steps: int) -> bytes:
-    body = {"label": label, "seed": seed, "steps": steps}
-    return server.post(body, accept="image/png").raise_for_status().content
 
 
 def test_class_budget_and_seed_give_the_image_the_plan_and_the_time(page: Page, server: Running) -> None:
     page.get_by_label("ship").check()
     page.get_by_label("Seed").fill("11")
     page.get_by_role("button", name="2", exact=True).click()
-    page.get_by_role("button", name="Generate").click()
-    expect(page.locator("figcaption")).to_contain_text("dd-2")
+    page.get_by_role("button", name="Draw").click()
+    expect(page.locator("#facts")).to_contain_text("dd-2")
     settled(page)
-    assert image_of(page) == expected(server, "ship", 11, 2)
-    caption = page.locator("figcaption").inner_text()
-    assert "2 passes" in caption
-    assert re.search(r"\d ms|\d s", caption)
+    assert image_of(page) == expected(server, label="ship", seed=11, steps=2)
+    assert page.locator("#facts dd").all_inner_texts() == ["dd-2", "40.0"]
+    assert re.search(r"2 passes\s*[\d.]+ m?s", page.locator("#trail [aria-current]").inner_text())
     assert "label=ship" in page.url
     assert "seed=11" in page.url
 
@@ -89,7 +33,7 @@ def test_compare_shows_one_step_two_steps_and_the_teacher_from_one_seed(page: Pa
     page.get_by_role("button", name="Compare").click()
     settled(page, 3)
     assert [image_of(page, i) for i in range(3)] == [
-        expected(server, "frog", 3, steps) for steps in (1, 2, 64)
+        expected(server, label="frog", seed=3, steps=steps) for steps in (1, 2, 64)
     ]
     assert [c.split("\n")[0] for c in page.locator("figcaption").all_inner_texts()] == [
         "1 pass",
@@ -104,13 +48,13 @@ def test_compare_shows_one_step_two_steps_and_the_teacher_from_one_seed(page: Pa
 def test_the_address_holds_the_state(page: Page, server: Running) -> None:
     page.goto("/?label=truck&seed=42&steps=12")
     settled(page)
-    assert image_of(page) == expected(server, "truck", 42, 12)
+    assert image_of(page) == expected(server, label="truck", seed=42, steps=12)
     assert page.get_by_label("Seed").input_value() == "42"
     assert page.locator("#plan-note").inner_text().count("pre-trained-11-21") == 1
 
 
 def test_the_slider_reaches_every_budget_and_names_the_plan(page: Page) -> None:
-    slider = page.get_by_role("slider")
+    slider = page.get_by_label("Step budget")
     slider.focus()
     page.keyboard.press("End")
     expect(page.locator("#plan-note")).to_contain_text("teacher")
@@ -119,16 +63,59 @@ def test_the_slider_reaches_every_budget_and_names_the_plan(page: Page) -> None:
     expect(page.locator("#steps-value")).to_have_text("1")
 
 
+def tab_to(page: Page, selector: str) -> None:
+    """Presses Tab until the focus is there, and sees to it that it can be seen."""
+    focused = f"(document.activeElement ?? document.body).matches({json.dumps(selector)})"
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate(focused):
+            outline = """() => {
+              const focused = document.activeElement;
+              const seen = focused.matches(".chips input") ? focused.nextElementSibling : focused;
+              return getComputedStyle(seen.closest(".file") ?? seen).outlineStyle;
+            }"""
+            assert page.evaluate(outline) == "solid", selector
+            return
+    raise AssertionError(f"Tab never reaches {selector}")
+
+
 def test_it_works_by_keyboard_alone(page: Page, server: Running) -> None:
-    page.get_by_label("airplane").focus()
-    page.keyboard.press("ArrowRight")
-    page.get_by_label("Seed").focus()
-    page.keyboard.press("ControlOrMeta+a")
+    title, press = page.locator("#title"), page.keyboard.press
+    tab_to(page, "input[name=label]")
+    press("ArrowRight")
+    expect(title).to_have_text("automobile, seed 7")
+    tab_to(page, "#steps")
+    press("ArrowRight")
+    expect(page.locator("#trail button")).to_have_count(2)
+    tab_to(page, "#seed")
+    press("ControlOrMeta+a")
     page.keyboard.type("5")
-    page.keyboard.press("Enter")
-    expect(page.locator("#figures img")).to_have_attribute("alt", "automobile, seed 5, made in 1 pass")
+    press("Enter")
+    expect(page.locator("#figures img")).to_have_attribute("alt", "automobile, seed 5, made in 2 passes")
     settled(page)
-    assert image_of(page) == expected(server, "automobile", 5, 1)
+    assert image_of(page) == expected(server, label="automobile", seed=5, steps=2)
+    tab_to(page, "#gallery")
+    press("Enter")
+    expect(page.locator("#tiles button:enabled")).to_have_count(8)
+    settled(page)
+    tab_to(page, "#file")
+    tab_to(page, "#trail button")
+    press("Enter")
+    expect(page.locator("#figures img")).to_have_attribute("alt", "automobile, seed 5, made in 1 pass")
+    tab_to(page, "#open")
+    tab_to(page, "#keep")
+    press("Home")
+    expect(page.locator("#keep-value")).to_have_text("5%")
+    press("Tab")
+    press("Enter")
+    expect(page.locator("#tray-title")).to_contain_text("5%")
+    settled(page)
+    tab_to(page, "#tiles button:nth-child(3)")
+    press("Space")
+    expect(title).to_have_text("automobile, seed 5, varied")
+    tab_to(page, "#thumbs button")
+    press("Enter")
+    expect(title).to_have_text("automobile, seed 5")
 
 
 def test_pixels_stay_pixels(page: Page) -> None:
@@ -144,25 +131,84 @@ def test_the_download_is_the_image(page: Page, tmp_path: Path) -> None:
     assert caught.value.suggested_filename.endswith(".png")
 
 
+def test_the_permalink_and_the_command_give_the_image(page: Page, server: Running) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    shown = image_of(page)
+    assert server.client.get(f"/images/{receipt_of(page)}").content == shown
+    page.get_by_role("button", name="Copy as curl").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    command = page.evaluate("navigator.clipboard.readText()")
+    body = json.loads(re.findall(r"-d '(.*)' > image.png$", command)[0])
+    assert body == {"label": "airplane", "seed": 7, "steps": 1}
+    assert command.startswith(f"curl -s {server.url}/generate -H 'accept: image/png'")
+    assert expected(server, **body) == shown
+
+
 def test_earlier_images_come_back(page: Page) -> None:
     first = image_of(page)
     page.get_by_role("button", name="Random").click()
-    expect(page.locator("#thumbs button")).to_have_count(2)
-    assert image_of(page) != first
-    page.locator("#thumbs button").nth(1).click()
+    expect(page.locator("#thumbs button")).to_have_count(1)
     settled(page)
+    assert image_of(page) != first
+    page.locator("#thumbs button").click()
     assert image_of(page) == first
+    assert page.get_by_label("Seed").input_value() == "7"
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1200])
+def test_the_live_strip_shows_the_last_minute(page: Page) -> None:
+    for number in ("#live-p50", "#live-p99"):
+        expect(page.locator(number)).to_have_text(re.compile(r"^[\d.]+ m?s$"))
+    expect(page.locator("#live-depth")).to_have_text("0")
+    expect(page.locator("#live-rate")).to_have_text(re.compile(r"^\d+\.\d$"))
+    assert re.match(r"[\d.]+,[\d.]+", page.locator("#live-curve").get_attribute("points") or "")
+
+
+def test_the_live_strip_rests_while_the_tab_is_hidden(page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/metrics" in request.url else None)
+    page.evaluate("""() => {
+      Object.defineProperty(document, "hidden", { value: true, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }""")
+    page.wait_for_timeout(3000)
+    assert asked == []
+    with page.expect_request("**/metrics"):
+        page.evaluate("""() => {
+          Object.defineProperty(document, "hidden", { value: false });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""")
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1200])
 def test_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
+    page.get_by_role("button", name="Gallery").click()
+    expect(page.locator("#tiles button:enabled")).to_have_count(8)
+    settled(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.get_by_role("button", name="Compare").click()
     settled(page, 3)
+    page.get_by_label("From a picture").fill("x" * 99)
+    page.get_by_role("button", name="Repeat").click()
+    expect(page.get_by_role("alert")).to_be_in_viewport(ratio=0.95)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(page.get_by_role("button", name="Draw")).to_be_in_viewport(ratio=0.95 if width < 800 else 0)
     page.goto("/docs")
     expect(page.locator("h2", has_text="/generate")).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_one_is_taken_to_what_one_draws(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.get_by_label("From a picture").scroll_into_view_if_needed()
+    expect(page.locator("#figures")).not_to_be_in_viewport()
+    page.get_by_role("button", name="Random").click()
+    settled(page)
+    expect(page.locator("#figures")).not_to_be_in_viewport()
+    page.get_by_role("button", name="Draw").click()
+    expect(page.locator("#figures")).to_be_in_viewport(ratio=0.95)
+    settled(page)
+    expect(page.locator("#figures")).to_be_in_viewport(ratio=0.95)
 
 
 def contrast(page: Page, first: str, second: str) -> float:
@@ -190,8 +236,13 @@ def test_both_colour_schemes_are_readable(page: Page, scheme: str) -> None:
         ("--accent-ink", "--accent"),
         ("--bad", "--bad-soft"),
         ("--ink", "--accent-soft"),
+        ("--accent", "--card"),
+        ("--soft", "--well"),
     ]
     assert {pair: contrast(page, *pair) for pair in pairs if contrast(page, *pair) < 4.5} == {}
+    assert contrast(page, "--edge", "--card") >= 3, "where a field is"
+    assert contrast(page, "--edge", "--well") >= 3
+    assert contrast(page, "--accent", "--well") >= 3, "what has the focus, or is chosen"
 
 
 def test_an_error_is_shown_in_the_servers_words(browser: Browser, bundle_folder: Path, gate: Gate) -> None:
@@ -200,10 +251,10 @@ def test_an_error_is_shown_in_the_servers_words(browser: Browser, bundle_folder:
         tab.goto("/")
         settled(tab)
         gate.poisoned.value = 0
-        tab.get_by_role("button", name="Generate").click()
+        tab.get_by_role("button", name="Draw").click()
         expect(tab.get_by_role("alert")).to_contain_text("the device failed on this request")
         gate.poisoned.value = -1
-        tab.get_by_role("button", name="Generate").click()
+        tab.get_by_role("button", name="Draw").click()
         settled(tab)
         expect(tab.get_by_role("alert")).to_be_hidden()
         tab.close()

@@ -62,6 +62,23 @@ class Latch:
         return bool(self.value.value)
 
 
+class Turnstile(Latch):
+    """A latch that can let so many passes through and no more; for one waiter."""
+
+    def set(self) -> None:
+        self.value.value = 2**30
+
+    def admit(self, passes: int = 1) -> None:
+        with self.value.get_lock():
+            self.value.value += passes
+
+    def wait(self, timeout: float) -> bool:
+        if not super().wait(timeout):
+            return False
+        self.admit(-1)
+        return True
+
+
 @dataclass
 class Gate:
     """A gate before the student of a device process, worked from the test's process.
@@ -154,13 +171,16 @@ def busy(live: Running, gate: Gate, pool: Executor) -> Future[httpx.Response]:
 
 @contextmanager
 def running(
-    model: Path | ServedModel, gate: Gate | None = None, ready: bool = True, **settings: object
+    model: Path | ServedModel | list[ServedModel],
+    gate: Gate | None = None,
+    ready: bool = True,
+    **settings: object,
 ) -> Iterator[Running]:
-    """Serves a bundle on a free port until the block ends."""
+    """Serves a bundle, or models, on a free port until the block ends."""
     bound = bind("127.0.0.1", 0)
-    served = model if isinstance(model, ServedModel) else find(model)
+    served = [find(model)] if isinstance(model, Path) else model if isinstance(model, list) else [model]
     chosen = Settings(**{"encode_threads": 2, "threads": 1, "device": "cpu", **settings})  # type: ignore[arg-type]
-    server = make_server(chosen, [served], bound, gate)
+    server = make_server(chosen, served, bound, gate)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

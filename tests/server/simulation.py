@@ -43,6 +43,7 @@ class Simulation:
     done: dict[Job, float] = field(default_factory=dict)
     refused: dict[Job, Refusal] = field(default_factory=dict)
     expired: list[Job] = field(default_factory=list)
+    slower: float = 1.0  # time from a pass to the next ÷ what the device says of it
 
     @classmethod
     def of(cls, arrivals: list[Job], policy: Policy = "fair", queue_size: int = 10_000, limit: int = 8):
@@ -63,7 +64,7 @@ class Simulation:
                 work = self.scheduler.take()
                 if work is not None:
                     seconds, decoding = self._cost(work), len(work.finishing) * DECODE_S
-                    running = (self.now + seconds + decoding, work, seconds, decoding)
+                    running = (self.now + self.slower * (seconds + decoding), work, seconds, decoding)
                     self.passes.append((self.now, work))
             if waiting and (running is None or waiting[0][0] <= running[0]):
                 at, _, arriving = heapq.heappop(waiting)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from tokenizers import Tokenizer
 
 from dd_core.bundle import load_bundle
 from dd_core.errors import InvalidRequestError
@@ -19,9 +20,10 @@ from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec
 from dd_core.hub.storage import models_folder
 from dd_core.manifest import read_manifest
-from dd_core.models.config import VARConfig
+from dd_core.models.config import GPTConfig, VARConfig
+from dd_core.text.config import T5Config
 from server import models
-from server.catalog import ServedModel
+from tests.core.small_text import pieces_file
 from tests.hub import COMMIT, FakeHub, content_of, publish, random_modules, saved, tiny_spec
 from tests.hub_fixtures import point_at
 from tests.server.harness import running
@@ -110,13 +112,20 @@ def test_convert_of_local_files_needs_no_hub(run: Run, hub: FakeHub, spec: Model
         (("convert", "llamagen-dd-l", "--unmasked-prefix"), 2, "no VAR teacher"),
         (("pull", "var-d36"), 1, "has no file var_d36.pth"),
         (("generate", "--model", "var-d36", "--label", "0", "--out", "a.png"), 1, "has no file var_d36.pth"),
-        (("serve", "llamagen-t2i-256", "--port", "0"), 2, "cannot answer prompts yet"),
+        (("serve", "llamagen-t2i-256", "--port", "0"), 2, "distilled-decoding[t5]"),
         (("serve", "nothing", "--port", "0"), 2, "no bundle 'nothing'"),
     ],
 )
 def test_a_mistake_gets_one_clear_line(
-    run: Run, hub: FakeHub, spec: ModelSpec, arguments: tuple[str, ...], code: int, says: str
+    run: Run,
+    hub: FakeHub,
+    spec: ModelSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
 ) -> None:
+    monkeypatch.setattr("server.catalog.find_spec", lambda _: None)  # as without the extra t5
     got, _, error = run(*arguments)
     assert (got, error.count("\n")) == (code, 1), error
     assert error.startswith("dd-server: error:") and says in error
@@ -201,24 +210,26 @@ def test_what_goes_wrong_on_the_way_is_one_line_and_leaves_nothing_half_done(
     load_bundle(models.find(NAME).folder, torch.device("cpu"))
 
 
-def test_a_model_of_texts_is_converted_but_not_served(
+def test_a_model_of_texts_needs_its_encoders_library(
     run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused before gigabytes are fetched for nothing; and also when it is there."""
+    """Told before gigabytes are fetched for nothing, and of one that is here."""
     name = "llamagen-t2i-512"
     tiny = tiny_spec(name)
     monkeypatch.setitem(registry(), name, tiny)
     publish(hub, tiny, random_modules(tiny))
-    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
+    monkeypatch.setattr("server.catalog.find_spec", lambda _: None)
+    with pytest.raises(InvalidRequestError, match=r"distilled-decoding\[t5\]"):
         models.find(name)
     assert not hub.asked
     assert run("convert", name)[0] == 0
-    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
+    with pytest.raises(InvalidRequestError, match=r"distilled-decoding\[t5\]"):
         models.find(name)
     assert "text" in run("models", name)[1]
-    folder = models_folder() / name
-    with pytest.raises(InvalidRequestError, match="cannot answer prompts yet"):
-        ServedModel.of(folder, read_manifest(folder))
+    monkeypatch.setattr("server.catalog.find_spec", lambda _: object())
+    found = models.find(name)
+    assert found.condition(None, "a cat") == "a cat"
+    assert isinstance(found.manifest.text, T5Config) and found.manifest.text.repo == "google/flan-t5-xl"
 
 
 def test_models_lists_what_is_here_and_what_can_be_had(run: Run, hub: FakeHub, spec: ModelSpec) -> None:
@@ -232,3 +243,38 @@ def test_models_lists_what_is_here_and_what_can_be_had(run: Run, hub: FakeHub, s
     assert not hub.asked["GET FoundationVision/var/var_d20.pth"]
     said = run("models", "llamagen-dd-l")[1]
     assert "pre-trained-61-81" in said and "22 forward passes   FID 6.76 (published)" in said
+
+
+def _publish_t5(hub: FakeHub, folder: Path, dim: int) -> None:
+    """A tiny T5 under the name of the large one."""
+    transformers = pytest.importorskip("transformers", reason="the extra t5 is not installed")
+    torch.manual_seed(0)
+    sizes = {"d_model": dim, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 16}
+    model = transformers.T5EncoderModel(transformers.T5Config(**sizes, feed_forward_proj="gated-gelu"))
+    model.save_pretrained(folder)
+    pieces = Tokenizer.from_buffer(pieces_file())
+    transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="[PAD]").save_pretrained(folder)
+    for path in folder.iterdir():
+        hub.add("google/flan-t5-xl", path.name, path.read_bytes())
+
+
+def test_a_model_of_texts_goes_from_the_hub_to_a_picture(
+    run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`llamagen-t2i-256` with its encoder: pulled, converted, asked; another prompt is another picture."""
+    name = "llamagen-t2i-256"
+    tiny = tiny_spec(name)
+    monkeypatch.setitem(registry(), name, tiny)
+    publish(hub, tiny, random_modules(tiny))
+    assert isinstance(tiny.teacher, GPTConfig)
+    _publish_t5(hub, tmp_path / "t5", tiny.teacher.text_dim)
+    shown = []
+    for number, prompt in enumerate(["a red cat", "blue hearts", "a red cat"]):
+        out = tmp_path / f"{number}.png"
+        arguments = ("--model", name, "--prompt", prompt, "--steps", 16, "--device", "cpu", "--out", out)
+        code, said, error = run("generate", *arguments)
+        assert code == 0, error
+        assert prompt in said and "teacher" in said
+        shown.append(out.read_bytes())
+    assert shown[0] == shown[2] != shown[1]
+    assert hub.asked["HEAD google/flan-t5-xl/model.safetensors"] >= 1

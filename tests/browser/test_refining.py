@@ -1,0 +1,355 @@
+"""Pictures that are refined in place: streams, seeds, variations, receipts."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from server.origins import Origin
+from server.receipts import Receipt
+from tests.browser.tools import (
+    expected,
+    image_of,
+    read_receipt_of,
+    receipt_of,
+    settled,
+    tile_of,
+    watched,
+)
+from tests.server.harness import Gate, Running, Turnstile, eventually, running
+
+
+@pytest.fixture(scope="module")
+def turnstile() -> Turnstile:
+    return Turnstile()
+
+
+@pytest.fixture(scope="module")
+def held(bundle_folder: Path, turnstile: Turnstile, manager: SyncManager) -> Iterator[tuple[Running, Gate]]:
+    """A server whose student makes only as many passes as it is let."""
+    gate = Gate(open=turnstile, calls=manager.list())
+    turnstile.set()
+    with running(bundle_folder, gate) as live:
+        yield live, gate
+        turnstile.set()
+
+
+@pytest.fixture
+def stopped(
+    browser: Browser, held: tuple[Running, Gate], turnstile: Turnstile
+) -> Iterator[tuple[Page, Running, Gate]]:
+    """The page, asking for a picture of 12 passes at a server that makes none yet."""
+    live, gate = held
+    turnstile.clear()
+    with watched(browser, live.url) as tab:
+        tab.goto("/?label=ship&seed=11&steps=12")
+        yield tab, live, gate
+        gate.poisoned.value = -1
+        turnstile.set()
+
+
+def height(page: Page) -> list[float]:
+    boxes = [page.locator(selector).bounding_box() for selector in ("#sheet", "#form")]
+    return [box["y"] + box["height"] for box in boxes if box]
+
+
+def test_the_first_picture_is_there_before_the_next_is_computed(
+    stopped: tuple[Page, Running, Gate], turnstile: Turnstile
+) -> None:
+    tab, live, _ = stopped
+    trail, image = tab.locator("#trail button"), tab.locator("#figures img")
+    expect(trail).to_have_text(["1 pass…", "2 passes…", "12 passes…"])
+    before = height(tab)
+    turnstile.admit()
+    expect(image).to_have_attribute("alt", "ship, seed 11, made in 1 pass")
+    expect(tab.get_by_role("status").nth(2)).to_contain_text("being refined")
+    expect(tab.locator("#figures")).to_have_attribute("aria-busy", "true")
+    expect(trail.nth(0)).to_have_attribute("aria-current", "step")
+    expect(trail.nth(1)).to_be_disabled()
+    pictures = [image_of(tab)]
+    element = image.element_handle()
+    turnstile.admit()
+    expect(image).to_have_attribute("alt", "ship, seed 11, made in 2 passes")
+    pictures.append(image_of(tab))
+    turnstile.set()
+    settled(tab)
+    pictures.append(image_of(tab))
+    assert tab.evaluate("(image) => image.isConnected", element), "replaced in place"
+    assert height(tab) == before, "nothing moved"
+    assert pictures == [expected(live, label="ship", seed=11, steps=steps) for steps in (1, 2, 12)]
+    expect(trail.nth(2)).to_have_attribute("aria-current", "step")
+    times = [float(text.split()[-2]) for text in trail.locator(".time").all_inner_texts()]
+    assert all(first < then for first, then in pairwise(times)), times
+
+    trail.nth(0).click()
+    assert image_of(tab) == pictures[0]
+    assert expected(live, receipt=receipt_of(tab)) == pictures[0]
+    tab.reload()
+    settled(tab)
+    assert image_of(tab) == pictures[0], "the address leads back to the stage"
+
+
+def test_what_is_left_behind_is_not_computed(
+    stopped: tuple[Page, Running, Gate], turnstile: Turnstile
+) -> None:
+    tab, live, _ = stopped
+    canceled = live.metric("dd_requests_total", model="tiny", plan="pre-trained-11-21", outcome="canceled")
+    expect(tab.locator("#trail button")).to_have_count(3)
+    tab.get_by_label("frog").check()
+    eventually(
+        lambda: (
+            live.metric("dd_requests_total", model="tiny", plan="pre-trained-11-21", outcome="canceled")
+            == canceled + 1
+        ),
+        "the server notices",
+    )
+    turnstile.set()
+    settled(tab)
+    assert image_of(tab) == expected(live, label="frog", seed=11, steps=12)
+    expect(tab.get_by_role("alert")).to_be_hidden()
+
+
+def test_an_error_on_the_way_leaves_the_picture_that_came(
+    stopped: tuple[Page, Running, Gate], turnstile: Turnstile
+) -> None:
+    tab, live, gate = stopped
+    turnstile.admit()
+    expect(tab.locator("#figures img")).to_have_attribute("alt", "ship, seed 11, made in 1 pass")
+    gate.poisoned.value = 8
+    turnstile.set()
+    expect(tab.get_by_role("alert")).to_contain_text("the device failed on this request")
+    expect(tab.locator("#trail button")).to_have_count(1)
+    gate.poisoned.value = -1
+    settled(tab)
+    assert image_of(tab) == expected(live, label="ship", seed=11, steps=1)
+
+
+def event(name: str, data: object) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def answered(server: Running, **changes: object) -> str:
+    """A stream of one picture, as if the server had said more about it."""
+    reply = server.post({"label": 2, "seed": 4}).raise_for_status().json()
+    [image] = reply.pop("images")
+    image["receipt"] = changes.pop("receipt", image["receipt"])
+    return event("image", {**reply, "image": image, "stage": 0, "final": True, **changes}) + event("done", {})
+
+
+def test_a_busy_servers_cheaper_plan_is_named(page: Page, server: Running) -> None:
+    body = answered(server, requested_plan="teacher")
+    page.route("**/generate", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    page.get_by_role("button", name="64", exact=True).click()
+    expect(page.locator("#busy-note")).to_have_text(
+        "The server is busy: it drew dd-1 (1 pass) instead of teacher."
+    )
+    expect(page.locator("#trail button")).to_have_count(1)
+
+
+def test_a_stream_that_breaks_off_is_an_error(page: Page, server: Running) -> None:
+    body = answered(server, final=False).partition("event: done")[0]
+    page.route("**/generate", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    page.get_by_role("button", name="Draw").click()
+    expect(page.get_by_role("alert")).to_contain_text("connection ended")
+    expect(page.locator("#figures")).not_to_have_attribute("aria-busy", "true")
+
+
+def test_a_gallery_is_refined_in_place_and_picked_from(page: Page, server: Running) -> None:
+    page.goto("/?label=dog&seed=5&steps=2")
+    settled(page)
+    page.get_by_role("button", name="Gallery").click()
+    settled(page)
+    expect(page.locator("#tiles img[src]")).to_have_count(8)
+    reply = server.post({"label": "dog", "seed": 5, "steps": 2, "n": 8}).raise_for_status().json()
+    assert [tile_of(page, i) for i in range(8)] == [base64.b64decode(i["data"]) for i in reply["images"]]
+    expect(page.locator("#tiles button").nth(0)).to_have_attribute("aria-pressed", "true")
+    page.locator("#tiles button").nth(5).click()
+    expect(page.locator("#title")).to_have_text("dog, seed 5, image 5")
+    expect(page.locator("#tiles button").nth(5)).to_have_attribute("aria-pressed", "true")
+    assert image_of(page) == tile_of(page, 5)
+    expect(page.locator("#trail button")).to_have_count(2)
+    page.reload()
+    settled(page)
+    assert image_of(page) == base64.b64decode(reply["images"][5]["data"]), "the address leads back to it"
+
+    page.get_by_role("button", name="21", exact=True).click()
+    expect(page.locator("#trail button")).to_have_count(4)
+    settled(page)
+    assert image_of(page) == expected(server, receipt=reply["images"][5]["receipt"], steps=21)
+
+
+def vary(page: Page, keep: int) -> None:
+    page.get_by_role("slider", name="Keep").fill(str(keep))
+    page.get_by_role("button", name="Vary").click()
+    settled(page)
+
+
+def test_variations_share_their_bases_receipt_chain(page: Page, server: Running) -> None:
+    page.goto("/?label=cat&seed=21&steps=2")
+    settled(page)
+    base, base_file = read_receipt_of(page), image_of(page)
+    vary(page, 25)
+    expect(page.locator("#tiles img[src]")).to_have_count(8)
+    assert tile_of(page, 0) == base_file == image_of(page)
+    assert len({tile_of(page, i) for i in range(8)}) > 4
+    page.locator("#tiles button").nth(3).click()
+    first = read_receipt_of(page)
+    assert first.origin[:2] == base.origin[:2]
+    assert [(change.block, change.number) for change in first.origin.changes] == [(16, 2)]
+    assert first.plan == base.plan
+    assert image_of(page) == expected(server, receipt=str(first))
+
+    vary(page, 75)
+    page.locator("#tiles button").nth(1).click()
+    second = read_receipt_of(page)
+    assert second.origin.changes[:-1] == first.origin.changes
+    assert second.origin.changes[-1].block == 48
+    assert image_of(page) == expected(server, receipt=str(second))
+    expect(page.locator("#title")).to_have_text("cat, seed 21, varied 2 times")
+
+
+def test_variations_of_variations_end_in_the_servers_words(page: Page) -> None:
+    for keep in range(10, 90, 10):
+        vary(page, keep)
+        page.locator("#tiles button").nth(1).click()
+    expect(page.locator("#title")).to_contain_text("varied 8 times")
+    shown = image_of(page)
+    vary(page, 95)
+    expect(page.get_by_role("alert")).to_contain_text("8 times over")
+    assert image_of(page) == shown
+
+
+def drop(page: Page, file: bytes, name: str) -> None:
+    transfer = page.evaluate_handle(
+        """([bytes, name]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], name));
+          return transfer;
+        }""",
+        [base64.b64encode(file).decode(), name],
+    )
+    page.locator("main").dispatch_event("drop", {"dataTransfer": transfer})
+
+
+def test_a_dropped_file_gives_its_very_image_again(page: Page, server: Running) -> None:
+    file = expected(server, label="truck", seed=9, steps=64)
+    drop(page, file, "saved.png")
+    expect(page.locator("#trail button").last).to_contain_text("64 passes")
+    settled(page)
+    assert image_of(page) == file
+    assert page.get_by_label("truck").is_checked()
+    assert page.get_by_label("Seed").input_value() == "9"
+    page.reload()
+    settled(page)
+    assert image_of(page) == file, "the address holds the receipt"
+    page.get_by_role("button", name="2", exact=True).click()
+    expect(page.locator("#trail button")).to_have_count(2)
+    settled(page)
+    assert image_of(page) == expected(server, label="truck", seed=9, steps=2), "the same noise, another plan"
+
+
+def test_a_receipt_is_repeated_from_a_file_a_paste_and_a_link(page: Page, server: Running) -> None:
+    reply = server.post({"label": "bird", "seed": 6, "steps": 2, "format": "jpeg"}, accept="image/jpeg")
+    receipt = reply.headers["x-dd-receipt"]
+    png = expected(server, receipt=receipt)
+    page.locator("#file").set_input_files(
+        {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": reply.content}
+    )
+    expect(page.locator("#title")).to_have_text("bird, seed 6")
+    settled(page)
+    assert image_of(page) == png
+    page.get_by_role("button", name="Random").click()
+    settled(page)
+    page.get_by_label("From a picture").fill(f"{server.url}/images/{receipt}")
+    page.get_by_role("button", name="Repeat").click()
+    expect(page.locator("#title")).to_have_text("bird, seed 6")
+    settled(page)
+    assert image_of(page) == png
+
+
+def test_what_holds_no_receipt_is_refused(page: Page) -> None:
+    shown = image_of(page)
+    drop(page, b"\x89PNG\r\n\x1a\n", "other.png")
+    expect(page.get_by_role("alert")).to_contain_text("other.png holds no receipt")
+    page.get_by_label("From a picture").fill("dd1.nonsense")
+    with page.expect_response("**/generate") as caught:
+        page.get_by_label("From a picture").press("Enter")
+    assert caught.value.status == 400
+    expect(page.get_by_role("alert")).to_contain_text("receipt is damaged")
+    expect(page.get_by_label("From a picture")).to_have_attribute("aria-invalid", "true")
+    assert image_of(page) == shown
+
+
+TEXT_MODEL = {
+    "name": "words",
+    "conditioning": "text",
+    "image": {"width": 32, "height": 32},
+    "examples": ["a red circle", "two blue squares"],
+    "steps": {"min": 1, "max": 2},
+    "plans": [
+        {"name": f"dd-{n}", "steps": n, "offered": True, "segments": [["student", 0, 64]], "metrics": {}}
+        for n in (1, 2)
+    ],
+    "budgets": [{"from": n, "to": n, "plan": f"dd-{n}"} for n in (1, 2)],
+    "limits": {"n": 4},
+}
+
+
+def test_a_model_of_prompts_has_a_text_box(page: Page, server: Running) -> None:
+    bodies: list[dict[str, object]] = []
+
+    def draw(route: Route) -> None:
+        body = route.request.post_data_json
+        bodies.append(body)
+        condition = body.get("prompt", 8)
+        receipt = str(Receipt.of(body["model"], "0" * 16, condition, "dd-1", Origin(body["seed"], 0)))
+        route.fulfill(content_type="text/event-stream", body=answered(server, receipt=receipt))
+
+    def both(route: Route) -> None:
+        [tiny] = server.client.get("/models").json()["models"]
+        route.fulfill(json={"models": [tiny, TEXT_MODEL]})
+
+    page.route("**/models", both)
+    page.route("**/generate", draw)
+    page.goto("/?label=ship&seed=3&steps=1")
+    settled(page)
+    assert bodies == [{"model": "tiny", "label": "ship", "seed": 3, "steps": 1}]
+    page.get_by_label("Model", exact=True).select_option("words")
+    settled(page)
+    prompt = page.get_by_label("Prompt")
+    expect(prompt).to_have_value("a red circle")
+    expect(page.locator("#class-field")).to_be_hidden()
+    with page.expect_request("**/generate"):
+        page.get_by_role("button", name="two blue squares").click()
+    settled(page)
+    with page.expect_request("**/generate"):
+        prompt.fill("a green line")
+        prompt.press("Enter")
+    settled(page)
+    expect(page.locator("#title")).to_have_text("a green line, seed 3")
+    assert (
+        page.get_by_role("link", name="Download").get_attribute("download") == "a-green-line-seed-3-dd-1.png"
+    )
+    common = {"model": "words", "seed": 3, "steps": 2}
+    assert bodies[1:] == [
+        {**common, "prompt": text} for text in ("a red circle", "two blue squares", "a green line")
+    ]
+    assert "prompt=a+green+line" in page.url
+    assert "model=words" in page.url
+    page.reload()
+    settled(page)
+    expect(prompt).to_have_value("a green line")
+
+
+def test_a_lone_models_name_is_not_sent(page: Page) -> None:
+    with page.expect_request("**/generate") as caught:
+        page.get_by_role("button", name="Random").click()
+    assert "model" not in caught.value.post_data_json
+    settled(page)
