@@ -173,6 +173,22 @@ class Manifest(_Strict):
         joined = "".join(f"{name}:{file.sha256}\n" for name, file in sorted(self.files.items()))
         return hashlib.sha256(joined.encode()).hexdigest()
 
+    def identity(self, plan: str) -> str:
+        """SHA-256 over all that pictures by the plan of this name follow from, besides condition and
+        noise: weights, architectures, how the teacher draws, and the plan itself.
+
+        Raises:
+            StopIteration: there is no such plan.
+        """
+        entry = next(preset for preset in self.presets if preset.name == plan)
+        parts = {"vq", "student", "teacher", "text", "draw", "flow"}
+        facts = {
+            "weights": self.digest,
+            **self.model_dump(mode="json", include=parts),
+            "plan": entry.model_dump(mode="json", include={"segments", "draw", "split"}),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     @property
     def reads_text(self) -> bool:
         """Whether the condition is a text."""

@@ -176,6 +176,10 @@ class Preset:
     published: bool = False
     offered: bool = True
 
+    def reaches(self, fid: float) -> bool:
+        """Whether it is known to be at least as good as `fid`."""
+        return self.fid is not None and self.fid <= fid
+
 
 def plan_for_budget(presets: Sequence[Preset], budget: int) -> Preset:
     """The best offered plan that costs at most `budget` forward passes.

@@ -135,7 +135,7 @@ def generate(
         pixels = sample_images(bundle.sampler, plan, bundle.text.encode([condition]), [(seed, 0)])
     else:
         pixels = sample_images(bundle.sampler, plan, [condition], [(seed, 0)])
-    receipt = Receipt.of(served.name, served.digest, condition, plan.name, Origin(seed, 0))
+    receipt = Receipt.of(served.name, served.identities[plan.name], condition, plan.name, Origin(seed, 0))
     out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()], str(receipt)))
     what = condition if isinstance(condition, str) else served.classes[condition]
     typer.echo(f"{out}: {what}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")

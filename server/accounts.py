@@ -53,6 +53,11 @@ class Account:
         requested = order.choice.requested.plan.name
         if requested != self._plan:
             note(self._request, requested_plan=requested)
+
+    def admitted(self, order: Order) -> None:
+        """It is in the queue."""
+        requested = order.choice.requested.plan.name
+        if requested != self._plan:
             self._state.metrics.downgraded(requested, self._plan)
 
     def delivered(self, plan: str, images: int) -> None:
@@ -72,11 +77,12 @@ class Account:
         """Takes the outcome from what happens inside; what is raised goes on."""
         try:
             yield
-        except (asyncio.CancelledError, GeneratorExit):
-            if self._state.phase is not Phase.DRAINING:
-                self.outcome = "canceled"
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            draining = self._state.phase is Phase.DRAINING
+            self.outcome = "rejected" if draining else "canceled"
+            # A generator that is being closed may not say anything more.
+            if not draining or isinstance(error, GeneratorExit):
                 raise
-            self.outcome = "rejected"
             raise DrainingError("the server shut down before this was done", retry_after=1) from None
         except DDError as error:
             self.outcome = outcome_of(error)

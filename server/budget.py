@@ -70,7 +70,7 @@ class BudgetTable:
         allowed = [p for p in self.ladder if p.plan.cost <= best.plan.cost]
         if most_fid is None:
             return tuple(reversed(allowed))
-        good = [p for p in allowed if p.fid is not None and p.fid <= most_fid]
+        good = [p for p in allowed if p.reaches(most_fid)]
         if not good:
             known = [p.fid for p in allowed if p.fid is not None]
             reached = (

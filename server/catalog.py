@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -61,10 +62,10 @@ class ServedModel:
         """The plans that a budget can lead to, cheapest first."""
         return sorted((p for p in self.presets if p.offered), key=lambda p: p.plan.cost)
 
-    @property
-    def digest(self) -> str:
-        """The identity of the weights."""
-        return self.manifest.digest
+    @cached_property
+    def identities(self) -> dict[str, str]:
+        """By plan: the identity of weights, settings and plan (`Manifest.identity`)."""
+        return {preset.plan.name: self.manifest.identity(preset.plan.name) for preset in self.presets}
 
     @property
     def blocks(self) -> int:
@@ -201,6 +202,8 @@ class Catalog:
                 return taking[0]
             if len(self.models) == 1:  # it says itself what it takes
                 return next(iter(self.models.values()))
+            if not self.models:
+                raise UnknownModelError("no model is loaded", param="model")
             raise BadRequestError(f"several models are loaded, name one: {self._names()}", param="model")
         if name not in self.models:
             shown = name if len(name) <= 64 else name[:64] + "…"

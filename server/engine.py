@@ -6,6 +6,8 @@ submit(job) ─▶ the worker with the least work ahead ─▶ its scheduler, it
 from __future__ import annotations
 
 import asyncio
+import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -35,8 +37,21 @@ def devices_of(setting: str) -> list[str]:
     return [str(pick_device(name.strip())) for name in setting.split(",")]
 
 
+def _kind_of(devices: Sequence[str], max_batch: int) -> str:
+    """All that the last bits of a picture may depend on, besides its model: the build and the devices. On
+    a GPU kernels are chosen by the shape of a batch.
+    """
+    kinds = {
+        f"{torch.cuda.get_device_name(name)} {max_batch}" if name.startswith("cuda") else platform.machine()
+        for name in devices
+    }
+    return " ".join([torch.__version__, *sorted(kinds)])
+
+
 class Engine:
     """What makes images.
+
+    `kind` tells apart machines whose pictures may differ in their last bits.
 
     Args:
         settings: devices, batch sizes, queue, policy.
@@ -59,6 +74,9 @@ class Engine:
         exact = settings.determinism == "exact"
         self._warm = settings.warmup
         self._workers = []
+        self._held: Counter[str] = Counter()
+        self._released = asyncio.Event()
+        self.kind = _kind_of(names, settings.max_batch)
         for name in names:
             # On a GPU a kernel is chosen by the shape of a batch: exact bytes need one shape for all.
             fixed = exact and name.startswith("cuda")
@@ -107,8 +125,20 @@ class Engine:
         )
         await asyncio.gather(*loads)
 
+    def hold(self, model: str) -> None:
+        """More of a request is to come: the model stays until it is released as often as held."""
+        self._held[model] += 1
+
+    def release(self, model: str) -> None:
+        """Nothing more is to come of a request that held the model."""
+        self._held[model] -= 1
+        self._released.set()
+
     async def unload(self, name: str) -> None:
         """Let the model's requests end, then forget it; nobody may ask for it any more."""
+        while self._held[name]:
+            self._released.clear()
+            await self._released.wait()
         await asyncio.gather(*(worker.unload(name) for worker in self._workers))
 
     def forecast(self, job: Job) -> Forecast:

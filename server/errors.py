@@ -24,13 +24,13 @@
 
 `dd_core.errors.InvalidRequestError` is answered like `BadRequestError`. Anything else is a bug:
 500, `internal_error`, with nothing of the exception in the reply. The one envelope is
-`{"error": {"code", "message", "param"}}`.
+`{"error": {"type", "code", "message", "param"}}`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import orjson
 from fastapi import FastAPI, Request
@@ -207,59 +207,47 @@ class DrainingError(UnavailableError):
 
 
 _SHOWN = 64  # characters of a path or method that a refusal repeats
-# What OpenAI calls them, where it is not invalid_request_error or server_error.
+# What OpenAI's clients look for, where it is not invalid_request_error or server_error.
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def _body(code: str, message: str, param: str | None = None) -> dict[str, dict[str, str | None]]:
-    return {"error": {"code": code, "message": message, "param": param}}
+def _body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    usual = "invalid_request_error" if status < 500 else "server_error"
+    kind = _TYPES.get(status, usual)
+    return {"error": {"type": kind, "code": code, "message": message, "param": param}}
 
 
 def envelope(
     status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> Response:
     """The one shape that every error has."""
-    return Response(orjson.dumps(_body(code, message, param)), status, headers, media_type="application/json")
+    body = orjson.dumps(_body(status, code, message, param))
+    return Response(body, status, headers, media_type="application/json")
 
 
-def error_body(error: DDError, *, typed: bool = False) -> dict[str, dict[str, str | None]]:
-    """The envelope of a deliberate error, as it stands in a stream.
-
-    Args:
-        typed: with the `type` that OpenAI's clients look for.
-    """
-    code, status = ApiError.code, _status(error)
+def error_body(error: DDError) -> dict[str, Any]:
+    """The envelope of a deliberate error, as it stands in a stream."""
     if isinstance(error, ApiError):
-        code = error.code
-    elif isinstance(error, InvalidRequestError):
-        code = BadRequestError.code
-    else:
-        return internal_body()
-    body = _body(code, error.message, error.param)
-    if typed:
-        body["error"]["type"] = _TYPES.get(
-            status, "invalid_request_error" if status < 500 else "server_error"
-        )
-    return body
+        return _body(error.status, error.code, error.message, error.param)
+    if isinstance(error, InvalidRequestError):
+        return _body(400, BadRequestError.code, error.message, error.param)
+    return internal_body()
 
 
-def _status(error: DDError) -> int:
-    if isinstance(error, ApiError):
-        return error.status
-    return 400 if isinstance(error, InvalidRequestError) else 500
-
-
-def internal_body() -> dict[str, dict[str, str | None]]:
+def internal_body() -> dict[str, Any]:
     """The envelope of a bug: it says nothing of what went wrong inside."""
-    return _body(ApiError.code, "the server failed on this request; its log says why, under x-request-id")
+    message = "the server failed on this request; its log says why, under x-request-id"
+    return _body(500, ApiError.code, message)
 
 
-def error_response(error: DDError, *, typed: bool = False) -> Response:
-    """The reply to a deliberate error; `typed` as for `error_body`."""
-    headers = error.headers if isinstance(error, ApiError) else None
-    body = orjson.dumps(error_body(error, typed=typed))
-    return Response(body, _status(error), headers, media_type="application/json")
+def error_response(error: DDError) -> Response:
+    """The reply to a deliberate error."""
+    body = orjson.dumps(error_body(error))
+    if isinstance(error, ApiError):
+        return Response(body, error.status, error.headers, media_type="application/json")
+    status = 400 if isinstance(error, InvalidRequestError) else 500
+    return Response(body, status, media_type="application/json")
 
 
 def internal_error() -> Response:
@@ -272,11 +260,11 @@ def not_found(path: str) -> Response:
     return envelope(404, _CODES[404], f"there is nothing at {path}")
 
 
-async def _on_dd_error(request: Request, error: Exception) -> Response:
+async def _on_dd_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, DDError)
     if not isinstance(error, (ApiError, InvalidRequestError)):
         raise error  # a bug: the middleware logs it and answers
-    return error_response(error, typed=request.url.path.startswith("/v1/"))
+    return error_response(error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -136,6 +136,12 @@ class Pass:
     cohort: Cohort | None = None
 
     @property
+    def new(self) -> list[Sample]:
+        """Those that the device may not know yet."""
+        goes_on = self.cohort is not None and self.cohort.passes_left < self.samples[0].at.passes
+        return [] if goes_on else [s for s in self.samples if s.stage == 0]
+
+    @property
     def finishing(self) -> list[Sample]:
         return [s for s in self.samples if s.last]
 

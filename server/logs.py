@@ -43,6 +43,11 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
+def shown_path(path: str) -> str:
+    """A path as logs and traces may hold it: a receipt has its prompt inside."""
+    return "/images/{receipt}" if path.startswith("/images/") else path
+
+
 def log_request(scope: MutableMapping[str, Any], status: int, sent: int) -> None:
     """The one line about a request that has ended.
 
@@ -51,7 +56,7 @@ def log_request(scope: MutableMapping[str, Any], status: int, sent: int) -> None
         status: as sent, or `CLIENT_LEFT`.
         sent: bytes of the reply's body.
     """
-    path: str = scope["path"]
+    path = shown_path(scope["path"])
     level = logging.DEBUG if path in _PROBES and status == 200 else logging.INFO
     if not access.isEnabledFor(level):
         return

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi import Request
 
+from dd_core.errors import DDError
 from server.accounts import Account
 from server.engine import Engine
-from server.errors import MediaTypeError
+from server.errors import MediaTypeError, error_body, internal_body
 from server.facts import note
 from server.images import Encoder, Pixels
 from server.jobs import Job
 from server.orders import Order
 from server.pictures import File, Form, Made, milliseconds, timings
-from server.refine import Picture, Refinement, rungs
+from server.refine import Picture, Refinement
+from server.replies import event
 from server.state import state_of
+from server.streams import EventStream
 
-CLIENT_LEFT = 499  # the customary status; nobody reads it
+log = logging.getLogger("dd_server")
 
 
 def check_json(request: Request) -> None:
@@ -41,8 +45,10 @@ async def make(
     Raises:
         ApiError: refused, dropped or failed.
     """
-    job = order.job(order.plan)
-    pixels = await _pixels_while_connected(request, engine, job)
+    job = order.job(order.rungs[0])
+    answer = engine.submit(job)
+    account.admitted(order)
+    pixels = await _pixels_while_connected(request, engine, job, answer)
     note(request, queue_ms=milliseconds(job.queue_s), compute_ms=milliseconds(job.compute_s))
     if pixels is None:
         account.outcome = "canceled"
@@ -61,8 +67,9 @@ async def make(
     return Made(files, timings(job, encoded - started, encoded - account.arrived))
 
 
-async def _pixels_while_connected(request: Request, engine: Engine, job: Job) -> list[Pixels] | None:
-    answer = engine.submit(job)
+async def _pixels_while_connected(
+    request: Request, engine: Engine, job: Job, answer: asyncio.Future[list[Pixels]]
+) -> list[Pixels] | None:
     left = asyncio.ensure_future(_client_leaves(request))
     try:
         await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
@@ -78,18 +85,42 @@ async def _client_leaves(request: Request) -> None:
         pass
 
 
-def begin_refinement(engine: Engine, order: Order, previews: int | None) -> Refinement:
+def begin_refinement(account: Account, engine: Engine, order: Order) -> Refinement:
     """The stream of an order, whose first pass waits already, so what is refused has its status.
-
-    Args:
-        previews: most pictures of an image before the last one; None = all.
 
     Raises:
         QueueFullError, DeadlineUnreachableError, DrainingError: refused.
     """
-    refinement = Refinement(engine, order, rungs(order.model.budgets.ladder, order.plan, previews))
+    refinement = Refinement(engine, order)
     refinement.begin()
+    account.admitted(order)
+    account.lasting = True
     return refinement
+
+
+def streamed(
+    request: Request, account: Account, refinement: Refinement, chunks: AsyncIterator[bytes]
+) -> EventStream:
+    """The reply that sends `chunks`, and an `error` event for what goes wrong on the way."""
+
+    def over() -> None:
+        refinement.end()
+        account.close()
+
+    return EventStream(_told(request.state.request_id, account, chunks), over)
+
+
+async def _told(identity: str, account: Account, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    try:
+        with account.watched():
+            async for chunk in chunks:
+                yield chunk
+            account.outcome = "ok"
+    except DDError as error:
+        yield event("error", error_body(error))
+    except Exception:  # the reply has begun, so the last resort could not answer any more
+        log.exception("request %s: its stream failed", identity)
+        yield event("error", internal_body())
 
 
 async def files_of(

@@ -10,7 +10,7 @@ import base64
 import time
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.catalog import ServedModel
 from server.errors import BadRequestError
@@ -68,26 +68,6 @@ class ImagesReply(BaseModel):
     plan: str = Field(description="The sampler that was applied.")
     requested_plan: str
     steps: int
-
-
-def parse_images(body: bytes) -> ImagesRequest:
-    """The request in `body`.
-
-    Raises:
-        BadRequestError: not JSON, or not this contract; `param` is the field.
-    """
-    try:
-        return ImagesRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if not first["loc"]:
-        raise BadRequestError("the body must be a JSON object")
-    param = str(first["loc"][0])[:64]
-    if first["type"] == "extra_forbidden":
-        fields = ", ".join(ImagesRequest.model_fields)
-        raise BadRequestError(f"unknown field {param!r}; the fields are {fields}", param=param)
-    message = first["msg"]
-    raise BadRequestError(f"{param}: {message[0].lower()}{message[1:]}", param=param)
 
 
 def check_for(body: ImagesRequest, model: ServedModel) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dd_core.plan import Plan, Preset
@@ -18,6 +19,7 @@ from server.jobs import Job
 from server.origins import Origin, origins_of
 from server.planner import Choice, Wish, choose
 from server.receipts import MOST_CHANGES, Receipt, parse_receipt
+from server.rungs import Rung, rungs
 from server.schemas import GenerateRequest, Priority
 from server.settings import Settings
 from server.state import ServerState
@@ -35,6 +37,7 @@ class Order:
         condition: class index, or prompt.
         seed: as the reply reports it.
         origins: what each image is made of.
+        rungs: the plans to run: one, or in a stream one after the other.
         deadline: when it must be done, on `time.perf_counter`, or None.
     """
 
@@ -43,6 +46,7 @@ class Order:
     seed: int
     origins: tuple[Origin, ...]
     choice: Choice
+    rungs: tuple[Rung, ...]
     priority: int
     deadline: float | None
 
@@ -51,17 +55,29 @@ class Order:
         """The plan that is applied."""
         return self.choice.applied.plan
 
-    def job(self, plan: Plan, *, previews: bool = False) -> Job:
-        """The images by `plan`, to submit now."""
-        now = time.perf_counter()
+    def job(self, rung: Rung) -> Job:
+        """The images by a rung's plan, to submit now."""
         return Job(
-            self.model.name, plan, self.condition, self.origins, now, self.priority, self.deadline, previews
+            self.model.name,
+            rung.plan,
+            self.condition,
+            self.origins,
+            time.perf_counter(),
+            self.priority,
+            self.deadline,
+            previews=rung.preview is not None,
         )
+
+    def forecast(self, engine: Engine, steps: Sequence[Rung]) -> Forecast:
+        """When the images would be done by plans that run one after the other, the first from now on."""
+        times = [engine.forecast(self.job(rung)) for rung in steps]
+        rest = sum(found.alone for found in times[1:])
+        return Forecast(times[0].start, times[0].finish + rest, times[0].alone + rest)
 
     def receipt(self, index: int, plan: Plan) -> str:
         """What image `index` of the order, made by `plan`, follows from."""
-        digest = self.model.digest
-        return str(Receipt.of(self.model.name, digest, self.condition, plan.name, self.origins[index]))
+        identity = self.model.identities[plan.name]
+        return str(Receipt.of(self.model.name, identity, self.condition, plan.name, self.origins[index]))
 
 
 def addressed(
@@ -74,7 +90,7 @@ def addressed(
         UnknownModelError: no model of that name.
         OtherWeightsError: a receipt of other weights.
     """
-    _check(body, state.settings.max_images, stream=stream)
+    check_fields(body, state.settings.max_images, stream=stream)
     if body.receipt is not None:
         return _redeem(body.receipt, state)
     return state.models().find(body.model, asks_by_text(body)), None
@@ -109,22 +125,36 @@ def place(
         origins = origins_of(seed, body.n)
     else:
         condition, made_by = model.condition_again(receipt.condition), model.preset(receipt.plan)
-        seed, origins = receipt.origin.seed, (receipt.origin,)
+        seed, origins = receipt.origin.newest.seed, (receipt.origin,)
         if body.keep is not None:
             seed = _seed(body)
             origins = _variations(receipt.origin, body.keep, seed, body.n, model.blocks)
 
-    def forecast(preset: Preset) -> Forecast:
-        now = time.perf_counter()
-        return engine.forecast(Job(model.name, preset.plan, condition, origins, now, priority))
+    shown = [p for p in model.budgets.ladder if body.min_quality is None or p.reaches(body.min_quality)]
+
+    def steps_to(plan: Plan) -> tuple[Rung, ...]:
+        return rungs(shown, plan, body.partial_images) if stream else (Rung(plan),)
+
+    def order(choice: Choice) -> Order:
+        steps = steps_to(choice.applied.plan)
+        return Order(model, condition, seed, origins, choice, steps, priority, deadline)
 
     if made_by is not None and body.steps is None and body.quality is None and body.latency_budget_ms is None:
-        choice = Choice(made_by, made_by)
-    else:
-        default = model.refined if stream else model.budgets.ladder[0]
-        wish = _wish(body, settings.auto_latency_ms, arrived)
-        choice = choose(model.budgets, wish, default, settings.brownout_ms / 1e3, forecast)
-    return Order(model, condition, seed, origins, choice, priority, deadline)
+        if body.min_quality is not None and not made_by.reaches(body.min_quality):
+            raise BadRequestError(
+                f"the receipt's plan {made_by.plan.name} does not reach the FID that min_quality asks for: "
+                "leave it out, or send steps",
+                param="min_quality",
+            )
+        return order(Choice(made_by, made_by))
+
+    def forecast(preset: Preset) -> Forecast:
+        found = order(Choice(preset, preset))
+        return found.forecast(engine, found.rungs)
+
+    default = model.refined if stream else model.budgets.ladder[0]
+    wish = _wish(body, settings.auto_latency_ms, arrived)
+    return order(choose(model.budgets, wish, default, settings.brownout_ms / 1e3, forecast))
 
 
 def asks_by_text(body: GenerateRequest) -> bool | None:
@@ -134,8 +164,12 @@ def asks_by_text(body: GenerateRequest) -> bool | None:
     return body.prompt is not None
 
 
-def _check(body: GenerateRequest, most: int, *, stream: bool) -> None:
-    """Fields that contradict one another, and `n`."""
+def check_fields(body: GenerateRequest, most: int, *, stream: bool) -> None:
+    """Whether the fields go together, on whatever model.
+
+    Raises:
+        BadRequestError: they contradict one another, or `n` is above `most`.
+    """
     if body.n > most:
         raise BadRequestError(f"n must be from 1 to {most}", param="n")
     if body.steps is not None and body.quality is not None:
@@ -177,15 +211,19 @@ def _seed(body: GenerateRequest) -> int:
 
 def _redeem(text: str, state: ServerState) -> tuple[ServedModel, Receipt]:
     receipt = parse_receipt(text)
-    model = state.models().find(receipt.model)
-    if not receipt.is_of(model.digest):
+    model = state.models().models.get(receipt.model)
+    if model is None:
         raise OtherWeightsError(
-            f"the receipt is of other weights than those of {model.name} that are loaded: this image cannot "
-            "be made here",
+            f"the receipt is of the model {receipt.model[:64]!r}, which is not loaded", param="receipt"
+        )
+    if not receipt.is_of(model.identities[model.preset(receipt.plan).plan.name]):
+        raise OtherWeightsError(
+            f"the receipt is of other weights or settings than those of {model.name} that are loaded: this "
+            "image cannot be made here",
             param="receipt",
         )
     changes = receipt.origin.changes
-    if changes and not 0 < changes[-1].block < model.blocks:
+    if changes and not 0 < changes[0].block <= changes[-1].block < model.blocks:
         raise BadRequestError("receipt is damaged: the model has no such block", param="receipt")
     return model, receipt
 

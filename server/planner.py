@@ -75,7 +75,8 @@ def choose(
     if len(allowed) == 1:
         return Choice(allowed[0], allowed[0])
     times = {preset: forecast(preset) for preset in allowed}
-    idle = [p for p in allowed if wish.latency is None or times[p].alone <= wish.latency]
+    limits = [wish.latency, wish.deadline if wish.brownout else None]
+    idle = [p for p in allowed if all(limit is None or times[p].alone <= limit for limit in limits)]
     requested = idle[0] if idle else allowed[-1]
 
     def in_time(preset: Preset) -> bool:

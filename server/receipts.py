@@ -37,7 +37,7 @@ class Receipt:
 
     Args:
         model: name of the model.
-        weights: first digits of the SHA-256 of its weights.
+        weights: first digits of `Manifest.identity`, of weights, settings and plan.
         condition: class index, or prompt.
         plan: name of the plan that made it.
         origin: its noise.
@@ -50,13 +50,13 @@ class Receipt:
     origin: Origin
 
     @classmethod
-    def of(cls, model: str, digest: str, condition: int | str, plan: str, origin: Origin) -> Receipt:
-        """The receipt of an image of the weights with the SHA-256 `digest`."""
-        return cls(model, digest[:_DIGEST], condition, plan, origin)
+    def of(cls, model: str, identity: str, condition: int | str, plan: str, origin: Origin) -> Receipt:
+        """The receipt of an image by a plan with the SHA-256 `identity`."""
+        return cls(model, identity[:_DIGEST], condition, plan, origin)
 
-    def is_of(self, digest: str) -> bool:
-        """Whether the weights are those with the SHA-256 `digest`."""
-        return digest.startswith(self.weights) and len(self.weights) == _DIGEST
+    def is_of(self, identity: str) -> bool:
+        """Whether it is of that identity."""
+        return self.weights == identity[:_DIGEST]
 
     def lines(self) -> list[str]:
         """What it says, for people."""

@@ -1,31 +1,20 @@
-"""Previews that become the picture: the plans of a stream, and the pictures as they come.
-
-    dd-1 ─▶ dd-2 ─▶ hybrid ─▶ …       the same noise under dearer plans, each picture complete
-
-A two-step plan's first jump is the one-step plan: its picture is decoded on the way, and the tokens before
-the second step are the very ones that the second picture keeps. Nothing is computed twice for it.
-"""
+"""Previews that become the picture: the pictures of a stream as they come, rung by rung."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
+from time import perf_counter
 
-from dd_core.plan import Plan, Preset
+from dd_core.plan import Plan
 from server.engine import Engine
+from server.errors import DeadlineUnreachableError
 from server.images import Pixels
 from server.jobs import Job
 from server.orders import Order
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A plan to run, and the cheaper one whose picture its first jump is, or None."""
-
-    plan: Plan
-    preview: Plan | None = None
+from server.rungs import Rung
 
 
 @dataclass(frozen=True)
@@ -40,61 +29,43 @@ class Picture:
     job: Job
 
 
-def rungs(ladder: Sequence[Preset], target: Plan, previews: int | None) -> list[Rung]:
-    """The plans that lead to `target`.
-
-    Args:
-        ladder: a model's plans, cheapest first.
-        previews: most pictures before the last one; None = all.
-    """
-    cheaper = [preset.plan for preset in ladder if preset.plan.cost < target.cost]
-    plans = [*cheaper[:previews], target]
-    found: list[Rung] = []
-    for plan in plans:
-        before = found[-1] if found else None
-        if before is not None and before.preview is None and _begins(before.plan, plan):
-            found[-1] = Rung(plan, before.plan)
-        else:
-            found.append(Rung(plan))
-    return found
-
-
-def _begins(first: Plan, then: Plan) -> bool:
-    """Whether the first jump of `then` is all of `first`."""
-    return (
-        len(first.segments) == 1
-        and len(then.segments) > 1
-        and first.segments[0].actor == then.segments[0].actor == "student"
-        and first.first_continuous == then.first_continuous
-    )
-
-
 class Refinement:
     """The pictures of one order, rung by rung; only one rung's job is under way at a time.
 
     Args:
         order: what to make.
-        steps: its rungs, from `rungs`.
     """
 
-    def __init__(self, engine: Engine, order: Order, steps: Sequence[Rung]) -> None:
+    def __init__(self, engine: Engine, order: Order) -> None:
         self._engine = engine
         self._order = order
-        self._rungs = list(steps)
         self._job: Job | None = None
         self._answer: asyncio.Future[list[Pixels]] | None = None
         self._pictures: asyncio.Queue[tuple[int, Pixels, bool] | None] = asyncio.Queue()
+        self._holds = False
 
     def begin(self) -> None:
-        """Submit the first job.
+        """Submit the first job; `end` must follow.
 
         Raises:
-            QueueFullError, DeadlineUnreachableError, DrainingError: refused.
+            DeadlineUnreachableError: all of it would not be done in time.
+            QueueFullError, DrainingError: refused.
         """
-        self._submit(self._rungs[0])
+        order = self._order
+        if order.deadline is not None:
+            time = order.forecast(self._engine, order.rungs)
+            if perf_counter() + time.finish > order.deadline:
+                raise DeadlineUnreachableError.after(
+                    time.start,
+                    f"this stream would start in {1e3 * time.start:.0f} ms and be done in "
+                    f"{1e3 * time.finish:.0f} ms, after its deadline_ms",
+                )
+        self._submit(order.rungs[0])
+        self._engine.hold(order.model.name)
+        self._holds = True
 
     def _submit(self, rung: Rung) -> None:
-        self._job = self._order.job(rung.plan, previews=rung.preview is not None)
+        self._job = self._order.job(rung)
         self._pictures = asyncio.Queue()
         queue = self._pictures
         self._answer = self._engine.submit(self._job, lambda *picture: queue.put_nowait(picture))
@@ -107,7 +78,7 @@ class Refinement:
             ApiError: a later job was refused, or one failed.
         """
         stage = 0
-        for number, rung in enumerate(self._rungs):
+        for number, rung in enumerate(self._order.rungs):
             if number:
                 self._submit(rung)
             assert self._job is not None and self._answer is not None
@@ -120,13 +91,16 @@ class Refinement:
                 plan, at = rung.plan, stage
                 if rung.preview is not None:
                     plan, at = (rung.plan, stage + 1) if finished else (rung.preview, stage)
-                last = finished and number == len(self._rungs) - 1
+                last = finished and number == len(self._order.rungs) - 1
                 yield Picture(index, pixels, plan, at, last, self._job)
             self._answer.result()
             stage += 1 if rung.preview is None else 2
 
     def end(self) -> None:
-        """Nobody waits any more: what has not begun is not computed."""
+        """Nobody waits any more: what has not begun is not computed. May be called again."""
+        if self._holds:
+            self._holds = False
+            self._engine.release(self._order.model.name)
         if self._job is not None:
             self._engine.cancel(self._job)
         if self._answer is not None:

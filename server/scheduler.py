@@ -181,12 +181,12 @@ class Scheduler:
         if cohort is not None:
             cohort.passes_left -= 1
             cohort.seconds += seconds
-            if not moving:
-                self.dropped.append(cohort.number)
-            elif cohort.passes_left:
+            if not moving or not cohort.passes_left:
+                self._drop(cohort)
+            if moving and cohort.passes_left:
                 self._cohorts.append(cohort)
                 return []
-            else:  # blocks of a plan may differ in size: what counts is their mean
+            if moving:  # blocks of a plan may differ in size: what counts is their mean
                 self.costs.observe(done.work, done.bucket, cohort.seconds / moving[0].at.passes)
         return [sample.job for sample in moving if self._advance(sample, now)]
 
@@ -196,6 +196,7 @@ class Scheduler:
         if out_of_memory and failed.bucket > 1:
             self.costs.limit(failed.work, failed.bucket // 2)
         moving = _live(failed.samples)
+        self.dropped.extend(s.number for s in failed.samples if s.job.over)
         if len(failed.samples) == 1:
             return moving[0].job if moving else None
         middle = (len(moving) + 1) // 2
@@ -234,13 +235,19 @@ class Scheduler:
         left = self._forget(job)
         self._images -= len(left)
         self.backlog.remove(left)
-        self.dropped.extend(s.number for s in left if s.begun)
+        # A cohort goes on in step: the device needs all its images until it ends.
+        running = self._running.cohort if self._running is not None else None
+        cohorts = [*self._cohorts, *([running] if running is not None else [])]
+        bound = {s.number for cohort in cohorts for s in cohort.samples}
+        self.dropped.extend(s.number for s in left if s.begun and s.number not in bound)
         for group, queue in list(self._ready.items()):
             if kept := _live(queue):
                 self._ready[group] = kept
             else:
                 del self._ready[group]
-        self.dropped.extend(c.number for c in self._cohorts if not _live(c.samples))
+        for cohort in self._cohorts:
+            if not _live(cohort.samples):
+                self._drop(cohort)
         self._cohorts = [c for c in self._cohorts if _live(c.samples)]
 
     def expired(self, now: float) -> list[Job]:
@@ -263,6 +270,11 @@ class Scheduler:
     def next_deadline(self) -> float | None:
         """When to ask `expired` again."""
         return self._deadlines[0][0] if self._deadlines else None
+
+    def _drop(self, cohort: Cohort) -> None:
+        """A cohort has ended: the device may forget it, and those of its images that nobody waits for."""
+        self.dropped.append(cohort.number)
+        self.dropped.extend(s.number for s in cohort.samples if s.job.over)
 
     def _look_at(self, job: Job, when: float) -> None:
         heapq.heappush(self._deadlines, (when, next(self._numbers), job))

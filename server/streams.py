@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -16,14 +16,17 @@ _HEADERS = {
 
 
 class EventStream(Response):
-    """Sends what `events` yields. When the client leaves, `events` is closed where it stands."""
+    """Sends what `events` yields. When the client leaves, `events` is closed where it stands; `over` is
+    called in the end, whatever happened.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], over: Callable[[], None]) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._events = events
+        self._over = over
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         async def forward() -> None:
@@ -42,7 +45,10 @@ class EventStream(Response):
             if tasks[0].done():
                 tasks[0].result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await self._events.aclose()
+            try:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                await self._events.aclose()
+            finally:
+                self._over()  # a generator that was never begun has no `finally`

@@ -178,8 +178,7 @@ class DeviceWorker:
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""
-        waiting = [t.future for job, t in self._tickets.items() if job.model == model]
-        if waiting:
+        while waiting := [t.future for job, t in self._tickets.items() if job.model == model]:
             await asyncio.wait(waiting)
         self._models.pop(model, None)
         self._scheduler.costs.forget(model)
@@ -304,9 +303,7 @@ class DeviceWorker:
             tuple(s.at.segment for s in work.samples),
             work.bucket,
             new=tuple(
-                NewImage(s.number, s.job.plan, s.job.condition, s.job.origins[s.index])
-                for s in work.samples
-                if s.stage == 0
+                NewImage(s.number, s.job.plan, s.job.condition, s.job.origins[s.index]) for s in work.new
             ),
             cohort=work.cohort.number if work.cohort is not None else None,
             finishing=tuple(s.number for s in work.finishing),
@@ -349,14 +346,14 @@ class DeviceWorker:
 
     def _finish(self, work: Pass, answer: Done) -> None:
         by_number = {s.number: s for s in work.samples}
-        watched: list[tuple[Watch, int, Pixels, bool]] = []
+        watched: list[tuple[Job, Watch, int, Pixels, bool]] = []
         for number, picture in answer.pictures.items():
             sample = by_number[number]
             ticket = self._tickets.get(sample.job)
             if ticket is not None:
                 ticket.pixels[sample.index] = picture  # a preview is replaced by what comes of it
                 if ticket.watch is not None:
-                    watched.append((ticket.watch, sample.index, picture, sample.last))
+                    watched.append((sample.job, ticket.watch, sample.index, picture, sample.last))
         for number in answer.broken:
             log.error("an image of %s came out as no number", work.work.model)
             self._end(by_number[number].job, ComputeError("the model's output is not a number"))
@@ -367,7 +364,8 @@ class DeviceWorker:
             over = self._tickets.pop(job)
             if not over.future.done():
                 over.future.set_result([over.pixels[index] for index in range(job.count)])
-        for watch, index, picture, last in watched:  # now that the job's times are brought up to date
+        for job, watch, index, picture, last in watched:  # now that the job's times are up to date
+            job.finished = now
             watch(index, picture, last)
         model, kind, _ = work.work
         if answer.text_seconds:

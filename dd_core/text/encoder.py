@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Protocol
+from unicodedata import category
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class TextEncoder(Protocol):
 
 
 def checked_prompt(prompt: object) -> str:
-    """The prompt with each run of blanks as one space.
+    """The prompt with each run of blanks and control characters as one space.
 
     Raises:
         InvalidRequestError: not a text, nothing in it, or over `MAX_CHARACTERS`.
@@ -55,7 +56,8 @@ def checked_prompt(prompt: object) -> str:
         raise InvalidRequestError(
             f"the prompt has {len(prompt)} characters, the most is {MAX_CHARACTERS}", param="prompt"
         )
-    text = " ".join(prompt.split())
+    # Control characters are blanks too: they are no words, and six bytes each in JSON.
+    text = " ".join("".join(" " if category(c) == "Cc" else c for c in prompt).split())
     if not text:
         raise InvalidRequestError("the prompt is empty", param="prompt")
     return text

@@ -193,7 +193,12 @@ def _foreign(response: httpx2.Response) -> ErrorBody:
     status = response.status_code
     known = status in HTTPStatus._value2member_map_
     said = " ".join(response.text.split())[:_SHOWN] or (HTTPStatus(status).phrase if known else "")
-    return ErrorBody(code=f"http_{status}", message=f"not a reply of this server: {said}", param=None)
+    return ErrorBody(
+        type="server_error" if status >= 500 else "invalid_request_error",
+        code=f"http_{status}",
+        message=f"not a reply of this server: {said}",
+        param=None,
+    )
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from dd_core.errors import DDError
 from server.accounts import Account, accounted
-from server.errors import error_body, internal_body
 from server.facts import note
 from server.images import MEDIA_TYPES, Encoder
-from server.making import CLIENT_LEFT, begin_refinement, check_json, files_of, make
+from server.logs import CLIENT_LEFT
+from server.making import begin_refinement, check_json, files_of, make, streamed
 from server.negotiation import negotiate
 from server.orders import Order, addressed, place
 from server.parsing import parse_generate
@@ -25,9 +23,7 @@ from server.replies import event, facts, image_entry, json_reply, raw_reply
 from server.routes.plain import PlainRoute
 from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent
 from server.state import state_of
-from server.streams import EventStream
 
-log = logging.getLogger("dd_server")
 router = APIRouter(tags=["generate"], route_class=PlainRoute)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -110,41 +106,30 @@ async def generate(request: Request) -> Response:
         order = place(body, model, receipt, state.settings, engine, account.arrived, stream=form.stream)
         account.ordered(order)
         note(request, priority=body.priority)
-        identity, encoding = request.state.request_id, Form(form.image_format)
+        encoding = Form(form.image_format)
         if form.stream:
-            refinement = begin_refinement(engine, order, body.partial_images)
-            account.lasting = True
-            return EventStream(_events(identity, account, encoder, order, refinement, encoding))
+            refinement = begin_refinement(account, engine, order)
+            events = _events(request.state.request_id, account, encoder, order, refinement, encoding)
+            return streamed(request, account, refinement, events)
         made = await make(request, account, engine, encoder, order, encoding)
         if made is None:
             return Response(status_code=CLIENT_LEFT)
         reply = raw_reply if form.raw else json_reply
-        return reply(order, identity, made, form.image_format)
+        return reply(order, request.state.request_id, made, form.image_format)
 
 
 async def _events(
     identity: str, account: Account, encoder: Encoder, order: Order, refinement: Refinement, form: Form
-) -> AsyncGenerator[bytes, None]:
-    """An `image` event for each picture, then `done`; or `error`, for what goes wrong on the way."""
-    try:
-        with account.watched():
-            async for picture, file, times in files_of(refinement, account, encoder, order, form):
-                data = {
-                    **facts(order, picture.plan, identity),
-                    "stage": picture.stage,
-                    "final": picture.final,
-                    "image": image_entry(order, file, form.image_format),
-                    "timings": times,
-                }
-                yield event("image", data)
-            account.outcome = "ok"
-            total = milliseconds(time.perf_counter() - account.arrived)
-            yield event("done", {"id": identity, "images": len(order.origins), "total_ms": total})
-    except DDError as error:
-        yield event("error", error_body(error))
-    except Exception:  # the reply has begun, so the last resort could not answer any more
-        log.exception("request %s: its stream failed", identity)
-        yield event("error", internal_body())
-    finally:
-        refinement.end()
-        account.close()
+) -> AsyncIterator[bytes]:
+    """An `image` event for each picture, then `done`."""
+    async for picture, file, times in files_of(refinement, account, encoder, order, form):
+        data = {
+            **facts(order, picture.plan, identity),
+            "stage": picture.stage,
+            "final": picture.final,
+            "image": image_entry(order, file, form.image_format),
+            "timings": times,
+        }
+        yield event("image", data)
+    total = milliseconds(time.perf_counter() - account.arrived)
+    yield event("done", {"id": identity, "images": len(order.origins), "total_ms": total})

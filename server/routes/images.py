@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from server.accounts import accounted
 from server.errors import BadRequestError
-from server.making import CLIENT_LEFT, make
+from server.logs import CLIENT_LEFT
+from server.making import make
 from server.metrics import package_version
 from server.negotiation import ReplyForm, negotiate
 from server.orders import Order, addressed, place
@@ -54,7 +55,7 @@ async def image(
         account.addressed(model.name)
         order = place(body, model, found, state.settings, engine, account.arrived)
         account.ordered(order)
-        headers = _cache_headers(order, form, state.settings)
+        headers = _cache_headers(order, form, engine.kind, state.settings)
         if _unchanged(request.headers.get("if-none-match"), headers["etag"]):
             account.outcome = "ok"
             return Response(status_code=304, headers=headers)
@@ -68,18 +69,20 @@ async def image(
 
 def _body(receipt: str, image_format: ImageFormat | None) -> GenerateRequest:
     try:
-        return GenerateRequest(receipt=receipt, format=image_format)
+        # Low: whoever can write a link can write one to any receipt, and a page's images cannot be refused.
+        return GenerateRequest(receipt=receipt, format=image_format, priority="low")
     except ValueError:
         raise BadRequestError("receipt is too long to be one", param="receipt") from None
 
 
-def _cache_headers(order: Order, form: ReplyForm, settings: Settings) -> dict[str, str]:
+def _cache_headers(order: Order, form: ReplyForm, kind: str, settings: Settings) -> dict[str, str]:
     """A tag of all that the bytes follow from: of another build or kind of device they may differ."""
-    parts = (order.receipt(0, order.plan), form.image_format, package_version(), settings.device)
+    parts = (order.receipt(0, order.plan), form.image_format, package_version(), kind)
     tag = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
     weak = "" if settings.determinism == "exact" else "W/"
     whose = "private" if settings.api_keys_file else "public"
-    return {"etag": f'{weak}"{tag}"', "cache-control": f"{whose}, max-age={_YEAR}, immutable"}
+    lasting = f"{whose}, max-age={_YEAR}, immutable"
+    return {"etag": f'{weak}"{tag}"', "cache-control": lasting, "vary": "accept"}
 
 
 def _unchanged(if_none_match: str | None, etag: str) -> bool:

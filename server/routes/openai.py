@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import base64
-import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from dd_core.errors import DDError
 from server import openai
 from server.accounts import Account, accounted
-from server.errors import error_body, internal_body
 from server.images import Encoder
-from server.making import CLIENT_LEFT, begin_refinement, check_json, files_of, make
+from server.logs import CLIENT_LEFT
+from server.making import begin_refinement, check_json, files_of, make, streamed
 from server.openai import ImagesReply, ImagesRequest
-from server.orders import Order, addressed, place
+from server.orders import Order, check_fields, place
+from server.parsing import parse
 from server.pictures import File
 from server.refine import Refinement
 from server.replies import event
 from server.routes.generate import ERRORS
 from server.schemas import ErrorReply
 from server.state import state_of
-from server.streams import EventStream
 
-log = logging.getLogger("dd_server")
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 _PARTIAL, _COMPLETED = "image_generation.partial_image", "image_generation.completed"
@@ -77,20 +74,19 @@ async def generations(request: Request) -> Response:
     with accounted(request, state) as account:
         engine, encoder = state.accepting()
         check_json(request)
-        body = openai.parse_images(await request.body())
+        body = parse(ImagesRequest, await request.body())
         model = state.models().find(body.model, by_text=True)
         account.addressed(model.name)
         openai.check_for(body, model)
         wanted = openai.translated(body, model)
-        addressed(wanted, state, stream=bool(body.stream))
+        check_fields(wanted, state.settings.max_images, stream=bool(body.stream))
         order = place(wanted, model, None, state.settings, engine, account.arrived, stream=bool(body.stream))
         account.ordered(order)
         form = openai.form_of(body)
         if body.stream:
-            refinement = begin_refinement(engine, order, wanted.partial_images)
-            account.lasting = True
-            identity = request.state.request_id
-            return EventStream(_events(identity, account, encoder, body, order, refinement))
+            refinement = begin_refinement(account, engine, order)
+            events = _events(account, encoder, body, order, refinement)
+            return streamed(request, account, refinement, events)
         made = await make(request, account, engine, encoder, order, form)
     if made is None:
         return Response(status_code=CLIENT_LEFT)
@@ -139,29 +135,12 @@ def _entry(request: Request, body: ImagesRequest, order: Order, file: File) -> d
 
 
 async def _events(
-    identity: str,
-    account: Account,
-    encoder: Encoder,
-    body: ImagesRequest,
-    order: Order,
-    refinement: Refinement,
-) -> AsyncGenerator[bytes, None]:
-    """A partial image for each preview, a completed one for each image; or an error, which ends it."""
-    try:
-        with account.watched():
-            form = openai.form_of(body)
-            async for picture, file, _ in files_of(refinement, account, encoder, order, form):
-                kind = _COMPLETED if picture.final else _PARTIAL
-                data = openai.event_of(kind, body, order.model, file)
-                if not picture.final:
-                    data["partial_image_index"] = picture.stage
-                yield event(kind, data)
-            account.outcome = "ok"
-    except DDError as error:
-        yield event("error", error_body(error, typed=True))
-    except Exception:  # the reply has begun, so the last resort could not answer any more
-        log.exception("request %s: its stream failed", identity)
-        yield event("error", internal_body())
-    finally:
-        refinement.end()
-        account.close()
+    account: Account, encoder: Encoder, body: ImagesRequest, order: Order, refinement: Refinement
+) -> AsyncIterator[bytes]:
+    """A partial image for each preview, a completed one for each image."""
+    async for picture, file, _ in files_of(refinement, account, encoder, order, openai.form_of(body)):
+        kind = _COMPLETED if picture.final else _PARTIAL
+        data = openai.event_of(kind, body, order.model, file)
+        if not picture.final:
+            data["partial_image_index"] = picture.stage
+        yield event(kind, data)

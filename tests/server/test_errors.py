@@ -24,7 +24,7 @@ def refused(reply: httpx.Response, status: int, code: str, param: str | None = N
     assert reply.headers["content-type"] == "application/json"
     body = reply.json()
     assert set(body) == {"error"}
-    assert set(body["error"]) == {"code", "message", "param"}
+    assert set(body["error"]) == {"type", "code", "message", "param"}
     assert (body["error"]["code"], body["error"]["param"]) == (code, param)
     message = body["error"]["message"]
     assert message

@@ -190,11 +190,24 @@ def test_what_cannot_be_is_refused_with_what_can(
     assert says in error["message"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_a_body_that_is_no_object(server: Running, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "invalid_json"), (b"{", "invalid_json"), (b"\xff", "invalid_json"), (b"[]", "invalid_request")],
+)
+def test_a_body_that_is_no_object(server: Running, content: bytes, code: str) -> None:
     reply = server.client.post(PATH, content=content, headers={"content-type": "application/json"})
     assert reply.status_code == 400
-    assert reply.json()["error"]["type"] == "invalid_request_error"
+    error = reply.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
+
+
+def test_every_error_has_a_type(server: Running) -> None:
+    for reply in (
+        server.client.get("/v1/nothing"),
+        server.client.get(PATH),
+        server.client.post(PATH, content=b"x" * 70_000),
+    ):
+        assert reply.json()["error"]["type"] in ("not_found_error", "invalid_request_error")
 
 
 def test_refusals_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:

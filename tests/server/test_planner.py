@@ -68,6 +68,7 @@ def test_a_plan_that_no_budget_leads_to_is_on_no_ladder() -> None:
         (Wish(steps=2, latency=10.0), "dd-2"),
         (Wish(steps=64, latency=0.03), "dd-2"),
         (Wish(steps=64, most_fid=31), "teacher"),
+        (Wish(steps=64, deadline=0.3), "pre-trained-1-21"),
     ],
 )
 def test_on_an_idle_server_a_request_gets_what_it_asks_for(wish: Wish, name: str) -> None:
@@ -75,23 +76,24 @@ def test_on_an_idle_server_a_request_gets_what_it_asks_for(wish: Wish, name: str
 
 
 @pytest.mark.parametrize(
-    ("wish", "wait", "applied"),
+    ("wish", "wait", "requested", "applied"),
     [
-        (Wish(steps=64), 1.9, "teacher"),
-        (Wish(steps=64), 2.1, "dd-1"),
-        (Wish(steps=64, brownout=False), 2.1, "teacher"),
-        (Wish(steps=64, deadline=0.5), 0.2, "pre-trained-1-21"),
-        (Wish(steps=64, deadline=0.5, brownout=False), 0.2, "teacher"),
-        (Wish(steps=64, deadline=0.1), 0.2, "dd-1"),
-        (Wish(steps=64, most_fid=35), 9.0, "pre-trained-1-21"),
-        (Wish(quality="high", latency=1.0), 0.5, "pre-trained-1-21"),
-        (Wish(quality="high", latency=1.0, brownout=False), 0.5, "pre-trained-1-21"),
+        (Wish(steps=64), 1.9, "teacher", "teacher"),
+        (Wish(steps=64), 2.1, "teacher", "dd-1"),
+        (Wish(steps=64, brownout=False), 2.1, "teacher", "teacher"),
+        (Wish(steps=64, deadline=0.8), 0.2, "teacher", "pre-trained-1-21"),
+        (Wish(steps=64, deadline=0.5), 0.0, "pre-trained-1-21", "pre-trained-1-21"),
+        (Wish(steps=64, deadline=0.5, brownout=False), 0.2, "teacher", "teacher"),
+        (Wish(steps=64, deadline=0.1), 0.2, "dd-2", "dd-1"),
+        (Wish(steps=64, most_fid=35), 9.0, "teacher", "pre-trained-1-21"),
+        (Wish(quality="high", latency=1.0), 0.5, "teacher", "pre-trained-1-21"),
+        (Wish(quality="high", latency=1.0, brownout=False), 0.5, "teacher", "pre-trained-1-21"),
     ],
 )
 def test_under_load_fewer_passes_are_spent_unless_the_request_minds(
-    wish: Wish, wait: float, applied: str
+    wish: Wish, wait: float, requested: str, applied: str
 ) -> None:
-    assert picked(wish, wait) == ("teacher", applied)
+    assert picked(wish, wait) == (requested, applied)
 
 
 def test_brownout_can_be_off() -> None:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from dd_core import plan
 from dd_core.bundle import Bundle
+from dd_core.draw import DrawSettings
+from dd_core.manifest import PresetEntry, read_manifest, write_manifest
 from dd_core.noise import NoiseKey, Splice, batch_noise
 from dd_core.sampling import sample_codes
 from server.images import read_receipt
@@ -44,6 +46,7 @@ def pixels(entry: dict[str, Any]) -> np.ndarray:
 def test_a_receipt_repeats_its_image(server: Running, steps: int, image_format: str) -> None:
     first = made(server, steps=steps, format=image_format)
     again = server.post({"receipt": first["receipt"], "format": image_format}).json()
+    assert again["seed"] == 7
     assert again["images"][0] == first
     assert again["steps"] == steps
 
@@ -101,6 +104,7 @@ def test_an_image_by_its_receipt_never_changes(server: Running) -> None:
         unchanged = server.client.get(f"/images/{entry['receipt']}", headers={"if-none-match": known})
         assert (unchanged.status_code, unchanged.content) == (304, b"")
         assert unchanged.headers["etag"] == tag
+        assert unchanged.headers["vary"] == reply.headers["vary"] == "accept"
     assert server.metric("dd_batch_size_count") == passes, "nothing was computed"
     changed = server.client.get(f"/images/{entry['receipt']}", headers={"if-none-match": '"other"'})
     assert changed.content == reply.content
@@ -158,12 +162,13 @@ def test_a_made_up_receipt_cannot_ask_for_what_is_not_there(server: Running) -> 
     """Whoever knows the form can write any receipt: it is checked like any other input."""
     good = parse_receipt(made(server)["receipt"])
     weights, seed = good.weights, Origin(7, 0)
+    zero = (Change(0, 1, 0), Change(5, 1, 0))
 
     def ask(*fields: Any) -> Any:
         return server.post({"receipt": str(Receipt(*fields))})
 
     assert ask("tiny", weights, 8, "dd-1", seed).status_code == 200
-    refused(ask("other", weights, 8, "dd-1", seed), 404, "unknown_model", "model")
+    refused(ask("other", weights, 8, "dd-1", seed), 409, "other_weights", "receipt")
     refused(ask("tiny", "0" * 16, 8, "dd-1", seed), 409, "other_weights", "receipt")
     refused(ask("tiny", "", 8, "dd-1", seed), 409, "other_weights", "receipt")
     for plan_name in ("onestep", "nothing"):
@@ -171,7 +176,8 @@ def test_a_made_up_receipt_cannot_ask_for_what_is_not_there(server: Running) -> 
     for fields in (
         (10, "dd-1", seed), (-1, "dd-1", seed), ("ship", "dd-1", seed),
         (8, "dd-1", Origin(-1, 0)), (8, "dd-1", Origin(MAX_SEED + 1, 0)),
-        (8, "dd-1", Origin(7, 0, (Change(0, 1, 0),))), (8, "dd-1", Origin(7, 0, (Change(64, 1, 0),))),
+        (8, "dd-1", Origin(7, 0, zero)), (8, "dd-1", Origin(7, 0, zero[:1])),
+        (8, "dd-1", Origin(7, 0, (Change(64, 1, 0),))),
         (8, "dd-1", Origin(7, 0, (Change(9, 1, 0), Change(9, 1, 0)))),
         (8, "dd-1", Origin(7, 0, tuple(Change(b + 1, 1, 0) for b in range(MOST_CHANGES + 1)))),
     ):  # fmt: skip
@@ -182,6 +188,32 @@ def test_other_weights_under_the_same_name_are_not_passed_off(server: Running, t
     word = made(server)["receipt"]
     with running(tiny_bundle(tmp_path / "again", seed=1), warmup=False) as other:
         refused(other.post({"receipt": word}), 409, "other_weights", "receipt")
+
+
+def test_other_settings_or_another_plan_of_the_same_name_are_other_pictures(tmp_path: Path) -> None:
+    """Weights alone do not make a picture: the guidance and the plan's second step are in its identity."""
+    folder = tiny_bundle(tmp_path / "tiny")
+    with running(folder, warmup=False) as live:
+        one, two = made(live), made(live, steps=2)
+    manifest = read_manifest(folder)
+    moved = PresetEntry.of(plan.few_steps(T, 5), metrics={"fid": 40.0})
+    presets = [moved if entry.name == "dd-2" else entry for entry in manifest.presets]
+    write_manifest(folder, manifest.model_copy(update={"presets": presets}))
+    with running(folder, warmup=False) as live:
+        refused(live.post({"receipt": two["receipt"]}), 409, "other_weights", "receipt")
+        refused(live.client.get(f"/images/{two['receipt']}"), 409, "other_weights", "receipt")
+        assert made(live, steps=2)["receipt"] != two["receipt"]
+        assert live.post({"receipt": one["receipt"]}).json()["images"] == [one]
+    write_manifest(folder, manifest.model_copy(update={"draw": DrawSettings(guidance=1.5)}))
+    with running(folder, warmup=False) as live:
+        refused(live.post({"receipt": one["receipt"]}), 409, "other_weights", "receipt")
+
+
+def test_a_receipt_does_not_get_around_min_quality(server: Running) -> None:
+    word = made(server)["receipt"]
+    refused(server.post({"receipt": word, "min_quality": 31}), 400, "invalid_request", "min_quality")
+    assert server.post({"receipt": word, "min_quality": 50}).json()["plan"] == "dd-1"
+    assert server.post({"receipt": word, "min_quality": 31, "steps": 64}).json()["plan"] == "teacher"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +262,8 @@ def test_variations_over_http(server: Running) -> None:
     assert server.post(ask).json()["images"] == reply["images"]
     # A variation has a receipt like every image, and can be varied in its turn.
     second = reply["images"][1]
-    assert server.post({"receipt": second["receipt"]}).json()["images"] == [second]
+    again = server.post({"receipt": second["receipt"]}).json()
+    assert (again["images"], again["seed"]) == ([second], 9)
     deeper = server.post({"receipt": second["receipt"], "keep": 0.75, "seed": 1}).json()["images"][0]
     assert parse_receipt(deeper["receipt"]).origin == Origin(7, 0, (Change(32, 9, 1), Change(48, 1, 0)))
     # What is varied further up is drawn anew from there: the later change is gone.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import threading
+import time
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from dd_core import plan
 from dd_core.bundle import Bundle
 from dd_core.plan import Preset
 from dd_core.sampling import sample_codes
-from server.refine import Rung, rungs
+from server.rungs import Rung, rungs
+from server.streams import EventStream
 from tests.server.harness import Gate, Running, busy, eventually, running
 from tests.server.test_errors import refused
 
@@ -109,12 +113,12 @@ def test_rungs_share_a_jump_only_where_it_is_the_same() -> None:
     one, two = plan.one_step(T), plan.few_steps(T, 20)
     hybrid, teacher = plan.hybrid(T, 0, 20), plan.teacher(T)
     ladder = [Preset(p) for p in (one, two, hybrid, teacher)]
-    assert rungs(ladder, teacher, None) == [Rung(two, one), Rung(hybrid), Rung(teacher)]
-    assert rungs(ladder, one, None) == [Rung(one)]
+    assert rungs(ladder, teacher, None) == (Rung(two, one), Rung(hybrid), Rung(teacher))
+    assert rungs(ladder, one, None) == (Rung(one),)
     other_split = plan.few_steps(T, 20, split=30)
-    assert rungs([Preset(one), Preset(other_split)], other_split, None) == [Rung(one), Rung(other_split)]
+    assert rungs([Preset(one), Preset(other_split)], other_split, None) == (Rung(one), Rung(other_split))
     shared = plan.hybrid(T, 10, 20)
-    assert rungs([Preset(one), Preset(shared)], shared, None) == [Rung(shared, one)]
+    assert rungs([Preset(one), Preset(shared)], shared, None) == (Rung(shared, one),)
 
 
 def test_a_stream_that_cannot_begin_is_refused_with_its_status(bundle_folder: Path, gate: Gate) -> None:
@@ -197,3 +201,64 @@ def test_a_device_that_dies_meanwhile_sends_no_picture_twice(bundle_folder: Path
 
 def test_partial_images_belong_to_a_stream(server: Running) -> None:
     refused(server.post({"label": 0, "partial_images": 1}), 400, "invalid_request", "partial_images")
+
+
+def test_a_preview_says_how_long_it_waited(bundle_folder: Path, gate: Gate) -> None:
+    with running(bundle_folder, gate) as live, ThreadPoolExecutor(2) as pool:
+        first = busy(live, gate, pool)
+        asked = pool.submit(stream, live, steps=2)
+        eventually(lambda: live.depth == 1, "the stream waits")
+        time.sleep(0.2)
+        gate.open.set()
+        preview, final, _ = (data for _, data in asked.result())
+        assert first.result().status_code == 200
+    assert 200 <= preview["timings"]["queue_ms"] <= final["timings"]["queue_ms"]
+
+
+def test_a_stream_shows_no_picture_worse_than_was_asked_for(server: Running) -> None:
+    found = [data["plan"] for name, data in stream(server, steps=64, min_quality=35) if name == "image"]
+    assert found == ["pre-trained-11-21", "pre-trained-1-21", "teacher"]
+
+
+def test_a_stream_that_cannot_be_in_time_is_refused_at_once(server: Running) -> None:
+    """All its plans count, not the first one alone."""
+    body = {"label": 1, "seed": 1, "steps": 64, "brownout": False, "deadline_ms": 30}
+    assert "would start in" in refused(server.post(body, **EVENTS), 503, "deadline_unreachable")
+    assert server.metric("dd_plan_downgrades_total", requested="teacher", applied="dd-1") == 0
+
+
+def test_a_model_stays_until_its_streams_have_ended(bundle_folder: Path, gate: Gate, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-for-the-admin-routes\n")
+    admin = {"authorization": "Bearer a-key-for-the-admin-routes"}
+    with (
+        running(bundle_folder, gate, admin_keys_file=keys) as live,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        gate.open.clear()
+        gate.calls[:] = []
+        asked = pool.submit(stream, live, steps=64)
+        eventually(lambda: len(gate.calls) == 1, "the first pass runs")
+        gone = pool.submit(live.client.delete, "/admin/models/tiny", headers=admin)
+        eventually(lambda: live.post({"label": 0}).status_code == 404, "it takes no more requests")
+        gate.open.set()
+        assert [name for name, _ in asked.result()][-1] == "done"
+        assert gone.result().status_code == 204
+        assert "no model is loaded" in refused(live.post({"label": 0}), 404, "unknown_model", "model")
+
+
+def test_a_stream_that_is_never_read_is_closed_all_the_same() -> None:
+    """The client leaves while the head is still being sent: no event was ever asked for."""
+    over: list[bool] = []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b"never"
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        await asyncio.Event().wait()
+
+    asyncio.run(EventStream(events(), lambda: over.append(True))({}, receive, send))  # type: ignore[arg-type]
+    assert over == [True]

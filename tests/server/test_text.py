@@ -203,10 +203,14 @@ def test_prompts_are_logged_only_where_a_setting_says_so(
     for wanted in (False, True):
         caplog.clear()
         with running(text_folder, warmup=False, log_prompts=wanted) as live:
-            assert live.post({"prompt": "a very secret cat"}).status_code == 200
+            drawn = live.post({"prompt": "a very secret cat"})
+            assert drawn.status_code == 200
+            word = drawn.json()["images"][0]["receipt"]
+            assert live.client.get(f"/images/{word}").status_code == 200
             refused(live.post({"prompt": "secret" * 500}), 400, "invalid_request", "prompt")
         lines = [json.dumps([r.getMessage(), getattr(r, "fields", None)]) for r in caplog.records]
         assert any("secret" in line for line in lines) is wanted
+        assert not any(word in line for line in lines), "a receipt holds its prompt"
 
 
 def test_the_command_draws_prompts_too(texts: Running, text_folder: Path, tmp_path: Path, run: Run) -> None:
