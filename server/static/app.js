@@ -28,6 +28,7 @@ const named = () => (models.length > 1 ? { model: model.name } : {});
 function showError(message, param) {
   $("error").textContent = message;
   $("error").hidden = !message;
+  if (message) reveal($("error"));
   for (const [field, input] of Object.entries(FIELDS)) $(input).setAttribute("aria-invalid", String(field === param));
 }
 
@@ -140,6 +141,7 @@ function compare() {
   return run(async (signal) => {
     leave();
     sheet.compare(pictures, sheet.select);
+    look();
     try {
       for (const picture of pictures) {
         const { images, ...reply } = await generate(bodyOf(source, { steps: picture.target.steps, brownout: false }), signal);
@@ -158,6 +160,7 @@ function repeat(text) {
   $("receipt").value = receipt;
   const owner = models.find(({ name }) => name === readReceipt(receipt)?.model);
   if (owner && owner !== model) useModel(owner, {});
+  look();
   return drawOne({ receipt });
 }
 
@@ -198,6 +201,8 @@ function remember(picture) {
   history.replaceState(null, "", `?${new URLSearchParams(words)}`);
 }
 
+const look = () => reveal($("figures"));
+
 function reveal(section) {
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   section.scrollIntoView({ block: "nearest", behavior: still ? "auto" : "smooth" });
@@ -225,7 +230,7 @@ function useModel(entry, state) {
 }
 
 function listen() {
-  form.listen({ draw, refine, edit: () => (wanted = null) });
+  form.listen({ draw, refine, edit: () => (wanted = null), look });
   $("gallery").addEventListener("click", gallery);
   $("compare").addEventListener("click", compare);
   $("copy").addEventListener("click", copyCurl);

@@ -92,10 +92,11 @@ function showBudget(plan = planWithin(model, steps())) {
 }
 
 /**
- * Tells what somebody does with the form: `draw` it, `refine` what is shown up to another budget, or
- * `edit` it, so that it no longer says what is shown.
+ * Tells what somebody does with the form: `draw` it, `refine` what is shown up to another budget, `edit`
+ * it, so that it no longer says what is shown, or `look` at what it draws: on a phone it is elsewhere, and
+ * whoever moves a slider does not want to be taken there.
  */
-export function listen({ draw, refine, edit }) {
+export function listen({ draw, refine, edit, look }) {
   $("steps").addEventListener("input", () => showBudget());
   $("steps").addEventListener("change", refine);
   $("stops").addEventListener("click", ({ target }) => {
@@ -109,12 +110,14 @@ export function listen({ draw, refine, edit }) {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     draw();
+    look();
   });
   $("examples").addEventListener("click", ({ target }) => {
     if (!target.matches(".example")) return;
     $("prompt").value = target.textContent;
     edit();
     draw();
+    look();
   });
   $("shuffle").addEventListener("click", () => {
     $("seed").value = randomSeed();
@@ -124,5 +127,6 @@ export function listen({ draw, refine, edit }) {
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
     draw();
+    look();
   });
 }

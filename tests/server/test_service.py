@@ -15,6 +15,7 @@ from dd_core.errors import BundleNotFoundError, HashMismatchError, InvalidPlanEr
 from dd_core.manifest import read_manifest
 from server.app import create_app
 from server.catalog import ServedModel
+from server.routes.page import STATIC
 from server.settings import Settings
 from server.state import Phase
 from tests.server.harness import Gate, Running, eventually, running
@@ -138,7 +139,9 @@ def test_metrics_count_what_happened(bundle_folder: Path) -> None:
         assert count("dd_ready") == 1
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/static/docs.js", "/static/style.css"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", *sorted(f"/static/{f.name}" for f in STATIC.glob("*.[cj]s*"))]
+)
 def test_pages_load_nothing_from_elsewhere(server: Running, path: str) -> None:
     text = server.client.get(path).raise_for_status().text
     assert not re.findall(r"https?://(?!www\.w3\.org)|(?:src|href)=\"//|@import", text)
