@@ -166,7 +166,7 @@ class DoneEvent(BaseModel):
 class ErrorBody(BaseModel):
     """What went wrong."""
 
-    type: str = Field(description="The kind of error in OpenAI's words.")
+    type: str = Field("", description="The kind of error in OpenAI's words.")
     code: str
     message: str
     param: str | None = Field(description="The offending field of the request, where there is one.")

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dd_core.errors import InvalidRequestError
 from server.facts import facts_in
+from server.logs import shown_path
 from server.metrics import package_version
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class SpanFacts:
             noted = {name: value for name, value in facts.items() if name != "trace_id"}
             noted["request_id"] = scope["state"]["request_id"]
             span.set_attributes({f"dd.{name}": value for name, value in noted.items()})
+            span.set_attribute("url.path", shown_path(scope["path"]))
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def flushed_first(message: Message) -> None:

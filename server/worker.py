@@ -283,7 +283,7 @@ class DeviceWorker:
                     self.drop(dropped)
                 work = self._scheduler.take()
                 if work is not None:
-                    self._dispatch(self._forward(work), self._scheduler.expected(work), work)
+                    self._dispatch(command_of(work), self._scheduler.expected(work), work)
 
     def _dispatch(
         self, command: Forward, expected: float, work: Pass | asyncio.Future[Done | Failed]
@@ -294,21 +294,6 @@ class DeviceWorker:
             self._watchdog.cancel()
         self._watchdog = loop.call_later(self._hang_timeout, self._hung)
         self._send(command)
-
-    def _forward(self, work: Pass) -> Forward:
-        return Forward(
-            work.work.model,
-            work.work.kind,
-            tuple(s.number for s in work.samples),
-            tuple(s.at.segment for s in work.samples),
-            work.bucket,
-            new=tuple(
-                NewImage(s.number, s.job.plan, s.job.condition, s.job.origins[s.index]) for s in work.new
-            ),
-            cohort=work.cohort.number if work.cohort is not None else None,
-            finishing=tuple(s.number for s in work.finishing),
-            previewing=tuple(s.number for s in work.previewing),
-        )
 
     def _readable(self) -> None:
         connection = self._connection
@@ -451,6 +436,21 @@ class DeviceWorker:
         log.info("the device process is back after %.2f s", seconds)
         self._on_change()
         self._kick()
+
+
+def command_of(work: Pass) -> Forward:
+    """A pass as the device is told it."""
+    return Forward(
+        work.work.model,
+        work.work.kind,
+        tuple(s.number for s in work.samples),
+        tuple(s.at.segment for s in work.samples),
+        work.bucket,
+        new=tuple(NewImage(s.number, s.job.plan, s.job.condition, s.job.origins[s.index]) for s in work.new),
+        cohort=work.cohort.number if work.cohort is not None else None,
+        finishing=tuple(s.number for s in work.finishing),
+        previewing=tuple(s.number for s in work.previewing),
+    )
 
 
 def _resolve(future: asyncio.Future[None] | asyncio.Future[list[Pixels]], error: Exception | None) -> None:

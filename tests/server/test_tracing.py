@@ -112,6 +112,14 @@ def test_a_broken_traceparent_begins_a_new_trace(
     assert the_span(spans).parent is None
 
 
+def test_a_receipt_is_not_traced(traced: FastAPI, spans: InMemorySpanExporter) -> None:
+    """It holds a prompt."""
+    get(traced, "/images/dd1.secret")
+    span = the_span(spans)
+    assert span.name == "GET /images/{receipt}"
+    assert "secret" not in span.to_json()
+
+
 def test_a_bug_is_an_error(traced: FastAPI, spans: InMemorySpanExporter) -> None:
     assert get(traced, "/broken").status_code == 500
     span = the_span(spans)

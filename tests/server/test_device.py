@@ -1,0 +1,86 @@
+"""The scheduler's passes on a real device, without a server between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dd_core import plan
+from dd_core.bundle import Bundle
+from dd_core.plan import Plan
+from dd_core.sampling import sample_images
+from server.costs import CostTable
+from server.device import Device, DeviceOptions, Load
+from server.images import Pixels
+from server.jobs import Job
+from server.origins import origins_of
+from server.scheduler import Scheduler
+from server.worker import command_of
+
+T = 64
+
+
+@pytest.fixture
+def device(bundle_folder: Path) -> Device:
+    found = Device(torch.device("cpu"), DeviceOptions("cpu"))
+    found.load(Load("tiny", bundle_folder))
+    return found
+
+
+def run(
+    device: Device, scheduler: Scheduler, leaving: Job | None = None, after: int = 0
+) -> dict[int, Pixels]:
+    """All passes; before pass number `after` the client of `leaving` goes. Gives the pictures by number."""
+    pictures: dict[int, Pixels] = {}
+    for number in range(1000):
+        if leaving is not None and number == after:
+            scheduler.end(leaving)
+        device.forget(scheduler.dropped)
+        scheduler.dropped.clear()
+        work = scheduler.take()
+        if work is None:
+            break
+        done = device.forward(command_of(work))
+        pictures |= done.pictures
+        scheduler.finish(work, done.seconds, done.decode_seconds, 1.0)
+    return pictures
+
+
+@pytest.mark.parametrize("after", [1, 7, 11, 12, 70])
+@pytest.mark.parametrize("chosen", [plan.hybrid(T, 10, 20), plan.hybrid(T, 0, 20), plan.teacher(T)])
+def test_who_leaves_a_cohort_disturbs_nobody_and_leaves_nothing_behind(
+    device: Device, bundle: Bundle, chosen: Plan, after: int
+) -> None:
+    """Once the cohort went down with the image that was forgotten, or the image came back for good."""
+    scheduler = Scheduler(CostTable((1, 2, 4)), 64)
+    leaves, stays = (Job("tiny", chosen, label, origins_of(label, 1), 0.0) for label in (1, 2))
+    for job in (leaves, stays):
+        assert scheduler.admit(job, 0.0) is None
+    pictures = run(device, scheduler, leaves, after)
+    assert stays.over and not stays.unfinished
+    expected = sample_images(bundle.sampler, chosen, [2], [(2, 0)])[0].numpy()
+    assert np.array_equal(pictures[stays.samples[0].number], expected)
+    assert (device.images, device.cohorts) == ({}, {})
+
+
+def test_a_cohort_that_all_have_left_is_forgotten(device: Device) -> None:
+    scheduler = Scheduler(CostTable((1, 2, 4)), 64)
+    job = Job("tiny", plan.teacher(T), 1, origins_of(1, 2), 0.0)
+    assert scheduler.admit(job, 0.0) is None
+    assert run(device, scheduler, job, 5) == {}
+    assert (device.images, device.cohorts) == ({}, {})
+
+
+def test_an_image_is_told_once(device: Device) -> None:
+    """A teacher's later passes do not say again what its images follow from."""
+    scheduler = Scheduler(CostTable((1, 2, 4)), 64)
+    scheduler.admit(Job("tiny", plan.teacher(T), 1, origins_of(1, 2), 0.0), 0.0)
+    told = []
+    while (work := scheduler.take()) is not None:
+        told.append(len(command_of(work).new))
+        done = device.forward(command_of(work))
+        scheduler.finish(work, done.seconds, done.decode_seconds, 1.0)
+    assert sum(told) == told[0] == 2
