@@ -142,13 +142,13 @@ def _generate(port: int, body: Mapping[str, Any]) -> tuple[float, str, bytes]:
     return time.perf_counter() - started, reply.headers["x-dd-plan"], content
 
 
-def ask_every_budget(server: ServerProcess) -> list[dict[str, Any]]:
-    """Each plan that a budget can lead to, asked for twice: its name, passes and seconds.
+def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
+    """Each plan that a budget can lead to, asked for twice: `rows` gets its name, passes and seconds.
 
     Raises:
         BenchmarkError: a request failed, was answered by another plan, or had other bytes the second time.
     """
-    entry, rows = server.model(), []
+    entry = server.model()
     for budget in entry["budgets"]:
         request = {"label": len(entry["classes"]) - 1, "seed": SEED, "steps": budget["from"]}
         print(f"{entry['name']}: {budget['plan']}", flush=True)
@@ -158,7 +158,6 @@ def ask_every_budget(server: ServerProcess) -> list[dict[str, Any]]:
         if first[2] != again[2]:
             raise report.BenchmarkError(f"{entry['name']}, {first[1]}: other bytes the second time")
         rows.append({"plan": first[1], "passes": budget["from"], "seconds": [first[0], again[0]]})
-    return rows
 
 
 def measure(
@@ -187,7 +186,7 @@ def measure(
     offline = env | {"HF_HUB_OFFLINE": "1"}
     with ServerProcess(spec.name, device, 1, offline, patience=_PATIENCE) as server:
         results["serve"] = {"seconds": time.perf_counter() - started}
-        results["plans"] = ask_every_budget(server)
+        ask_every_budget(server, results.setdefault("plans", []))
         processes = (server.pid, *descendants(server.pid))
         results["serve"]["peak_bytes"] = sum(map(report.resident_peak, processes))
 

@@ -9,7 +9,6 @@ dies, the server starts another and sends everything again: an image is a functi
 from __future__ import annotations
 
 import logging
-import pickle
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -144,24 +143,6 @@ class Failed:
 
 Command = Load | Unload | Drop | Forward
 Answer = Loaded | Done | Failed
-
-
-def send(connection: Connection, message: Command | Answer) -> None:
-    """Send to the other end, without what `Connection.send` does so that files and locks can be passed on.
-
-    Raises:
-        OSError: the other end is closed.
-    """
-    connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-
-
-def receive(connection: Connection) -> Any:
-    """What the other end sent; waits for it.
-
-    Raises:
-        EOFError, OSError: it is closed.
-    """
-    return pickle.loads(connection.recv_bytes())  # noqa: S301 - a process of ours, as in Connection.recv
 
 
 @dataclass
@@ -322,7 +303,7 @@ def obey(connection: Connection, device: Device) -> None:
 
     def answer(found: Answer) -> None:
         with sending:
-            send(connection, found)
+            connection.send(found)
 
     def load(command: Load) -> None:
         error: DDError | None = None
@@ -336,7 +317,7 @@ def obey(connection: Connection, device: Device) -> None:
         answer(Loaded(command.model, error))
 
     while True:
-        command: Command = receive(connection)
+        command: Command = connection.recv()
         if isinstance(command, Forward):
             answer(_forward(device, command))
         elif isinstance(command, Load):

@@ -266,7 +266,7 @@ class DeviceWorker:
         if self._connection is None:
             return
         try:
-            device.send(self._connection, command)
+            self._connection.send(command)
         except OSError:
             self._lost()
 
@@ -300,7 +300,7 @@ class DeviceWorker:
         if connection is None:
             return
         try:  # one answer a call, without asking whether there is another: the loop calls again
-            self._on_answer(device.receive(connection))
+            self._on_answer(connection.recv())
         except (EOFError, OSError):  # the process has closed its end
             self._lost()
 

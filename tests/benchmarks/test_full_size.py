@@ -79,7 +79,7 @@ def test_wrong_answers_are_failures(
 ) -> None:
     monkeypatch.setattr(full_size, "_generate", lambda *_: (1.0, *replies.pop(0)))
     with pytest.raises(report.BenchmarkError, match=says):
-        full_size.ask_every_budget(_Server())  # type: ignore[arg-type]
+        full_size.ask_every_budget(_Server(), [])  # type: ignore[arg-type]
 
 
 def test_a_model_that_fails_is_filed_and_the_others_go_on(
