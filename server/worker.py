@@ -15,6 +15,7 @@ import asyncio
 import logging
 import multiprocessing
 import multiprocessing.connection
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -62,6 +63,10 @@ _processes = multiprocessing.get_context("forkserver")
 # module too, because every process that it forks does.
 PRELOAD = ["server.preload", "server.__main__"]
 _processes.set_forkserver_preload(PRELOAD)
+# Threads of one product wait for each other by spinning, which is fastest until somebody else wants a core:
+# then a pass takes fifty times as long. See docs/decisions/0003.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 # Told of each picture as it comes: the image's place in its job, its pixels, and whether it is finished.

@@ -276,7 +276,8 @@ def test_the_page_waits_for_warm_up(browser: Browser, bundle_folder: Path, gate:
 def test_the_interface_is_described_without_outside_resources(page: Page) -> None:
     page.goto("/docs")
     expect(page.get_by_role("heading", name="Distilled Decoding API")).to_be_visible()
-    for path in ("/generate", "/images/{receipt}", "/models", "/v1/models", "/healthz", "/readyz", "/metrics"):
+    paths = ("/generate", "/images/{receipt}", "/models", "/v1/models", "/healthz", "/readyz", "/metrics")
+    for path in paths:
         expect(page.locator("h2 code").get_by_text(path, exact=True)).to_have_count(1)
     expect(page.locator("th", has_text="prompt").first).to_be_visible()
     page.go_back()
