@@ -135,7 +135,7 @@ class Recipe:
     """Everything that `dd-train` needs to make a bundle.
 
     `data` is what the images are: CIFAR-10 with its classes, or the pictograms with their captions,
-    which `text` encodes.
+    which `text` encodes; `views` of each picture are learned from.
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
     """
@@ -156,6 +156,7 @@ class Recipe:
     train_images: int = field(default=50_000)
     data: Literal["cifar10", "pictograms"] = "cifar10"
     text: MiniLMConfig | None = None
+    views: int = 6
     begin_from: str | None = None
 
 
@@ -237,6 +238,19 @@ RECIPES["text-cpu"] = Recipe(
         precision="auto",
         plans=("dd-1", "dd-2", "pre-trained-1-21", "teacher"),
     ),
+    train_images=0,
+    views=3,
+)
+# Sized like `gpu`, by arithmetic and not yet run: nothing is carried over, and every prompt has pairs.
+RECIPES["text-gpu"] = dataclasses.replace(
+    RECIPES["gpu"],
+    name="text-gpu",
+    data="pictograms",
+    text=MiniLMConfig(),
+    gpt=GPTConfig(
+        layers=8, heads=5, dim=320, codebook_size=1024, code_dim=8, grid=8, text_tokens=16, text_dim=384
+    ),
+    evaluate=EvaluateRecipe(images=1_170, reference=1_170, test=5_000, batch=585),
     train_images=0,
 )
 

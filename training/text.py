@@ -57,11 +57,11 @@ def images_of(chosen: Sequence[int], views: int | None = None) -> ImageSet:
 
 
 def train_images(recipe: Recipe) -> ImageSet:
-    """All views of the pictures to learn from.
+    """The recipe's views of the pictures to learn from.
 
     `recipe.train_images` keeps the first pictures only; 0 keeps all.
     """
-    return images_of(pictures("train", recipe.train_images))
+    return images_of(pictures("train", recipe.train_images), recipe.views)
 
 
 def captions_of(chosen: Sequence[int]) -> Captions:

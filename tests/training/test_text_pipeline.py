@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from training.packages import DataError
 from training.pairs import load_pairs
 from training.pipeline import Run
 from training.recipes import get_recipe
+from training.teacher import new_teacher, teacher_stage
 
 CPU = torch.device("cpu")
 
@@ -146,6 +148,22 @@ def test_a_label_draws_among_its_captions_and_a_prompt_is_itself(run: Run, tmp_p
     other = text_data.prompt_conditions(run.recipe, ["red cat", "a dog"], tmp_path / "b.safetensors")
     assert not torch.equal(other(torch.tensor([1])).states_BTN, again(torch.tensor([1])).states_BTN)
     assert module.cfg == TEXT
+
+
+def test_a_teacher_of_texts_begins_with_what_fits_of_a_teacher_of_classes(run: Run, tmp_path: Path) -> None:
+    classes = new_teacher(get_recipe("tiny"), CPU)
+    conditions = text_data.prompt_conditions(run.recipe, ["red cat"], tmp_path / "p.safetensors")
+    tokens, labels = torch.zeros(1, 8, 64, dtype=torch.int16), torch.zeros(8, dtype=torch.long)
+    tokenizer = pipeline.load_tokenizer(run)
+    stage, _ = teacher_stage(run.recipe, tokens, labels, tokenizer, CPU, conditions, classes)
+    found, theirs = stage.parts["model"].state_dict(), classes.state_dict()
+    assert set(found) - set(theirs) == {
+        f"cls_embedding.{k}" for k in ("cap_proj.fc1.weight", "cap_proj.fc2.weight", "uncond_embedding")
+    }
+    assert all(torch.equal(found[k], v) for k, v in theirs.items() if k in found)
+    other = Run(replace(run.recipe, begin_from="cifar10"), tmp_path, CPU)
+    with pytest.raises(RecipeError, match="another tokenizer"):
+        pipeline.train_tokenizer(other)
 
 
 def test_pairs_of_prompts_resume_exactly_and_keep_their_prompts(run: Run, tmp_path: Path) -> None:
