@@ -92,7 +92,8 @@ class DistillRecipe:
     `train_steps` is the set {t_k} from which t is drawn uniformly (0-based blocks).
     `optimizer` is `adamw` (0.9, 0.95) as in the paper, or `muon` for the blocks' matrices.
     `start` says whose weights the student begins with: the `teacher`'s, as in line 1 of Algorithm 2,
-    or those of the `student` that the run was started from (`dd-train start`).
+    those of the `student` that the run was started from (`dd-train start`), or a `transplant`: the
+    teacher's, moved by what distillation changed in the bundle that the run began from.
     `split` is which head the offered plans use: tokens of blocks before it come from the logits, the
     others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """
@@ -100,7 +101,7 @@ class DistillRecipe:
     steps: int
     batch: int
     train_steps: tuple[int, ...] = (0, 20)
-    start: Literal["teacher", "student"] = "teacher"
+    start: Literal["teacher", "student", "transplant"] = "teacher"
     split: int | None = None
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -226,10 +227,17 @@ RECIPES["text-cpu"] = Recipe(
     begin_from="cifar10",
     tokenizer=TokenizerRecipe(steps=600, batch=16, lr=7e-4, lpips_share=0.25, continuous_for=0.0, ema=0.99),
     decoder=DecoderRecipe(steps=0, batch=16),
-    teacher=TeacherRecipe(steps=750, batch=64, lr=2e-3, matrix_lr=2e-3, ema=0.995),
-    pairs=PairsRecipe(count=12_000, batch=500, shard=1_000),
+    teacher=TeacherRecipe(steps=500, batch=64, lr=2e-3, matrix_lr=2e-3, ema=0.995),
+    pairs=PairsRecipe(count=8_000, batch=500, shard=1_000),
     distill=DistillRecipe(
-        steps=850, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips=0.0, ema=0.995
+        steps=500,
+        batch=64,
+        start="transplant",
+        optimizer="muon",
+        cross_entropy=1.0,
+        mse=1.0,
+        lpips=0.0,
+        ema=0.995,
     ),
     evaluate=EvaluateRecipe(
         images=1_000,
