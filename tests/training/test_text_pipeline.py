@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from dd_core.bundle import load_bundle
+from dd_core.bundle import file_entry, load_bundle
 from dd_core.condition import chosen
 from dd_core.errors import HashMismatchError, InvalidRequestError, ManifestError, RecipeError, WeightsError
+from dd_core.manifest import read_manifest, write_manifest
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
-from tests.core.small_text import TEXT
+from dd_core.text.minilm import unpacked
+from tests.core.small_text import TEXT, small_text
 from tests.training import stand_ins
 from tests.training.pictures import Mean
 from tests.training.test_stages import RandomLpips
@@ -267,5 +269,25 @@ def test_an_encoder_of_another_size_is_refused(folder: Path, tmp_path: Path) -> 
     assert load_bundle(copy, CPU).text is None
 
 
-def test_what_is_stored_is_half_precision(folder: Path) -> None:
-    assert {v.dtype for v in load_file(folder / "text.safetensors").values()} == {torch.float16}
+def test_the_table_of_words_is_stored_as_bytes_and_the_rest_in_half_precision(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    path = copy / "text.safetensors"
+    stored = load_file(path)
+    assert stored["words.weight"].dtype == torch.int8 and stored["words.scale"].shape == (13, 1)
+    assert {v.dtype for k, v in stored.items() if k != "words.weight"} == {torch.float16}
+    table, (original, _) = unpacked(stored, "text"), small_text()
+    error = (table["words.weight"] - original.words.weight).abs()
+    assert bool((error <= 0.51 * stored["words.scale"].float()).all())
+    for wrong in (
+        {"words.weight": stored["words.weight"].half()},
+        {"words.scale": stored["words.scale"][:5]},
+    ):
+        save_file({**stored, **wrong}, path)
+        manifest = read_manifest(copy)
+        write_manifest(
+            copy, manifest.model_copy(update={"files": {**manifest.files, path.name: file_entry(path)}})
+        )
+        with pytest.raises(WeightsError, match=r"words\.weight"):
+            load_bundle(copy, CPU)
