@@ -193,7 +193,10 @@ def generate_pairs(run: Run, prompts: Path | None = None) -> None:
 
 
 def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
-    """The prompts that the run's pairs are of; `pairs/prompts.txt` holds them from the first call on."""
+    """The prompts that the run's pairs are of; `pairs/prompts.txt` holds them from the first call on.
+
+    Without a file they are captions of the pictures to learn from, no more of them than pairs.
+    """
     kept = run.out / "pairs" / "prompts.txt"
     lines = captions.read_prompts(file) if file else None
     if kept.exists():
@@ -203,7 +206,7 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
                 f"{kept.parent} holds pairs of other prompts; choose another --out", param="prompts"
             )
         return found
-    lines = lines or text.train_prompts(run.recipe)
+    lines = lines or text.train_prompts(run.recipe)[: run.recipe.pairs.count]
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return lines
