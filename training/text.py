@@ -150,8 +150,7 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
     corpus = pictograms.load()
     pairs = _mixed(pictures("pair"))[: cfg.reference]
     learned = _mixed(pictures("train", recipe.train_images))
-    # Three views of each: the judge must not know pictures by their exact place.
-    views = images_of(learned, 3)
+    views = images_of(learned, 1)
     known_states = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
     names = [corpus.concepts[i].name for i in learned]
     features = picture_features(views.images, lpips)
