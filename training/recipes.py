@@ -240,9 +240,9 @@ RECIPES["text-cpu"] = Recipe(
         ema=0.99,
     ),
     evaluate=EvaluateRecipe(
-        images=400,
-        reference=400,
-        test=100,
+        images=1_000,
+        reference=1_000,
+        test=500,
         precision="auto",
         plans=("dd-1", "dd-2", "pre-trained-1-21", "teacher"),
     ),
