@@ -44,7 +44,7 @@ from dd_core.plan import Preset
 from dd_core.sampling import Sampler
 from dd_core.text.config import T5Config
 from dd_core.text.encoder import PromptEncoder, TextEncoder
-from dd_core.text.minilm import MiniLM, MiniLMStates, read_tokenizer
+from dd_core.text.minilm import MiniLM, MiniLMStates, packed, read_tokenizer, unpacked
 from dd_core.text.t5 import T5States
 
 DEFAULT_BUNDLE = "cifar10"
@@ -152,10 +152,12 @@ def save_bundle(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
-    modules = {"tokenizer": tokenizer, "student": student, "teacher": teacher, "text": text}
+    modules = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
     states: dict[str, Mapping[str, Tensor]] = {k: m.state_dict() for k, m in modules.items() if m is not None}
     if marginals_KLV is not None:
         states["marginals"] = {"log_frequency": marginals_KLV}
+    if text is not None:
+        states["text"] = packed(text.state_dict())
     files = {}
     for name, state in states.items():
         path = folder / f"{name}.safetensors"
@@ -231,9 +233,11 @@ def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> TextEn
         return PromptEncoder(T5States(cfg, device), cfg.length, cfg.dim)
     path = _checked_path(folder, manifest, _PIECES)
     pieces = read_tokenizer(path.read_bytes(), cfg, str(path))
+    state = unpacked(_read_checked(folder, manifest, "text"), f"{folder / 'text'}.safetensors")
     with on_meta():
         module = MiniLM(cfg)
-    _load_module(module, folder, manifest, "text", device)
+    load_strictly(module, state, f"{folder / 'text'}.safetensors")
+    module.to(device).eval().requires_grad_(False)
     return PromptEncoder(MiniLMStates(module, pieces), cfg.length, cfg.dim)
 
 

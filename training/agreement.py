@@ -28,7 +28,7 @@ from training.lpips import Lpips
 log = logging.getLogger("dd_train")
 
 CANDIDATES = 100
-_STEPS, _BATCH, _HIDDEN = 800, 256, 512
+_STEPS, _BATCH, _HIDDEN = 600, 256, 512
 
 
 @torch.inference_mode()

@@ -63,6 +63,25 @@ def student_from_teacher(teacher: LlamaGenTeacher, codebook_VC: Tensor, seed: in
     return student
 
 
+def transplanted(
+    student: LlamaGenStudent, old_teacher: LlamaGenTeacher, old_student: LlamaGenStudent
+) -> LlamaGenStudent:
+    """A student whose weights move by what distillation changed in another pair: θ + (θ'_S − θ'_T).
+
+    For a teacher that was trained on from `old_teacher`, of which `old_student` was distilled: what turns
+    a teacher of this architecture into a student is much the same. What only students have is
+    `old_student`'s; what depends on the condition stays.
+    """
+    before, after, own = old_teacher.state_dict(), old_student.state_dict(), student.state_dict()
+    for key, value in own.items():
+        if key.startswith("cls_embedding") or key not in after or after[key].shape != value.shape:
+            continue
+        shared = key in before and before[key].shape == value.shape
+        own[key] = value + (after[key] - before[key]) if shared else after[key]
+    student.load_state_dict(own)
+    return student
+
+
 class _AdamW:
     """AdamW (0.9, 0.95) with the interface of `MatrixOptimizer`."""
 

@@ -36,7 +36,7 @@ from training import captions, text
 from training.conditions import Conditions
 from training.data import CIFAR10_CLASSES, About, ImageSet, cifar10, lpips_weights
 from training.decoder import decoder_stage
-from training.distill import distill_stage
+from training.distill import distill_stage, student_from_teacher, transplanted
 from training.evaluate import Prompted, evaluate_plans
 from training.features import Extractor, FeatureExtractor, Precision
 from training.loop import Ema, Stage, run_stage
@@ -193,7 +193,10 @@ def generate_pairs(run: Run, prompts: Path | None = None) -> None:
 
 
 def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
-    """The prompts that the run's pairs are of; `pairs/prompts.txt` holds them from the first call on."""
+    """The prompts that the run's pairs are of; `pairs/prompts.txt` holds them from the first call on.
+
+    Without a file they are captions of the pictures to learn from, no more of them than pairs.
+    """
     kept = run.out / "pairs" / "prompts.txt"
     lines = captions.read_prompts(file) if file else None
     if kept.exists():
@@ -203,7 +206,7 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
                 f"{kept.parent} holds pairs of other prompts; choose another --out", param="prompts"
             )
         return found
-    lines = lines or text.train_prompts(run.recipe)
+    lines = lines or text.train_prompts(run.recipe)[: run.recipe.pairs.count]
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return lines
@@ -216,6 +219,8 @@ def distill(run: Run) -> None:
     first = None
     if run.recipe.distill.start == "student":
         first = _load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
+    if run.recipe.distill.start == "transplant":
+        first = _transplanted(run)
     conditions = None
     if run.recipe.text is not None:
         conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS)
@@ -223,6 +228,17 @@ def distill(run: Run) -> None:
         run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions
     )
     _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
+
+
+def _transplanted(run: Run) -> LlamaGenStudent:
+    if run.recipe.begin_from is None:
+        raise RecipeError("distill.start=transplant needs begin_from, a bundle", param="distill.start")
+    old = _begin_from(run).sampler
+    if not (isinstance(old.teacher, LlamaGenTeacher) and isinstance(old.student, LlamaGenStudent)):
+        raise RecipeError(f"{run.recipe.begin_from} lacks a teacher or a student", param="begin_from")
+    codebook = load_tokenizer(run).codebook_VC.detach()
+    fresh = student_from_teacher(load_teacher(run), codebook, run.recipe.seed)
+    return transplanted(fresh, old.teacher, old.student)
 
 
 def load_sampler(run: Run) -> Sampler:

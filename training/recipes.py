@@ -92,7 +92,8 @@ class DistillRecipe:
     `train_steps` is the set {t_k} from which t is drawn uniformly (0-based blocks).
     `optimizer` is `adamw` (0.9, 0.95) as in the paper, or `muon` for the blocks' matrices.
     `start` says whose weights the student begins with: the `teacher`'s, as in line 1 of Algorithm 2,
-    or those of the `student` that the run was started from (`dd-train start`).
+    those of the `student` that the run was started from (`dd-train start`), or a `transplant`: the
+    teacher's, moved by what distillation changed in the bundle that the run began from.
     `split` is which head the offered plans use: tokens of blocks before it come from the logits, the
     others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """
@@ -100,7 +101,7 @@ class DistillRecipe:
     steps: int
     batch: int
     train_steps: tuple[int, ...] = (0, 20)
-    start: Literal["teacher", "student"] = "teacher"
+    start: Literal["teacher", "student", "transplant"] = "teacher"
     split: int | None = None
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -135,7 +136,7 @@ class Recipe:
     """Everything that `dd-train` needs to make a bundle.
 
     `data` is what the images are: CIFAR-10 with its classes, or the pictograms with their captions,
-    which `text` encodes.
+    which `text` encodes; `views` of each picture are learned from.
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
     """
@@ -156,6 +157,7 @@ class Recipe:
     train_images: int = field(default=50_000)
     data: Literal["cifar10", "pictograms"] = "cifar10"
     text: MiniLMConfig | None = None
+    views: int = 6
     begin_from: str | None = None
 
 
@@ -225,18 +227,38 @@ RECIPES["text-cpu"] = Recipe(
     begin_from="cifar10",
     tokenizer=TokenizerRecipe(steps=600, batch=16, lr=7e-4, lpips_share=0.25, continuous_for=0.0, ema=0.99),
     decoder=DecoderRecipe(steps=0, batch=16),
-    teacher=TeacherRecipe(steps=750, batch=64, lr=2e-3, matrix_lr=2e-3, ema=0.995),
-    pairs=PairsRecipe(count=12_000, batch=500, shard=1_000),
+    teacher=TeacherRecipe(steps=220, batch=64, lr=2e-3, matrix_lr=2e-3, ema=0.99),
+    pairs=PairsRecipe(count=6_000, batch=250, shard=1_000),
     distill=DistillRecipe(
-        steps=850, batch=64, optimizer="muon", cross_entropy=1.0, mse=1.0, lpips=0.0, ema=0.995
+        steps=300,
+        batch=64,
+        start="transplant",
+        optimizer="muon",
+        cross_entropy=1.0,
+        mse=1.0,
+        lpips=0.0,
+        ema=0.99,
     ),
     evaluate=EvaluateRecipe(
         images=1_000,
         reference=1_000,
-        test=600,
+        test=500,
         precision="auto",
         plans=("dd-1", "dd-2", "pre-trained-1-21", "teacher"),
     ),
+    train_images=0,
+    views=3,
+)
+# Sized like `gpu`, by arithmetic and not yet run: nothing is carried over, and every prompt has pairs.
+RECIPES["text-gpu"] = dataclasses.replace(
+    RECIPES["gpu"],
+    name="text-gpu",
+    data="pictograms",
+    text=MiniLMConfig(),
+    gpt=GPTConfig(
+        layers=8, heads=5, dim=320, codebook_size=1024, code_dim=8, grid=8, text_tokens=16, text_dim=384
+    ),
+    evaluate=EvaluateRecipe(images=1_170, reference=1_170, test=5_000, batch=585),
     train_images=0,
 )
 

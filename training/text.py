@@ -21,7 +21,7 @@ from torch import Tensor
 from dd_core.models.adapters import load_strictly
 from dd_core.text.config import MiniLMConfig
 from dd_core.text.encoder import checked_prompt, padded_states
-from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, read_tokenizer
+from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, packed, read_tokenizer, unpacked
 from training import captions, pictograms
 from training.agreement import Agreement, CaptionJudge, picture_features, sentences
 from training.captions import Captions, Split
@@ -57,11 +57,11 @@ def images_of(chosen: Sequence[int], views: int | None = None) -> ImageSet:
 
 
 def train_images(recipe: Recipe) -> ImageSet:
-    """All views of the pictures to learn from.
+    """The recipe's views of the pictures to learn from.
 
     `recipe.train_images` keeps the first pictures only; 0 keeps all.
     """
-    return images_of(pictures("train", recipe.train_images))
+    return images_of(pictures("train", recipe.train_images), recipe.views)
 
 
 def captions_of(chosen: Sequence[int]) -> Captions:
@@ -104,9 +104,10 @@ def encoder(cfg: MiniLMConfig) -> tuple[MiniLM, bytes]:
     """
     state = load(one_file(ENCODER, f"{_INSIDE}model.safetensors"))
     module = MiniLM(cfg)
-    load_strictly(module, adapt_minilm(state, cfg.length).state, ENCODER.file)
-    # As a bundle holds them: what is trained on is what will be served.
-    module.half().float()
+    # Rounded as a bundle holds them: what is trained on is what will be served.
+    own = packed(adapt_minilm(state, cfg.length).state)
+    own = {k: v.half() if v.is_floating_point() else v for k, v in own.items()}
+    load_strictly(module, unpacked(own, ENCODER.file), ENCODER.file)
     return module.eval().requires_grad_(False), one_file(ENCODER, f"{_INSIDE}tokenizer.json")
 
 
@@ -149,8 +150,7 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
     corpus = pictograms.load()
     pairs = _mixed(pictures("pair"))[: cfg.reference]
     learned = _mixed(pictures("train", recipe.train_images))
-    # Three views of each: the judge must not know pictures by their exact place.
-    views = images_of(learned, 3)
+    views = images_of(learned, 1)
     known_states = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
     names = [corpus.concepts[i].name for i in learned]
     features = picture_features(views.images, lpips)

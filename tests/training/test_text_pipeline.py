@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from dd_core.bundle import load_bundle
+from dd_core.bundle import file_entry, load_bundle
 from dd_core.condition import chosen
 from dd_core.errors import HashMismatchError, InvalidRequestError, ManifestError, RecipeError, WeightsError
+from dd_core.manifest import read_manifest, write_manifest
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
-from tests.core.small_text import TEXT
+from dd_core.text.minilm import unpacked
+from tests.core.small_text import TEXT, small_text
 from tests.training import stand_ins
 from tests.training.pictures import Mean
 from tests.training.test_stages import RandomLpips
@@ -28,6 +31,7 @@ from training.packages import DataError
 from training.pairs import load_pairs
 from training.pipeline import Run
 from training.recipes import get_recipe
+from training.teacher import new_teacher, teacher_stage
 
 CPU = torch.device("cpu")
 
@@ -148,6 +152,22 @@ def test_a_label_draws_among_its_captions_and_a_prompt_is_itself(run: Run, tmp_p
     assert module.cfg == TEXT
 
 
+def test_a_teacher_of_texts_begins_with_what_fits_of_a_teacher_of_classes(run: Run, tmp_path: Path) -> None:
+    classes = new_teacher(get_recipe("tiny"), CPU)
+    conditions = text_data.prompt_conditions(run.recipe, ["red cat"], tmp_path / "p.safetensors")
+    tokens, labels = torch.zeros(1, 8, 64, dtype=torch.int16), torch.zeros(8, dtype=torch.long)
+    tokenizer = pipeline.load_tokenizer(run)
+    stage, _ = teacher_stage(run.recipe, tokens, labels, tokenizer, CPU, conditions, classes)
+    found, theirs = stage.parts["model"].state_dict(), classes.state_dict()
+    assert set(found) - set(theirs) == {
+        f"cls_embedding.{k}" for k in ("cap_proj.fc1.weight", "cap_proj.fc2.weight", "uncond_embedding")
+    }
+    assert all(torch.equal(found[k], v) for k, v in theirs.items() if k in found)
+    other = Run(replace(run.recipe, begin_from="cifar10"), tmp_path, CPU)
+    with pytest.raises(RecipeError, match="another tokenizer"):
+        pipeline.train_tokenizer(other)
+
+
 def test_pairs_of_prompts_resume_exactly_and_keep_their_prompts(run: Run, tmp_path: Path) -> None:
     """Killed after a shard and resumed = made in one go; other prompts are refused, not mixed in."""
     file = tmp_path / "prompts.txt"
@@ -249,5 +269,25 @@ def test_an_encoder_of_another_size_is_refused(folder: Path, tmp_path: Path) -> 
     assert load_bundle(copy, CPU).text is None
 
 
-def test_what_is_stored_is_half_precision(folder: Path) -> None:
-    assert {v.dtype for v in load_file(folder / "text.safetensors").values()} == {torch.float16}
+def test_the_table_of_words_is_stored_as_bytes_and_the_rest_in_half_precision(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    path = copy / "text.safetensors"
+    stored = load_file(path)
+    assert stored["words.weight"].dtype == torch.int8 and stored["words.scale"].shape == (13, 1)
+    assert {v.dtype for k, v in stored.items() if k != "words.weight"} == {torch.float16}
+    table, (original, _) = unpacked(stored, "text"), small_text()
+    error = (table["words.weight"] - original.words.weight).abs()
+    assert bool((error <= 0.51 * stored["words.scale"].float()).all())
+    for wrong in (
+        {"words.weight": stored["words.weight"].half()},
+        {"words.scale": stored["words.scale"][:5]},
+    ):
+        save_file({**stored, **wrong}, path)
+        manifest = read_manifest(copy)
+        write_manifest(
+            copy, manifest.model_copy(update={"files": {**manifest.files, path.name: file_entry(path)}})
+        )
+        with pytest.raises(WeightsError, match=r"words\.weight"):
+            load_bundle(copy, CPU)
