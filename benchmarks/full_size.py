@@ -150,7 +150,12 @@ def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
     """
     entry = server.model()
     for budget in entry["budgets"]:
-        request = {"label": len(entry["classes"]) - 1, "seed": SEED, "steps": budget["from"]}
+        request = {
+            "label": len(entry["classes"]) - 1,
+            "seed": SEED,
+            "steps": budget["from"],
+            "brownout": False,
+        }
         print(f"{entry['name']}: {budget['plan']}", flush=True)
         first, again = _generate(server.port, request), _generate(server.port, request)
         if first[1] != budget["plan"]:

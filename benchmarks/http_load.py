@@ -90,7 +90,7 @@ def calls(traffic: Traffic, requests: int, classes: int, first_seed: int) -> lis
     """JSON in, one PNG out; every request has a class and a seed of its own."""
     made = []
     for number, budget in enumerate(traffic.budgets(requests)):
-        body = {"label": number % classes, "steps": budget, "seed": first_seed + number}
+        body = {"label": number % classes, "steps": budget, "seed": first_seed + number, "brownout": False}
         made.append(
             Call("POST", "/generate", json.dumps(body).encode(), "image/png", traffic.plans[budget], PNG)
         )

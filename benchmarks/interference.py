@@ -54,7 +54,7 @@ def pass_ms(server: ServerProcess, steps: int, images: int, repeats: int) -> flo
     """
     found = []
     for seed in range(repeats):
-        reply = server.generate({"label": 0, "steps": steps, "n": images, "seed": seed})
+        reply = server.generate({"label": 0, "steps": steps, "n": images, "seed": seed, "brownout": False})
         found.append(reply["timings"]["compute_ms"] / reply["steps"])
     return report.median(found)
 
@@ -180,7 +180,7 @@ def _measure(
     model = server.model()
     labels, least, most = len(model["classes"]), model["steps"]["min"], model["steps"]["max"]
     one = RequestClass("one step", arguments.rate, {"steps": least})
-    teacher = RequestClass("teacher", 1.0, {"steps": most})
+    teacher = RequestClass("teacher", 1.0, {"steps": most, "brownout": False})
     classes, address = (one, teacher), (HOST, server.port)
     one_pass = pass_ms(server, most, min(arguments.background, model["limits"]["n"]), arguments.repeats)
     arrivals = schedule([one], arguments.seconds, arguments.seed, labels)

@@ -45,7 +45,7 @@ _SMOKE = ("--clients", "4", "--requests", "20", "--seconds", "1", "--rounds", "1
 
 def measure_capacity(server: ServerProcess, clients: int, requests: int, labels: int, steps: int) -> Load:
     """A closed loop with so many clients that the device never waits."""
-    body = RequestClass("capacity", 1.0, {"steps": steps})
+    body = RequestClass("capacity", 1.0, {"steps": steps, "brownout": False})
     calls = [
         Call("POST", "/generate", text.encode(), "image/png", "capacity", PNG)
         for text in bodies(body, requests + clients, labels)
@@ -68,7 +68,7 @@ def capacity_row(load: Load) -> dict[str, Any]:
 
 def request_class(lane: str, rate: float, steps: int, deadline_ms: float) -> RequestClass:
     """What a lane sends."""
-    body: dict[str, Any] = {"steps": steps}
+    body: dict[str, Any] = {"steps": steps, "brownout": False}
     if lane == "told":
         body["deadline_ms"] = deadline_ms
     return RequestClass(lane, rate, body, deadline_ms)

@@ -12,6 +12,7 @@ import logging
 import resource
 import sys
 from contextlib import suppress
+from typing import cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -62,7 +63,8 @@ class _Bounded(H11Protocol):
     _discarded = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # Not always an `asyncio.Transport`: uvicorn takes uvloop's where that is installed.
+        transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         if len(self.connections) > self.most_connections:
             error = CrowdedError("the server has too many connections", retry_after=1)

@@ -128,8 +128,10 @@ class Scheduler:
 
     def forecast(self, job: Job, busy: float = 0.0) -> Forecast:
         """Seconds until a job would start and be done, were it admitted now; `busy` as for `admit`."""
-        start, finish, alone = self.backlog.forecast(job, in_order=self.policy == "fifo")
-        return Forecast(busy + self._pace * start, busy + self._pace * finish, alone)
+        start, finish, alone = (
+            self._pace * seconds for seconds in self.backlog.forecast(job, in_order=self.policy == "fifo")
+        )
+        return Forecast(busy + start, busy + finish, alone)
 
     def take(self) -> Pass | None:
         """The next pass, or None when nothing waits."""

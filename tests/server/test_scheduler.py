@@ -189,6 +189,15 @@ def test_promises_hold_where_the_time_between_passes_is_not_the_device_s() -> No
     assert len(run.done) / run.now >= 0.9 * capacity
 
 
+def test_a_slow_device_is_no_wait_for_others() -> None:
+    """Else a long plan would be taken for one that waits, and get a cheaper one on an idle server."""
+    run = Simulation.of([job(ONE, 0.01 * number) for number in range(50)])
+    run.slower = 3.0
+    run.run()
+    start, finish, alone = run.scheduler.forecast(job(ONE, run.now))
+    assert start == 0 and finish == alone > 1.2 * (STUDENT_S + DECODE_S)
+
+
 def test_what_runs_is_not_given_up_before_its_deadline() -> None:
     queue = scheduler()
     offered(queue, job(ONE, deadline=1.0))
