@@ -46,7 +46,7 @@ def answer(raw: socket.socket) -> tuple[int, str]:
     assert b"application/json" in head
     assert b"connection: close" in head.lower()
     error = json.loads(body)["error"]
-    assert set(error) == {"code", "message", "param"}
+    assert set(error) == {"type", "code", "message", "param"}
     return int(head.split()[1]), error["code"]
 
 
