@@ -236,7 +236,7 @@ def evaluate_plans(
         write_grid(torch.cat(first), out / "comparison.png", len(first[0]))
 
     held = ImageSet(test.images[: recipe.images], test.labels[: recipe.images])
-    drawn = held if prompts is None else reference
+    drawn = held if prompts is None else reference.first(recipe.images)
 
     def reconstruction() -> Row:
         pixels = _reconstruct(sampler, drawn.images, recipe.batch)

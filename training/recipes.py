@@ -240,7 +240,7 @@ RECIPES["text-cpu"] = Recipe(
         ema=0.99,
     ),
     evaluate=EvaluateRecipe(
-        images=1_000,
+        images=500,
         reference=1_000,
         test=500,
         precision="auto",
