@@ -10,7 +10,6 @@ import asyncio
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,6 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from dd_core.errors import InvalidRequestError
 from server.schemas import ImageFormat
 
-# Pixels that are encoded sooner than a thread is woken up.
-_AT_ONCE = 4096
 Pixels = NDArray[np.uint8]
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 QUALITY = 95  # of JPEG and WebP
@@ -71,7 +68,7 @@ def read_receipt(path: Path) -> str:
 
 
 class Encoder:
-    """A thread pool, so that encoding never holds up the event loop or the device for long."""
+    """A thread pool, so that encoding never holds up the event loop or the device."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
@@ -84,8 +81,6 @@ class Encoder:
         quality: int = QUALITY,
     ) -> list[bytes]:
         """Every image as a file, in order."""
-        if image_format == "png" and sum(image.size for image in images) <= 3 * _AT_ONCE:
-            return [encode(*each, quality) for each in zip(images, repeat(image_format), receipts)]
         run = asyncio.get_running_loop().run_in_executor
         tasks = [
             run(self._pool, encode, pixels, image_format, receipt, quality)
