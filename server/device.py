@@ -184,7 +184,7 @@ class Device:
         images = [self.images[number] for number in command.numbers]
         made = self._pass(command, images) if command.kind != "decode" else None
         if made is not None:
-            for image, x_LC in zip(images, made, strict=False):
+            for image, x_LC in zip(images, made[: len(images)], strict=True):  # without the idle rows
                 image.x_LC = x_LC
         computed = self._now()
         shown = (*command.finishing, *command.previewing)

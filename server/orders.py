@@ -130,10 +130,12 @@ def place(
             seed = _seed(body)
             origins = _variations(receipt.origin, body.keep, seed, body.n, model.blocks)
 
-    shown = [p for p in model.budgets.ladder if body.min_quality is None or p.reaches(body.min_quality)]
-
     def steps_to(plan: Plan) -> tuple[Rung, ...]:
-        return rungs(shown, plan, body.partial_images) if stream else (Rung(plan),)
+        if not stream:
+            return (Rung(plan),)
+        worst = body.min_quality
+        shown = [p for p in model.budgets.ladder if worst is None or p.reaches(worst)]
+        return rungs(shown, plan, body.partial_images)
 
     def order(choice: Choice) -> Order:
         steps = steps_to(choice.applied.plan)
@@ -216,7 +218,8 @@ def _redeem(text: str, state: ServerState) -> tuple[ServedModel, Receipt]:
         raise OtherWeightsError(
             f"the receipt is of the model {receipt.model[:64]!r}, which is not loaded", param="receipt"
         )
-    if not receipt.is_of(model.identities[model.preset(receipt.plan).plan.name]):
+    made_by = model.preset(receipt.plan).plan.name
+    if not receipt.is_of(model.identities[made_by]):
         raise OtherWeightsError(
             f"the receipt is of other weights or settings than those of {model.name} that are loaded: this "
             "image cannot be made here",
