@@ -19,6 +19,7 @@ from rich.console import Console
 from dd_core.errors import DDError
 from dd_core.runtime import pick_device
 from training import pictograms, pipeline
+from training.export import export as export_bundle
 from training.pipeline import Run
 from training.recipes import RECIPES, get_recipe
 
@@ -153,7 +154,7 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Writes the bundle and says how large it became."""
-    manifest = pipeline.export(_prepare(recipe, out, device, overrides, None, 0), name, to)
+    manifest = export_bundle(_prepare(recipe, out, device, overrides, None, 0), name, to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
 

@@ -50,11 +50,14 @@ _INCEPTION_WHEEL = Package(
 
 @dataclass(frozen=True)
 class About:
-    """What a bundle says of its data; `classes` is empty where texts are the condition."""
+    """What a bundle says of its data; `classes` is empty where texts are the condition, of which `examples`
+    are some.
+    """
 
     description: str
     classes: tuple[str, ...]
     data: str
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

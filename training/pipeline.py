@@ -7,34 +7,32 @@ teacher   ─▶ teacher.safetensors
 pairs     ─▶ pairs/
 distill   ─▶ student.safetensors
 evaluate  ─▶ evaluation.json, evaluation.md, pictures
-export    ─▶ bundle/
+
+`training.export` makes a bundle of what they leave.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dd_core import plan
-from dd_core.bundle import Bundle, load_bundle, save_bundle
+from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
-from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
-from dd_core.plan import Preset
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
 from training import captions, text
 from training.conditions import Conditions
-from training.data import CIFAR10_CLASSES, About, ImageSet, cifar10, lpips_weights
+from training.data import ImageSet, cifar10, lpips_weights
 from training.decoder import decoder_stage
 from training.distill import distill_stage, student_from_teacher, transplanted
 from training.evaluate import Prompted, evaluate_plans
@@ -42,8 +40,9 @@ from training.features import Extractor, FeatureExtractor, Precision
 from training.loop import Ema, Stage, run_stage
 from training.lpips import Lpips
 from training.pairs import load_pairs, make_pairs, marginals, weights_digest
+from training.presets import presets
 from training.recipes import EvaluateRecipe, Recipe
-from training.report import Row, read_rows
+from training.report import Row
 from training.teacher import draw_settings, teacher_stage
 from training.tokenizer import encode_all, tokenizer_stage
 
@@ -263,33 +262,6 @@ def load_sampler(run: Run) -> Sampler:
     )
 
 
-def presets(recipe: Recipe) -> list[Preset]:
-    """The plans that a bundle offers, and the baselines that it is compared with.
-
-    Hybrids let the teacher make the blocks from the start, from a third and from two thirds of
-    the way to the second training step, as in the paper's Table 2. They and the offered teacher draw
-    by the map of the noise, so that a seed is one picture at every budget.
-    """
-    blocks, later = recipe.gpt.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
-    split = recipe.distill.split
-    offered = [plan.one_step(blocks, split)]
-    if later:
-        offered += [plan.few_steps(blocks, *sorted(later), split=split)]
-        offered += [
-            plan.hybrid(blocks, a, later[0], split, draw="flow")
-            for a in (later[0] * 2 // 3, later[0] // 3, 0)
-        ]
-    offered.append(plan.teacher(blocks, draw="flow"))
-    baselines = [
-        replace(plan.teacher(blocks), name="teacher-multinomial"),
-        plan.skip(blocks, blocks * 106 // 256),
-        plan.onestep(blocks),
-    ]
-    if recipe.text is not None:
-        baselines = baselines[:1]  # frequencies are of classes
-    return [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
-
-
 def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) -> list[Row]:
     """Stage (e): figures of every plan, in `evaluation.json` and `evaluation.md`."""
     sampler, cfg = load_sampler(run), run.recipe.evaluate
@@ -328,72 +300,6 @@ def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
     if cfg.precision != "auto":
         return cfg.precision
     return "bfloat16" if device.type == "cpu" and native_bfloat16(device) else "float32"
-
-
-def export(run: Run, name: str, folder: Path) -> Manifest:
-    """Writes the bundle of a finished run, with the figures of its evaluation by plan name.
-
-    Raises:
-        RecipeError: a stage has not been run, or not to its end.
-    """
-    rows = read_rows(run.out / "evaluation" / "rows")
-    if not rows:
-        raise RecipeError(
-            f"no figures in {run.out}: run `dd-train evaluate --out {run.out}` first", param="out"
-        )
-    measured = {row.name: row.metrics() for row in rows}
-    sampler, recipe = load_sampler(run), run.recipe
-    # Only what was measured is offered: the planner compares figures.
-    entries = [
-        PresetEntry.of(p.plan, offered=p.offered, metrics=measured[p.plan.name])
-        for p in presets(recipe)
-        if p.plan.name in measured
-    ]
-    about = (
-        text.about(recipe)
-        if recipe.text is not None
-        else About(
-            f"CIFAR-10 classes at 32×32, trained with the recipe {recipe.name!r}.",
-            CIFAR10_CLASSES,
-            "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
-            "The bundle holds weights, none of the images.",
-        )
-    )
-    manifest = Manifest(
-        name=name,
-        family="llamagen",
-        description=about.description,
-        image_size=recipe.gpt.grid * recipe.vq.downsampling,
-        classes=list(about.classes),
-        text=recipe.text,
-        vq=recipe.vq,
-        student=recipe.gpt,
-        teacher=recipe.gpt,
-        draw=sampler.draw,
-        flow=sampler.flow,
-        presets=entries,
-        data=about.data,
-        licence="MIT (the weights)",
-        metrics={k: v for k, v in measured.items() if k not in {e.name for e in entries}},
-        training=_jsonable(asdict(recipe)),
-    )
-    tokenizer, student, teacher = sampler.tokenizer, sampler.student, sampler.teacher
-    assert (
-        isinstance(tokenizer, VQTokenizer)
-        and isinstance(student, LlamaGenStudent)
-        and isinstance(teacher, LlamaGenTeacher)
-    )
-    module, pieces = (None, b"") if recipe.text is None else text.encoder(recipe.text)
-    return save_bundle(
-        folder,
-        manifest,
-        tokenizer=tokenizer,
-        student=student,
-        teacher=teacher,
-        marginals_KLV=sampler.marginals_KLV,
-        text=module,
-        pieces=pieces,
-    )
 
 
 def load_tokenizer(run: Run) -> VQTokenizer:
@@ -461,9 +367,3 @@ def _read(run: Run, name: str, stage: str) -> dict[str, Tensor]:
 def _load(run: Run, module: M, name: str, stage: str) -> M:
     module.load_state_dict(_read(run, name, stage))
     return module.to(run.device).eval().requires_grad_(False)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _jsonable(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value

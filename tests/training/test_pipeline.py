@@ -18,6 +18,7 @@ from tests.training.pictures import Mean, pictures_like
 from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.__main__ import app, main
+from training.export import export
 from training.pipeline import Run
 from training.recipes import get_recipe
 
@@ -72,7 +73,7 @@ def test_the_table_has_a_row_for_every_plan_and_for_real_images(run: Run) -> Non
 
 
 def test_the_bundle_serves_what_was_trained(run: Run, tmp_path: Path) -> None:
-    manifest = pipeline.export(run, "tiny", tmp_path / "bundle")
+    manifest = export(run, "tiny", tmp_path / "bundle")
     bundle = load_bundle(tmp_path / "bundle", CPU)
     assert bundle.manifest == manifest and bundle.manifest.training["name"] == "tiny"
     measured = {p.plan.name: p.fid for p in bundle.presets}
@@ -91,7 +92,7 @@ def test_a_run_can_start_from_a_bundle(
     """The bundle's weights (as float16 holds them), its tokens, and stages that go on from there."""
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    pipeline.export(run, "tiny", tmp_path / "bundle")
+    export(run, "tiny", tmp_path / "bundle")
     again = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
     again.out.mkdir()
     pipeline.start_from(again, tmp_path / "bundle")

@@ -27,6 +27,7 @@ from tests.training.test_stages import RandomLpips
 from training import agreement, captions, packages, pictograms, pipeline
 from training import text as text_data
 from training.__main__ import app
+from training.export import export
 from training.packages import DataError
 from training.pairs import load_pairs
 from training.pipeline import Run
@@ -68,7 +69,7 @@ def run(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "pictures"
-    pipeline.export(run, "pictures", folder)
+    export(run, "pictures", folder)
     return folder
 
 

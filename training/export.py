@@ -1,0 +1,91 @@
+"""The bundle of an evaluated run: what `dd-server` serves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dd_core.bundle import save_bundle
+from dd_core.errors import RecipeError
+from dd_core.manifest import Manifest, PresetEntry
+from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
+from dd_core.models.vq import VQTokenizer
+from training import text
+from training.data import CIFAR10_CLASSES, About
+from training.pipeline import Run, load_sampler
+from training.presets import presets
+from training.report import read_rows
+
+
+def export(run: Run, name: str, folder: Path) -> Manifest:
+    """Writes the bundle of a finished run, with the figures of its evaluation by plan name.
+
+    Raises:
+        RecipeError: a stage has not been run, or not to its end.
+    """
+    rows = read_rows(run.out / "evaluation" / "rows")
+    if not rows:
+        raise RecipeError(
+            f"no figures in {run.out}: run `dd-train evaluate --out {run.out}` first", param="out"
+        )
+    measured = {row.name: row.metrics() for row in rows}
+    sampler, recipe = load_sampler(run), run.recipe
+    # Only what was measured is offered: the planner compares figures.
+    entries = [
+        PresetEntry.of(p.plan, offered=p.offered, metrics=measured[p.plan.name])
+        for p in presets(recipe)
+        if p.plan.name in measured
+    ]
+    about = (
+        text.about(recipe)
+        if recipe.text is not None
+        else About(
+            f"CIFAR-10 classes at 32×32, trained with the recipe {recipe.name!r}.",
+            CIFAR10_CLASSES,
+            "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
+            "The bundle holds weights, none of the images.",
+        )
+    )
+    manifest = Manifest(
+        name=name,
+        family="llamagen",
+        description=about.description,
+        image_size=recipe.gpt.grid * recipe.vq.downsampling,
+        classes=list(about.classes),
+        examples=list(about.examples),
+        text=recipe.text,
+        vq=recipe.vq,
+        student=recipe.gpt,
+        teacher=recipe.gpt,
+        draw=sampler.draw,
+        flow=sampler.flow,
+        presets=entries,
+        data=about.data,
+        licence="MIT (the weights)",
+        metrics={k: v for k, v in measured.items() if k not in {e.name for e in entries}},
+        training=_jsonable(asdict(recipe)),
+    )
+    tokenizer, student, teacher = sampler.tokenizer, sampler.student, sampler.teacher
+    assert (
+        isinstance(tokenizer, VQTokenizer)
+        and isinstance(student, LlamaGenStudent)
+        and isinstance(teacher, LlamaGenTeacher)
+    )
+    module, pieces = (None, b"") if recipe.text is None else text.encoder(recipe.text)
+    return save_bundle(
+        folder,
+        manifest,
+        tokenizer=tokenizer,
+        student=student,
+        teacher=teacher,
+        marginals_KLV=sampler.marginals_KLV,
+        text=module,
+        pieces=pieces,
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
