@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from dd_core.errors import InvalidPlanError
@@ -95,7 +96,7 @@ class Plan:
         """First block whose tokens come from the embedding head (T where none does)."""
         return self.num_blocks if self.split is None else self.split
 
-    @property
+    @cached_property
     def cost(self) -> int:
         """Forward passes: 1 a student segment, 1 a block of a teacher segment, none for a
         look-up of marginals; but a plan costs at least 1 (as the paper counts onestep*).

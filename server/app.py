@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from server.catalog import ServedModel
@@ -103,7 +104,11 @@ def create_app(
     )
     app.state.dd = state
     install_error_handlers(app)
-    install_middleware(app, settings)
+    direct = [
+        Route("/generate", generate.generate, methods=["POST"]),
+        Route("/v1/images/generations", openai.generations, methods=["POST"]),
+    ]
+    install_middleware(app, settings, direct)
     for module in (generate, images, openai, models_route, health, metrics, page):
         app.include_router(module.router)
     if settings.admin_keys_file is not None:

@@ -7,7 +7,7 @@ the queue is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from server.costs import CostTable, Work
@@ -26,6 +26,9 @@ class _Ahead(NamedTuple):
     lane: Lane
     work: Work
     passes: int
+
+
+_Merged = dict[tuple[Lane, Work, int], int]
 
 
 class Forecast(NamedTuple):
@@ -68,15 +71,20 @@ class Backlog:
 
     def seconds(self, lane: Lane | None = None, priority: int | None = None) -> float:
         """Device time of all that waits: of a lane, of a priority or above."""
-        chosen = {a: n for a, n in self._images.items() if priority is None or a.priority >= priority}
-        return self._sum(chosen, lane)
+        return self._sum(self._merged(priority), lane)
 
-    def _sum(self, images: Mapping[_Ahead, int], lane: Lane | None) -> float:
-        merged: Counter[tuple[Work, int]] = Counter()
-        for ahead, count in images.items():
-            if lane is None or ahead.lane == lane:
-                merged[ahead.work, ahead.passes] += count
-        return sum(passes * self._costs.total(work, n) for (work, passes), n in merged.items())
+    def _merged(self, priority: int | None) -> _Merged:
+        """Images by what they have ahead, of a priority or above: together they share passes."""
+        merged: _Merged = {}
+        for ahead, count in self._images.items():
+            if priority is None or ahead.priority >= priority:
+                key = ahead[1:]
+                merged[key] = merged.get(key, 0) + count
+        return merged
+
+    def _sum(self, merged: _Merged, lane: Lane | None) -> float:
+        total = self._costs.total
+        return sum(p * total(work, n) for (of, work, p), n in merged.items() if lane is None or of == lane)
 
     def forecast(self, job: Job, *, in_order: bool) -> Forecast:
         """When `job` would start and be done, after all of its priority or above that is here.
@@ -84,11 +92,10 @@ class Backlog:
         Args:
             in_order: nothing overtakes anything; else light work gets its share of the device.
         """
-        before = {a: n for a, n in self._images.items() if a.priority >= job.priority}
-        own: Counter[_Ahead] = Counter()
+        before, own = self._merged(job.priority), _Merged()
         for ahead in _ahead(job, job.stages):
-            own[ahead] += job.count
-        after, alone = Counter(before) + own, self._sum(own, None)
+            own[ahead[1:]] = own.get(ahead[1:], 0) + job.count
+        after, alone = before | {key: n + before.get(key, 0) for key, n in own.items()}, self._sum(own, None)
         light, heavy = self._sum(before, "light"), self._sum(before, "heavy")
         light_after, heavy_after = self._sum(after, "light"), self._sum(after, "heavy")
         if in_order:

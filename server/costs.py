@@ -44,17 +44,21 @@ class CostTable:
         self._weight = weight
         self._seconds: dict[Work, dict[int, float]] = {}
         self._limit: dict[Work, int] = {}
+        # Asked several times for every request, and changed by a pass alone.
+        self._totals: dict[tuple[Work, int], float] = {}
 
     def observe(self, work: Work, bucket: int, seconds: float) -> None:
         """Account for a pass."""
         known = self._seconds.setdefault(work, {})
         old = known.get(bucket)
         known[bucket] = seconds if old is None else old + self._weight * (seconds - old)
+        self._totals.clear()
 
     def limit(self, work: Work, largest: int) -> None:
         """Never again a batch of `work` above `largest` images: it did not fit, or gains nothing."""
         fitting = [b for b in self.buckets if b <= max(largest, self.buckets[0])]
         self._limit[work] = min(fitting[-1], self.largest(work))
+        self._totals.clear()
 
     def largest(self, work: Work) -> int:
         """Most images of a batch of `work`."""
@@ -62,6 +66,7 @@ class CostTable:
 
     def forget(self, model: str) -> None:
         """Drop what is known of a model that was unloaded."""
+        self._totals.clear()
         for table in (self._seconds, self._limit):
             for work in [w for w in table if w.model == model]:
                 del table[work]
@@ -80,10 +85,14 @@ class CostTable:
 
     def total(self, work: Work, images: int) -> float:
         """Expected seconds of one pass over `images`, in the batches that make most of the device."""
-        whole, rest = divmod(images, self.best(work, images))
-        return whole * self.seconds(work, self.best(work, images)) + (
-            self.seconds(work, self.bucket_for(rest)) if rest else 0.0
-        )
+        found = self._totals.get((work, images))
+        if found is None:
+            best = self.best(work, images)
+            whole, rest = divmod(images, best)
+            found = whole * self.seconds(work, best)
+            found += self.seconds(work, self.bucket_for(rest)) if rest else 0.0
+            self._totals[work, images] = found
+        return found
 
     def bucket_for(self, images: int) -> int:
         """The smallest bucket that holds `images`, or the largest of all."""

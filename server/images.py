@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg",
 QUALITY = 95  # of JPEG and WebP
 _CHUNK = "dd-receipt"
 _EXIF_DESCRIPTION = 0x010E
+# Pixels that one thread is given at once: sixteen pictures of 32×32, and never two of 256×256.
+_TOGETHER = 2**14
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality: int = QUALITY) -> bytes:
@@ -67,11 +70,46 @@ def read_receipt(path: Path) -> str:
     return found
 
 
+class _Task(NamedTuple):
+    """A picture to encode, and where its bytes go."""
+
+    future: asyncio.Future[bytes]
+    pixels: Pixels
+    image_format: ImageFormat
+    receipt: str
+    quality: int
+
+
+def _encode_part(loop: asyncio.AbstractEventLoop, part: Sequence[_Task]) -> None:
+    results: list[bytes | Exception] = []
+    for task in part:
+        try:
+            results.append(encode(task.pixels, task.image_format, task.receipt, task.quality))
+        except Exception as error:  # noqa: BLE001 (raised where the picture is waited for)
+            results.append(error)
+    loop.call_soon_threadsafe(_settle, part, results)
+
+
+def _settle(part: Sequence[_Task], results: Sequence[bytes | Exception]) -> None:
+    for task, result in zip(part, results, strict=True):
+        if task.future.done():  # whoever waited has left in the meantime
+            continue
+        if isinstance(result, Exception):
+            task.future.set_exception(result)
+        else:
+            task.future.set_result(result)
+
+
 class Encoder:
-    """A thread pool, so that encoding never holds up the event loop or the device."""
+    """A thread pool, so that encoding never holds up the event loop or the device.
+
+    Small pictures that are ready together, as those of one pass are, go to a thread together: to wake it
+    and to be woken by it costs as much as encoding one.
+    """
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._waiting: list[_Task] = []
 
     async def encode_all(
         self,
@@ -81,12 +119,30 @@ class Encoder:
         quality: int = QUALITY,
     ) -> list[bytes]:
         """Every image as a file, in order."""
-        run = asyncio.get_running_loop().run_in_executor
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._hand_out, loop)
         tasks = [
-            run(self._pool, encode, pixels, image_format, receipt, quality)
+            _Task(loop.create_future(), pixels, image_format, receipt, quality)
             for pixels, receipt in zip(images, receipts, strict=True)
         ]
-        return list(await asyncio.gather(*tasks))
+        self._waiting += tasks
+        return list(await asyncio.gather(*(task.future for task in tasks)))
+
+    def _hand_out(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the threads what has come since the event loop's last round."""
+        tasks, self._waiting = self._waiting, []
+        part: list[_Task] = []
+        room = _TOGETHER
+        for task in tasks:
+            size = task.pixels.shape[0] * task.pixels.shape[1]
+            if part and size > room:
+                self._pool.submit(_encode_part, loop, part)
+                part, room = [], _TOGETHER
+            part.append(task)
+            room -= size
+        if part:
+            self._pool.submit(_encode_part, loop, part)
 
     def close(self) -> None:
         """Stop the threads once they have finished what they hold."""

@@ -101,7 +101,9 @@ def make_server(
         log_config=None,
         access_log=False,
         http=protocol(settings),
-        h11_max_incomplete_event_size=settings.max_header_bytes,
+        # uvicorn would take uvloop where it is installed, which makes the device's pipe non-blocking: a long
+        # answer would look like the end of the process.
+        loop="asyncio",
         timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,

@@ -70,19 +70,22 @@ async def make(
 async def _pixels_while_connected(
     request: Request, engine: Engine, job: Job, answer: asyncio.Future[list[Pixels]]
 ) -> list[Pixels] | None:
-    left = asyncio.ensure_future(_client_leaves(request))
+    leaving = asyncio.create_task(_client_leaves(request, answer))
     try:
-        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
-        return answer.result() if answer.done() else None
+        return await answer
+    except asyncio.CancelledError:
+        if leaving.done():
+            return None
+        raise
     finally:
-        left.cancel()
+        leaving.cancel()
         engine.cancel(job)
-        answer.cancel()
 
 
-async def _client_leaves(request: Request) -> None:
+async def _client_leaves(request: Request, answer: asyncio.Future[list[Pixels]]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    answer.cancel()
 
 
 def begin_refinement(account: Account, engine: Engine, order: Order) -> Refinement:

@@ -74,20 +74,25 @@ def choose(
     allowed = budgets.up_to(best, wish.most_fid)
     if len(allowed) == 1:
         return Choice(allowed[0], allowed[0])
-    times = {preset: forecast(preset) for preset in allowed}
+    known: dict[str, Forecast] = {}
+
+    def time_of(preset: Preset) -> Forecast:
+        name = preset.plan.name
+        if name not in known:
+            known[name] = forecast(preset)
+        return known[name]
+
     limits = [wish.latency, wish.deadline if wish.brownout else None]
-    idle = [p for p in allowed if all(limit is None or times[p].alone <= limit for limit in limits)]
-    requested = idle[0] if idle else allowed[-1]
+    limit = min((seconds for seconds in limits if seconds is not None), default=None)
+    idle = (p for p in allowed if limit is None or time_of(p).alone <= limit)
+    requested = next(idle, allowed[-1])
 
     def in_time(preset: Preset) -> bool:
-        time = times[preset]
-        if wish.latency is not None and time.finish > wish.latency:
+        if limit is not None and time_of(preset).finish > limit:
             return False
-        if not wish.brownout:
+        if not wish.brownout or not longest_wait:
             return True
-        if wish.deadline is not None and time.finish > wish.deadline:
-            return False
-        return not longest_wait or time.finish - time.alone <= longest_wait
+        return time_of(preset).finish - time_of(preset).alone <= longest_wait
 
     cheaper = allowed[allowed.index(requested) :]
     return Choice(requested, next((p for p in cheaper if in_time(p)), cheaper[-1]))

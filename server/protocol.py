@@ -8,14 +8,16 @@ too slowly, a connection too many.
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import resource
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import cast
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import (
     ApiError,
@@ -29,13 +31,14 @@ from server.settings import Settings
 
 log = logging.getLogger("dd_server")
 
+_VERSIONS = ("1.0", "1.1")
 # A client that sends everything before it reads gets this long to see why it was refused.
 _LINGER_SECONDS = 2.0
 # And so many bytes: what is read in that time costs processor time.
 _LINGER_BYTES = 8 * 2**20
 
 
-def protocol(settings: Settings) -> type[H11Protocol]:
+def protocol(settings: Settings) -> type[HttpToolsProtocol]:
     """The protocol for `uvicorn.Config(http=…)`."""
 
     class Bounded(_Bounded):
@@ -53,7 +56,15 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-class _Bounded(H11Protocol):
+class _Part(enum.Enum):
+    """What of a request the next byte belongs to."""
+
+    NONE = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+
+
+class _Bounded(HttpToolsProtocol):
     most_head: int
     most_connections: int
     seconds: float
@@ -61,6 +72,9 @@ class _Bounded(H11Protocol):
     _unread: asyncio.TimerHandle | None = None
     _refused = False
     _discarded = 0
+    _part = _Part.NONE
+    _head = 0  # bytes of a head that has not ended
+    _unanswered: Sequence[RequestResponseCycle] = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not always an `asyncio.Transport`: uvicorn takes uvloop's where that is installed.
@@ -80,10 +94,38 @@ class _Bounded(H11Protocol):
                 self.transport.close()
             return
         super().data_received(data)
-        if self._receiving():
-            self._start_timer()
-        else:
+        if self._part is _Part.HEAD and not self._refused:
+            self._head += len(data)
+            if self._head > self.most_head:
+                self._refuse(_too_long(self.most_head))
+        if self._part is _Part.NONE:
             self._stop_timer()
+        else:
+            self._start_timer()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._part, self._head = _Part.HEAD, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._part is _Part.HEAD:  # what comes behind a chunked body is not of the head
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise ValueError("the version is neither 1.0 nor 1.1")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            raise ValueError("there must be one Host")
+        super().on_headers_complete()
+        self._part = _Part.BODY
+        self._unanswered = [*(c for c in self._unanswered if not c.response_complete), self.cycle]
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False  # the parser reads nothing behind it
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._part = _Part.NONE
 
     def pause_writing(self) -> None:
         """The system holds no more of a reply: the client has to read."""
@@ -99,25 +141,30 @@ class _Bounded(H11Protocol):
         self._stop_timer()
         if self._unread is not None:
             self._unread.cancel()
+        for cycle in self._unanswered:  # uvicorn tells the newest alone, of several that came at once
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls where h11 has refused what came, while it handles h11's exception."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()  # nonsense while a reply is under way: there is nothing left to say
-            return
-        error: ApiError = InvalidHTTPError(f"this is not HTTP/1.1: {msg}")
-        if getattr(sys.exception(), "error_status_hint", 400) == 431:
-            error = HeadTooLargeError(f"the request line and headers are longer than {self.most_head} bytes")
-        self._stop_timer()
-        self._answer(error)
-        self.transport.write_eof()
-        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        """What uvicorn calls where the parser has refused what came, while it handles its exception."""
+        found = sys.exception()
+        reason = found.__context__ if isinstance(found, httptools.HttpParserCallbackError) else found
+        self._refuse(InvalidHTTPError(f"this is not HTTP/1.1: {reason or msg}"))
 
-    def _receiving(self) -> bool:
-        """A request has begun and not ended."""
-        state = self.conn.their_state
-        return state is h11.SEND_BODY or (state is h11.IDLE and bool(self.conn.trailing_data[0]))
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing is offered to upgrade to, and a client may ask all the same."""
+
+    @property
+    def _busy(self) -> bool:
+        """A request that came whole waits for its reply, whatever comes behind it."""
+        whole = self._part is not _Part.BODY and self.cycle is not None
+        return whole and not self.cycle.response_complete
+
+    @property
+    def _answered(self) -> bool:
+        """The reply to the request that still comes has begun."""
+        return self._part is _Part.BODY and self.cycle.response_started
 
     def _start_timer(self) -> None:
         if self._timer is None:
@@ -130,23 +177,39 @@ class _Bounded(H11Protocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self._receiving() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if self._busy:
+            self._start_timer()
+            return
+        if self._part is not _Part.NONE and not self._answered:
             log.info("gave up a request that was not there after %g s", self.seconds)
             self._answer(SlowClientError(f"the request was not there after {self.seconds:g} s"))
         self.transport.close()
 
+    def _refuse(self, error: ApiError) -> None:
+        """End the connection with a reply, and let the client read it."""
+        self._stop_timer()
+        if self._answered:
+            self.transport.close()  # there is nothing left to say
+            return
+        if self._busy:
+            self._refused, self.cycle.keep_alive = True, False  # the connection ends with the reply
+            return
+        self._answer(error)
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
     def _answer(self, error: ApiError) -> None:
         """Reply in place of the application, for which the client has left."""
         self._refused = True
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
         reply = error_response(error)
-        headers = [*reply.raw_headers, (b"connection", b"close")]
-        for event in (
-            h11.Response(status_code=reply.status_code, headers=headers),
-            h11.Data(data=bytes(reply.body)),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        headers = b"".join(b"%b: %b\r\n" % header for header in reply.raw_headers)
+        head = STATUS_LINE[reply.status_code] + headers + b"connection: close\r\n\r\n"
+        self.transport.write(head + bytes(reply.body))
+
+
+def _too_long(most: int) -> ApiError:
+    return HeadTooLargeError(f"the request line and headers are longer than {most} bytes")

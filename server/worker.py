@@ -129,6 +129,7 @@ class DeviceWorker:
         self._connection: multiprocessing.connection.Connection | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._deaths = 0
         self._stopping = False
@@ -383,12 +384,16 @@ class DeviceWorker:
     def _set_alarm(self) -> None:
         """Wake up at the next deadline."""
         deadline = self._scheduler.next_deadline
-        if self._alarm is not None:
+        if self._alarm is not None and (deadline is None or deadline < self._alarm_at):
             self._alarm.cancel()
             self._alarm = None
-        if deadline is not None:
+        if self._alarm is None and deadline is not None:  # one that is too early does no harm
             delay = max(0.0, deadline - time.perf_counter())
-            self._alarm = asyncio.get_running_loop().call_later(delay, self._expire)
+            self._alarm, self._alarm_at = asyncio.get_running_loop().call_later(delay, self._ring), deadline
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._expire()
 
     def _hung(self) -> None:
         if self._process is not None:

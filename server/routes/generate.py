@@ -20,11 +20,10 @@ from server.parsing import parse_generate
 from server.pictures import Form, milliseconds
 from server.refine import Refinement
 from server.replies import event, facts, image_entry, json_reply, raw_reply
-from server.routes.plain import PlainRoute
 from server.schemas import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent
 from server.state import state_of
 
-router = APIRouter(tags=["generate"], route_class=PlainRoute)
+router = APIRouter(tags=["generate"])
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -60,7 +60,7 @@ def impatient(bundle_folder: Path) -> Iterator[Running]:
 # ---- too much
 
 
-@pytest.mark.parametrize("size", [20_000, 100_000, 10_000_000])
+@pytest.mark.parametrize("size", [20_000, 100_000, 5_000_000])
 def test_a_head_bomb_is_refused(server: Running, size: int) -> None:
     """Small enough to come in one piece with its end, and large enough not to."""
     with connected(server) as raw:
@@ -137,6 +137,43 @@ def test_nonsense_behind_a_head_that_is_refused_leaves_no_traceback(
             assert answer(raw) == (400, "invalid_http")
         assert live.client.get("/healthz").status_code == 200
     assert "Traceback" not in caplog.text
+
+
+def test_nonsense_behind_a_request_does_not_cost_it_its_reply(server: Running) -> None:
+    with connected(server) as raw:
+        raw.sendall(HEAD + BODY + b"nonsense\r\n\r\n")
+        text = read_all(raw)
+    assert text.startswith(b"HTTP/1.1 200 ")
+    assert text.count(b"HTTP/1.1 ") == 1
+
+
+def test_what_comes_behind_a_chunked_body_is_no_header(server: Running) -> None:
+    """A proxy that forgets the trailers must not be overruled by them."""
+    chunked = b"%x\r\n%b\r\n0\r\nX-Request-Id: trailing\r\n\r\n" % (len(BODY), BODY)
+    with connected(server) as raw:
+        raw.sendall(CHUNKED.replace(b"Host: x", b"Host: x\r\nConnection: close") + chunked)
+        text = read_all(raw)
+    assert text.startswith(b"HTTP/1.1 200 ")
+    assert b"trailing" not in text
+
+
+def test_trailers_without_end_are_given_up(impatient: Running) -> None:
+    with connected(impatient) as raw:
+        raw.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY))
+        began = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - began < PATIENCE:
+                raw.sendall(b"X-More: and more\r\n" * 100)
+        assert time.monotonic() - began < PATIENCE
+
+
+def test_a_request_to_upgrade_is_answered_and_ends_the_connection(server: Running) -> None:
+    """The parser reads nothing behind it: a second request would wait for ever."""
+    upgrade = b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with connected(server) as raw:
+        raw.sendall(upgrade)
+        text = read_all(raw)
+    assert text.startswith(b"HTTP/1.1 200 ")
 
 
 # ---- too slowly
@@ -235,6 +272,20 @@ def test_a_connection_too_many_is_told_so(bundle_folder: Path) -> None:
         kept[0].close()
         eventually(lambda: len(live.server.server_state.connections) == 2, "one has left")
         assert httpx.get(f"{live.url}/healthz").status_code == 200
+
+
+def test_all_requests_of_a_client_that_vanishes_are_canceled(bundle_folder: Path, gate: Gate) -> None:
+    """Also the first of several that came at once, and those behind it never begin."""
+    with running(bundle_folder, gate) as live:
+        gate.open.clear()
+        with connected(live) as raw:
+            raw.sendall((HEAD + BODY) * 3)
+            eventually(lambda: live.metric("dd_inflight_requests") == 1, "the first one is there")
+        canceled = {"model": "tiny", "plan": "dd-1", "outcome": "canceled"}
+        eventually(lambda: live.metric("dd_requests_total", **canceled) == 1, "the server notices")
+        assert live.metric("dd_inflight_requests") == 0
+        gate.open.set()
+        assert live.post(OK).status_code == 200
 
 
 # ---- who it was
