@@ -48,6 +48,7 @@ from dd_core.text.minilm import MiniLM, MiniLMStates, packed, read_tokenizer, un
 from dd_core.text.t5 import T5States
 
 DEFAULT_BUNDLE = "cifar10"
+DEFAULT_TEXT_BUNDLE = "pictograms"
 _PIECES = "tokenizer.json"
 _DEFAULTS = Path(__file__).parent / "defaults"
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dd_core.bundle import DEFAULT_BUNDLE, load_bundle
+from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE, load_bundle
 from dd_core.errors import BundleNotFoundError, DDError, InvalidRequestError
 from dd_core.hub.spec import PartName
 from dd_core.runtime import pick_device
@@ -58,7 +58,8 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help=f"{_MODEL} Several may be served. [env: DD_SERVER_MODEL; default: {DEFAULT_BUNDLE}]"
+            help=f"{_MODEL} Several may be served. "
+            f"[env: DD_SERVER_MODEL; default: {show(Settings.model_fields['model'].default)}]"
         ),
     ] = None,
     host: Annotated[str | None, _setting("host", "--host")] = None,
@@ -117,7 +118,9 @@ def generate(
         int, typer.Option(min=0, max=MAX_SEED, help="The image is a function of this number.")
     ] = 0,
     steps: Annotated[int, typer.Option(help="Step budget: the most forward passes to spend.")] = 1,
-    model: Annotated[str, typer.Option(help=_MODEL)] = DEFAULT_BUNDLE,
+    model: Annotated[
+        str | None, typer.Option(help=f"{_MODEL} The built-in one that takes what is sent, if left out.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Make one image without a server: the same image as image 0 of a request with this seed."""
@@ -125,7 +128,7 @@ def generate(
         raise InvalidRequestError(
             f"--out must end in {', '.join(_SUFFIXES)}, not {out.suffix!r}", param="out"
         )
-    served = find(model)
+    served = find(model or (DEFAULT_BUNDLE if prompt is None else DEFAULT_TEXT_BUNDLE))
     bundle = load_bundle(served.folder, pick_device(device))
     plan = served.budgets.pick(steps).plan
     named = int(label) if label is not None and label.isascii() and label.isdigit() else label

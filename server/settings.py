@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from dd_core.bundle import DEFAULT_BUNDLE
+from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE
 from dd_core.errors import InvalidRequestError
 from server.catalog import Determinism
 from server.scheduler import Policy
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; `0` lets the system choose.")
     model: str = Field(
-        DEFAULT_BUNDLE,
+        f"{DEFAULT_BUNDLE},{DEFAULT_TEXT_BUNDLE}",
         description="Built-in or published models, or bundles' folders; several with commas between.",
     )
     device: str = Field(

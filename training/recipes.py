@@ -230,9 +230,9 @@ RECIPES["text-cpu"] = Recipe(
     ),
     decoder=DecoderRecipe(steps=0, batch=16),
     teacher=TeacherRecipe(steps=5_000, batch=64, lr=2e-3, matrix_lr=3e-3, ema=0.998),
-    pairs=PairsRecipe(count=40_000, batch=250, shard=1_000),
+    pairs=PairsRecipe(count=36_000, batch=500, shard=2_000),
     distill=DistillRecipe(
-        steps=5_000,
+        steps=3_500,
         batch=64,
         start="transplant",
         optimizer="muon",

@@ -298,11 +298,14 @@ async function start() {
   startStrip();
   $("model-text").textContent = "reading the models";
   models = (await (await ask("/models")).json()).models;
-  $("models").append(...models.map(({ name }) => el("option", {}, name)));
+  const titled = ({ name, conditioning }) => el("option", { value: name }, `${name}, from ${conditioning === "text" ? "text" : "classes"}`);
+  $("models").append(...models.map(titled));
   $("models").hidden = models.length < 2;
   $("dot").classList.add("ready");
   const state = Object.fromEntries(new URLSearchParams(location.search));
-  useModel(models.find(({ name }) => name === state.model) ?? models[0], state);
+  const fitting = state.label === undefined ? "text" : "class";
+  const opening = models.find(({ name }) => name === state.model) ?? models.find((entry) => entry.conditioning === fitting);
+  useModel(opening ?? models[0], state);
   listen();
   if (state.receipt) await repeat(state.receipt);
   else if (form.filled()) await draw();

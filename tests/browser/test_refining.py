@@ -349,6 +349,27 @@ def test_a_model_of_prompts_has_a_text_box(page: Page, server: Running) -> None:
     expect(prompt).to_have_value("a green line")
 
 
+def test_of_several_models_the_page_opens_with_the_one_that_reads_text(page: Page, server: Running) -> None:
+    def both(route: Route) -> None:
+        [tiny] = server.client.get("/models").json()["models"]
+        route.fulfill(json={"models": [tiny, TEXT_MODEL]})
+
+    def draw(route: Route) -> None:
+        receipt = str(Receipt.of("words", "0" * 16, "a red circle", "dd-1", Origin(0, 0)))
+        route.fulfill(content_type="text/event-stream", body=answered(server, receipt=receipt))
+
+    page.route("**/models", both)
+    page.route("**/generate", draw)
+    with page.expect_request("**/generate") as caught:
+        page.goto("/")
+    settled(page)
+    expect(page.get_by_label("Prompt")).to_have_value("a red circle")
+    assert caught.value.post_data_json["model"] == "words"
+    expect(page.get_by_label("Model", exact=True).locator("option")).to_have_text(
+        ["tiny, from classes", "words, from text"]
+    )
+
+
 def test_a_lone_models_name_is_not_sent(page: Page) -> None:
     with page.expect_request("**/generate") as caught:
         page.get_by_role("button", name="Random").click()
