@@ -158,8 +158,8 @@ class _Bounded(HttpToolsProtocol):
     @property
     def _busy(self) -> bool:
         """A request that came whole waits for its reply, whatever comes behind it."""
-        whole = self._part is not _Part.BODY and self.cycle is not None
-        return whole and not self.cycle.response_complete
+        cycle: RequestResponseCycle | None = self.cycle
+        return self._part is not _Part.BODY and cycle is not None and not cycle.response_complete
 
     @property
     def _answered(self) -> bool:
@@ -201,7 +201,7 @@ class _Bounded(HttpToolsProtocol):
     def _answer(self, error: ApiError) -> None:
         """Reply in place of the application, for which the client has left."""
         self._refused = True
-        cycle = self.cycle
+        cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()

@@ -8,6 +8,7 @@ Shapes: B batch, N labels, K captions of a label, M texts, T positions, D state 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dd_core.condition import Condition, TextCondition
+from dd_core.text.encoder import padded_states
 
 
 class Conditions(Protocol):
@@ -66,6 +68,29 @@ class TextConditions:
             choices = choices.gather(1, torch.randint(choices.shape[1], (len(choices), 1)))
         row = choices[:, 0]
         return TextCondition(self.states_MTD[row].float(), self.mask_MT[row])
+
+
+@dataclass(frozen=True)
+class EncodedConditions:
+    """A label is a prompt, which is encoded whenever it is asked for: the states of a large encoder take
+    more room than a machine has (half a megabyte a prompt for FLAN-T5-XL).
+
+    Args:
+        encode: prompts → the states of each, `[n, D]`, n ≤ `length`.
+    """
+
+    prompts: Sequence[str]
+    encode: Callable[[Sequence[str]], list[Tensor]]
+    length: int
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+    def __call__(self, labels_B: Tensor) -> Condition:
+        found = self.encode([self.prompts[i] for i in labels_B.tolist()])
+        rows = [padded_states(states, self.length) for states in found]
+        return TextCondition(torch.stack([s for s, _ in rows]), torch.stack([m for _, m in rows]))
 
 
 def spread(labels: int, images: int) -> list[int]:

@@ -58,6 +58,7 @@ class About:
     classes: tuple[str, ...]
     data: str
     examples: tuple[str, ...] = ()
+    licence: str = "MIT (the weights)"
 
 
 @dataclass(frozen=True)

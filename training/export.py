@@ -11,6 +11,7 @@ from dd_core.errors import RecipeError
 from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
+from dd_core.text.config import MiniLMConfig
 from training import text
 from training.data import CIFAR10_CLASSES, About
 from training.pipeline import Run, load_sampler
@@ -25,7 +26,8 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         RecipeError: a stage has not been run, or not to its end.
     """
     rows = read_rows(run.out / "evaluation" / "rows")
-    if not rows:
+    unmeasured = run.recipe.data == "prompts"  # there is nothing to measure against
+    if not rows and not unmeasured:
         raise RecipeError(
             f"no figures in {run.out}: run `dd-train evaluate --out {run.out}` first", param="out"
         )
@@ -33,9 +35,9 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
     sampler, recipe = load_sampler(run), run.recipe
     # Only what was measured is offered: the planner compares figures.
     entries = [
-        PresetEntry.of(p.plan, offered=p.offered, metrics=measured[p.plan.name])
+        PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
         for p in presets(recipe)
-        if p.plan.name in measured
+        if p.plan.name in measured or unmeasured
     ]
     about = (
         text.about(recipe)
@@ -62,7 +64,7 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         flow=sampler.flow,
         presets=entries,
         data=about.data,
-        licence="MIT (the weights)",
+        licence=about.licence,
         metrics={k: v for k, v in measured.items() if k not in {e.name for e in entries}},
         training=_jsonable(asdict(recipe)),
     )
@@ -72,7 +74,7 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         and isinstance(student, LlamaGenStudent)
         and isinstance(teacher, LlamaGenTeacher)
     )
-    module, pieces = (None, b"") if recipe.text is None else text.encoder(recipe.text)
+    module, pieces = text.encoder(recipe.text) if isinstance(recipe.text, MiniLMConfig) else (None, b"")
     return save_bundle(
         folder,
         manifest,

