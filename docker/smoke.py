@@ -59,6 +59,9 @@ def main() -> None:
         reply = json.loads(generate(base, "application/json", label=0, seed=7))
         if base64.b64decode(reply["images"][0]["data"]) != picture:
             sys.exit("the same seed gave two pictures")
+        drawn = generate(base, "image/png", prompt="a smiling cat with sunglasses", seed=7)
+        if not drawn.startswith(b"\x89PNG\r\n\x1a\n"):
+            sys.exit(f"not a PNG of a prompt: {drawn[:80]!r}")
         server.send_signal(signal.SIGTERM)
         status = server.wait(STOP_SECONDS)
         if status != 0:
@@ -66,6 +69,7 @@ def main() -> None:
     finally:
         server.kill()
     made = f"{reply['model']} made a PNG of {len(picture)} bytes by plan {reply['plan']}"
+    made += f", and one of {len(drawn)} bytes followed a prompt"
     sys.stdout.write(f"ready after {seconds:.1f} s; {made}\n")
 
 
