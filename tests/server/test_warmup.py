@@ -1,0 +1,55 @@
+"""What the warm-up makes of what it measures, on a device that is numbers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from dd_core.plan import one_step
+from server.costs import CostTable, Work, buckets_up_to
+from server.device import Done, Failed, Forward
+from server.warmup import warm_up
+
+PLANS = [one_step(8)]
+WORK = Work("tiny", "student")
+
+
+class Numbers:
+    """A device whose passes take what `seconds(bucket, turn)` says; `turn` counts those of a bucket."""
+
+    def __init__(self, seconds: Callable[[int, int], float]) -> None:
+        self.seconds = seconds
+        self.passes: Counter[int] = Counter()
+
+    async def run(self, command: Forward) -> Done | Failed:
+        self.passes[command.bucket] += 1
+        return Done(self.seconds(command.bucket, self.passes[command.bucket]), 0.0, {})
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        assert numbers
+
+
+def warmed(seconds: Callable[[int, int], float]) -> tuple[CostTable, Numbers]:
+    costs, device = CostTable(buckets_up_to(8)), Numbers(seconds)
+    asyncio.run(warm_up("tiny", PLANS, 0, costs, device))
+    return costs, device
+
+
+def test_a_size_that_was_disturbed_once_is_not_given_up() -> None:
+    """It would never be tried again, and the server be as slow as with single images for good."""
+    costs, device = warmed(lambda bucket, turn: 0.1 if bucket == 2 and turn <= 4 else 0.01 + 0.001 * bucket)
+    assert costs.largest(WORK) == 8 and costs.best(WORK, 8) == 8
+    assert costs.seconds(WORK, 2) == 0.012
+    assert device.passes[2] > device.passes[1] == device.passes[8] == 2
+
+
+def test_a_size_that_gains_nothing_ends_the_search() -> None:
+    costs, device = warmed(lambda bucket, _: 0.01 * bucket)
+    assert costs.largest(WORK) == 2 and costs.best(WORK, 8) == 1
+    assert device.passes[2] == 8 and not device.passes[4]
+
+
+def test_a_long_pass_is_measured_once_and_not_with_more_images() -> None:
+    costs, device = warmed(lambda bucket, _: 0.6 + 0.6 * bucket)
+    assert device.passes == {1: 2} and costs.largest(WORK) == 1
