@@ -331,5 +331,5 @@ def test_the_recipes_agree_with_themselves() -> None:
     for recipe in RECIPES.values():
         assert recipe.vq.codebook_size == recipe.gpt.codebook_size
         assert recipe.vq.code_dim == recipe.gpt.code_dim
-        assert recipe.gpt.grid * recipe.vq.downsampling == 32
+        assert recipe.gpt.grid * recipe.vq.downsampling == (256 if recipe.data == "prompts" else 32)
         assert recipe.gpt.dim % recipe.gpt.heads == 0 and recipe.gpt.head_dim % 4 == 0
