@@ -69,7 +69,7 @@ class BudgetTable:
         """
         allowed = [p for p in self.ladder if p.plan.cost <= best.plan.cost]
         if most_fid is None:
-            return tuple(allowed[::-1])
+            return tuple(reversed(allowed))
         good = [p for p in allowed if p.reaches(most_fid)]
         if not good:
             known = [p.fid for p in allowed if p.fid is not None]

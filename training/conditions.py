@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dd_core.condition import Condition, TextCondition
-from dd_core.text.encoder import padded_states
+from dd_core.text.encoder import padded_batch
 
 
 class Conditions(Protocol):
@@ -88,9 +88,7 @@ class EncodedConditions:
         return len(self.prompts)
 
     def __call__(self, labels_B: Tensor) -> Condition:
-        found = self.encode([self.prompts[i] for i in labels_B.tolist()])
-        rows = [padded_states(states, self.length) for states in found]
-        return TextCondition(torch.stack([s for s, _ in rows]), torch.stack([m for _, m in rows]))
+        return padded_batch(self.encode([self.prompts[i] for i in labels_B.tolist()]), self.length)
 
 
 def spread(labels: int, images: int) -> list[int]:

@@ -71,6 +71,12 @@ def padded_states(states_nN: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.pad(states_nN, (0, 0, idle, 0)), mask
 
 
+def padded_batch(states: Sequence[Tensor], length: int) -> TextCondition:
+    """A condition of several prompts' states, `[n, N]` each: a row a prompt, as `padded_states` makes it."""
+    rows = [padded_states(each, length) for each in states]
+    return TextCondition(torch.stack([s for s, _ in rows]), torch.stack([m for _, m in rows]))
+
+
 class PromptEncoder:
     """A `TextEncoder` from a function of one prompt; safe to call from several threads.
 
@@ -96,9 +102,8 @@ class PromptEncoder:
         if not prompts or isinstance(prompts, str):
             raise InvalidRequestError("prompts are a list of one or more texts", param="prompt")
         texts = [checked_prompt(p) for p in prompts]
-        found = {text: padded_states(self._states(text), self._length) for text in dict.fromkeys(texts)}
-        rows = [found[text] for text in texts]
-        return TextCondition(torch.stack([s for s, _ in rows]), torch.stack([m for _, m in rows]))
+        found = {text: self._states(text) for text in dict.fromkeys(texts)}
+        return padded_batch([found[text] for text in texts], self._length)
 
     def _states(self, text: str) -> Tensor:
         with self._lock:
