@@ -40,13 +40,23 @@ def attend(
         used = cache.batch
         q_BHSE, k_BHSE, v_BHSE = q_BHSE[:used], *cache.write(layer, k_BHSE[:used], v_BHSE[:used])
         mask = mask[:used] if mask is not None and mask.dim() == 4 else mask
-    idle = max(0, EXACT_QUERIES - new) if q_BHSE.device.type == "cpu" else 0
+    on_cpu, rounded = q_BHSE.device.type == "cpu", torch.is_autocast_enabled(q_BHSE.device.type)
+    if on_cpu and rounded and cache is not None:
+        # Autocast would round the whole cache again at every step; exact bytes are not promised under it.
+        with torch.autocast("cpu", enabled=False):
+            out = _differentiable(q_BHSE.type_as(k_BHSE), k_BHSE, v_BHSE, mask, causal, scale).type_as(q_BHSE)
+        return _rows_first(out, batch)
+    idle = max(0, EXACT_QUERIES - new) if on_cpu else 0
     if idle:
         q_BHSE = F.pad(q_BHSE, (0, 0, 0, idle))
         mask = F.pad(mask, (0, 0, 0, idle), value=True) if mask is not None else None
-    attention = _differentiable if q_BHSE.requires_grad and q_BHSE.device.type == "cpu" else _fused
-    out = attention(q_BHSE, k_BHSE, v_BHSE, mask, causal, scale)
-    out = out[:, :, :new].transpose(1, 2).flatten(2)
+    attention = _differentiable if q_BHSE.requires_grad and on_cpu else _fused
+    return _rows_first(attention(q_BHSE, k_BHSE, v_BHSE, mask, causal, scale)[:, :, :new], batch)
+
+
+def _rows_first(out_BHSE: Tensor, batch: int) -> Tensor:
+    """`[batch, S, H·E]` with zeros for idle rows."""
+    out = out_BHSE.transpose(1, 2).flatten(2)
     return F.pad(out, (0, 0, 0, 0, 0, batch - len(out))) if len(out) < batch else out
 
 
