@@ -19,6 +19,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -112,8 +113,13 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 def software_facts() -> dict[str, str]:
-    """Versions of Python and of the packages whose speed is measured."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages whose speed is measured.
+
+    A Python that was built without profile-guided optimisation, as pyenv does unless it is told, runs the
+    same code up to 1.7 times as long.
+    """
+    optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    found = {"python": platform.python_version() + ("" if optimised else " (not an optimised build)")}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

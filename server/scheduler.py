@@ -152,13 +152,20 @@ class Scheduler:
         decode = Work(work.work.model, "decode")
         return passing + self.costs.seconds(decode, self.costs.bucket_for(len(work.decoding)))
 
-    def finish(self, done: Pass, seconds: float, decode_seconds: float, now: float) -> list[Job]:
+    def finish(
+        self, done: Pass, seconds: float, decode_seconds: float, now: float, text_seconds: float = 0.0
+    ) -> list[Job]:
         """Account for a pass; returns the jobs that are complete now.
 
         Args:
             seconds, decode_seconds: that the pass took, and the decoding of pictures after it.
+            text_seconds: that reading new prompts took before it.
         """
         self._running = None
+        if self._busy_since is not None:
+            idle = now - self._busy_since - seconds - decode_seconds - text_seconds
+            # Never more than the pass itself: a stop of the whole machine says nothing about batches.
+            self.costs.observe_between(min(max(0.0, idle), seconds + decode_seconds))
         before = self.backlog.seconds() if self._busy_since is not None else 0.0
         complete = self._account(done, seconds, decode_seconds, now)
         if self._busy_since is not None and done.cohort is None and done.work.kind != "decode":

@@ -350,7 +350,8 @@ class DeviceWorker:
             self._end(by_number[number].job, ComputeError("the model's output is not a number"))
         discarded, decoded = sum(s.job.over for s in work.samples), len(work.decoding)
         now = time.perf_counter()
-        for job in self._scheduler.finish(work, answer.seconds, answer.decode_seconds, now):
+        times = (answer.seconds, answer.decode_seconds, now, answer.text_seconds)
+        for job in self._scheduler.finish(work, *times):
             self._metrics.queue_wait.observe(job.queue_s)
             over = self._tickets.pop(job)
             if not over.future.done():

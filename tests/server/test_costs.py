@@ -40,6 +40,17 @@ def test_what_every_image_costs_besides_makes_large_batches_worth_less() -> None
     assert costs.best(STUDENT, 8, each=10.0) < 8
 
 
+def test_what_every_pass_costs_besides_makes_large_batches_worth_more() -> None:
+    costs = table(b1=1.0, b2=1.98, b4=3.9, b8=7.8)
+    for _ in range(40):
+        costs.observe_between(0.5)
+    assert costs.best(STUDENT, 8) == 8
+    assert costs.best(STUDENT, 3) == 2, "a row that stays idle must still pay"
+    for _ in range(40):
+        costs.observe_between(0.0)
+    assert costs.best(STUDENT, 8) == 1
+
+
 def test_a_size_that_never_ran_is_tried_and_then_judged() -> None:
     costs = table(b1=1.0)
     assert costs.best(STUDENT, 8) == 8
