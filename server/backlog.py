@@ -92,21 +92,21 @@ class Backlog:
         Args:
             in_order: nothing overtakes anything; else light work gets its share of the device.
         """
-        before, own = self._merged(job.priority), _Merged()
+        before = self._merged(job.priority)
+        after, alone = dict(before), 0.0
         for ahead in _ahead(job, job.stages):
-            own[ahead[1:]] = own.get(ahead[1:], 0) + job.count
-        after, alone = before | {key: n + before.get(key, 0) for key, n in own.items()}, self._sum(own, None)
+            after[ahead[1:]] = after.get(ahead[1:], 0) + job.count
+            # One image's passes follow each other: they may share batches with others', never with their own.
+            alone += ahead.passes * self._costs.total(ahead.work, job.count)
         light, heavy = self._sum(before, "light"), self._sum(before, "heavy")
         light_after, heavy_after = self._sum(after, "light"), self._sum(after, "heavy")
-        if in_order:
-            return Forecast(light + heavy, light_after + heavy_after, alone)
         share = self._light_share if heavy else 1.0
-        if heavy_after == heavy:
-            return Forecast(light / share, light_after / share, alone)
-        # What is light may all go ahead of it.
-        first = lane_of(job.stages[0].work)
-        start = light / share if first == "light" else light + heavy
-        return Forecast(start, light_after + heavy_after, alone)
+        start, finish = light + heavy, light_after + heavy_after
+        if not in_order and heavy_after == heavy:
+            start, finish = light / share, light_after / share
+        elif not in_order and lane_of(job.stages[0].work) == "light":
+            start = light / share  # of what is heavy, all of it may go ahead of the rest
+        return Forecast(start, max(finish, start + alone), alone)
 
 
 def _ahead(job: Job, left: Iterable[Stage]) -> list[_Ahead]:

@@ -1,4 +1,4 @@
-"""From an order to encoded images: submit, wait while the client is there, encode off the event loop."""
+"""From an order to encoded images: submit, wait while the client is there, encode."""
 
 from __future__ import annotations
 

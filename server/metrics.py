@@ -106,7 +106,7 @@ class Metrics:
         )
         self.discarded = Counter(
             "dd_discarded_compute_seconds_total",
-            "Device time spent on images whose client had left, shared out by image.",
+            "Device time spent on images that nobody waited for any more, shared out by image.",
             registry=registry,
         )
         self.queue_depth = Gauge("dd_queue_depth", "Images that wait for the device.", registry=registry)

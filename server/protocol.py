@@ -12,7 +12,7 @@ import enum
 import logging
 import resource
 import sys
-from collections.abc import Sequence
+from collections import deque
 from contextlib import suppress
 from typing import cast
 
@@ -36,6 +36,10 @@ _VERSIONS = ("1.0", "1.1")
 _LINGER_SECONDS = 2.0
 # And so many bytes: what is read in that time costs processor time.
 _LINGER_BYTES = 8 * 2**20
+# Requests of one connection that may wait for their replies: one read could bring ten thousand.
+_MOST_UNANSWERED = 1000
+# What offers another protocol, none of which is spoken here.
+_OFFERS = {b"upgrade", b"http2-settings"}
 
 
 def protocol(settings: Settings) -> type[HttpToolsProtocol]:
@@ -74,12 +78,15 @@ class _Bounded(HttpToolsProtocol):
     _discarded = 0
     _part = _Part.NONE
     _head = 0  # bytes of a head that has not ended
-    _unanswered: Sequence[RequestResponseCycle] = ()
+    _data = b""  # what the parser is at
+    _again: bytes | None = None  # what it is to be at next
+    _offers_upgrade = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not always an `asyncio.Transport`: uvicorn takes uvloop's where that is installed.
         transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
+        self._unanswered: deque[RequestResponseCycle] = deque()
         if len(self.connections) > self.most_connections:
             error = CrowdedError("the server has too many connections", retry_after=1)
             self._answer(error)
@@ -93,7 +100,12 @@ class _Bounded(HttpToolsProtocol):
             if self._discarded > _LINGER_BYTES:
                 self.transport.close()
             return
-        super().data_received(data)
+        again: bytes | None = data
+        while again is not None and not self._refused:
+            self._data, self._again = again, None
+            super().data_received(again)
+            again = self._again
+        self._data = b""
         if self._part is _Part.HEAD and not self._refused:
             self._head += len(data)
             if self._head > self.most_head:
@@ -117,25 +129,40 @@ class _Bounded(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             raise ValueError("there must be one Host")
+        if len(self._unanswered) >= _MOST_UNANSWERED:
+            raise ValueError("too many requests of one connection wait for their replies")
+        self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._offers_upgrade:
+            return
         super().on_headers_complete()
         self.cycle.transport = cast(asyncio.Transport, JoinedWrites(self.transport, self.loop))
         self._part = _Part.BODY
-        self._unanswered = [*(c for c in self._unanswered if not c.response_complete), self.cycle]
-        if self.parser.should_upgrade():
-            self.cycle.keep_alive = False  # the parser reads nothing behind it
+        self._unanswered.append(self.cycle)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._part = _Part.NONE
+        if not self._offers_upgrade:
+            super().on_message_complete()
+            self._part = _Part.NONE
 
     def on_response_complete(self) -> None:
-        cast(JoinedWrites, self.cycle.transport).flush()  # a reply to HEAD has no body
+        cast(JoinedWrites, self._unanswered.popleft().transport).flush()  # a reply to HEAD has no body
         super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The system holds no more of a reply: the client has to read."""
         super().pause_writing()
-        self._unread = self.loop.call_later(self.seconds, self.transport.abort)
+        self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(self.seconds, self._check_reader, left)
+
+    def _check_reader(self, before: int) -> None:
+        """Give up a client that has read nothing since; one that reads slowly may go on."""
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -158,13 +185,30 @@ class _Bounded(HttpToolsProtocol):
         self._refuse(InvalidHTTPError(f"this is not HTTP/1.1: {reason or msg}"))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing is offered to upgrade to, and a client may ask all the same."""
+        """What uvicorn calls where the parser has stopped behind a head that offers another protocol, as
+        Java's client does at every first request: it is read again without the offer.
+        """
+        found = sys.exception()
+        assert isinstance(found, httptools.HttpParserUpgrade)
+        rest, head = self._data[found.args[0] :], [self.parser.get_method(), b" ", self.url, b" HTTP/"]
+        head += [self.parser.get_http_version().encode(), b"\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                kept = [token for token in value.split(b",") if token.strip().lower() not in _OFFERS]
+                head += [b"connection: ", b",".join(kept), b"\r\n"]
+            elif name not in _OFFERS:
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._again = b"".join([*head, b"\r\n", rest])
 
     @property
-    def _busy(self) -> bool:
-        """A request that came whole waits for its reply, whatever comes behind it."""
-        cycle: RequestResponseCycle | None = self.cycle
-        return self._part is not _Part.BODY and cycle is not None and not cycle.response_complete
+    def _last_whole(self) -> RequestResponseCycle | None:
+        """Of the requests that wait for their replies the last one that came whole."""
+        newest = self._unanswered[-1] if self._unanswered else None
+        if self._part is not _Part.BODY or newest is not self.cycle:
+            return newest
+        return self._unanswered[-2] if len(self._unanswered) > 1 else None
 
     @property
     def _answered(self) -> bool:
@@ -182,7 +226,7 @@ class _Bounded(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self._busy:
+        if self._last_whole is not None:
             self._start_timer()
             return
         if self._part is not _Part.NONE and not self._answered:
@@ -196,8 +240,12 @@ class _Bounded(HttpToolsProtocol):
         if self._answered:
             self.transport.close()  # there is nothing left to say
             return
-        if self._busy:
-            self._refused, self.cycle.keep_alive = True, False  # the connection ends with the reply
+        last = self._last_whole
+        if last is not None:
+            self._refused, last.keep_alive = True, False  # the connection ends with its reply
+            if last is not self.cycle:
+                self._unanswered.pop()
+                self.pipeline.popleft()  # its task has not begun
             return
         self._answer(error)
         self.transport.write_eof()

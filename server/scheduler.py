@@ -37,6 +37,8 @@ _DOUBT = 0.25
 # Weight of a new measurement of the pace, and the most that it may say.
 _PACE_WEIGHT = 0.1
 _SLOWEST = 4.0
+# Jobs that are over and still in the list of deadlines, besides as many as there are live ones.
+_SLACK = 100
 
 
 class Refusal(NamedTuple):
@@ -162,31 +164,39 @@ class Scheduler:
             text_seconds: that reading new prompts took before it.
         """
         self._running = None
-        if self._busy_since is not None:
-            idle = now - self._busy_since - seconds - decode_seconds - text_seconds
-            # Never more than the pass itself: a stop of the whole machine says nothing about batches.
-            self.costs.observe_between(min(max(0.0, idle), seconds + decode_seconds))
+        # Before its images move on.
+        work, passes, decoding = done.work, done.samples[0].at.passes, len(done.decoding)
         before = self.backlog.seconds() if self._busy_since is not None else 0.0
         complete = self._account(done, seconds, decode_seconds, now)
-        if self._busy_since is not None and done.cohort is None and done.work.kind != "decode":
-            foreseen = before - self.backlog.seconds()
-            if foreseen > 0:
-                slower = min(_SLOWEST, max(1.0, (now - self._busy_since) / foreseen))
+        if self._busy_since is not None:
+            took, foreseen = now - self._busy_since, before - self.backlog.seconds()
+            if done.cohort is None and work.kind != "decode" and foreseen > 0:
+                slower = min(_SLOWEST, max(1.0, took / foreseen))
                 self._pace += _PACE_WEIGHT * (slower - self._pace)
+            # Never more than the pass itself: a stop of the whole machine says nothing about batches.
+            idle = took - seconds - decode_seconds - text_seconds
+            self.costs.observe_between(min(max(0.0, idle), seconds + decode_seconds))
         self._busy_since = now if self._images else None
+        # Last, since a new cost changes the worth of all that waits.
+        if decoding:
+            self.costs.observe(Work(work.model, "decode"), self.costs.bucket_for(decoding), decode_seconds)
+        if work.kind not in ("decode", "teacher"):
+            self.costs.observe(work, done.bucket, seconds)
+        if done.cohort is not None and not done.cohort.passes_left:
+            # Blocks of a plan may differ in size: what counts is their mean.
+            self.costs.observe(work, done.bucket, done.cohort.seconds / passes)
         return complete
+
+    def interrupted(self) -> None:
+        """The device did something else: the time since the last pass says nothing about passes."""
+        self._busy_since = None
 
     def _account(self, done: Pass, seconds: float, decode_seconds: float, now: float) -> list[Job]:
         moving, cohort = _live(done.samples), done.cohort
-        if done.decoding:
-            decode = Work(done.work.model, "decode")
-            self.costs.observe(decode, self.costs.bucket_for(len(done.decoding)), decode_seconds)
         lane = lane_of(done.work)
         self._used[lane] += (seconds + decode_seconds) / SHARES[lane]
         for job in done.jobs:
             job.compute_s += seconds + decode_seconds
-        if done.work.kind not in ("decode", "teacher"):
-            self.costs.observe(done.work, done.bucket, seconds)
         if cohort is not None:
             cohort.passes_left -= 1
             cohort.seconds += seconds
@@ -195,13 +205,12 @@ class Scheduler:
             if moving and cohort.passes_left:
                 self._cohorts.append(cohort)
                 return []
-            if moving:  # blocks of a plan may differ in size: what counts is their mean
-                self.costs.observe(done.work, done.bucket, cohort.seconds / moving[0].at.passes)
         return [sample.job for sample in moving if self._advance(sample, now)]
 
     def split(self, failed: Pass, *, out_of_memory: bool) -> Job | None:
         """A pass failed: its halves are tried apart. Of one image it gives back the guilty job."""
         self._running = None
+        self.interrupted()
         if out_of_memory and failed.bucket > 1:
             self.costs.limit(failed.work, failed.bucket // 2)
         moving = _live(failed.samples)
@@ -220,6 +229,7 @@ class Scheduler:
         suspects = _live(self._running.samples) if self._running else []
         guilty = [s.job for s in suspects if s.apart and len(suspects) == 1]
         self._running = None
+        self.interrupted()
         self._ready.clear()
         self._cohorts.clear()
         self.dropped.clear()
@@ -287,6 +297,9 @@ class Scheduler:
 
     def _look_at(self, job: Job, when: float) -> None:
         heapq.heappush(self._deadlines, (when, next(self._numbers), job))
+        if len(self._deadlines) > 2 * len(self._jobs) + _SLACK:  # one far off would keep all behind it
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].over]
+            heapq.heapify(self._deadlines)
 
     def _shortest(self, job: Job) -> float:
         """Seconds that a job takes once it begins, in batches of what waits."""
@@ -342,7 +355,12 @@ class Scheduler:
             if lane_of(group.work) == lane and not (full and group.work.kind == "teacher")
         ]
         if lane == "heavy":
-            found += [(cohort.rank, cohort) for cohort in self._cohorts]
+            teachers = [queue for group, queue in self._ready.items() if group.work.kind == "teacher"]
+            blocked = [queue[0].rank[0] for queue in teachers if full]
+            # Who holds a place that others wait for is as urgent as they are, or they would wait for ever.
+            for cohort in self._cohorts:
+                urgency, due, number = cohort.rank
+                found.append(((min([urgency, *blocked]), due, number), cohort))
         return min(found, key=lambda entry: entry[0], default=None)
 
     def _choose(self, heads: dict[Lane, tuple[Rank, _Group | Cohort]]) -> Lane:

@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         30.0,
         ge=0.1,
         le=3600.0,
-        description="Seconds that a client may take to send a request; beyond it 408.",
+        description="Seconds that a client may take to send a request (beyond it 408), or not read a reply.",
     )
     keep_alive_timeout: float = Field(
         75.0, ge=0.0, le=3600.0, description="Seconds that a connection is kept for another request."

@@ -29,6 +29,9 @@ class _Device(Protocol):
 # A pass longer than this is not tried with more images: others would wait for it too long.
 _LONGEST_PASS = 1.0
 _GAIN = 1.05
+# Sizes in a row that gain nothing end the search. The first stays in use: what a pass costs besides is not
+# known yet, and the scheduler takes the smallest size that is good enough anyway.
+_USELESS = 2
 # Measurements of a size before it counts as gaining nothing.
 _TRIES = 4
 # As many as VAR has; of raster plans the first ones stand for all.
@@ -64,7 +67,7 @@ async def _measure(
     device: _Device,
     numbers: itertools.count[int],
 ) -> None:
-    best = 0.0
+    best, useless = 0.0, 0
     decode = Work(stage.work.model, "decode")
     for bucket in costs.buckets:
         hoped = bucket / (best * _GAIN) if best else math.inf
@@ -79,10 +82,11 @@ async def _measure(
         if answer.decode_seconds:
             costs.observe(decode, bucket, answer.decode_seconds)
         took = _seconds(answer)
-        if bucket / took < best * _GAIN or took > _LONGEST_PASS:
+        useless = useless + 1 if bucket / took < best * _GAIN else 0
+        if useless == _USELESS or took > _LONGEST_PASS:
             costs.limit(stage.work, bucket)
             return
-        best = bucket / took
+        best = max(best, bucket / took)
 
 
 async def _fastest(

@@ -261,6 +261,8 @@ class DeviceWorker:
         return max(0.0, self._sent.at + self._sent.expected - time.perf_counter())
 
     async def _load(self, model: str, folder: Path) -> None:
+        if self._connection is None:
+            raise ComputeError("the device process is being replaced; try again in a moment")
         future = self._loading[model] = asyncio.get_running_loop().create_future()
         self._send(Load(model, folder))
         try:
@@ -321,6 +323,7 @@ class DeviceWorker:
             self._watchdog.cancel()
         assert sent is not None, "an answer without a question"
         if isinstance(sent.work, asyncio.Future):
+            self._scheduler.interrupted()
             if not sent.work.done():
                 sent.work.set_result(answer)
         elif isinstance(answer, Done):
@@ -345,10 +348,10 @@ class DeviceWorker:
                 ticket.pixels[sample.index] = picture  # a preview is replaced by what comes of it
                 if ticket.watch is not None:
                     watched.append((sample.job, ticket.watch, sample.index, picture, sample.last))
+        discarded, decoded = sum(s.job.over for s in work.samples), len(work.decoding)
         for number in answer.broken:
             log.error("an image of %s came out as no number", work.work.model)
             self._end(by_number[number].job, ComputeError("the model's output is not a number"))
-        discarded, decoded = sum(s.job.over for s in work.samples), len(work.decoding)
         now = time.perf_counter()
         times = (answer.seconds, answer.decode_seconds, now, answer.text_seconds)
         for job in self._scheduler.finish(work, *times):
@@ -436,10 +439,14 @@ class DeviceWorker:
             if self._deaths > _MOST_DEATHS:
                 raise ComputeError(f"the device process died {self._deaths} times in a row")
             await self.start()
-            for model, folder in self._models.items():
-                await self._load(model, folder)
-        except (DDError, OSError) as error:
-            self._on_failure(error)
+            for model, folder in list(self._models.items()):
+                if model in self._models:
+                    await self._load(model, folder)
+                if model not in self._models:  # unloaded in the meantime
+                    self._send(Unload(model))
+        except Exception as error:  # noqa: BLE001 (without a device nothing is left to do)
+            if self._reviving is asyncio.current_task():  # else it died again, and the next one sees to it
+                self._on_failure(error)
             return
         self._reviving = None
         seconds = time.perf_counter() - died

@@ -92,12 +92,16 @@ class Gate:
     exhausting: Any = field(default_factory=lambda: processes.Value("i", -1))  # runs out of memory
     broken: Any = field(default_factory=lambda: processes.Value("i", -1))  # gives NaN in its own row
     deadly: Any = field(default_factory=lambda: processes.Value("i", -1))  # kills the process
+    fatal_loads: Any = field(default_factory=lambda: processes.Value("i", 0))  # so many kill the process
     most_rows: Any = field(default_factory=lambda: processes.Value("i", 10**6))  # more: out of memory
     calls: ListProxy[list[int]] | list[list[int]] = field(default_factory=list)
 
     def __call__(self, bundle: Bundle) -> Bundle:
         """What the device process does with each bundle that it loads."""
         assert bundle.sampler.student is not None
+        if self.fatal_loads.value:
+            self.fatal_loads.value -= 1
+            os.kill(os.getpid(), signal.SIGKILL)
         student = _Gated(bundle.sampler.student, self)
         return dataclasses.replace(bundle, sampler=dataclasses.replace(bundle.sampler, student=student))
 

@@ -118,6 +118,19 @@ def test_a_request_that_kills_the_device_is_found_and_the_others_are_answered(
         assert live.metric("dd_worker_restarts_total") == 2
 
 
+def test_a_device_process_that_dies_while_it_is_replaced_is_replaced_again(
+    bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    with running(bundle_folder, gate, warmup=False) as live:
+        reply = busy(live, gate, pool)
+        gate.fatal_loads.value = 3
+        os.kill(live.pid, signal.SIGKILL)
+        gate.open.set()
+        assert reply.result().status_code == 200
+        assert live.server.failure is None and gate.fatal_loads.value == 0
+        assert live.metric("dd_worker_restarts_total") == 4
+
+
 def test_a_device_process_that_only_dies_ends_the_server(bundle_folder: Path, gate: Gate) -> None:
     """A crash loop is the operator's to see: the process ends, with an error."""
     with running(bundle_folder, gate, warmup=False) as live:

@@ -167,13 +167,23 @@ def test_trailers_without_end_are_given_up(impatient: Running) -> None:
         assert time.monotonic() - began < PATIENCE
 
 
-def test_a_request_to_upgrade_is_answered_and_ends_the_connection(server: Running) -> None:
-    """The parser reads nothing behind it: a second request would wait for ever."""
-    upgrade = b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+def test_requests_that_offer_another_protocol_are_answered_all_the_same(server: Running) -> None:
+    """Java's client offers HTTP/2 with its first request; the body comes with the head or later."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n\r\n"
+    head, last = HEAD.removesuffix(b"\r\n"), HEAD.removesuffix(b"\r\n") + b"Connection: close\r\n\r\n"
     with connected(server) as raw:
-        raw.sendall(upgrade)
+        raw.sendall((head + offer + BODY) * 3 + head + offer)
+        time.sleep(0.2)
+        raw.sendall(BODY + last + BODY)
         text = read_all(raw)
-    assert text.startswith(b"HTTP/1.1 200 ")
+    assert text.count(b"HTTP/1.1 200 ") == 5 == text.count(b"HTTP/1.1 ")
+
+
+def test_more_requests_at_once_than_a_connection_may_have(server: Running) -> None:
+    with connected(server) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\nHost:\r\n\r\n" * 10_000)
+        replies = read_all(raw).count(b"HTTP/1.1 200 ")
+    assert 1000 <= replies < 10_000
 
 
 # ---- too slowly
@@ -274,6 +284,22 @@ def test_a_connection_too_many_is_told_so(bundle_folder: Path) -> None:
         assert httpx.get(f"{live.url}/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("more", [b"", b"no chunk\r\n"], ids=["slow", "malformed"])
+def test_what_comes_behind_a_request_does_not_take_its_reply(
+    bundle_folder: Path, gate: Gate, more: bytes
+) -> None:
+    """A second request that does not come whole, or right, while the first is computed."""
+    with running(bundle_folder, gate, receive_timeout=0.3) as live, ThreadPoolExecutor() as pool:
+        first = busy(live, gate, pool)
+        with connected(live) as raw:
+            raw.sendall(HEAD + BODY + CHUNKED + more)
+            time.sleep(1.0)
+            gate.open.set()
+            text = read_all(raw)
+        assert text.startswith(b"HTTP/1.1 200 ") and first.result().status_code == 200
+        assert live.client.get("/models").status_code == 200
+
+
 def test_all_requests_of_a_client_that_vanishes_are_canceled(bundle_folder: Path, gate: Gate) -> None:
     """Also the first of several that came at once, and those behind it never begin."""
     with running(bundle_folder, gate) as live:
@@ -313,7 +339,7 @@ def test_a_reply_that_nobody_reads_is_given_up(impatient: Running) -> None:
     with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect((host, int(port)))
-        raw.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 2000)
+        raw.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 900)
         eventually(lambda: not connections <= others, "it is accepted")
         eventually(lambda: connections <= others, "it is given up")
     assert impatient.client.get("/models").status_code == 200

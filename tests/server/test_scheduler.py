@@ -99,6 +99,56 @@ def test_a_teacher_gets_its_share_while_students_never_end() -> None:
     assert run.latency(slow) <= 1.5 * work / SHARES["heavy"] + STUDENT_S + DECODE_S
 
 
+def test_who_holds_a_place_that_others_wait_for_gives_it_up_in_time() -> None:
+    """Cohorts of low priority fill the device's places; students of a higher one never end."""
+    queue = scheduler(limit=1, cohorts=2)
+    for deadline in (None, 0.45):  # the second is due first, so it begins beside the first
+        offered(queue, job(TEACHER, priority=-1, deadline=deadline))
+        finished(queue, taken(queue), 0.0)
+    assert {s.job.deadline for c in queue._cohorts for s in c.samples} == {None, 0.45}
+    waiting = job(TEACHER)
+    offered(queue, waiting)
+    done: list[Job] = []
+    for _ in range(400):
+        offered(queue, job(ONE))
+        done += finished(queue, taken(queue))
+    assert waiting in done
+
+
+def test_the_steps_of_one_image_are_foreseen_one_after_the_other() -> None:
+    """With others' they share passes, with each other never."""
+    queue = scheduler(limit=8)
+    found = queue.forecast(job(TWO))
+    assert found.alone == found.finish == pytest.approx(2 * STUDENT_S + DECODE_S)
+    late = job(TWO, deadline=1.5 * STUDENT_S + DECODE_S)
+    refusal = queue.admit(late, 0.0)
+    assert refusal is not None and refusal.finish == pytest.approx(2 * STUDENT_S + DECODE_S)
+
+
+def test_costs_that_wander_are_no_pace() -> None:
+    """A cost that rises makes all that waits dearer, not the pass that told of it slower."""
+    draw = random.Random(1)
+    queue = scheduler(limit=1)
+    now = 0.0
+    for _ in range(600):
+        while queue.depth < 40:
+            offered(queue, job(ONE, at=now))
+        work, seconds = taken(queue), STUDENT_S * draw.uniform(0.8, 1.2)
+        now += seconds + DECODE_S
+        queue.finish(work, seconds, DECODE_S, now)
+    queue_s = (queue.depth + 1) * (STUDENT_S + DECODE_S)
+    assert queue.forecast(job(ONE, at=now)).finish == pytest.approx(queue_s, rel=0.2)
+
+
+def test_one_deadline_far_off_keeps_no_others() -> None:
+    queue = scheduler()
+    offered(queue, job(ONE, deadline=3600.0, priority=-1))
+    for _ in range(1000):
+        offered(queue, job(ONE, deadline=3601.0))
+        finished(queue, taken(queue))
+    assert len(queue._deadlines) < 200
+
+
 def test_a_short_hybrid_overtakes_a_long_teacher() -> None:
     long, short = job(TEACHER), job(SHORT, at=0.0)
     queue = scheduler()

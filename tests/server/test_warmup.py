@@ -44,10 +44,15 @@ def test_a_size_that_was_disturbed_once_is_not_given_up() -> None:
     assert device.passes[2] > device.passes[1] == device.passes[8] == 2
 
 
-def test_a_size_that_gains_nothing_ends_the_search() -> None:
+def test_two_sizes_that_gain_nothing_end_the_search() -> None:
     costs, device = warmed(lambda bucket, _: 0.01 * bucket)
-    assert costs.largest(WORK) == 2 and costs.best(WORK, 8) == 1
-    assert device.passes[2] == 8 and not device.passes[4]
+    assert costs.largest(WORK) == 4 and costs.best(WORK, 8) == 1
+    assert device.passes[2] == device.passes[4] == 8 and not device.passes[8]
+
+
+def test_one_size_that_gains_nothing_is_passed_over() -> None:
+    costs, _ = warmed(lambda bucket, _: 0.01 if bucket == 1 else 0.02 + 0.001 * bucket)
+    assert costs.largest(WORK) == 8 and costs.best(WORK, 8) == 8
 
 
 def test_a_long_pass_is_measured_once_and_not_with_more_images() -> None:
