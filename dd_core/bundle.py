@@ -231,7 +231,8 @@ def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> TextEn
     if cfg is None:
         return None
     if isinstance(cfg, T5Config):
-        return PromptEncoder(T5States(cfg, device), cfg.length, cfg.dim)
+        states = T5States(cfg, device)
+        return PromptEncoder(states, cfg.length, cfg.dim, load=states.load)
     path = _checked_path(folder, manifest, _PIECES)
     pieces = read_tokenizer(path.read_bytes(), cfg, str(path))
     state = unpacked(_read_checked(folder, manifest, "text"), f"{folder / 'text'}.safetensors")

@@ -171,6 +171,8 @@ class Device:
             DDError: what is wrong with it.
         """
         bundle = load_bundle(command.folder, self.device)
+        if bundle.text is not None:
+            bundle.text.load()  # T5 may have to be fetched first: here nothing waits for it but this model
         bundle = replace(bundle, sampler=replace(bundle.sampler, exact=self.options.exact))
         self.bundles[command.model] = self.options.prepare(bundle) if self.options.prepare else bundle
 

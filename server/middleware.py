@@ -35,7 +35,7 @@ from dd_core.errors import InvalidRequestError
 from server.auth import RequireKey, read_keys
 from server.cors import Cors
 from server.errors import ApiError, BodyTooLargeError, HeadTooLargeError, error_response, internal_error
-from server.logs import CLIENT_LEFT, log_request
+from server.logs import CLIENT_LEFT, log_request, shown_path
 from server.settings import Settings
 from server.tracing import add_tracing, make_provider
 
@@ -132,7 +132,7 @@ class LastResort:
                 "request %s: %s %s failed",
                 request_id,
                 scope["method"],
-                scope["path"],
+                shown_path(scope["path"]),
                 extra={"fields": {"request_id": request_id}, "said": {"request_id"}},
             )
             if started:

@@ -172,6 +172,8 @@ def check_fields(body: GenerateRequest, most: int, *, stream: bool) -> None:
     Raises:
         BadRequestError: they contradict one another, or `n` is above `most`.
     """
+    if body.label is not None and body.prompt is not None:
+        raise BadRequestError("send either label or prompt, not both", param="prompt")
     if body.n > most:
         raise BadRequestError(f"n must be from 1 to {most}", param="n")
     if body.steps is not None and body.quality is not None:

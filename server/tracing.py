@@ -108,6 +108,7 @@ class SpanFacts:
             noted["request_id"] = scope["state"]["request_id"]
             span.set_attributes({f"dd.{name}": value for name, value in noted.items()})
             span.set_attribute("url.path", shown_path(scope["path"]))
+            span.set_attribute("url.query", "")  # the page's holds the prompt
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def flushed_first(message: Message) -> None:

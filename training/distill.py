@@ -174,8 +174,8 @@ def distill_stage(
         def over_open(value_BL: Tensor) -> Tensor:
             return (value_BL * open_BL).sum() / open_BL.sum()
 
-        ce_BL = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none").view_as(target)
-        figures = {"cross_entropy": over_open(ce_BL)}
+        ce_N = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+        figures = {"cross_entropy": over_open(ce_N.view_as(target))}
         figures["mse"] = over_open((embeddings - clean).square().sum(-1))
         loss = cfg.cross_entropy * figures["cross_entropy"] + cfg.mse * figures["mse"]
         if lpips is not None and cfg.lpips:

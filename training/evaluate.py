@@ -45,7 +45,7 @@ from training.report import Row, write_grid, write_report
 
 log = logging.getLogger("dd_train")
 
-_VERSION = 1  # raise it when a measure changes, so that no old row survives
+_VERSION = 2  # raise it when a measure changes, so that no old row survives
 _MANIFOLD = 10_000  # the most images a set for precision and recall, whose cost is quadratic
 _REPEATS = 10
 
@@ -183,9 +183,10 @@ def evaluate_plans(
         "precision": measurer.precision,
         "reference": content_hash(reference.images, reference.labels),
     }
+    made: dict[str, object] = {"seed": seed, "images": recipe.images, "classes": conditions.count}
     if prompts is not None:
         identity["prompts"] = prompts.fingerprint
-    made = {"seed": seed, "images": recipe.images, "classes": conditions.count}
+        made["prompts"] = prompts.fingerprint
     settings = {
         **identity,
         **made,

@@ -8,7 +8,11 @@ Shapes: B batch, H W pixels, F channels of a feature map.
 
 from __future__ import annotations
 
+import hashlib
+import io
+import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +24,43 @@ from dd_core.errors import WeightsError
 # VGG16's convolutions by torchvision's index; a feature map is read at the end of each group,
 # and a 2×2 max pool stands between groups.
 _GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+
+
+# All that a pickle of arrays needs.
+_ARRAYS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAYS:
+            raise WeightsError(f"the LPIPS weights are no arrays but {module}.{name}", param="lpips")
+        return super().find_class(module, name)
+
+
+def from_flax(data: bytes) -> dict[str, Tensor]:
+    """The weights of a flax checkpoint (a pickle of nested dictionaries of arrays) by our names, float16.
+
+    Raises:
+        WeightsError: something else than arrays is in it, or not the arrays of VGG16.
+    """
+    tree = _ArraysOnly(io.BytesIO(data)).load()
+    found: dict[str, Tensor] = {}
+    try:
+        for k, i in enumerate(i for group in _GROUPS for i in group):
+            layer = tree["VGG16_0"][f"Conv_{k}"]
+            found[f"features.{i}.weight"] = torch.from_numpy(layer["kernel"]).permute(3, 2, 0, 1)
+            found[f"features.{i}.bias"] = torch.from_numpy(layer["bias"])
+        for k in range(len(_GROUPS)):
+            kernel = tree[f"NetLinLayer_{k}"]["Conv_0"]["kernel"]
+            found[f"lin{k}.weight"] = torch.from_numpy(kernel).permute(3, 2, 0, 1)
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"the LPIPS weights are not those of VGG16: {error}", param="lpips") from None
+    return {name: tensor.half().contiguous() for name, tensor in found.items()}
 
 
 class Lpips(nn.Module):
@@ -38,6 +79,14 @@ class Lpips(nn.Module):
         shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
         self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights: figures by different ones do not compare."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.named_buffers()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Five maps of unit-length feature vectors, each `[B, F, h, w]`."""

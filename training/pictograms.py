@@ -62,7 +62,7 @@ _FLUENT_MODERN = Package(
 )  # fmt: skip
 _ICONIFY = Package(
     "npm", "@iconify/json", "2.2.535",
-    "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91", "Apache-2.0 (these two sets)",
+    "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91", "each set has its own",
 )  # fmt: skip
 
 
@@ -73,11 +73,13 @@ class Source:
     Args:
         style: the word for it in a caption.
         under: a folder of files named by code points, or a JSON icon set whose icons are named in words.
+        licence: of the pictures, where it is not the package's.
     """
 
     style: str
     package: Package
     under: str
+    licence: str | None = None
 
 
 SOURCES = (
@@ -85,8 +87,9 @@ SOURCES = (
     Source("3d", _FLUENT_3D, "assets/"),
     Source("flat", _FLUENT_FLAT, "assets/"),
     Source("glossy", _FLUENT_MODERN, "assets/"),
-    Source("blob", _ICONIFY, "json/noto-v1.json"),
-    Source("firefox", _ICONIFY, "json/fxemoji.json"),
+    Source("blob", _ICONIFY, "json/noto-v1.json", "Apache-2.0"),
+    # The package says Apache-2.0, which FxEmojis has for its code; its designs are Mozilla's under CC BY.
+    Source("firefox", _ICONIFY, "json/fxemoji.json", "CC-BY-4.0, designs by Mozilla"),
 )
 
 
@@ -150,7 +153,10 @@ def build() -> Path:
     """
     sources, names = SOURCES, NAMES
     store, facts = cache_dir() / "pictograms.safetensors", cache_dir() / "pictograms.json"
-    made_of = [asdict(s.package) | {"style": s.style, "under": s.under} for s in sources]
+    made_of = [
+        asdict(s.package) | {"style": s.style, "under": s.under, "licence": s.licence or s.package.licence}
+        for s in sources
+    ]
     wanted = {"version": _VERSION, "sources": made_of, "names": asdict(names)}
     if facts.exists() and json.loads(facts.read_text())["made_of"] == wanted and store.exists():
         return facts

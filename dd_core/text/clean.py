@@ -72,6 +72,12 @@ class _Text(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.parts.append(data)
 
+    def parse_marked_section(self, i: int, report: int = 1) -> int:  # noqa: ARG002
+        """`<![`, behind which Python's parser raises AssertionError for what it does not know: a comment up
+        to `>`, as browsers have it; −1 where none comes.
+        """
+        return self.rawdata.find(">", i) + 1 or -1
+
 
 def clean_caption(text: str) -> str:
     """The caption as T5 is to read it; may be empty."""

@@ -36,6 +36,13 @@ class TextEncoder(Protocol):
     def dim(self) -> int:
         """N, the size of a state."""
 
+    def load(self) -> None:
+        """Fetch and load now what would be loaded with the first prompt.
+
+        Raises:
+            EncoderError: it cannot be had.
+        """
+
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         """States `[B, T, N]` float32, left-padded, and their mask, on the encoder's device.
 
@@ -58,7 +65,7 @@ def checked_prompt(prompt: object) -> str:
         )
     # Control characters are blanks too: they are no words, and six bytes each in JSON.
     text = " ".join("".join(" " if category(c) == "Cc" else c for c in prompt).split())
-    if not text:
+    if all(category(c) in ("Cf", "Zs") for c in text):  # joiners and marks of direction alone say nothing
         raise InvalidRequestError("the prompt is empty", param="prompt")
     return text
 
@@ -83,10 +90,19 @@ class PromptEncoder:
     Args:
         compute: a checked prompt → its states `[n, N]` float32, n ≤ `length`.
         cache: how many prompts' states are kept; the one that was not asked for the longest goes first.
+        load: loads what `compute` needs, where that is not there from the start.
     """
 
-    def __init__(self, compute: Callable[[str], Tensor], length: int, dim: int, cache: int = 512) -> None:
+    def __init__(
+        self,
+        compute: Callable[[str], Tensor],
+        length: int,
+        dim: int,
+        cache: int = 512,
+        load: Callable[[], None] | None = None,
+    ) -> None:
         self.compute, self._length, self._dim, self._size = compute, length, dim, cache
+        self._load = load
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = Lock()
 
@@ -97,6 +113,10 @@ class PromptEncoder:
     @property
     def dim(self) -> int:
         return self._dim
+
+    def load(self) -> None:
+        if self._load is not None:
+            self._load()
 
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         if not prompts or isinstance(prompts, str):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+from unicodedata import category, name
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from dd_core.text.config import MiniLMConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+# Where Unicode's name is not what people see.
+_CALLED = {"❤": "red heart", "♥": "red heart", "☺": "smiling face", "☀": "sun", "☁": "cloud", "⭐": "star"}
 
 
 class _Layer(nn.Module):
@@ -146,6 +150,12 @@ def read_tokenizer(data: bytes, cfg: MiniLMConfig, source: str) -> Tokenizer:
     return tokenizer
 
 
+def spoken(prompt: str) -> str:
+    """The prompt with every emoji and other symbol as its name: the vocabulary has none of them."""
+    words = [_CALLED.get(c) or name(c, "").lower() if category(c) == "So" else None for c in prompt]
+    return "".join(c if word is None else f" {word} " for c, word in zip(prompt, words, strict=True))
+
+
 class MiniLMStates:
     """Prompts' states, by the module and the tokenizer. Call it for one prompt: `[n, N]` float32."""
 
@@ -175,7 +185,7 @@ class MiniLMStates:
         return found
 
     def _pieces(self, prompt: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(prompt).ids
+        ids: list[int] = self.tokenizer.encode(spoken(prompt)).ids
         return ids
 
     def _of(self, pieces: list[list[int]]) -> Tensor:

@@ -176,15 +176,15 @@ async function repeatFile(file) {
 function show(picture) {
   leave(picture);
   sheet.show(picture);
-  form.reflect(picture);
+  if (wanted === picture) form.reflect(picture); // else somebody has gone on typing
   remember(picture);
 }
 
 /** A tile was chosen. */
 function pick(picture) {
   if (picture.model !== model) useModel(picture.model, {});
-  show(picture);
   wanted = picture;
+  show(picture);
 }
 
 /** What is no longer shown goes to the earlier pictures. */
@@ -209,6 +209,7 @@ function reveal(section) {
 }
 
 async function copyCurl() {
+  if (!sheet.current()?.stage) return; // nothing is there yet that a command could make
   const command = sheet.curl(named());
   try {
     await navigator.clipboard.writeText(command);

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from dd_core.errors import InvalidRequestError, WeightsError
 from dd_core.text.config import MiniLMConfig
 from dd_core.text.encoder import MAX_CHARACTERS, PromptEncoder
-from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, read_tokenizer
+from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, read_tokenizer, spoken
 from tests.core.small_text import TEXT, pieces_file, small_text
 
 PROMPTS = ["red heart", "a cat", "red", "a red cat and a blue heart and a dog and a cat"]
@@ -57,8 +57,16 @@ def test_blanks_do_not_matter(encoder: PromptEncoder) -> None:
     assert torch.equal(one, two)
 
 
+def test_an_emoji_is_read_by_its_name(encoder: PromptEncoder) -> None:
+    one, two = encoder.encode(["a \N{CAT}\N{DOG}", "a cat dog"]).states_BTN
+    assert torch.equal(one, two)
+    assert spoken("my \N{HEAVY BLACK HEART}, \N{SNOWMAN}").split() == ["my", "red", "heart", ",", "snowman"]
+    assert spoken("$5 + 5% — naïve 猫") == "$5 + 5% — naïve 猫"
+
+
 @pytest.mark.parametrize(
-    "prompts", [[""], ["a cat", " \n\t "], [], "a cat", [7], ["x" * (MAX_CHARACTERS + 1)]]
+    "prompts",
+    [[""], ["a cat", " \n\t "], [], "a cat", [7], ["x" * (MAX_CHARACTERS + 1)], ["\u200b\ufeff \u200d"]],
 )
 def test_what_is_no_prompt_is_refused_by_name(encoder: PromptEncoder, prompts: list[str]) -> None:
     with pytest.raises(InvalidRequestError) as refused:

@@ -96,6 +96,8 @@ def test_a_manifest_cannot_name_what_is_no_repository(wrong: dict[str, object]) 
         ("<b>bold</b> 你好 cat img_01.png", "bold cat"),
         ("free shipping: red_cat", "red_cat"),
         ("", ""),
+        ("<![1] cat", "<! 1 cat"),
+        ("<![x[ cat ]]> dog", "dog"),
     ],
 )
 def test_captions_are_cleaned(caption: str, clean: str) -> None:

@@ -120,6 +120,11 @@ def test_a_receipt_is_not_traced(traced: FastAPI, spans: InMemorySpanExporter) -
     assert "secret" not in span.to_json()
 
 
+def test_a_prompt_in_the_page_s_address_is_not_traced(traced: FastAPI, spans: InMemorySpanExporter) -> None:
+    get(traced, "/?prompt=a+secret")
+    assert "secret" not in the_span(spans).to_json()
+
+
 def test_a_bug_is_an_error(traced: FastAPI, spans: InMemorySpanExporter) -> None:
     assert get(traced, "/broken").status_code == 500
     span = the_span(spans)

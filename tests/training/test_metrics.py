@@ -65,17 +65,24 @@ def test_frechet_with_fewer_images_than_features() -> None:
 
 
 def test_kernel_distance_is_its_definition() -> None:
-    """All images in each subset: the estimator is then one number, in loops without i = j."""
-    x, y = _normal(7, 5, seed=1), _normal(7, 5, seed=2) + 0.3
+    """Of one subset, which is half of the smaller set, in loops without i = j."""
+    x, y = _normal(9, 5, seed=1), _normal(7, 5, seed=2) + 0.3
 
     def k(a: Tensor, b: Tensor) -> float:
         return (float(a @ b) / 5 + 1) ** 3
 
-    within = sum(k(s[i], s[j]) for s in (x, y) for i, j in itertools.permutations(range(7), 2)) / 42
-    across = sum(k(a, b) for a, b in itertools.product(x, y)) / 49
-    mean, deviation = kernel_distance(x, y, subsets=3)
+    generator = torch.Generator().manual_seed(4)
+    chosen = [s[torch.randperm(len(s), generator=generator)[:3]] for s in (x, y)]
+    within = sum(k(s[i], s[j]) for s in chosen for i, j in itertools.permutations(range(3), 2)) / 6
+    across = sum(k(a, b) for a, b in itertools.product(*chosen)) / 9
+    mean, deviation = kernel_distance(x, y, subsets=1, seed=4)
     assert mean == pytest.approx(within - 2 * across, rel=1e-9)
     assert deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_the_spread_of_a_small_set_is_not_nothing() -> None:
+    x, y = _normal(40, 4, seed=1), _normal(40, 4, seed=2)
+    assert kernel_distance(x, y)[1] > 0.01
 
 
 def test_kernel_distance_has_no_bias() -> None:
