@@ -16,12 +16,16 @@ import torch
 import typer
 from rich.console import Console
 
+from dd_core.bundle import load_bundle
 from dd_core.errors import DDError
+from dd_core.hub.locate import locate
 from dd_core.runtime import pick_device
 from training import pictograms, pipeline
+from training.captions import read_prompts
 from training.export import export as export_bundle
 from training.pipeline import Run
 from training.recipes import RECIPES, get_recipe
+from training.sheet import UNSEEN, draw_sheet
 
 app = typer.Typer(
     add_completion=False,
@@ -130,6 +134,22 @@ def corpus() -> None:
         line = f"{entry['style']}: {entry['name']} {entry['version']}, {entry['licence']}, {number}"
         Console().print(line, highlight=False)
     Console().print(f"{facts}", highlight=False)
+
+
+@app.command("sheet", help="Draw prompts that are no caption of the corpus, by budget and seed.")
+def sheet(
+    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle of texts.")],
+    to: Annotated[Path, typer.Option(help="The PNG to write.")],
+    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; else our own.")] = None,
+    budgets: Annotated[str, typer.Option(help="Most passes of each block, by commas.")] = "1,2,21,64",
+    seeds: Annotated[int, typer.Option(help="Rows of a block.")] = 4,
+    device: Device = "auto",
+) -> None:
+    """Writes the picture and says which plans its blocks are of."""
+    loaded = load_bundle(locate(bundle), pick_device(device))
+    chosen = read_prompts(prompts) if prompts else UNSEEN
+    plans = draw_sheet(loaded, to, chosen, [int(each) for each in budgets.split(",")], seeds)
+    typer.echo(f"{to}: {len(chosen)} prompts, blocks of {seeds} rows: {', '.join(plans)}")
 
 
 @app.command("start", help="Begin a run with a bundle's weights instead of training them anew.")

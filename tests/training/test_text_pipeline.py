@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -292,3 +293,18 @@ def test_the_table_of_words_is_stored_as_bytes_and_the_rest_in_half_precision(
         )
         with pytest.raises(WeightsError, match=r"words\.weight"):
             load_bundle(copy, CPU)
+
+
+def test_a_sheet_is_of_prompts_that_nobody_trained_on(folder: Path, tmp_path: Path) -> None:
+    words = tmp_path / "prompts.txt"
+    words.write_text("a heart of stone\npurple nothing\n")
+    arguments = ["sheet", str(folder), "--to", str(tmp_path / "sheet.png"), "--prompts", str(words)]
+    said = CliRunner().invoke(app, [*arguments, "--budgets", "1,64", "--seeds", "3"])
+    assert said.exit_code == 0, said.output
+    assert "2 prompts, blocks of 3 rows: dd-1, " in said.output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * (2 * 33 + 1), 2 * (6 * 33 + 1))
+    corpus = pictograms.load()
+    words.write_text(f"purple nothing\n{corpus.concepts[0].name}\n")
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code != 0 and isinstance(refused.exception, RecipeError)
