@@ -303,6 +303,28 @@ TEXT_MODEL = {
 }
 
 
+def test_what_is_typed_while_a_picture_begins_stays(page: Page) -> None:
+    page.goto("/")
+    settled(page)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/generate", hold)
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_function("document.querySelector('#figures').getAttribute('aria-busy') === 'true'")
+    seed = page.get_by_label("Seed")
+    seed.fill("77")
+    held[0].continue_()
+    page.unroute("**/generate")
+    settled(page)
+    expect(seed).to_have_value("77")
+    page.get_by_role("button", name="Draw").click()
+    settled(page)
+    assert read_receipt_of(page).origin.newest.seed == 77
+
+
 def test_a_model_of_prompts_has_a_text_box(page: Page, server: Running) -> None:
     bodies: list[dict[str, object]] = []
 
