@@ -42,7 +42,7 @@ class CostTable:
     def __init__(self, buckets: Sequence[int], weight: float = 0.2) -> None:
         self.buckets = tuple(buckets)
         self._weight = weight
-        self._between = 0.0  # seconds that the device waits from one pass to the next
+        self.between = 0.0  # seconds that the device waits from one pass to the next
         self._seconds: dict[Work, dict[int, float]] = {}
         self._limit: dict[Work, int] = {}
         # Asked several times for every request, and changed by a pass alone.
@@ -59,7 +59,7 @@ class CostTable:
         """Account for the time from one pass to the next while work waits: messages, and the server's
         own. It is the same for a pass of one image and of many.
         """
-        self._between += self._weight * (seconds - self._between)
+        self.between += self._weight * (seconds - self.between)
         self._totals.clear()
 
     def limit(self, work: Work, largest: int) -> None:
@@ -120,6 +120,6 @@ class CostTable:
         known, cost, rates = self._seconds.get(work, {}), 0.0, {}
         for bucket in (b for b in self.buckets if b <= most):
             cost, images = known.get(bucket, cost), min(bucket, waiting)
-            rates[bucket] = images / (cost + self._between + images * each + 1e-9)
+            rates[bucket] = images / (cost + self.between + images * each + 1e-9)
         top = max(rates.values())
         return next(b for b, rate in rates.items() if rate * _WORTH >= top)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -29,8 +30,8 @@ class _Device(Protocol):
 # A pass longer than this is not tried with more images: others would wait for it too long.
 _LONGEST_PASS = 1.0
 _GAIN = 1.05
-# Sizes in a row that gain nothing end the search. The first stays in use: what a pass costs besides is not
-# known yet, and the scheduler takes the smallest size that is good enough anyway.
+# Sizes in a row that gain nothing end the search. They stay in use: under load a pass costs more besides, and
+# the scheduler takes the smallest size that is good enough anyway.
 _USELESS = 2
 # Measurements of a size before it counts as gaining nothing.
 _TRIES = 4
@@ -70,8 +71,8 @@ async def _measure(
     best, useless = 0.0, 0
     decode = Work(stage.work.model, "decode")
     for bucket in costs.buckets:
-        hoped = bucket / (best * _GAIN) if best else math.inf
-        answer = await _fastest(plan, stage, condition, bucket, device, numbers, hoped)
+        hoped = bucket / (best * _GAIN) - costs.between if best else math.inf
+        answer = await _fastest(plan, stage, condition, bucket, costs, device, numbers, hoped)
         if isinstance(answer, Failed):
             if bucket == costs.buckets[0]:
                 raise ComputeError(f"the warm-up of {plan.name} failed: {answer.reason}")
@@ -81,7 +82,7 @@ async def _measure(
             costs.observe(stage.work, bucket, answer.seconds)
         if answer.decode_seconds:
             costs.observe(decode, bucket, answer.decode_seconds)
-        took = _seconds(answer)
+        took = _seconds(answer) + costs.between
         useless = useless + 1 if bucket / took < best * _GAIN else 0
         if useless == _USELESS or took > _LONGEST_PASS:
             costs.limit(stage.work, bucket)
@@ -94,6 +95,7 @@ async def _fastest(
     stage: Stage,
     condition: int | str,
     bucket: int,
+    costs: CostTable,
     device: _Device,
     numbers: itertools.count[int],
     hoped: float,
@@ -105,7 +107,7 @@ async def _fastest(
     """
     found: Done | None = None
     for _ in range(_TRIES):
-        answer = await _batch(plan, stage, condition, [next(numbers) for _ in range(bucket)], device)
+        answer = await _batch(plan, stage, condition, [next(numbers) for _ in range(bucket)], costs, device)
         if isinstance(answer, Failed):
             return answer
         if found is None or _seconds(answer) < _seconds(found):
@@ -121,7 +123,7 @@ def _seconds(answer: Done) -> float:
 
 
 async def _batch(
-    plan: Plan, stage: Stage, condition: int | str, numbers: list[int], device: _Device
+    plan: Plan, stage: Stage, condition: int | str, numbers: list[int], costs: CostTable, device: _Device
 ) -> Done | Failed:
     """Some passes over a batch, and what one took: the mean of a teacher's, else the second's."""
     heavy = stage.work.kind == "teacher"
@@ -141,9 +143,12 @@ async def _batch(
     try:
         for turn in range(1, passes + 1):
             ends = turn == passes and not heavy and stage.segment == len(plan.segments) - 1
+            began = time.perf_counter()
             answer = await device.run(replace(command, finishing=tuple(numbers) if ends else ()))
             if isinstance(answer, Failed):
                 return answer
+            waited = time.perf_counter() - began - _seconds(answer) - answer.text_seconds
+            costs.observe_between(min(max(0.0, waited), _seconds(answer)))
             answers.append(answer)
     finally:
         device.drop(numbers)
