@@ -9,8 +9,8 @@ Shapes: B batch, H W pixels, F channels of a feature map.
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
+import pickletools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +26,57 @@ from dd_core.errors import WeightsError
 _GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
 
-# All that a pickle of arrays needs.
-_ARRAYS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAYS:
-            raise WeightsError(f"the LPIPS weights are no arrays but {module}.{name}", param="lpips")
-        return super().find_class(module, name)
+# Names on the way to an array: of a group of layers, a layer, a leaf.
+_NAMES = re.compile(r"(VGG16_0|NetLinLayer_\d)|(Conv_\d+)|(kernel|bias)")
+# Sizes of VGG16's convolutions, in order.
+_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 
 
 def from_flax(data: bytes) -> dict[str, Tensor]:
-    """The weights of a flax checkpoint (a pickle of nested dictionaries of arrays) by our names, float16.
+    """The weights of LPIPS in a flax checkpoint by our names, float16.
 
     Raises:
-        WeightsError: something else than arrays is in it, or not the arrays of VGG16.
+        WeightsError: its arrays are not those of VGG16.
     """
-    tree = _ArraysOnly(io.BytesIO(data)).load()
-    found: dict[str, Tensor] = {}
+    arrays, found = _arrays(data), {}
     try:
-        for k, i in enumerate(i for group in _GROUPS for i in group):
-            layer = tree["VGG16_0"][f"Conv_{k}"]
-            found[f"features.{i}.weight"] = torch.from_numpy(layer["kernel"]).permute(3, 2, 0, 1)
-            found[f"features.{i}.bias"] = torch.from_numpy(layer["bias"])
-        for k in range(len(_GROUPS)):
-            kernel = tree[f"NetLinLayer_{k}"]["Conv_0"]["kernel"]
-            found[f"lin{k}.weight"] = torch.from_numpy(kernel).permute(3, 2, 0, 1)
-    except (KeyError, TypeError) as error:
+        before = 3
+        for k, (i, width) in enumerate(zip((i for g in _GROUPS for i in g), _WIDTHS, strict=True)):
+            kernel = arrays[f"VGG16_0/Conv_{k}/kernel"].view(3, 3, before, width)
+            found[f"features.{i}.weight"] = kernel.permute(3, 2, 0, 1)
+            found[f"features.{i}.bias"] = arrays[f"VGG16_0/Conv_{k}/bias"].view(width)
+            before = width
+        for k, group in enumerate(_GROUPS):
+            width = found[f"features.{group[-1]}.bias"].numel()
+            found[f"lin{k}.weight"] = arrays[f"NetLinLayer_{k}/Conv_0/kernel"].view(1, width, 1, 1)
+    except (KeyError, RuntimeError) as error:
         raise WeightsError(f"the LPIPS weights are not those of VGG16: {error}", param="lpips") from None
     return {name: tensor.half().contiguous() for name, tensor in found.items()}
+
+
+def _arrays(data: bytes) -> dict[str, Tensor]:
+    """Flat float32 arrays of nested dictionaries `{group: {layer: {leaf: array}}}` by their path.
+
+    The checkpoint is a pickle, which would run what it says. It is read as a list of words, and none is done.
+    """
+    found: dict[str, Tensor] = {}
+    memo: dict[int, object] = {}
+    path: list[str] = ["", "", ""]
+    last: object = None
+    value: Any
+    try:
+        for code, value, _ in pickletools.genops(data):
+            if code.name in ("BINPUT", "LONG_BINPUT"):
+                memo[value] = last
+                continue
+            last = memo.get(value) if code.name in ("BINGET", "LONG_BINGET") else value
+            if isinstance(last, str) and (named := _NAMES.fullmatch(last)):
+                path[named.lastindex - 1 if named.lastindex else 0] = last
+            elif isinstance(last, bytes) and code.name == "BINBYTES":
+                found["/".join(path)] = torch.frombuffer(bytearray(last), dtype=torch.float32)
+    except ValueError as error:
+        raise WeightsError(f"the LPIPS weights cannot be read: {error}", param="lpips") from None
+    return found
 
 
 class Lpips(nn.Module):
