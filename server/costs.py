@@ -6,6 +6,7 @@ are of fixed sizes, the buckets, each of which is run in the warm-up before it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -55,10 +56,14 @@ class CostTable:
         known[bucket] = seconds if old is None else old + self._weight * (seconds - old)
         self._totals.clear()
 
-    def observe_between(self, seconds: float) -> None:
+    def observe_between(self, seconds: float, most: float = math.inf) -> None:
         """Account for the time from one pass to the next while work waits: messages, and the server's
         own. It is the same for a pass of one image and of many.
+
+        Args:
+            most: seconds of the pass itself; a longer wait, as of a machine that stopped, says no more.
         """
+        seconds = min(max(0.0, seconds), most)
         self.between += self._weight * (seconds - self.between)
         self._totals.clear()
 

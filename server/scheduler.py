@@ -173,9 +173,8 @@ class Scheduler:
             if done.cohort is None and work.kind != "decode" and foreseen > 0:
                 slower = min(_SLOWEST, max(1.0, took / foreseen))
                 self._pace += _PACE_WEIGHT * (slower - self._pace)
-            # Never more than the pass itself: a stop of the whole machine says nothing about batches.
-            idle = took - seconds - decode_seconds - text_seconds
-            self.costs.observe_between(min(max(0.0, idle), seconds + decode_seconds))
+            passing = seconds + decode_seconds
+            self.costs.observe_between(took - passing - text_seconds, passing)
         self._busy_since = now if self._images else None
         # Last, since a new cost changes the worth of all that waits.
         if decoding:

@@ -148,7 +148,7 @@ async def _batch(
             if isinstance(answer, Failed):
                 return answer
             waited = time.perf_counter() - began - _seconds(answer) - answer.text_seconds
-            costs.observe_between(min(max(0.0, waited), _seconds(answer)))
+            costs.observe_between(waited, _seconds(answer))
             answers.append(answer)
     finally:
         device.drop(numbers)

@@ -8,7 +8,6 @@ Shapes: B batch, H W pixels, F channels of a feature map.
 
 from __future__ import annotations
 
-import hashlib
 import pickletools
 import re
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.errors import WeightsError
+from training.pairs import weights_digest
 
 # VGG16's convolutions by torchvision's index; a feature map is read at the end of each group,
 # and a 2×2 max pool stands between groups.
@@ -71,7 +71,7 @@ def _arrays(data: bytes) -> dict[str, Tensor]:
                 continue
             last = memo.get(value) if code.name in ("BINGET", "LONG_BINGET") else value
             if isinstance(last, str) and (named := _NAMES.fullmatch(last)):
-                path[named.lastindex - 1 if named.lastindex else 0] = last
+                path[(named.lastindex or 1) - 1] = last
             elif isinstance(last, bytes) and code.name == "BINBYTES":
                 found["/".join(path)] = torch.frombuffer(bytearray(last), dtype=torch.float32)
     except ValueError as error:
@@ -99,10 +99,7 @@ class Lpips(nn.Module):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the weights: figures by different ones do not compare."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.named_buffers()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_digest(*(tensor for _, tensor in sorted(self.named_buffers())))
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Five maps of unit-length feature vectors, each `[B, F, h, w]`."""
