@@ -144,9 +144,12 @@ def teacher(num_blocks: int, draw: Draw = "multinomial") -> Plan:
     return Plan("teacher", (Segment("teacher", 0, num_blocks),), draw)
 
 
-def trajectory(num_blocks: int) -> Plan:
-    """Algorithm 1: the teacher with the flow-matching map of the noise as its draw."""
-    return Plan("trajectory", (Segment("teacher", 0, num_blocks),), draw="flow")
+def trajectory(num_blocks: int, begin: int = 0) -> Plan:
+    """Algorithm 1: the teacher with the flow-matching map of the noise as its draw; of the blocks before
+    `begin` those of the student.
+    """
+    segments = (Segment("student", 0, begin),) if begin else ()
+    return Plan("trajectory", (*segments, Segment("teacher", begin, num_blocks)), draw="flow")
 
 
 def skip(num_blocks: int, skipped: int) -> Plan:

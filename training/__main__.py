@@ -121,6 +121,11 @@ for _name, (_stage, _help) in _STAGES.items():
     else:
         _command(_name, [_stage], _help)
 _command(
+    "own-pairs",
+    [pipeline.generate_own_pairs],
+    "(c') Pairs that begin with the tokens of the student that the run was started from.",
+)
+_command(
     "all", [stage for stage, _ in _STAGES.values()], "Stages (a) to (e) in order, each from where it stopped."
 )
 

@@ -6,6 +6,8 @@ The student starts as the teacher. Position 1 + i of the student sees noise i an
 token i, which the teacher predicted one position earlier; attention and feed-forward layers
 carry over all the same, and training without them fails.
 
+A pair whose first tokens are the student's own is shown from the step after them on only.
+
 Losses (App. B, C): cross entropy of the logits; LPIPS between the frozen decoder's images of
 the predicted embeddings and of the teacher's tokens; and, our addition, the squared error of
 the embeddings. Each has its weight in the recipe.
@@ -124,12 +126,14 @@ def distill_stage(
     device: torch.device,
     first: LlamaGenStudent | None = None,
     conditions: Conditions | None = None,
+    own: Pairs | None = None,
 ) -> tuple[Stage, Ema, LlamaGenStudent]:
     """The stage, the average whose weights are the result, and the student being trained.
 
     Args:
         first: a student to go on from, instead of the teacher's weights.
         conditions: what the pairs' labels stand for; None = classes.
+        own: pairs that begin with a student's tokens, to learn from besides.
 
     Raises:
         RecipeError: a training step outside the layout, an unknown optimizer, or a perceptual
@@ -151,20 +155,25 @@ def distill_stage(
     if first is not None:
         student.load_state_dict(first.state_dict())
     optimizer, ema = _optimizer(student, cfg), Ema(student, cfg.ema)
-    noise_NLC = pairs.noise(codebook.shape[1])
-    batches = Batches(len(pairs.tokens), cfg.batch, recipe.seed)
+    sets = [pairs, own] if own is not None else [pairs]
+    label_N, token_NL = (
+        torch.cat(parts) for parts in zip(*[(p.labels, p.tokens) for p in sets], strict=True)
+    )
+    noise_NLC = torch.cat([p.noise(codebook.shape[1]) for p in sets])
+    begin_N = torch.cat([torch.full_like(p.labels, p.begin) for p in sets])
+    batches = Batches(len(token_NL), cfg.batch, recipe.seed)
     choices = torch.tensor(cfg.train_steps)
     if lpips is not None:
         lpips = lpips.to(device)
 
     def update(step: int) -> dict[str, Tensor]:
         chosen = batches.at(step)
-        target = pairs.tokens[chosen].long().to(device)
+        target = token_NL[chosen].long().to(device)
         cond, noise = (
-            on_device(conditions(pairs.labels[chosen]), device),
+            on_device(conditions(label_N[chosen]), device),
             noise_NLC[chosen].float().to(device),
         )
-        t = choices[torch.randint(len(choices), (len(chosen),))].to(device)
+        t = choices[torch.randint(len(choices), (len(chosen),))].maximum(begin_N[chosen]).to(device)
         clean = lookup(codebook, target)
         open_BL = (~data_positions(layout, t)).float()
         with mixed_precision(device):
@@ -208,6 +217,7 @@ def distill_stage(
         "seed": recipe.seed,
         "pairs": len(pairs.tokens),
     }
+    config |= {"own": len(own.tokens)} if own is not None else {}
     return Stage("student", cfg.steps, parts, update, preview, config), ema, student
 
 

@@ -6,6 +6,10 @@ the seed. A shard that exists is not made again; each is written atomically, so 
 goes on with the first missing shard and ends with the same files. A larger count later adds
 shards to those that are there.
 
+Where a student makes more than one jump, the later ones begin with tokens that it made itself,
+while the trajectories of Algorithm 1 begin with the teacher's. So pairs may also have a student's
+first tokens and the teacher's for the rest: what the teacher would do from where the student gets.
+
 Shapes: N pairs, L tokens, C code dimension.
 """
 
@@ -39,11 +43,15 @@ log = logging.getLogger("dd_train")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Labels `[N]`, final tokens `[N, L]`, and the seed of their noise."""
+    """Labels `[N]`, final tokens `[N, L]`, and the seed of their noise.
+
+    Tokens of the blocks before `begin` are a student's: they say nothing of what the teacher makes there.
+    """
 
     labels: Tensor
     tokens: Tensor
     seed: int
+    begin: int = 0
 
     def noise(self, code_dim: int, dtype: torch.dtype = torch.float16) -> Tensor:
         """The noise of every pair, `[N, L, C]`, from (seed, i)."""
@@ -76,22 +84,25 @@ def make_pairs(
     seed: int,
     identity: str,
     prompts: str = "",
+    begin: int = 0,
     stop_after: int | None = None,
 ) -> Path:
     """Writes `out/manifest.json` and `out/pairs-00000.safetensors`, …; returns `out`.
 
     Pair i has the label i mod `classes`: a number of classes, or what the labels stand for. `prompts` is a
-    hash of the texts where they are that, of which pairs are then. `stop_after` ends after that many
-    new shards, as a kill would.
+    hash of the texts where they are that, of which pairs are then. The sampler's student makes the blocks
+    before `begin`. `stop_after` ends after that many new shards, as a kill would.
 
     Raises:
         RecipeError: `out` holds pairs of other settings or of another teacher.
     """
     out.mkdir(parents=True, exist_ok=True)
-    made_with = {"pairs": {k: v for k, v in asdict(cfg).items() if k != "count"}, "seed": seed}
+    settings = {k: v for k, v in asdict(cfg).items() if k not in ("count", "own")}
+    made_with: dict[str, object] = {"pairs": settings, "seed": seed}
     conditions = ClassConditions(classes) if isinstance(classes, int) else classes
     made_with |= {"weights": identity, "classes": conditions.count}
     made_with |= {"prompts": prompts} if prompts else {}
+    made_with |= {"begin": begin} if begin else {}
     manifest = out / "manifest.json"
     if manifest.exists() and json.loads(manifest.read_text())["made_with"] != made_with:
         raise RecipeError(
@@ -99,7 +110,7 @@ def make_pairs(
         )
     facts = {"made_with": made_with, "count": cfg.count}
     manifest.write_text(json.dumps({**facts, "complete": False}, indent=1))
-    chosen = plan.trajectory(sampler.layout.num_blocks)
+    chosen = plan.trajectory(sampler.layout.num_blocks, begin)
     sampler = replace(sampler, flow=FlowSettings(cfg.solver, cfg.evaluations), exact=False)
     starts = range(0, cfg.count, cfg.shard)
     sizes = [min(cfg.shard, cfg.count - start) for start in starts]
@@ -142,7 +153,8 @@ def load_pairs(folder: Path) -> Pairs:
     number = -(-facts["count"] // facts["made_with"]["pairs"]["shard"])
     shards = [load_file(_shard(folder, k)) for k in range(number)]
     labels = torch.cat([s["labels"] for s in shards]).long()
-    return Pairs(labels, torch.cat([s["tokens"] for s in shards]), facts["made_with"]["seed"])
+    made_with, tokens = facts["made_with"], torch.cat([s["tokens"] for s in shards])
+    return Pairs(labels, tokens, made_with["seed"], made_with.get("begin", 0))
 
 
 def marginals(tokens_NL: Tensor, labels_N: Tensor, classes: int, codebook_size: int) -> Tensor:

@@ -5,6 +5,7 @@ tokenizer ─▶ tokenizer.safetensors, tokens.safetensors
 decoder   ─▶ decoder.safetensors: the tokenizer that draws; same codes, so nothing else waits for it
 teacher   ─▶ teacher.safetensors
 pairs     ─▶ pairs/
+own-pairs ─▶ own-pairs/: begun by first-student, gone on with by the teacher
 distill   ─▶ student.safetensors
 evaluate  ─▶ evaluation.json, evaluation.md, pictures
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +49,7 @@ from training.teacher import draw_settings, teacher_stage
 from training.tokenizer import encode_all, tokenizer_stage
 
 _CAPTIONS, _PROMPTS = "captions.safetensors", "prompts.safetensors"
+_OWN_PAIRS = "own-pairs"
 M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger("dd_train")
 
@@ -182,24 +184,48 @@ def generate_pairs(run: Run, prompts: Path | None = None) -> None:
     """
     if prompts is not None and run.recipe.text is None:
         raise RecipeError(f"the recipe {run.recipe.name!r} is conditioned on classes", param="prompts")
-    tokenizer, teacher = load_tokenizer(run), load_teacher(run)
-    conditions: int | Conditions = run.recipe.gpt.num_classes
+    _make_pairs(run, run.out / "pairs", prompts=prompts)
+
+
+def generate_own_pairs(run: Run) -> None:
+    """Stage (c'): pairs that begin with the tokens of the student that the run was started from, up to the
+    first later training step, and on which the teacher goes on.
+
+    Raises:
+        RecipeError: an earlier stage is missing, no student to begin with, or no later training step.
+    """
+    later = [t for t in run.recipe.distill.train_steps if t]
+    if not run.recipe.pairs.own or not later:
+        raise RecipeError(
+            "own pairs need their number, pairs.own, and a later step in distill.train_steps",
+            param="pairs.own",
+        )
+    _make_pairs(run, run.out / _OWN_PAIRS, _first_student(run), min(later))
+
+
+def _make_pairs(
+    run: Run, out: Path, student: LlamaGenStudent | None = None, begin: int = 0, prompts: Path | None = None
+) -> None:
+    recipe, tokenizer, teacher = run.recipe, load_tokenizer(run), load_teacher(run)
+    conditions: int | Conditions = recipe.gpt.num_classes
     digest = ""
-    if run.recipe.text is not None:
+    if recipe.text is not None:
         lines = pair_prompts(run, prompts)
-        conditions = text.prompt_conditions(run.recipe, lines, run.out / _PROMPTS, run.device)
+        conditions = text.prompt_conditions(recipe, lines, run.out / _PROMPTS, run.device)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    sampler = Sampler(
-        run.recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(run.recipe), device=run.device
-    )
+    draw, device = draw_settings(recipe), run.device
+    makers: list[nn.Module | Tensor] = [teacher, tokenizer.codebook_VC]
+    makers += [student] if student is not None else []
     make_pairs(
-        sampler,
-        run.recipe.pairs,
+        Sampler(recipe.gpt.layout, tokenizer, student, teacher, draw=draw, device=device),
+        recipe.pairs if student is None else replace(recipe.pairs, count=recipe.pairs.own),
         conditions,
-        run.out / "pairs",
-        seed=run.recipe.seed + 1,
-        identity=weights_digest(teacher, tokenizer.codebook_VC),
+        out,
+        # Other noise than the trajectories' (+ 1) and the evaluation's (+ 2).
+        seed=recipe.seed + (1 if student is None else 3),
+        identity=weights_digest(*makers),
         prompts=digest,
+        begin=begin,
         stop_after=run.stop_after,
     )
 
@@ -235,16 +261,21 @@ def distill(run: Run) -> None:
     pairs = load_pairs(run.out / "pairs")
     first = None
     if run.recipe.distill.start == "student":
-        first = _load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
+        first = _first_student(run)
     if run.recipe.distill.start == "transplant":
         first = _transplanted(run)
     conditions = None
     if run.recipe.text is not None:
         conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
+    own = load_pairs(run.out / _OWN_PAIRS) if run.recipe.pairs.own else None
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions
+        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions, own
     )
     _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
+
+
+def _first_student(run: Run) -> LlamaGenStudent:
+    return _load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
 
 
 def _transplanted(run: Run) -> LlamaGenStudent:

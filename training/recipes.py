@@ -71,7 +71,10 @@ class TeacherRecipe:
 
 @dataclass(frozen=True)
 class PairsRecipe:
-    """Stage (c). Algorithm 1: noise → teacher through the flow map → tokens."""
+    """Stage (c). Algorithm 1: noise → teacher through the flow map → tokens.
+
+    `own` is how many pairs stage (c') makes besides: those begin with the student's tokens.
+    """
 
     count: int
     batch: int
@@ -82,6 +85,7 @@ class PairsRecipe:
     temperature: float = 1.0
     solver: str = "dpmpp-3m"
     evaluations: int = 10
+    own: int = 0
 
 
 @dataclass(frozen=True)

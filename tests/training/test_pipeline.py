@@ -19,6 +19,7 @@ from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.__main__ import app, main
 from training.export import export
+from training.pairs import load_pairs
 from training.pipeline import Run
 from training.recipes import get_recipe
 
@@ -93,7 +94,7 @@ def test_a_run_can_start_from_a_bundle(
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
     export(run, "tiny", tmp_path / "bundle")
-    again = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
+    again = Run(get_recipe("tiny", ["distill.start=student", "pairs.own=20"]), tmp_path / "again", CPU)
     again.out.mkdir()
     pipeline.start_from(again, tmp_path / "bundle")
     drawn, student = load_file(run.out / "decoder.safetensors"), load_file(run.out / "student.safetensors")
@@ -103,6 +104,10 @@ def test_a_run_can_start_from_a_bundle(
     assert all(torch.equal(found[k], v.half().float()) for k, v in student.items())
     assert load_file(again.out / "tokens.safetensors")["tokens"].shape == (2, 256, 64)
     pipeline.generate_pairs(again)
+    with pytest.raises(RecipeError, match="own-pairs holds no complete set"):
+        pipeline.distill(again)
+    pipeline.generate_own_pairs(again)
+    assert load_pairs(again.out / "own-pairs").tokens.shape == (20, 64)
     pipeline.distill(again)
     assert (again.out / "student.safetensors").exists()
     with pytest.raises(RecipeError, match="has a tokenizer already"):
@@ -129,6 +134,7 @@ def test_commands_explain_what_is_missing(
         "decoder",
         "teacher",
         "pairs",
+        "own-pairs",
         "distill",
         "evaluate",
         "all",
