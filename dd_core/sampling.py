@@ -26,6 +26,7 @@ from dd_core.condition import Condition, TextCondition, joined, on_device, padde
 from dd_core.draw import DrawSettings, guide, log_probabilities, multinomial
 from dd_core.errors import InvalidPlanError, InvalidRequestError
 from dd_core.flow import FlowSettings, flow_map
+from dd_core.lanes import alike, each
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.protocols import Student, Teacher, Tokenizer
 from dd_core.noise import Key, batch_noise
@@ -62,6 +63,16 @@ class Sampler:
     def codebook_VC(self) -> Tensor:
         """The tokenizer's codes, normalised once."""
         return self.tokenizer.codebook_VC.detach()
+
+    @cached_property
+    def any_threads(self) -> bool:
+        """Whether a picture's bytes are the same on one thread of the CPU as on all. Where they are not,
+        each is decoded on one, whatever else there is to decode.
+        """
+        codes_VC = self.codebook_VC
+        tokens = torch.arange(self.layout.num_tokens, device=codes_VC.device) % len(codes_VC)
+        with torch.inference_mode():
+            return alike(self.tokenizer.to_image, codes_VC[tokens][None])
 
 
 def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayout) -> Tensor:
@@ -303,9 +314,17 @@ def decode(sampler: Sampler, codes_BLC: Tensor) -> tuple[Tensor, Tensor]:
     """Final codes → images `[B, H, W, 3]` uint8, and whether each is a picture: `[B]`, False where
     something on the way was not a number.
     """
-    lanes = torch.split(codes_BLC, 1) if sampler.exact else (codes_BLC,)
-    image_B3HW = torch.cat([sampler.tokenizer.to_image(lane) for lane in lanes])
+    image_B3HW = _one_by_one(sampler, codes_BLC) if sampler.exact else sampler.tokenizer.to_image(codes_BLC)
     return to_pixels(image_B3HW), image_B3HW.isfinite().flatten(1).all(1)
+
+
+def _one_by_one(sampler: Sampler, codes_BLC: Tensor) -> Tensor:
+    """Each image decoded alone; on a CPU one thread each, but for a few, which would leave threads idle."""
+    lanes, to_image = torch.split(codes_BLC, 1), sampler.tokenizer.to_image
+    few = 2 * len(lanes) <= torch.get_num_threads()
+    if codes_BLC.device.type == "cuda" or (few and sampler.any_threads):
+        return torch.cat([to_image(lane) for lane in lanes])
+    return torch.cat(each(to_image, lanes))
 
 
 @torch.inference_mode()
