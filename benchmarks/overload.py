@@ -1,7 +1,7 @@
 """Three times what the server can do, for as long as it takes to matter.
 
-    rounds:  closed loop at saturation → capacity
-             for each lane: open loop at FACTOR × capacity → goodput ÷ capacity
+    rounds:  for each lane: closed loop at saturation, open loop at FACTOR × what it reached, closed loop
+             → goodput ÷ mean of both closed loops
 
 A server that is asked too much can still do all that it can do, if it spends its time only on what will
 be in time. The lane `told` sends each request's deadline along. Its baseline, `untold`, is the same
@@ -66,6 +66,12 @@ def capacity_row(load: Load) -> dict[str, Any]:
     return {"per_s": len(seconds) / load.seconds, "latency_ms": milliseconds(seconds)}
 
 
+def bracket(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The capacity of the time between two measurements of it."""
+    mean = (before["per_s"] + after["per_s"]) / 2
+    return {**before, "per_s": mean, "before_per_s": before["per_s"], "after_per_s": after["per_s"]}
+
+
 def request_class(lane: str, rate: float, steps: int, deadline_ms: float) -> RequestClass:
     """What a lane sends."""
     body: dict[str, Any] = {"steps": steps, "brownout": False}
@@ -77,7 +83,7 @@ def request_class(lane: str, rate: float, steps: int, deadline_ms: float) -> Req
 def lane_row(
     number: int, kind: RequestClass, run: OpenRun, window: tuple[float, float], capacity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What became of a lane in one round, against the capacity that was measured just before it."""
+    """What became of a lane in one round, against the capacity just before and just after it."""
     (row,) = summarise([kind], run.records, window)
     return row | {
         "round": number,
@@ -109,7 +115,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 _EXPLANATION = (
-    "Capacity is what a closed loop reaches at saturation, right before. *Kept* is the share of the requests "
+    "Capacity is what a closed loop reaches at saturation: the mean of right before and right after, since a "
+    "machine's speed drifts. *Kept* is the share of the requests "
     "not refused at once (429, 503) whose image came within the deadline. Every time counts from the "
     f"scheduled arrival. The aim for goodput ÷ capacity with the deadline told is {_AIM}."
 )
@@ -130,7 +137,9 @@ def table(results: Mapping[str, Any]) -> str:
     parts = [_EXPLANATION, report.markdown_table(columns, lines)]
     for row in results.get("rows", []):
         about = f"Round {row['round']}, deadline of {row['deadline_ms']:.0f} ms {row['class']}"
-        parts.append(f"{about}: capacity {row['capacity']['per_s']:.1f}/s. {sender_line(row['sender'])}")
+        found = row["capacity"]
+        between = f"{found['before_per_s']:.1f} before, {found['after_per_s']:.1f} after"
+        parts.append(f"{about}: capacity {found['per_s']:.1f}/s ({between}). {sender_line(row['sender'])}")
         parts.append(open_loop.table([row]))
     return "\n\n".join(parts)
 
@@ -174,22 +183,26 @@ def _run(
     for number in range(1, arguments.rounds + 1):
         print(f"round {number} of {arguments.rounds}: {len(arguments.lanes)} lanes", flush=True)
         for lane in arguments.lanes:
-            # Right before every lane, so that a machine that slows down changes both.
-            load = measure_capacity(server, arguments.clients, arguments.requests, labels, steps)
-            capacity = capacity_row(load)
-            deadline = deadline or math.ceil(2 * capacity["latency_ms"]["p50"])
-            kind = request_class(lane, arguments.factor * capacity["per_s"], steps, deadline)
+            before = _capacity(arguments, server, labels)
+            deadline = deadline or math.ceil(2 * before["latency_ms"]["p50"])
+            kind = request_class(lane, arguments.factor * before["per_s"], steps, deadline)
             # What comes before the queue has filled up is easy, and does not count.
             settle = min(2e-3 * deadline, arguments.seconds)
             window = (settle, settle + arguments.seconds)
             arrivals = schedule([kind], window[1], arguments.seed + number, labels)
             done = run_open_loop((HOST, server.port), [kind], arrivals, env)
+            capacity = bracket(before, _capacity(arguments, server, labels))
             rows.append(lane_row(number, kind, done, window, capacity))
             results["summary"] = summary(rows)
     for row in rows:
         for outcome, count in row["outcomes"].items():
             if outcome not in _EXPECTED:
                 results["failures"].append(f"round {row['round']}, {row['class']}: {count} × {outcome}")
+
+
+def _capacity(arguments: argparse.Namespace, server: ServerProcess, labels: int) -> dict[str, Any]:
+    load = measure_capacity(server, arguments.clients, arguments.requests, labels, arguments.steps)
+    return capacity_row(load)
 
 
 def options() -> argparse.ArgumentParser:

@@ -109,12 +109,17 @@ def test_a_capacity_with_failures_is_none() -> None:
         overload.capacity_row(Load([*good, Outcome("capacity", "", 0.1, "status 429")], 2.0, 0.1))
 
 
+def _capacity(per_s: float) -> dict[str, Any]:
+    """Of a machine that became slower meanwhile."""
+    return overload.bracket({"per_s": per_s + 1, "latency_ms": {}}, {"per_s": per_s - 1, "latency_ms": {}})
+
+
 def _overload_row(lane: str, good: int, capacity: float) -> dict[str, Any]:
     kind = overload.request_class(lane, 30.0, 1, 100.0)
     records = [Record(0, 0.1 * n, 0.1 * n, 0.1 * n + 0.05, 200, None) for n in range(good)]
     records += [Record(0, 0.1 * n, 0.1 * n, 0.1 * n + 0.002, 503, None) for n in range(30 - good)]
     run = OpenRun(records, [], 3.0, 0.03, 4)
-    return overload.lane_row(1, kind, run, (0.0, 3.0), {"per_s": capacity, "latency_ms": {}})
+    return overload.lane_row(1, kind, run, (0.0, 3.0), _capacity(capacity))
 
 
 def test_overload_on_made_up_numbers() -> None:
