@@ -23,8 +23,8 @@ from dd_core.runtime import pick_device
 from training import pictograms, pipeline
 from training.captions import read_prompts
 from training.export import export as export_bundle
-from training.pipeline import Run
 from training.recipes import RECIPES, get_recipe
+from training.run import Run
 from training.sheet import UNSEEN, draw_sheet
 
 app = typer.Typer(

@@ -14,9 +14,10 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.text.config import MiniLMConfig
 from training import text
 from training.data import CIFAR10_CLASSES, About
-from training.pipeline import Run, load_sampler
+from training.pipeline import load_sampler
 from training.presets import presets
 from training.report import read_rows
+from training.run import Run
 
 
 def export(run: Run, name: str, folder: Path) -> Manifest:

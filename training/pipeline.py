@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dd_core.bundle import Bundle, load_bundle
@@ -43,25 +42,24 @@ from training.loop import Ema, Stage, run_stage
 from training.lpips import Lpips
 from training.pairs import load_pairs, make_pairs, marginals, weights_digest
 from training.presets import presets
-from training.recipes import EvaluateRecipe, Recipe
+from training.recipes import EvaluateRecipe
 from training.report import Row
+from training.run import (
+    Run,
+    load,
+    load_drawing_tokenizer,
+    load_first_student,
+    load_teacher,
+    load_tokenizer,
+    read,
+    save,
+)
 from training.teacher import draw_settings, teacher_stage
 from training.tokenizer import encode_all, tokenizer_stage
 
 _CAPTIONS, _PROMPTS = "captions.safetensors", "prompts.safetensors"
 _OWN_PAIRS = "own-pairs"
-M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger("dd_train")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: what to make, where, on what. `stop_after` ends a stage early."""
-
-    recipe: Recipe
-    out: Path
-    device: torch.device
-    stop_after: int | None = None
 
 
 def train_images(run: Run) -> ImageSet:
@@ -116,7 +114,7 @@ def train_decoder(run: Run) -> None:
     """Stage (a′): nothing where the recipe gives it no steps."""
     if not run.recipe.decoder.steps:
         return
-    tokenizer, tokens = load_tokenizer(run), _read(run, "tokens", "tokenizer")["tokens"]
+    tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer")["tokens"]
     lpips = Lpips(lpips_weights())
     stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
     _run(run, stage, ema, VQTokenizer(run.recipe.vq))
@@ -151,14 +149,14 @@ def start_from(run: Run, source: str | Path) -> None:
     parts |= {"first-student": sampler.student}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            _save(run, name, part)
+            save(run, name, part)
     if run.recipe.data != "prompts":
         write_tokens(run)
 
 
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
-    tokens = _read(run, "tokens", "tokenizer")
+    tokens = read(run, "tokens", "tokenizer")
     conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
     first = _begin_from(run).sampler.teacher if run.recipe.begin_from else None
     assert first is None or isinstance(first, LlamaGenTeacher)
@@ -200,7 +198,7 @@ def generate_own_pairs(run: Run) -> None:
             "own pairs need their number, pairs.own, and a later step in distill.train_steps",
             param="pairs.own",
         )
-    _make_pairs(run, run.out / _OWN_PAIRS, _first_student(run), min(later))
+    _make_pairs(run, run.out / _OWN_PAIRS, load_first_student(run), min(later))
 
 
 def _make_pairs(
@@ -261,7 +259,7 @@ def distill(run: Run) -> None:
     pairs = load_pairs(run.out / "pairs")
     first = None
     if run.recipe.distill.start == "student":
-        first = _first_student(run)
+        first = load_first_student(run)
     if run.recipe.distill.start == "transplant":
         first = _transplanted(run)
     conditions = None
@@ -272,10 +270,6 @@ def distill(run: Run) -> None:
         run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions, own
     )
     _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
-
-
-def _first_student(run: Run) -> LlamaGenStudent:
-    return _load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
 
 
 def _transplanted(run: Run) -> LlamaGenStudent:
@@ -297,7 +291,7 @@ def load_sampler(run: Run) -> Sampler:
         pairs = load_pairs(run.out / "pairs")
         frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
         frequency = frequency.to(run.device)
-    student = _load(run, LlamaGenStudent(recipe.gpt), "student", "distill")
+    student = load(run, LlamaGenStudent(recipe.gpt), "student", "distill")
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(
         recipe.gpt.layout,
@@ -360,35 +354,6 @@ def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
     return "bfloat16" if device.type == "cpu" and native_bfloat16(device) else "float32"
 
 
-def load_tokenizer(run: Run) -> VQTokenizer:
-    """The tokenizer that stage (a) left.
-
-    Raises:
-        RecipeError: it has not been trained yet.
-    """
-    return _load(run, VQTokenizer(run.recipe.vq), "tokenizer", "tokenizer")
-
-
-def load_drawing_tokenizer(run: Run) -> VQTokenizer:
-    """The tokenizer that makes pictures: stage (a′)'s, or stage (a)'s where the recipe has no (a′).
-
-    Raises:
-        RecipeError: it has not been trained yet.
-    """
-    if not run.recipe.decoder.steps:
-        return load_tokenizer(run)
-    return _load(run, VQTokenizer(run.recipe.vq), "decoder", "decoder")
-
-
-def load_teacher(run: Run) -> LlamaGenTeacher:
-    """The teacher that stage (b) left.
-
-    Raises:
-        RecipeError: it has not been trained yet.
-    """
-    return _load(run, LlamaGenTeacher(run.recipe.gpt), "teacher", "teacher")
-
-
 def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
     """Trains, and writes the averaged weights if the stage came to its end."""
     r = run.recipe
@@ -404,24 +369,5 @@ def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
     if step < stage.steps:
         return False
     shape_of.load_state_dict(ema.average)
-    _save(run, stage.name, shape_of)
+    save(run, stage.name, shape_of)
     return True
-
-
-def _save(run: Run, name: str, module: nn.Module) -> None:
-    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    save_file(state, str(run.out / f"{name}.safetensors"))
-
-
-def _read(run: Run, name: str, stage: str) -> dict[str, Tensor]:
-    path = run.out / f"{name}.safetensors"
-    if not path.exists():
-        raise RecipeError(
-            f"{path} is not there yet: run `dd-train {stage} --out {run.out}` first", param="out"
-        )
-    return load_file(path)
-
-
-def _load(run: Run, module: M, name: str, stage: str) -> M:
-    module.load_state_dict(_read(run, name, stage))
-    return module.to(run.device).eval().requires_grad_(False)

@@ -20,8 +20,8 @@ from dd_core.sampling import Sampler, sample_codes
 from training import pipeline
 from training.distill import distill_stage, student_from_teacher
 from training.pairs import Pairs, load_pairs, make_pairs
-from training.pipeline import Run
 from training.recipes import Recipe, get_recipe
+from training.run import Run
 from training.teacher import draw_settings, new_teacher
 from training.tokenizer import new_tokenizer
 

@@ -20,8 +20,8 @@ from training import pipeline
 from training.__main__ import app, main
 from training.export import export
 from training.pairs import load_pairs
-from training.pipeline import Run
 from training.recipes import get_recipe
+from training.run import Run
 
 CPU = torch.device("cpu")
 

@@ -26,8 +26,8 @@ from training import pipeline
 from training import text as text_data
 from training.export import export
 from training.pairs import load_pairs
-from training.pipeline import Run
 from training.recipes import PairsRecipe, Recipe, get_recipe
+from training.run import Run
 from training.teacher import new_teacher
 
 CPU = torch.device("cpu")

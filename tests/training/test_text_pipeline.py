@@ -31,8 +31,8 @@ from training.__main__ import app
 from training.export import export
 from training.packages import DataError
 from training.pairs import load_pairs
-from training.pipeline import Run
 from training.recipes import get_recipe
+from training.run import Run, load_tokenizer
 from training.teacher import new_teacher, teacher_stage
 
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def test_a_teacher_of_texts_begins_with_what_fits_of_a_teacher_of_classes(run: R
     classes = new_teacher(get_recipe("tiny"), CPU)
     conditions = text_data.prompt_conditions(run.recipe, ["red cat"], tmp_path / "p.safetensors")
     tokens, labels = torch.zeros(1, 8, 64, dtype=torch.int16), torch.zeros(8, dtype=torch.long)
-    tokenizer = pipeline.load_tokenizer(run)
+    tokenizer = load_tokenizer(run)
     stage, _ = teacher_stage(run.recipe, tokens, labels, tokenizer, CPU, conditions, classes)
     found, theirs = stage.parts["model"].state_dict(), classes.state_dict()
     assert set(found) - set(theirs) == {

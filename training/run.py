@@ -1,0 +1,96 @@
+"""A run folder: its recipe, where it is, and the weights that stages leave in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dd_core.errors import RecipeError
+from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
+from dd_core.models.vq import VQTokenizer
+from training.recipes import Recipe
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what to make, where, on what. `stop_after` ends a stage early."""
+
+    recipe: Recipe
+    out: Path
+    device: torch.device
+    stop_after: int | None = None
+
+
+def load_tokenizer(run: Run) -> VQTokenizer:
+    """The tokenizer that stage (a) left.
+
+    Raises:
+        RecipeError: it has not been trained yet.
+    """
+    return load(run, VQTokenizer(run.recipe.vq), "tokenizer", "tokenizer")
+
+
+def load_drawing_tokenizer(run: Run) -> VQTokenizer:
+    """The tokenizer that makes pictures: stage (a′)'s, or stage (a)'s where the recipe has no (a′).
+
+    Raises:
+        RecipeError: it has not been trained yet.
+    """
+    if not run.recipe.decoder.steps:
+        return load_tokenizer(run)
+    return load(run, VQTokenizer(run.recipe.vq), "decoder", "decoder")
+
+
+def load_teacher(run: Run) -> LlamaGenTeacher:
+    """The teacher that stage (b) left.
+
+    Raises:
+        RecipeError: it has not been trained yet.
+    """
+    return load(run, LlamaGenTeacher(run.recipe.gpt), "teacher", "teacher")
+
+
+def load_first_student(run: Run) -> LlamaGenStudent:
+    """The student that the run was started from.
+
+    Raises:
+        RecipeError: it was not.
+    """
+    return load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
+
+
+def save(run: Run, name: str, module: nn.Module) -> None:
+    """Writes `name.safetensors`."""
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    save_file(state, str(run.out / f"{name}.safetensors"))
+
+
+def read(run: Run, name: str, stage: str) -> dict[str, Tensor]:
+    """The tensors of `name.safetensors`, which a stage leaves.
+
+    Raises:
+        RecipeError: it is not there yet.
+    """
+    path = run.out / f"{name}.safetensors"
+    if not path.exists():
+        raise RecipeError(
+            f"{path} is not there yet: run `dd-train {stage} --out {run.out}` first", param="out"
+        )
+    return load_file(path)
+
+
+def load(run: Run, module: M, name: str, stage: str) -> M:
+    """`module` with the weights of `name.safetensors`, frozen, on the run's device.
+
+    Raises:
+        RecipeError: it is not there yet.
+    """
+    module.load_state_dict(read(run, name, stage))
+    return module.to(run.device).eval().requires_grad_(False)
