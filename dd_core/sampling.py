@@ -22,11 +22,11 @@ from torch import Tensor
 
 from dd_core.cache import KVCache
 from dd_core.codebook import lookup, nearest
-from dd_core.condition import Condition, TextCondition, chosen, joined, on_device, padded, rows
+from dd_core.condition import Condition, TextCondition, joined, on_device, padded, rows
 from dd_core.draw import DrawSettings, guide, log_probabilities, multinomial
 from dd_core.errors import InvalidPlanError, InvalidRequestError
 from dd_core.flow import FlowSettings, flow_map
-from dd_core.lanes import alike, each, shares
+from dd_core.lanes import alike, each
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.protocols import Student, Teacher, Tokenizer
 from dd_core.noise import Key, batch_noise
@@ -112,16 +112,8 @@ def student_pass(
 ) -> Tensor:
     """One jump of a batch whose samples may be at different steps of different plans."""
     assert sampler.student is not None, "run_plan checks that the plan's actors are there"
-    student, codebook_VC = sampler.student, sampler.codebook_VC
-
-    def jump(part: slice) -> Tensor:
-        x = renoise(x_BLC[part], noise_BLC[part], step_B[part], sampler.layout)
-        mine = split if isinstance(split, int) else split[part]
-        return student_jump(student, codebook_VC, x, chosen(cond, part), step_B[part], mine)
-
-    one_thread_each = sampler.exact and x_BLC.device.type == "cpu"
-    parts = shares(len(x_BLC)) if one_thread_each else [slice(None)]
-    return torch.cat(each(jump, parts)) if len(parts) > 1 else jump(parts[0])
+    x_BLC = renoise(x_BLC, noise_BLC, step_B, sampler.layout)
+    return student_jump(sampler.student, sampler.codebook_VC, x_BLC, cond, step_B, split)
 
 
 @dataclass

@@ -95,23 +95,3 @@ def test_what_depends_on_threads_is_drawn_on_one(bundle: Bundle) -> None:
     assert not shaky.any_threads
     codes = torch.zeros(3, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
     assert torch.equal(decode(shaky, codes[:1])[0][0], decode(shaky, codes)[0][0])
-
-
-def test_shares_cover_a_batch_once_and_are_never_small(threads: int) -> None:
-    for images in range(1, 70):
-        parts = lanes.shares(images)
-        assert [i for part in parts for i in range(images)[part]] == list(range(images))
-        sizes = [part.stop - part.start for part in parts]
-        assert max(sizes) - min(sizes) <= 1
-        assert len(parts) == 1 or (min(sizes) >= 4 and len(parts) % threads == 0)
-    assert len(lanes.shares(64)) == (1 if threads == 1 else 2 * threads)
-
-
-@torch.inference_mode()
-def test_a_students_pass_in_shares_has_the_bytes_of_one_alone(threads: int, bundle: Bundle) -> None:
-    sampler = bundle.sampler
-    keys, classes = [(2, i) for i in range(26)], [i % 10 for i in range(26)]
-    for chosen in (plan.one_step(64), plan.few_steps(64, 20), plan.one_step(64, split=20)):
-        together = sample_codes(sampler, chosen, classes, keys)
-        for i in (0, 7, 13, 25):
-            assert torch.equal(sample_codes(sampler, chosen, [classes[i]], [keys[i]])[0], together[i])
