@@ -36,6 +36,7 @@ from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, renoise
 from training.conditions import ClassConditions, Conditions
+from training.deepen import deepened
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
 from training.lpips import Lpips
 from training.pairs import Pairs
@@ -151,9 +152,8 @@ def distill_stage(
             "distill.lpips needs the LPIPS weights; set it to 0 to go without", param="distill.lpips"
         )
     codebook = tokenizer.codebook_VC.detach()
-    student = student_from_teacher(teacher, codebook, recipe.seed)
-    if first is not None:
-        student.load_state_dict(first.state_dict())
+    begin = student_from_teacher(teacher, codebook, recipe.seed) if first is None else first
+    student = deepened(begin, recipe.student.layers)
     optimizer, ema = _optimizer(student, cfg), Ema(student, cfg.ema)
     sets = [pairs, own] if own is not None else [pairs]
     label_N, token_NL = (
@@ -205,7 +205,7 @@ def distill_stage(
         return figures
 
     def preview(path: Path) -> None:
-        averaged = LlamaGenStudent(recipe.gpt).to(device)
+        averaged = LlamaGenStudent(recipe.student).to(device)
         averaged.load_state_dict(ema.average)
         sampler = Sampler(layout, tokenizer, averaged.eval(), device=device, exact=False)
         sample_grid(sampler, plan.one_step(layout.num_blocks), path, conditions)

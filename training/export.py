@@ -59,7 +59,7 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         examples=list(about.examples),
         text=recipe.text,
         vq=recipe.vq,
-        student=recipe.gpt,
+        student=recipe.student,
         teacher=recipe.gpt,
         draw=sampler.draw,
         flow=sampler.flow,

@@ -27,6 +27,7 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
 from dd_core.hub.locate import locate
+from dd_core.models.config import GPTConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.runtime import native_bfloat16
@@ -137,8 +138,10 @@ def start_from(run: Run, source: str | Path) -> None:
         raise RecipeError(f"{run.out} has a tokenizer already; choose another --out", param="out")
     bundle = load_bundle(locate(source), run.device)
     manifest, sampler = bundle.manifest, bundle.sampler
-    models = {cfg for cfg in (manifest.student, manifest.teacher) if cfg is not None}
-    if manifest.vq != run.recipe.vq or models != {run.recipe.gpt}:
+    student = manifest.student
+    if isinstance(student, GPTConfig):  # which may have blocks of its own
+        student = replace(student, layers=run.recipe.gpt.layers)
+    if manifest.vq != run.recipe.vq or {student, manifest.teacher} - {None} != {run.recipe.gpt}:
         raise RecipeError(
             f"{bundle.name} has another architecture than the recipe {run.recipe.name!r}: "
             f"{manifest.vq}, {manifest.student or manifest.teacher}",
@@ -269,7 +272,7 @@ def distill(run: Run) -> None:
     stage, ema, _ = distill_stage(
         run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions, own
     )
-    _run(run, stage, ema, LlamaGenStudent(run.recipe.gpt))
+    _run(run, stage, ema, LlamaGenStudent(run.recipe.student))
 
 
 def _transplanted(run: Run) -> LlamaGenStudent:
@@ -278,6 +281,12 @@ def _transplanted(run: Run) -> LlamaGenStudent:
     old = _begin_from(run).sampler
     if not (isinstance(old.teacher, LlamaGenTeacher) and isinstance(old.student, LlamaGenStudent)):
         raise RecipeError(f"{run.recipe.begin_from} lacks a teacher or a student", param="begin_from")
+    if old.student.cfg != old.teacher.cfg:
+        raise RecipeError(
+            f"the student of {run.recipe.begin_from} has other blocks than its teacher: "
+            "what distillation changed cannot be told",
+            param="distill.start",
+        )
     codebook = load_tokenizer(run).codebook_VC.detach()
     fresh = student_from_teacher(load_teacher(run), codebook, run.recipe.seed)
     return transplanted(fresh, old.teacher, old.student)
@@ -291,7 +300,7 @@ def load_sampler(run: Run) -> Sampler:
         pairs = load_pairs(run.out / "pairs")
         frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
         frequency = frequency.to(run.device)
-    student = load(run, LlamaGenStudent(recipe.gpt), "student", "distill")
+    student = load(run, LlamaGenStudent(recipe.student), "student", "distill")
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(
         recipe.gpt.layout,

@@ -98,6 +98,8 @@ class DistillRecipe:
     `start` says whose weights the student begins with: the `teacher`'s, as in line 1 of Algorithm 2,
     those of the `student` that the run was started from (`dd-train start`), or a `transplant`: the
     teacher's, moved by what distillation changed in the bundle that the run began from.
+    `layers` is the student's number of blocks (None = the teacher's): more than it begins with are put in as
+    the identity.
     `split` is which head the offered plans use: tokens of blocks before it come from the logits, the
     others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """
@@ -106,6 +108,7 @@ class DistillRecipe:
     batch: int
     train_steps: tuple[int, ...] = (0, 20)
     start: Literal["teacher", "student", "transplant"] = "teacher"
+    layers: int | None = None
     split: int | None = None
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -164,6 +167,11 @@ class Recipe:
     text: TextConfig | None = None
     views: int = 6
     begin_from: str | None = None
+
+    @property
+    def student(self) -> GPTConfig:
+        """The student's architecture: the teacher's, with as many blocks as `distill.layers` says."""
+        return dataclasses.replace(self.gpt, layers=self.distill.layers or self.gpt.layers)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -320,8 +328,10 @@ def _parse(text: str, old: Any, path: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = None
-    if old is None and isinstance(value, int) and not isinstance(value, bool):
-        return value
+    if old is None:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise RecipeError(f"{path} takes a whole number, not {text!r}", param="set")
     if isinstance(old, tuple) and isinstance(value, list):
         return tuple(value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):

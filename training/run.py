@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,12 +58,13 @@ def load_teacher(run: Run) -> LlamaGenTeacher:
 
 
 def load_first_student(run: Run) -> LlamaGenStudent:
-    """The student that the run was started from.
+    """The student that the run was started from; how many blocks it has is seen from its tensors.
 
     Raises:
         RecipeError: it was not.
     """
-    return load(run, LlamaGenStudent(run.recipe.gpt), "first-student", "start")
+    blocks = {key.split(".")[1] for key in read(run, "first-student", "start") if key.startswith("layers.")}
+    return load(run, LlamaGenStudent(replace(run.recipe.gpt, layers=len(blocks))), "first-student", "start")
 
 
 def save(run: Run, name: str, module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from dd_core.bundle import load_bundle
 from dd_core.errors import RecipeError
+from dd_core.models.config import GPTConfig
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from tests.training.pictures import Mean, pictures_like
@@ -115,6 +117,41 @@ def test_a_run_can_start_from_a_bundle(
     other = Run(get_recipe("cpu"), tmp_path / "other", CPU)
     with pytest.raises(RecipeError, match="another architecture"):
         pipeline.start_from(other, tmp_path / "bundle")
+
+
+def test_a_student_can_be_made_deeper_than_its_teacher(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a bundle's student to one of more blocks, to a bundle, and on from there."""
+    monkeypatch.setenv("DD_CACHE", str(cache))
+    monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
+    export(run, "tiny", tmp_path / "shallow")
+    deeper = Run(
+        get_recipe("tiny", ["distill.start=student", "distill.layers=3", "decoder.steps=0"]),
+        tmp_path / "deeper",
+        CPU,
+    )
+    pipeline.start_from(deeper, tmp_path / "shallow")
+    pipeline.generate_pairs(deeper)
+    pipeline.distill(deeper)
+    pipeline.evaluate(deeper, extractor=Mean(), timing=False)
+    manifest = export(deeper, "deeper", tmp_path / "bundle")
+    assert isinstance(manifest.student, GPTConfig) and isinstance(manifest.teacher, GPTConfig)
+    assert (manifest.student.layers, manifest.teacher.layers) == (3, 2)
+    bundle = load_bundle(tmp_path / "bundle", CPU)
+    for budget in (2, 21):  # the student alone, and going on behind the teacher
+        chosen = plan_for_budget(bundle.presets, budget).plan
+        assert sample_images(bundle.sampler, chosen, [0], [(0, 0)]).shape == (1, 32, 32, 3)
+    shallow = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
+    pipeline.start_from(shallow, tmp_path / "bundle")
+    pipeline.generate_pairs(shallow)
+    with pytest.raises(RecipeError, match=r"distill\.layers must be at least the 3"):
+        pipeline.distill(shallow)
+    monkeypatch.setattr(pipeline, "load_bundle", lambda *_: bundle)
+    recipe = replace(get_recipe("tiny", ["distill.start=transplant"]), begin_from="deeper")
+    carried = Run(recipe, shallow.out, CPU)
+    with pytest.raises(RecipeError, match="other blocks than its teacher"):
+        pipeline.distill(carried)
 
 
 def _refused(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:

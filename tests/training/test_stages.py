@@ -306,6 +306,7 @@ def test_recipes_are_overridden_by_name() -> None:
         ("tiny", ["distill.stepz=3"], "has no field 'stepz'"),
         ("tiny", ["steps"], "takes stage.field=value"),
         ("tiny", ["distill.steps=many"], "takes a int"),
+        ("tiny", ["distill.layers=many"], "distill.layers takes a whole number"),
         ("tiny", ["nothing.steps=3"], "nothing has no field"),
     ],
 )
