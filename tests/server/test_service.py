@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import anyio
@@ -37,10 +38,14 @@ def test_ready_only_after_warm_up(bundle_folder: Path, gate: Gate) -> None:
 
 
 def test_warm_up_runs_every_size_of_batch(bundle_folder: Path, gate: Gate) -> None:
-    """The student twice in every size of batch, from one image up; a size that gains nothing ends it."""
+    """The student twice in every size of batch, from one image up.
+
+    A size that seems to gain nothing is measured again, so on a busy machine it may come more than once.
+    """
     with running(bundle_folder, gate, max_batch=4):
         sizes = [len(call) for call in gate.calls]
-    assert sizes == [1, 1, 2, 2, 4, 4][: len(sizes)] and len(sizes) >= 4
+    assert sizes == sorted(sizes) and all(count % 2 == 0 for count in Counter(sizes).values())
+    assert set(sizes) == {1, 2, 4}
 
 
 def test_a_warm_up_that_fails_ends_the_server(
