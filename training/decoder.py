@@ -6,11 +6,7 @@ L1 and LPIPS alone leave a decoder that averages over what 64 codes cannot say, 
 pictures are far from real ones in FID. Encoder and codebook stay as they are, so teacher, pairs
 and student stay valid: this stage may run after them, before them or beside them.
 
-The discriminator is projected (Sauer et al., 2021): small trained heads on the frozen VGG16 maps
-that LPIPS computes anyway. It costs next to nothing, and learns in far fewer images than one
-that starts from pixels.
-
-Shapes: B batch, N images, L tokens, F channels of a feature map.
+Shapes: B batch, N images, L tokens.
 """
 
 from __future__ import annotations
@@ -20,52 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from dd_core.codebook import lookup
 from dd_core.models.vq import VQTokenizer
-from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
+from training.adversary import Adversary
 from training.data import ImageSet
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
 from training.lpips import Lpips
 from training.plots import reconstruction_grid
 from training.recipes import Recipe
 from training.tokenizer import memory_layout
-
-_CHANNELS = (64, 128, 256, 512, 512)  # of LPIPS's five VGG16 maps
-
-
-class FeatureDiscriminator(nn.Module):
-    """Real or decoded, for each place of each VGG16 map: five maps `[B, F, h, w]` → logits `[B, P]`.
-
-    P counts the places of all maps. The maps come with unit-length vectors (as LPIPS has them)
-    and are scaled to unit variance first.
-    """
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                spectral_norm(nn.Conv2d(channels, width, 1)),
-                nn.LeakyReLU(0.2),
-                spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
-                nn.LeakyReLU(0.2),
-                spectral_norm(nn.Conv2d(width, 1, 1)),
-            )
-            for channels in _CHANNELS
-        )
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        return [head(m * m.shape[1] ** 0.5) for head, m in zip(self.heads, maps, strict=True)]
-
-
-def hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """The discriminator's loss, a mean over maps: every scale has the same say."""
-    terms = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
-    return torch.stack(terms).mean()
 
 
 def decoder_stage(
@@ -89,23 +51,16 @@ def decoder_stage(
     trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
     for frozen in set(model.parameters()) - set(trained):
         frozen.requires_grad_(False)
-    torch.manual_seed(stream_seed(recipe.seed, 0, "discriminator-init"))
-    lpips, judge = lpips.to(device), FeatureDiscriminator().to(device)
+    lpips, adversary = lpips.to(device), Adversary(cfg.judge_lr, recipe.seed, device)
     optimizer = torch.optim.AdamW(
         [{"params": trained, "peak": cfg.lr}], lr=cfg.lr, betas=(0.5, 0.99), weight_decay=0.0
-    )
-    judging = torch.optim.AdamW(
-        [{"params": list(judge.parameters()), "peak": cfg.judge_lr}],
-        lr=cfg.judge_lr,
-        betas=(0.5, 0.99),
-        weight_decay=0.0,
     )
     ema, batches = Ema(model, cfg.ema), Batches(len(tokens_FNL) * count, cfg.batch, recipe.seed)
     codebook = model.codebook_VC.detach()
 
     def update(step: int) -> dict[str, Tensor]:
-        for group in (optimizer, judging):
-            set_lr(group, one_cycle(step, cfg.steps, 1.0))
+        factor = one_cycle(step, cfg.steps, 1.0)
+        set_lr(optimizer, factor)
         chosen = batches.at(step)
         mirrored, index = chosen >= count, chosen % count
         x, _ = images.batch(index)
@@ -116,8 +71,7 @@ def decoder_stage(
             with torch.no_grad():
                 real = lpips.features(x)
             fake = lpips.features(recon)
-            judge.requires_grad_(False)
-            fooled = -torch.stack([f.float().mean() for f in judge(fake)]).mean()
+            fooled = adversary.fooled(fake)
         pixel, perceptual = (recon - x).abs().mean(), lpips.distance(fake, real).mean()
         # The judge needs some steps before its opinion is worth following.
         ramp = min(1.0, step / max(1.0, cfg.ramp * cfg.steps))
@@ -127,12 +81,8 @@ def decoder_stage(
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         ema.update(model)
-        judge.requires_grad_(True)
         with mixed_precision(device):
-            opinion = hinge(judge(real), judge([m.detach() for m in fake]))
-        judging.zero_grad(set_to_none=True)
-        opinion.backward()  # type: ignore[no-untyped-call]
-        judging.step()
+            opinion = adversary.learn(real, fake, factor)
         return {
             "l1": pixel,
             "lpips": perceptual,
@@ -150,6 +100,6 @@ def decoder_stage(
         reconstruction_grid(x, recon, path)
 
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
-    parts |= {"judge": judge, "judging": judging}
+    parts |= {"judge": adversary.judge, "judging": adversary.optimizer}
     config = {"vq": asdict(recipe.vq), "decoder": asdict(cfg), "seed": recipe.seed}
     return Stage("decoder", cfg.steps, parts, update, preview, config), ema

@@ -9,8 +9,13 @@ carry over all the same, and training without them fails.
 A pair whose first tokens are the student's own is shown from the step after them on only.
 
 Losses (App. B, C): cross entropy of the logits; LPIPS between the frozen decoder's images of
-the predicted embeddings and of the teacher's tokens; and, our addition, the squared error of
-the embeddings. Each has its weight in the recipe.
+the predicted embeddings and of the teacher's tokens; and, our additions, the squared error of
+the embeddings and a discriminator between the decoder's images of the student's likeliest tokens
+and of the teacher's. Each has its weight in the recipe.
+
+Why a discriminator: a student that cannot compute the map to the end minimises cross entropy by
+the likeliest token of each place, taken alone. Such tokens need not go together. The
+discriminator sees the whole picture, and asks only that it could be one of the teacher's.
 
 Shapes: B batch, L tokens, C code dimension, V codebook size.
 """
@@ -35,6 +40,7 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, renoise
+from training.adversary import Adversary
 from training.conditions import ClassConditions, Conditions
 from training.deepen import deepened
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
@@ -147,10 +153,11 @@ def distill_stage(
             f"distill.train_steps must lie in 0..{layout.num_blocks - 1}, got {cfg.train_steps}",
             param="distill.train_steps",
         )
-    if cfg.lpips and lpips is None:
-        raise RecipeError(
-            "distill.lpips needs the LPIPS weights; set it to 0 to go without", param="distill.lpips"
-        )
+    for name in ("lpips", "adversarial"):
+        if getattr(cfg, name) and lpips is None:
+            raise RecipeError(
+                f"distill.{name} needs the LPIPS weights; set it to 0 to go without", param=f"distill.{name}"
+            )
     codebook = tokenizer.codebook_VC.detach()
     begin = student_from_teacher(teacher, codebook, recipe.seed) if first is None else first
     student = deepened(begin, recipe.student.layers)
@@ -165,6 +172,7 @@ def distill_stage(
     choices = torch.tensor(cfg.train_steps)
     if lpips is not None:
         lpips = lpips.to(device)
+    adversary = Adversary(cfg.judge_lr, recipe.seed, device) if cfg.adversarial else None
 
     def update(step: int) -> dict[str, Tensor]:
         chosen = batches.at(step)
@@ -187,18 +195,25 @@ def distill_stage(
         figures = {"cross_entropy": over_open(ce_N.view_as(target))}
         figures["mse"] = over_open((embeddings - clean).square().sum(-1))
         loss = cfg.cross_entropy * figures["cross_entropy"] + cfg.mse * figures["mse"]
+        factor = one_cycle(step, cfg.steps, 1.0)
         if lpips is not None and cfg.lpips:
-            seen = max(1, round(cfg.lpips_share * len(chosen)))
-            predicted = torch.where(open_BL[..., None] > 0, embeddings, clean)[:seen]
-            with mixed_precision(device):
-                with torch.no_grad():
-                    real = lpips.features(tokenizer.to_image(clean[:seen]).float())
-                fake = lpips.features(tokenizer.to_image(predicted).float())
+            part = _first(cfg.lpips_share, len(chosen))
+            real, fake = _maps(lpips, tokenizer, clean[part], embeddings[part], open_BL[part])
             figures["lpips"] = lpips.distance(fake, real).mean()
             loss = loss + cfg.lpips * figures["lpips"]
+        if lpips is not None and adversary is not None:
+            part = _first(cfg.judged_share, len(chosen))
+            codes = straight_through(logits[part].float(), codebook)
+            real, fake = _maps(lpips, tokenizer, clean[part], codes, open_BL[part])
+            with mixed_precision(device):
+                figures["fooled"] = adversary.fooled(fake)
+                figures["hinge"] = adversary.learn(real, fake, factor)
+            # The judge needs some steps before its opinion is worth following.
+            ramp = min(1.0, step / max(1.0, cfg.ramp * cfg.steps))
+            loss = loss + ramp * cfg.adversarial * figures["fooled"]
         loss.backward()  # type: ignore[no-untyped-call]
         figures["gradient_norm"] = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step(one_cycle(step, cfg.steps, 1.0))
+        optimizer.step(factor)
         ema.update(student)
         with torch.no_grad():
             figures["accuracy"] = over_open((logits.argmax(-1) == target).float())
@@ -211,6 +226,8 @@ def distill_stage(
         sample_grid(sampler, plan.one_step(layout.num_blocks), path, conditions)
 
     parts: dict[str, Any] = {"model": student, "optimizer": optimizer, "ema": ema}
+    if adversary is not None:
+        parts |= {"judge": adversary.judge, "judging": adversary.optimizer}
     config = {
         "gpt": asdict(recipe.gpt),
         "distill": _plain(asdict(cfg)),
@@ -219,6 +236,27 @@ def distill_stage(
     }
     config |= {"own": len(own.tokens)} if own is not None else {}
     return Stage("student", cfg.steps, parts, update, preview, config), ema, student
+
+
+def straight_through(logits_BLV: Tensor, codebook_VC: Tensor) -> Tensor:
+    """Code vectors `[B, L, C]` of the likeliest tokens, with the gradient of the expected vectors."""
+    expected = logits_BLV.softmax(-1) @ codebook_VC
+    return lookup(codebook_VC, logits_BLV.argmax(-1)) + expected - expected.detach()
+
+
+def _first(share: float, count: int) -> slice:
+    return slice(max(1, round(share * count)))
+
+
+def _maps(
+    lpips: Lpips, tokenizer: VQTokenizer, clean_BLC: Tensor, predicted_BLC: Tensor, open_BL: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """VGG16's maps of the decoder's pictures: of the teacher's codes, and with the open ones as predicted."""
+    drawn = torch.where(open_BL[..., None] > 0, predicted_BLC, clean_BLC)
+    with mixed_precision(clean_BLC.device):
+        with torch.no_grad():
+            real = lpips.features(tokenizer.to_image(clean_BLC).float())
+        return real, lpips.features(tokenizer.to_image(drawn).float())
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -258,12 +258,13 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
 
 def distill(run: Run) -> None:
     """Stage (d)."""
-    lpips = Lpips(lpips_weights()) if run.recipe.distill.lpips else None
+    cfg = run.recipe.distill
+    lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
     pairs = load_pairs(run.out / "pairs")
     first = None
-    if run.recipe.distill.start == "student":
+    if cfg.start == "student":
         first = load_first_student(run)
-    if run.recipe.distill.start == "transplant":
+    if cfg.start == "transplant":
         first = _transplanted(run)
     conditions = None
     if run.recipe.text is not None:

@@ -92,7 +92,9 @@ class PairsRecipe:
 class DistillRecipe:
     """Stage (d). Algorithm 2 with the losses of App. B and C.
 
-    Loss: `cross_entropy`·CE(logits) + `lpips`·LPIPS(decoder(embeddings)) + `mse`·‖embedding − code‖².
+    Loss: `cross_entropy`·CE(logits) + `lpips`·LPIPS(decoder(embeddings)) + `mse`·‖embedding − code‖²
+    + `adversarial`·hinge GAN(decoder(tokens)). The adversarial weight grows from 0 over the first `ramp` of
+    the run; `lpips_share` and `judged_share` are the parts of a batch that are decoded for the two.
     `train_steps` is the set {t_k} from which t is drawn uniformly (0-based blocks).
     `optimizer` is `adamw` (0.9, 0.95) as in the paper, or `muon` for the blocks' matrices.
     `start` says whose weights the student begins with: the `teacher`'s, as in line 1 of Algorithm 2,
@@ -118,6 +120,10 @@ class DistillRecipe:
     lpips: float = 1.0
     lpips_share: float = 1.0
     mse: float = 0.0
+    adversarial: float = 0.0
+    judged_share: float = 0.25
+    judge_lr: float = 1e-3
+    ramp: float = 0.05
     ema: float = 0.999
 
 
