@@ -154,15 +154,16 @@ def run(arguments: argparse.Namespace) -> bool:
     env = environment(arguments.threads)
     device = pick_device(arguments.device)
     names = ("bundle", "steps", "clients", "requests", "factor", "seconds", "rounds", "deadline_ms", "lanes")
+    devices = ",".join([str(device)] * arguments.processes)
     config = report.configuration(
         device,
         arguments.threads or torch.get_num_threads(),
         report.identity_of(arguments.bundle),
-        {name: getattr(arguments, name) for name in (*names, "max_batch", "seed")},
+        {name: getattr(arguments, name) for name in (*names, "processes", "max_batch", "seed")},
     )
     with (
         report.filed(THEME if arguments.factor > 1 else BELOW, config, table, arguments.out) as results,
-        ServerProcess(arguments.bundle, str(device), arguments.max_batch, env) as server,
+        ServerProcess(arguments.bundle, devices, arguments.max_batch, env) as server,
     ):
         _run(arguments, server, env, results)
     return not results["failures"]
@@ -222,6 +223,12 @@ def options() -> argparse.ArgumentParser:
         "--deadline-ms", type=float, help="left out, twice the median latency of the closed loop"
     )
     parser.add_argument("--lanes", nargs="+", choices=LANES, default=list(LANES))
+    parser.add_argument(
+        "--processes",
+        type=report.positive,
+        default=1,
+        help="of the server, each with --threads",
+    )
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")
     parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
