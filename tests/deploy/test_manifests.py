@@ -12,6 +12,7 @@ import yaml
 
 from server import tracing
 from server.app import create_app
+from server.engine import devices_of
 from server.metrics import OUTCOMES, Metrics
 from server.settings import ENV_PREFIX, Settings
 
@@ -62,6 +63,13 @@ def test_environment_is_valid_settings(container: Any, monkeypatch: pytest.Monke
     assert settings.host == "0.0.0.0"
     assert settings.log_format == "json"
     assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"http": settings.port}
+
+
+def test_threads_are_the_cores_that_a_pod_asks_for(container: Any) -> None:
+    variables = _environment(container)
+    processes = devices_of(variables[ENV_PREFIX + "DEVICE"])
+    threads = len(processes) * int(variables[ENV_PREFIX + "THREADS"])
+    assert threads == int(container["resources"]["requests"]["cpu"])
 
 
 @pytest.mark.parametrize("kind", ["startupProbe", "readinessProbe", "livenessProbe"])
