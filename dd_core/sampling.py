@@ -314,13 +314,19 @@ def decode(sampler: Sampler, codes_BLC: Tensor) -> tuple[Tensor, Tensor]:
     """Final codes → images `[B, H, W, 3]` uint8, and whether each is a picture: `[B]`, False where
     something on the way was not a number.
     """
-    image_B3HW = _one_by_one(sampler, codes_BLC) if sampler.exact else sampler.tokenizer.to_image(codes_BLC)
+    image_B3HW = to_images(sampler, codes_BLC)
     return to_pixels(image_B3HW), image_B3HW.isfinite().flatten(1).all(1)
 
 
-def _one_by_one(sampler: Sampler, codes_BLC: Tensor) -> Tensor:
-    """Each image decoded alone; on a CPU one thread each, but for a few, which would leave threads idle."""
+def to_images(sampler: Sampler, codes_BLC: Tensor) -> Tensor:
+    """Final codes → images `[B, 3, H, W]` in [-1, 1], as the decoder makes them (unclamped).
+
+    If bytes are to be exact each is decoded alone; on a CPU on one thread each, but for a few, which would
+    leave threads idle.
+    """
     lanes, to_image = torch.split(codes_BLC, 1), sampler.tokenizer.to_image
+    if not sampler.exact:
+        return to_image(codes_BLC)
     few = 2 * len(lanes) <= torch.get_num_threads()
     if codes_BLC.device.type == "cuda" or (few and sampler.any_threads):
         return torch.cat([to_image(lane) for lane in lanes])

@@ -333,11 +333,10 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         "teacher": sampler.teacher,
     }
     parts |= {"marginal": sampler.marginals_KLV}
-    kept = [p for p in presets(run.recipe) if not cfg.plans or p.plan.name in cfg.plans]
     reference, test, prompts = _measured_against(run)
     return evaluate_plans(
         sampler,
-        kept,
+        presets(run.recipe),
         cfg,
         reference,
         test,

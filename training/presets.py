@@ -12,6 +12,8 @@ from training.recipes import Recipe
 def presets(recipe: Recipe) -> list[Preset]:
     """The plans that a bundle offers, and the baselines that it is compared with.
 
+    Of these the ones that `evaluate.plans` names, or all.
+
     Hybrids let the teacher make the blocks from the start, from a third and from two thirds of
     the way to the second training step, as in the paper's Table 2. They and the offered teacher draw
     by the map of the noise, so that a seed is one picture at every budget.
@@ -33,4 +35,6 @@ def presets(recipe: Recipe) -> list[Preset]:
     ]
     if recipe.text is not None:
         baselines = baselines[:1]  # frequencies are of classes
-    return [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
+    found = [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
+    chosen = recipe.evaluate.plans
+    return [p for p in found if not chosen or p.plan.name in chosen]

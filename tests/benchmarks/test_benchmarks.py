@@ -110,9 +110,11 @@ def test_a_plan_that_fails_is_filed_and_gives_no_ratio(folder: Path) -> None:
 
 
 def test_only_the_teacher_alone_is_the_reference() -> None:
-    others = [plan.one_step(64), plan.trajectory(64), plan.skip(64, 24), plan.hybrid(64, 0, 20)]
+    others = [plan.one_step(64), plan.skip(64, 24), plan.hybrid(64, 0, 20)]
     presets = [plan.Preset(p) for p in others]
     assert engine.teacher_name(presets) is None
+    presets.append(plan.Preset(plan.trajectory(64)))
+    assert engine.teacher_name(presets) == presets[-1].plan.name, "by the map, where there is no other"
     assert engine.teacher_name([*presets, plan.Preset(plan.teacher(64))]) == "teacher"
 
 

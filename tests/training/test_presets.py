@@ -1,0 +1,33 @@
+"""Which plans a recipe measures and offers."""
+
+from __future__ import annotations
+
+from training.presets import presets
+from training.recipes import get_recipe
+
+
+def test_a_recipe_without_a_choice_has_all_plans_and_baselines() -> None:
+    found = presets(get_recipe("tiny"))
+    assert [p.plan.name for p in found if p.offered] == [
+        "dd-1",
+        "dd-2",
+        "pre-trained-14-21",
+        "pre-trained-7-21",
+        "pre-trained-1-21",
+        "teacher",
+    ]
+    assert [p.plan.name for p in found if not p.offered] == ["teacher-multinomial", "skip-26", "onestep"]
+
+
+def test_a_bundle_offers_what_the_recipe_chooses_only() -> None:
+    """Also where a run folder holds figures of more."""
+    chosen = get_recipe("tiny", ['evaluate.plans=["teacher", "dd-1", "onestep"]'])
+    assert [(p.plan.name, p.offered) for p in presets(chosen)] == [
+        ("dd-1", True),
+        ("teacher", True),
+        ("onestep", False),
+    ]
+
+
+def test_frequencies_of_tokens_are_no_baseline_for_texts() -> None:
+    assert not {"skip-26", "onestep"} & {p.plan.name for p in presets(get_recipe("text-tiny"))}
