@@ -71,7 +71,7 @@ def quickest(presets: Sequence[Preset]) -> Plan:
 def teacher_name(presets: Sequence[Preset]) -> str | None:
     """The plan that ratios are taken to: the teacher alone, from the first block to the last.
 
-    Rather with draws of its own than by the map of the noise, which costs a little more.
+    Rather with draws of its own than by the map of the noise, which the solver makes dearer.
     """
     alone = [p.plan for p in presets if len(p.plan.segments) == 1 and p.plan.needs == {"teacher"}]
     alone.sort(key=lambda plan: plan.draw != "multinomial")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from dd_core.noise import stream_seed
+from dd_core.runtime import mixed_precision
 from training.loop import set_lr
 
 _CHANNELS = (64, 128, 256, 512, 512)  # of LPIPS's five VGG16 maps
@@ -45,7 +46,9 @@ class FeatureDiscriminator(nn.Module):
 
 def hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """The discriminator's loss, a mean over maps: every scale has the same say."""
-    terms = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
+    terms = [
+        F.relu(1 - r.float()).mean() + F.relu(1 + f.float()).mean() for r, f in zip(real, fake, strict=True)
+    ]
     return torch.stack(terms).mean()
 
 
@@ -54,6 +57,7 @@ class Adversary:
 
     def __init__(self, lr: float, seed: int, device: torch.device) -> None:
         torch.manual_seed(stream_seed(seed, 0, "discriminator-init"))
+        self.device = device
         self.judge = FeatureDiscriminator().to(device)
         self.optimizer = torch.optim.AdamW(
             [{"params": list(self.judge.parameters()), "peak": lr}],
@@ -66,14 +70,16 @@ class Adversary:
         """What the model is to make smaller: how little its maps pass for real. No gradient for the judge."""
         self.judge.requires_grad_(False)
         try:
-            return -torch.stack([f.float().mean() for f in self.judge(fake)]).mean()
+            with mixed_precision(self.device):
+                return -torch.stack([f.float().mean() for f in self.judge(fake)]).mean()
         finally:
             self.judge.requires_grad_(True)
 
     def learn(self, real: list[Tensor], fake: list[Tensor], factor: float) -> Tensor:
         """One step of the judge at `factor` of its learning rate; its loss before the step."""
         set_lr(self.optimizer, factor)
-        opinion = hinge(self.judge(real), self.judge([m.detach() for m in fake]))
+        with mixed_precision(self.device):
+            opinion = hinge(self.judge(real), self.judge([m.detach() for m in fake]))
         self.optimizer.zero_grad(set_to_none=True)
         opinion.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

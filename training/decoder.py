@@ -81,8 +81,7 @@ def decoder_stage(
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         ema.update(model)
-        with mixed_precision(device):
-            opinion = adversary.learn(real, fake, factor)
+        opinion = adversary.learn(real, fake, factor)
         return {
             "l1": pixel,
             "lpips": perceptual,

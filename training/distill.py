@@ -15,7 +15,8 @@ and of the teacher's. Each has its weight in the recipe.
 
 Why a discriminator: a student that cannot compute the map to the end minimises cross entropy by
 the likeliest token of each place, taken alone. Such tokens need not go together. The
-discriminator sees the whole picture, and asks only that it could be one of the teacher's.
+discriminator sees the whole picture, and asks only that it could be one of the teacher's (of pairs
+that begin with the student's tokens: one that the teacher went on with).
 
 Shapes: B batch, L tokens, C code dimension, V codebook size.
 """
@@ -205,9 +206,8 @@ def distill_stage(
             part = _first(cfg.judged_share, len(chosen))
             codes = straight_through(logits[part].float(), codebook)
             real, fake = _maps(lpips, tokenizer, clean[part], codes, open_BL[part])
-            with mixed_precision(device):
-                figures["fooled"] = adversary.fooled(fake)
-                figures["hinge"] = adversary.learn(real, fake, factor)
+            figures["fooled"] = adversary.fooled(fake)
+            figures["hinge"] = adversary.learn(real, fake, factor)
             # The judge needs some steps before its opinion is worth following.
             ramp = min(1.0, step / max(1.0, cfg.ramp * cfg.steps))
             loss = loss + ramp * cfg.adversarial * figures["fooled"]
@@ -241,7 +241,7 @@ def distill_stage(
 def straight_through(logits_BLV: Tensor, codebook_VC: Tensor) -> Tensor:
     """Code vectors `[B, L, C]` of the likeliest tokens, with the gradient of the expected vectors."""
     expected = logits_BLV.softmax(-1) @ codebook_VC
-    return lookup(codebook_VC, logits_BLV.argmax(-1)) + expected - expected.detach()
+    return lookup(codebook_VC, logits_BLV.argmax(-1)) + (expected - expected.detach())
 
 
 def _first(share: float, count: int) -> slice:

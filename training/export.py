@@ -32,7 +32,8 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         raise RecipeError(
             f"no figures in {run.out}: run `dd-train evaluate --out {run.out}` first", param="out"
         )
-    measured = {row.name: row.metrics() for row in rows}
+    measured = {row.name: row.metrics() for row in rows if row.kind == "plan"}
+    others = {row.name: row.metrics() for row in rows if row.kind != "plan"}
     sampler, recipe = load_sampler(run), run.recipe
     # Only what was measured is offered: the planner compares figures.
     entries = [
@@ -66,7 +67,7 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         presets=entries,
         data=about.data,
         licence=about.licence,
-        metrics={k: v for k, v in measured.items() if k not in {e.name for e in entries}},
+        metrics=others,
         training=_jsonable(asdict(recipe)),
     )
     tokenizer, student, teacher = sampler.tokenizer, sampler.student, sampler.teacher

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dd_core import plan
+from dd_core.errors import RecipeError
 from dd_core.plan import Preset
 from training.recipes import Recipe
 
@@ -17,6 +18,9 @@ def presets(recipe: Recipe) -> list[Preset]:
     Hybrids let the teacher make the blocks from the start, from a third and from two thirds of
     the way to the second training step, as in the paper's Table 2. They and the offered teacher draw
     by the map of the noise, so that a seed is one picture at every budget.
+
+    Raises:
+        RecipeError: `evaluate.plans` names a plan that there is not.
     """
     blocks, later = recipe.gpt.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
     split = recipe.distill.split
@@ -36,5 +40,10 @@ def presets(recipe: Recipe) -> list[Preset]:
     if recipe.text is not None:
         baselines = baselines[:1]  # frequencies are of classes
     found = [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
-    chosen = recipe.evaluate.plans
+    chosen, names = recipe.evaluate.plans, [p.plan.name for p in found]
+    if unknown := [name for name in chosen if name not in names]:
+        raise RecipeError(
+            f"evaluate.plans has no plan {unknown[0]!r}; choose from {', '.join(names)}",
+            param="evaluate.plans",
+        )
     return [p for p in found if not chosen or p.plan.name in chosen]

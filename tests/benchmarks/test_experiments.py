@@ -52,9 +52,10 @@ def test_overload_files_goodput_over_a_capacity_of_the_same_run(folder: Path, tm
 
 
 def test_a_load_below_capacity_is_filed_as_an_open_loop(folder: Path, tmp_path: Path) -> None:
-    below = ["--factor", "0.5", "--lanes", "untold", "--deadline-ms", "5000"]
+    below = ["--factor", "0.5", "--lanes", "untold", "--deadline-ms", "5000", "--processes", "2"]
     assert overload.main([*_common(folder, tmp_path), *below]) == 0
     record, _ = _filed(tmp_path, "open-loop")
+    assert record["configuration"]["options"]["processes"] == 2
     (row,) = record["results"]["rows"]
     assert row["offered_per_s"] < row["capacity"]["per_s"]
 

@@ -89,6 +89,14 @@ def test_the_bundle_serves_what_was_trained(run: Run, tmp_path: Path) -> None:
     assert picture.shape == (1, 32, 32, 3)
 
 
+def test_a_bundle_says_nothing_of_plans_that_were_not_chosen(run: Run, tmp_path: Path) -> None:
+    """Although the run folder holds their figures."""
+    chosen = Run(get_recipe("tiny", ['evaluate.plans=["dd-1", "onestep"]']), run.out, CPU)
+    manifest = export(chosen, "tiny", tmp_path / "bundle")
+    assert [entry.name for entry in manifest.presets] == ["dd-1", "onestep"]
+    assert set(manifest.metrics) == {"reconstruction", "real-test", "real-split"}
+
+
 def test_a_run_can_start_from_a_bundle(
     run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from dd_core.errors import RecipeError
 from training.presets import presets
 from training.recipes import get_recipe
 
@@ -20,13 +23,17 @@ def test_a_recipe_without_a_choice_has_all_plans_and_baselines() -> None:
 
 
 def test_a_bundle_offers_what_the_recipe_chooses_only() -> None:
-    """Also where a run folder holds figures of more."""
     chosen = get_recipe("tiny", ['evaluate.plans=["teacher", "dd-1", "onestep"]'])
     assert [(p.plan.name, p.offered) for p in presets(chosen)] == [
         ("dd-1", True),
         ("teacher", True),
         ("onestep", False),
     ]
+
+
+def test_a_plan_that_there_is_not_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"no plan 'dd1'; choose from dd-1, dd-2"):
+        presets(get_recipe("tiny", ['evaluate.plans=["dd-1", "dd1"]']))
 
 
 def test_frequencies_of_tokens_are_no_baseline_for_texts() -> None:
