@@ -224,10 +224,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lanes", nargs="+", choices=LANES, default=list(LANES))
     parser.add_argument(
-        "--processes",
-        type=report.positive,
-        default=1,
-        help="of the server, each with --threads",
+        "--processes", type=report.positive, default=1, help="of the server, each with --threads"
     )
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")

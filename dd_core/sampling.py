@@ -324,9 +324,10 @@ def to_images(sampler: Sampler, codes_BLC: Tensor) -> Tensor:
     If bytes are to be exact each is decoded alone; on a CPU on one thread each, but for a few, which would
     leave threads idle.
     """
-    lanes, to_image = torch.split(codes_BLC, 1), sampler.tokenizer.to_image
+    to_image = sampler.tokenizer.to_image
     if not sampler.exact:
         return to_image(codes_BLC)
+    lanes = torch.split(codes_BLC, 1)
     few = 2 * len(lanes) <= torch.get_num_threads()
     if codes_BLC.device.type == "cuda" or (few and sampler.any_threads):
         return torch.cat([to_image(lane) for lane in lanes])

@@ -52,6 +52,11 @@ def hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     return torch.stack(terms).mean()
 
 
+def ramp(step: int, steps: float) -> float:
+    """From 0 to 1 over the first `steps`: the judge needs some before its opinion is worth following."""
+    return min(1.0, step / max(1.0, steps))
+
+
 class Adversary:
     """A discriminator that learns beside the model that it judges, with an AdamW of its own."""
 

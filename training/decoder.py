@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dd_core.codebook import lookup
 from dd_core.models.vq import VQTokenizer
 from dd_core.runtime import mixed_precision
-from training.adversary import Adversary
+from training.adversary import Adversary, ramp
 from training.data import ImageSet
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
 from training.lpips import Lpips
@@ -71,11 +71,10 @@ def decoder_stage(
             with torch.no_grad():
                 real = lpips.features(x)
             fake = lpips.features(recon)
-            fooled = adversary.fooled(fake)
+        fooled = adversary.fooled(fake)
         pixel, perceptual = (recon - x).abs().mean(), lpips.distance(fake, real).mean()
-        # The judge needs some steps before its opinion is worth following.
-        ramp = min(1.0, step / max(1.0, cfg.ramp * cfg.steps))
-        loss = pixel + cfg.lpips * perceptual + ramp * cfg.adversarial * fooled
+        weight = cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
+        loss = pixel + cfg.lpips * perceptual + weight * fooled
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(trained, 1.0)

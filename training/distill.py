@@ -41,7 +41,7 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, renoise
-from training.adversary import Adversary
+from training.adversary import Adversary, ramp
 from training.conditions import ClassConditions, Conditions
 from training.deepen import deepened
 from training.loop import Batches, Ema, Stage, one_cycle, set_lr
@@ -208,9 +208,7 @@ def distill_stage(
             real, fake = _maps(lpips, tokenizer, clean[part], codes, open_BL[part])
             figures["fooled"] = adversary.fooled(fake)
             figures["hinge"] = adversary.learn(real, fake, factor)
-            # The judge needs some steps before its opinion is worth following.
-            ramp = min(1.0, step / max(1.0, cfg.ramp * cfg.steps))
-            loss = loss + ramp * cfg.adversarial * figures["fooled"]
+            loss = loss + cfg.adversarial * ramp(step, cfg.ramp * cfg.steps) * figures["fooled"]
         loss.backward()  # type: ignore[no-untyped-call]
         figures["gradient_norm"] = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step(factor)

@@ -333,10 +333,11 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         "teacher": sampler.teacher,
     }
     parts |= {"marginal": sampler.marginals_KLV}
+    plans = presets(run.recipe)
     reference, test, prompts = _measured_against(run)
     return evaluate_plans(
         sampler,
-        presets(run.recipe),
+        plans,
         cfg,
         reference,
         test,
