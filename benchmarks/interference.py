@@ -17,8 +17,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from benchmarks import report
 from benchmarks.open_loop import (
     Arrival,
@@ -31,8 +29,7 @@ from benchmarks.open_loop import (
     sender_line,
     summarise,
 )
-from benchmarks.processes import HOST, ServerProcess, environment
-from dd_core.runtime import pick_device
+from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
 
 THEME = "interference"
 POLICIES = ("fair", "fifo")
@@ -154,21 +151,17 @@ def run(arguments: argparse.Namespace) -> bool:
         DDError: no such bundle or device.
         BenchmarkError: a process ended.
     """
-    env = environment(arguments.threads)
-    device = pick_device(arguments.device)
+    env = environment(None)
     names = ("bundle", "rate", "seconds", "background", "repeats", "policies", "max_batch", "seed")
-    config = report.configuration(
-        device,
-        arguments.threads or torch.get_num_threads(),
-        report.identity_of(arguments.bundle),
-        {name: getattr(arguments, name) for name in names},
-    )
+    config = server_configuration(arguments, {name: getattr(arguments, name) for name in names})
     with report.filed(THEME, config, table, arguments.out) as results:
         rows = results.setdefault("policies", [])
         for policy in arguments.policies:
             print(f"policy {policy}", flush=True)
             flags = policy_flags(policy)
-            with ServerProcess(arguments.bundle, str(device), arguments.max_batch, env, flags) as server:
+            with ServerProcess(
+                arguments.bundle, arguments.device, arguments.max_batch, env, flags, threads=arguments.threads
+            ) as server:
                 rows.append(_measure(arguments, policy, server, env))
             results["failures"].extend(failures(rows[-1]))
     return not results["failures"]

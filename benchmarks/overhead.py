@@ -26,9 +26,8 @@ import torch
 from benchmarks import report
 from benchmarks.accounts import cpu_seconds
 from benchmarks.client import PNG, Call, drive
-from benchmarks.processes import HOST, ServerProcess, environment
+from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
 from dd_core import plan
-from dd_core.runtime import pick_device
 from server import device as device_process
 from server.device import Device, DeviceOptions, Done, Forward, NewImage
 from server.listen import bind, make_server
@@ -76,7 +75,7 @@ def message_ms(images: int, messages: int) -> float:
 
 def measure(chosen: argparse.Namespace, results: dict[str, Any]) -> None:
     """Fills `results`: a level for each concurrency, the message's cost, the profile."""
-    env = environment(chosen.threads)
+    env = environment(None)
     calls = [
         Call(
             "POST", "/generate", json.dumps({"label": seed % 10, "seed": seed}).encode(),
@@ -86,7 +85,7 @@ def measure(chosen: argparse.Namespace, results: dict[str, Any]) -> None:
     ]  # fmt: skip
     results["message_ms"] = {str(n): message_ms(n, chosen.messages) for n in (1, 8)}
     results["levels"] = []
-    with ServerProcess(chosen.bundle, chosen.device, chosen.max_batch, env) as server:
+    with ServerProcess(chosen.bundle, chosen.device, chosen.max_batch, env, threads=chosen.threads) as server:
         for clients in chosen.concurrency:
             images, batches = server.batches()
             before = cpu_seconds(server.pid)
@@ -159,11 +158,8 @@ def table(results: dict[str, Any]) -> str:
 
 def run(chosen: argparse.Namespace) -> bool:
     """Measures and files; whether every level is below the aim is in the table, not in the exit code."""
-    device = pick_device(chosen.device)
     options = {k: getattr(chosen, k) for k in ("requests", "concurrency", "messages", "max_batch", "profile")}
-    config = report.configuration(
-        device, chosen.threads or torch.get_num_threads(), report.identity_of(chosen.bundle), options
-    )
+    config = server_configuration(chosen, options)
     with report.filed(THEME, config, table, chosen.out) as results:
         measure(chosen, results)
     return not results["failures"]

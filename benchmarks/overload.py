@@ -16,8 +16,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from benchmarks import open_loop, report
 from benchmarks.client import PNG, Call, Load, drive
 from benchmarks.open_loop import (
@@ -32,7 +30,7 @@ from benchmarks.open_loop import (
     sender_line,
     summarise,
 )
-from benchmarks.processes import HOST, ServerProcess, environment
+from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
 from dd_core.errors import InvalidRequestError
 from dd_core.runtime import pick_device
 
@@ -151,19 +149,18 @@ def run(arguments: argparse.Namespace) -> bool:
         DDError: no such bundle or device.
         BenchmarkError: a process ended, or the capacity could not be measured.
     """
-    env = environment(arguments.threads)
-    device = pick_device(arguments.device)
+    env = environment(None)
+    if arguments.processes:
+        arguments.device = ",".join([str(pick_device(arguments.device))] * arguments.processes)
     names = ("bundle", "steps", "clients", "requests", "factor", "seconds", "rounds", "deadline_ms", "lanes")
-    devices = ",".join([str(device)] * arguments.processes)
-    config = report.configuration(
-        device,
-        arguments.threads or torch.get_num_threads(),
-        report.identity_of(arguments.bundle),
-        {name: getattr(arguments, name) for name in (*names, "processes", "max_batch", "seed")},
+    config = server_configuration(
+        arguments, {name: getattr(arguments, name) for name in (*names, "max_batch", "seed")}
     )
     with (
         report.filed(THEME if arguments.factor > 1 else BELOW, config, table, arguments.out) as results,
-        ServerProcess(arguments.bundle, devices, arguments.max_batch, env) as server,
+        ServerProcess(
+            arguments.bundle, arguments.device, arguments.max_batch, env, threads=arguments.threads
+        ) as server,
     ):
         _run(arguments, server, env, results)
     return not results["failures"]
@@ -224,7 +221,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lanes", nargs="+", choices=LANES, default=list(LANES))
     parser.add_argument(
-        "--processes", type=report.positive, default=1, help="of the server, each with --threads"
+        "--processes", type=report.positive, help="on the device; left out, as the server chooses"
     )
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
 import os
@@ -13,8 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import torch
+
+from benchmarks import report
 from benchmarks.report import ROOT, BenchmarkError
 from dd_core.errors import InvalidRequestError
+from server.models import find
+from server.placement import places, usable_cores
 from server.settings import ENV_PREFIX
 
 HOST = "127.0.0.1"
@@ -30,6 +36,25 @@ def environment(threads: int | None) -> dict[str, str]:
     if threads is not None:
         kept["OMP_NUM_THREADS"] = str(threads)
     return kept
+
+
+def server_configuration(chosen: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What it takes to run a benchmark of a server alone again, with the processes that the server starts.
+
+    Args:
+        chosen: the command line: `bundle`, `device` and `threads`.
+        options: the benchmark's own settings.
+
+    Raises:
+        DDError: no such bundle or device.
+    """
+    started = places(chosen.device, chosen.threads or 0, find(chosen.bundle).bytes, usable_cores())
+    return report.configuration(
+        torch.device(started[0].device),
+        started[0].threads or torch.get_num_threads(),
+        report.identity_of(chosen.bundle),
+        {**options, "processes": len(started)},
+    )
 
 
 def free_port() -> int:
@@ -93,6 +118,7 @@ class ServerProcess:
     """`dd-server serve` on a free port of the loopback interface, ready when the `with` block begins.
 
     Args:
+        threads: of each device process on a CPU; None = as the server chooses.
         flags: more of the command's.
         patience: seconds to load the model and to run every plan once.
 
@@ -108,11 +134,13 @@ class ServerProcess:
         env: dict[str, str],
         flags: Sequence[str] = (),
         patience: float = _START,
+        threads: int | None = None,
     ) -> None:
         self.port = free_port()
         self.arguments = [
             *("serve", bundle, "--host", HOST, "--port", str(self.port), "--device", device),
             *("--max-batch", str(max_batch), "--log-level", "warning"),
+            *(("--threads", str(threads)) if threads is not None else ()),
             *flags,
         ]
         self._env = env

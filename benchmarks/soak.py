@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import report
 from benchmarks.accounts import descendants, resident
 from benchmarks.client import Call, drive
-from benchmarks.processes import HOST, ServerProcess, environment
-from dd_core.runtime import pick_device
+from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
 
 THEME = "soak"
 _ROUNDS = 20
@@ -55,7 +53,7 @@ def measure(chosen: argparse.Namespace, results: dict[str, Any]) -> None:
     """Fills `results` with the memory of the server and its device processes after each round."""
     each = max(1, chosen.requests // _ROUNDS)
     results["rounds"] = []
-    with ServerProcess(chosen.bundle, chosen.device, 32, environment(chosen.threads)) as server:
+    with ServerProcess(chosen.bundle, chosen.device, 32, environment(None), threads=chosen.threads) as server:
         for number in range(_ROUNDS):
             load = drive("lean", HOST, server.port, chosen.clients, calls(each, number * each))
             wrong = [o for o in load.outcomes if (o.failure is not None) != (o.group == "bad")]
@@ -91,10 +89,7 @@ def table(results: dict[str, Any]) -> str:
 def run(chosen: argparse.Namespace) -> bool:
     """Measures and files; false if memory grows."""
     options = {"requests": chosen.requests, "clients": chosen.clients}
-    config = report.configuration(
-        pick_device(chosen.device), chosen.threads or torch.get_num_threads(),
-        report.identity_of(chosen.bundle), options,
-    )  # fmt: skip
+    config = server_configuration(chosen, options)
     with report.filed(THEME, config, table, chosen.out) as results:
         measure(chosen, results)
     return not results["failures"]

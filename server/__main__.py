@@ -98,7 +98,7 @@ def serve(
     """Serve models over HTTP; published ones are fetched first. A flag wins over its variable."""
     # FastAPI and uvicorn: the other commands start faster without.
     from server import listen
-    from server.engine import devices_of
+    from server.placement import devices_of
 
     flags = {name: value for name, value in locals().items() if name in Settings.model_fields}
     settings = load_settings(**flags, model=",".join(models) if models else None)

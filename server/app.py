@@ -27,6 +27,7 @@ from server.images import Encoder
 from server.metrics import package_version
 from server.middleware import install_middleware
 from server.models import find
+from server.placement import places, usable_cores
 from server.routes import admin, generate, health, images, metrics, openai, page
 from server.routes import models as models_route
 from server.settings import Settings
@@ -75,8 +76,10 @@ def create_app(
         found = models
         if found is None:
             found = [await asyncio.to_thread(find, name.strip()) for name in settings.model.split(",")]
+        weights = sum(model.bytes for model in found)
         engine = state.engine = Engine(
             settings,
+            places(settings.device, settings.threads, weights, usable_cores()),
             state.metrics,
             on_change=state.measure_readiness,
             on_failure=state.fail,

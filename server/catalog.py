@@ -55,6 +55,11 @@ class ServedModel:
         return self.manifest.name
 
     @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+    @property
     def classes(self) -> list[str]:
         return list(self.manifest.classes)
 

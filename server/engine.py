@@ -1,6 +1,6 @@
-"""All device workers: one process a device, each with every model.
+"""All device workers, each a process with every model.
 
-submit(job) ─▶ the worker with the least work ahead ─▶ its scheduler, its device
+submit(job) ─ deal ─▶ the worker with the least work ahead, or several ─▶ its scheduler, its device
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dd_core.runtime import pick_device
+from server import dealing
 from server.backlog import Forecast
 from server.catalog import ServedModel
 from server.costs import CostTable, buckets_up_to
@@ -20,21 +20,11 @@ from server.device import DeviceOptions, Prepare
 from server.images import Pixels
 from server.jobs import Job
 from server.metrics import Metrics
+from server.placement import Place
 from server.scheduler import Scheduler
 from server.settings import Settings
+from server.warmup import Step, steps_of
 from server.worker import DeviceWorker, Watch
-
-
-def devices_of(setting: str) -> list[str]:
-    """`auto`: every CUDA device, else the CPU; otherwise the devices named, by commas.
-
-    Raises:
-        InvalidRequestError: one of them is not on this machine.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if setting == "auto":
-        return [f"cuda:{number}" for number in range(count)] or ["cpu"]
-    return [str(pick_device(name.strip())) for name in setting.split(",")]
 
 
 def _kind_of(devices: Sequence[str], max_batch: int) -> str:
@@ -54,7 +44,8 @@ class Engine:
     `kind` tells apart machines whose pictures may differ in their last bits.
 
     Args:
-        settings: devices, batch sizes, queue, policy.
+        settings: batch sizes, queue, policy.
+        places: the processes to start.
         metrics: where everything is counted.
         on_change: called when a worker dies or is back.
         on_failure: called when one cannot be brought back.
@@ -64,28 +55,30 @@ class Engine:
     def __init__(
         self,
         settings: Settings,
+        places: Sequence[Place],
         metrics: Metrics,
         *,
         on_change: Callable[[], None],
         on_failure: Callable[[Exception], None],
         prepare: Prepare | None = None,
     ) -> None:
-        names = devices_of(settings.device)
         exact = settings.determinism == "exact"
         self._warm = settings.warmup
-        self._workers = []
+        self._devices = [place.device for place in places]
+        self._workers: list[DeviceWorker] = []
         self._held: Counter[str] = Counter()
         self._released = asyncio.Event()
-        self.kind = _kind_of(names, settings.max_batch)
-        for name in names:
+        self.kind = _kind_of(self._devices, settings.max_batch)
+        on_cpu = CostTable(buckets_up_to(settings.max_batch))  # of all its processes, which are alike
+        # Wherever it goes, the largest request finds room.
+        room = max(settings.max_images, -(-settings.queue_size // len(places)))
+        for name, threads in places:
             # On a GPU a kernel is chosen by the shape of a batch: exact bytes need one shape for all.
-            fixed = exact and name.startswith("cuda")
-            costs = CostTable((settings.max_batch,) if fixed else buckets_up_to(settings.max_batch))
+            shapes = (settings.max_batch,) if exact else buckets_up_to(settings.max_batch)
+            costs = on_cpu if name == "cpu" else CostTable(shapes)
             worker = DeviceWorker(
-                DeviceOptions(
-                    name, settings.threads, exact, settings.log_level, settings.log_format, prepare
-                ),
-                Scheduler(costs, settings.queue_size, settings.cohorts, settings.policy),
+                DeviceOptions(name, threads, exact, settings.log_level, settings.log_format, prepare),
+                Scheduler(costs, room, settings.cohorts, settings.policy),
                 metrics,
                 hang_timeout=settings.hang_timeout,
                 on_change=on_change,
@@ -120,10 +113,26 @@ class Engine:
             DDError: the bundle is damaged, or a pass over a single image fails.
         """
         plans = [preset.plan for preset in model.presets if preset.offered] if self._warm else []
+        steps = steps_of(model.name, plans)
         loads = (
-            worker.load(model.name, model.folder, plans, model.any_condition) for worker in self._workers
+            worker.load(model.name, model.folder, share, model.any_condition)
+            for worker, share in zip(self._workers, self._shares(steps), strict=True)
         )
-        await asyncio.gather(*loads)
+        failures = [error for error in await asyncio.gather(*loads, return_exceptions=True) if error]
+        if failures:  # nowhere or everywhere
+            await asyncio.gather(*(worker.unload(model.name) for worker in self._workers))
+            raise failures[0]
+
+    def _shares(self, steps: Sequence[Step]) -> list[Sequence[Step]]:
+        """What each worker warms up: on a GPU all, since much is made for a device; on a CPU, whose processes
+        have one table of costs, a part, but never nothing.
+        """
+        shares: list[Sequence[Step]] = []
+        peers = self._devices.count("cpu")
+        for number, device in enumerate(self._devices):
+            place = self._devices[:number].count("cpu")
+            shares.append(steps[place::peers] or steps[:1] if device == "cpu" else steps)
+        return shares
 
     def hold(self, model: str) -> None:
         """More of a request is to come: the model stays until it is released as often as held."""
@@ -143,15 +152,15 @@ class Engine:
 
     def forecast(self, job: Job) -> Forecast:
         """Seconds until `job` would start and be done, were it submitted now."""
-        return self._least_loaded().forecast(job)
+        return dealing.forecast(dealing.deal(job, self._able))
 
     def submit(self, job: Job, watch: Watch | None = None) -> asyncio.Future[list[Pixels]]:
-        """Queue a job where the least work is ahead of it; see `DeviceWorker.submit`.
+        """Queue a job where it is done soonest; see `DeviceWorker.submit`.
 
         Raises:
             QueueFullError, DeadlineUnreachableError, DrainingError: refused.
         """
-        return self._least_loaded().submit(job, watch)
+        return dealing.submit(job, dealing.deal(job, self._able), watch)
 
     def cancel(self, job: Job) -> None:
         """Forget a job whose client has left."""
@@ -162,6 +171,6 @@ class Engine:
         """Refuse what waits and end the processes."""
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
-    def _least_loaded(self) -> DeviceWorker:
-        workers: Sequence[DeviceWorker] = [w for w in self._workers if w.up] or self._workers
-        return workers[0] if len(workers) == 1 else min(workers, key=lambda worker: worker.backlog)
+    @property
+    def _able(self) -> list[DeviceWorker]:
+        return [worker for worker in self._workers if worker.up] or self._workers

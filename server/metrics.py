@@ -65,7 +65,7 @@ class Metrics:
         self._images = Counter("dd_images_total", "Images delivered.", ["model", "plan"], registry=registry)
         self.queue_wait = Histogram(
             "dd_queue_wait_seconds",
-            "Time that a request waited for the device.",
+            "Time that a request, or its part for one of several devices, waited for a device.",
             buckets=SECONDS,
             registry=registry,
         )

@@ -44,11 +44,11 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        description="`auto` (every GPU, else the CPU), `cpu`, `cuda` or `cuda:N`; several with commas "
-        "between: each gets a process of its own.",
+        description="`auto` (a process for every GPU; on a CPU one, or for models of at most 256 MiB in all "
+        "one a core, at most four), `cpu`, `cuda` or `cuda:N`; several with commas between: a process each.",
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="Threads of a device process on a CPU; 0 = PyTorch's choice."
+        0, ge=0, le=1024, description="Threads of a device process on a CPU; 0 = the cores are shared out."
     )
     max_batch: int = Field(32, ge=1, le=4096, description="Most images computed together.")
     queue_size: int = Field(

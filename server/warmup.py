@@ -1,5 +1,7 @@
 """Run every kind of pass of a model once in every size of batch, and note what it takes.
 
+    plans ─ steps_of ─▶ Steps, one for each kind of pass ─ warm_up ─▶ CostTable
+
 A size is warmed up only while larger batches still make more of the device, so a model that fills it
 with one image is not asked for 32. Nothing that runs later is new to the device.
 """
@@ -11,7 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dd_core.plan import Plan
 from server.costs import CostTable, Work
@@ -39,10 +41,27 @@ _TRIES = 4
 _TEACHER_PASSES = 10
 
 
-async def warm_up(
-    model: str, plans: Sequence[Plan], condition: int | str, costs: CostTable, device: _Device
-) -> None:
-    """Measure all stages of `plans` on `device`; `costs` has the figures then.
+class Step(NamedTuple):
+    """A stage of a plan that stands for all stages of its work."""
+
+    plan: Plan
+    stage: Stage
+
+
+def steps_of(model: str, plans: Sequence[Plan]) -> list[Step]:
+    """What there is to measure of a model, cheap plans first."""
+    found: list[Step] = []
+    seen: set[Work] = set()
+    for plan in sorted(plans, key=lambda plan: plan.cost):
+        for stage in stages(model, plan):
+            if stage.work not in seen:
+                seen |= {stage.work, Work(model, "decode")}
+                found.append(Step(plan, stage))
+    return found
+
+
+async def warm_up(steps: Sequence[Step], condition: int | str, costs: CostTable, device: _Device) -> None:
+    """Measure `steps` on `device`; `costs` has the figures then.
 
     Args:
         condition: any that the model takes.
@@ -50,14 +69,10 @@ async def warm_up(
     Raises:
         ComputeError: a pass over a single image fails.
     """
-    seen: set[Work] = set()
     # Numbers of their own, below zero, so that no image of a request has them.
     numbers = itertools.count(-1, -1)
-    for plan in sorted(plans, key=lambda plan: plan.cost):
-        for stage in stages(model, plan):
-            if stage.work not in seen:
-                seen |= {stage.work, Work(model, "decode")}
-                await _measure(plan, stage, condition, costs, device, numbers)
+    for plan, stage in steps:
+        await _measure(plan, stage, condition, costs, device, numbers)
 
 
 async def _measure(

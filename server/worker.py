@@ -24,7 +24,6 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from dd_core.errors import DDError
-from dd_core.plan import Plan
 from server import device
 from server.backlog import Forecast
 from server.device import (
@@ -52,7 +51,7 @@ from server.images import Pixels
 from server.jobs import Job, Pass
 from server.metrics import Metrics
 from server.scheduler import Scheduler
-from server.warmup import warm_up
+from server.warmup import Step, warm_up
 
 log = logging.getLogger("dd_server.worker")
 
@@ -165,10 +164,11 @@ class DeviceWorker:
         self._process, self._connection = process, ours
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
 
-    async def load(self, model: str, folder: Path, plans: Sequence[Plan], condition: int | str) -> None:
-        """Load a model and run every plan's passes once in every size of batch.
+    async def load(self, model: str, folder: Path, steps: Sequence[Step], condition: int | str) -> None:
+        """Load a model and warm it up.
 
         Args:
+            steps: what to run in every size of batch.
             condition: any that the model takes.
 
         Raises:
@@ -177,7 +177,7 @@ class DeviceWorker:
         await self._load(model, folder)
         self._models[model] = folder
         try:
-            await warm_up(model, plans, condition, self._scheduler.costs, self)
+            await warm_up(steps, condition, self._scheduler.costs, self)
         except DDError:
             await self.unload(model)
             raise

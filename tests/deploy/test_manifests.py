@@ -12,8 +12,8 @@ import yaml
 
 from server import tracing
 from server.app import create_app
-from server.engine import devices_of
 from server.metrics import OUTCOMES, Metrics
+from server.placement import devices_of
 from server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent.parent

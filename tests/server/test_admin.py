@@ -60,6 +60,21 @@ def test_a_loaded_model_survives_the_death_of_the_device_process(live: Running, 
     assert live.post({**OK, "model": "other"}).json()["images"] == before
 
 
+def test_a_model_that_one_process_cannot_load_is_loaded_in_none(
+    bundle_folder: Path, other: Path, gate: Gate, keys: Path
+) -> None:
+    with running(bundle_folder, gate, warmup=False, admin_keys_file=keys, device="cpu,cpu") as live:
+        gate.fatal_loads.value = 1
+        reply = live.client.post("/admin/models", json={"model": str(other)}, headers=KEY)
+        assert "died while it loaded" in refused(reply, 500, "compute_failed")
+        refused(live.post({**OK, "model": "other"}), 404, "unknown_model", "model")
+        engine = live.state.engine
+        assert engine is not None
+        eventually(lambda: engine.up, "the process is back")
+        live.client.post("/admin/models", json={"model": str(other)}, headers=KEY).raise_for_status()
+        assert live.post({**OK, "model": "other"}).status_code == 200
+
+
 def test_unloading_waits_for_the_models_requests(live: Running, gate: Gate) -> None:
     with ThreadPoolExecutor(3) as pool:
         first = busy(live, gate, pool)

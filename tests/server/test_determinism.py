@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.server.harness import Running, running
+import pytest
+
+from server import dealing
+from tests.server.harness import Gate, Running, eventually, running
+from tests.server.test_errors import refused
 
 STEPS = (1, 1, 1, 2, 2, 12, 21, 64)
 
@@ -52,3 +57,35 @@ def test_two_device_processes_give_the_same_bytes(bundle_folder: Path) -> None:
         assert len(set(live.state.engine.pids)) == 2
         replies = list(pool.map(lambda _: images(live, body), range(16)))
     assert all(found == replies[0] for found in replies)
+
+
+def test_images_dealt_out_to_two_processes_have_the_same_bytes(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone in a reply, and in a stream whose previews come from both."""
+    body = {"label": 1, "seed": 5, "n": 3, "steps": 2}
+    with running(bundle_folder, warmup=False) as live:
+        alone, stream = images(live, body), pictures(live, body)
+    monkeypatch.setattr(dealing, "deal", dealing._evenly)
+    with running(bundle_folder, device="cpu,cpu", warmup=False) as live:
+        assert images(live, body) == alone
+        assert pictures(live, body) == stream
+    assert len(stream) == 6
+
+
+def pictures(live: Running, body: dict[str, Any]) -> dict[tuple[int, int], str]:
+    """Those of a stream by image and stage."""
+    events = live.post(body, accept="text/event-stream").text.split("\n\n")
+    found = [json.loads(text.split("data: ")[1]) for text in events if text.startswith("event: image")]
+    return {(data["image"]["index"], data["stage"]): data["image"]["data"] for data in found}
+
+
+def test_what_fails_in_one_process_fails_the_request_alone(
+    bundle_folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dealing, "deal", dealing._evenly)
+    with running(bundle_folder, gate, device="cpu,cpu", warmup=False) as live:
+        gate.poisoned.value = 5
+        refused(live.post({"label": 5, "n": 4}), 500, "compute_failed")
+        assert live.post({"label": 1, "n": 4}).status_code == 200
+        eventually(lambda: live.depth == 0, "nothing is left over")
