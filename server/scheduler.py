@@ -33,7 +33,7 @@ _OTHER: dict[Lane, Lane] = {"light": "heavy", "heavy": "light"}
 _PATIENCE = 4.0
 # A promise to be in time leaves room for the wait to be longer than foreseen by this part of it. It costs
 # nothing where much waits, since then the device is busy anyway.
-_DOUBT = 0.25
+_DOUBT = 0.5
 # Weight of a new measurement of the pace, and the most that it may say.
 _PACE_WEIGHT = 0.1
 _SLOWEST = 4.0
@@ -43,7 +43,7 @@ _SLACK = 100
 
 class Refusal(NamedTuple):
     """Why a job was not admitted: no room, or its deadline. Seconds from now: until there is room, or
-    until it would have started, and until it would have been done.
+    until it would have started, and until it would surely have been done.
     """
 
     reason: Literal["full", "deadline"]
@@ -112,7 +112,8 @@ class Scheduler:
         due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
         if job.deadline is not None:
             start, finish, _ = self.forecast(job, busy)
-            if now + finish + _DOUBT * start > job.deadline:
+            finish += _DOUBT * start
+            if now + finish > job.deadline:
                 return Refusal("deadline", start, finish)
             due = min(due, job.deadline)
             self._look_at(job, job.deadline - self._shortest(job))
