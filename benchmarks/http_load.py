@@ -18,11 +18,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from benchmarks import report
 from benchmarks.client import KINDS, PNG, Call, Kind, Load, drive
-from benchmarks.processes import HOST, RawLoop, ServerProcess, environment
+from benchmarks.processes import (
+    HOST,
+    RawLoop,
+    ServerProcess,
+    environment,
+    server_configuration,
+    started,
+)
 from dd_core.errors import InvalidRequestError
 
 THEME = "http-load"
@@ -193,8 +198,9 @@ def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -
 
 
 _EXPLANATION = (
-    "JSON in, one PNG out. The raw loop makes the same images in one process, in batches as large as "
-    "there are clients, encoding included. The client's CPU is the share of one core that it took."
+    "JSON in, one PNG out. The raw loop makes the same images in as many processes as the server has on its "
+    "devices, as many at a time as there are clients, encoding included. The client's CPU is the share of one "
+    "core that it took."
 )
 
 
@@ -254,21 +260,20 @@ def run(arguments: argparse.Namespace) -> bool:
         DDError: no such bundle or device, or a budget out of range.
         BenchmarkError: a process ended.
     """
-    env = environment(arguments.threads)
-    with RawLoop(arguments.bundle, arguments.device, env) as raw:
-        identity = {key: str(raw.facts[key]) for key in ("name", "digest")}
-        names = ("bundle", "concurrency", "requests", "rounds", "steps", "max_batch", "client")
-        config = report.configuration(
-            torch.device(raw.facts["device"]),
-            raw.facts["threads"],
-            identity,
-            {name: getattr(arguments, name) for name in names},
-        )
-        with (
-            report.filed(THEME, config, table, arguments.out) as results,
-            ServerProcess(arguments.bundle, raw.facts["device"], arguments.max_batch, env) as server,
-        ):
-            _run(arguments, server, raw, results)
+    names = ("bundle", "concurrency", "requests", "rounds", "steps", "max_batch", "client")
+    config = server_configuration(arguments, {name: getattr(arguments, name) for name in names})
+    with (
+        RawLoop(arguments.bundle, started(arguments)) as raw,
+        report.filed(THEME, config, table, arguments.out) as results,
+        ServerProcess(
+            arguments.bundle,
+            arguments.device,
+            arguments.max_batch,
+            environment(None),
+            threads=arguments.threads,
+        ) as server,
+    ):
+        _run(arguments, server, raw, results)
     return not results["failures"]
 
 

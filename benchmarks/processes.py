@@ -1,4 +1,4 @@
-"""The two processes that are compared: the real server, and the raw loop. Both see the same environment."""
+"""What is compared: the real server, and the raw loop in as many processes as the server has devices' ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.report import ROOT, BenchmarkError
 from dd_core.errors import InvalidRequestError
 from server.models import find
-from server.placement import places, usable_cores
+from server.placement import Place, places, usable_cores
 from server.settings import ENV_PREFIX
 
 HOST = "127.0.0.1"
@@ -38,22 +38,31 @@ def environment(threads: int | None) -> dict[str, str]:
     return kept
 
 
+def started(chosen: argparse.Namespace) -> list[Place]:
+    """The device processes that the server of a command line (`bundle`, `device`, `threads`) starts.
+
+    Raises:
+        DDError: no such bundle or device.
+    """
+    return places(chosen.device, chosen.threads or 0, find(chosen.bundle).bytes, usable_cores())
+
+
 def server_configuration(chosen: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What it takes to run a benchmark of a server alone again, with the processes that the server starts.
+    """What it takes to run a benchmark of a server again, with the processes that the server starts.
 
     Args:
-        chosen: the command line: `bundle`, `device` and `threads`.
+        chosen: the command line, as for `started`.
         options: the benchmark's own settings.
 
     Raises:
         DDError: no such bundle or device.
     """
-    started = places(chosen.device, chosen.threads or 0, find(chosen.bundle).bytes, usable_cores())
+    processes = started(chosen)
     return report.configuration(
-        torch.device(started[0].device),
-        started[0].threads or torch.get_num_threads(),
+        torch.device(processes[0].device),
+        processes[0].threads or torch.get_num_threads(),
         report.identity_of(chosen.bundle),
-        {**options, "processes": len(started)},
+        {**options, "processes": len(processes)},
     )
 
 
@@ -65,20 +74,28 @@ def free_port() -> int:
 
 
 class RawLoop:
-    """`benchmarks.raw_loop` in its process.
+    """`benchmarks.raw_loop` in a process for each place; images and batches are shared out.
 
     Raises:
         InvalidRequestError: the bundle or the device does not exist; the loop's own message.
         BenchmarkError: the process ended without an answer.
     """
 
-    def __init__(self, bundle: str, device: str, env: dict[str, str]) -> None:
-        command = [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", device]
-        self._process = subprocess.Popen(
-            command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(self, bundle: str, places: Sequence[Place]) -> None:
+        self._processes = []
+        for place in places:
+            command = [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", place.device]
+            self._processes.append(
+                subprocess.Popen(
+                    command,
+                    env=environment(place.threads or None),
+                    text=True,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
         try:
-            self.facts = self._answer()
+            self.facts, *_ = map(_answer, self._processes)
             if "error" in self.facts:
                 raise InvalidRequestError(self.facts["error"], param="bundle")
         except BaseException:
@@ -86,32 +103,40 @@ class RawLoop:
             raise
 
     def run(self, plan: str, batch: int, images: int) -> dict[str, Any]:
-        """At least `images` images in batches of `batch`: how many there were, and the seconds."""
-        assert self._process.stdin is not None
-        order = json.dumps({"plan": plan, "batch": batch, "images": images})
-        try:
-            self._process.stdin.write(order + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise BenchmarkError("the raw loop has ended; its error is above") from None
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise BenchmarkError(f"the raw loop ended with exit code {self._process.wait(_STOP)}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        """At least `images` images, `batch` of them at a time: how many there were, and the seconds."""
+        used = self._processes[:batch]
+        order = {"plan": plan, "batch": -(-batch // len(used)), "images": -(-images // len(used))}
+        for process in used:
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps(order) + "\n")
+                process.stdin.flush()
+            except BrokenPipeError:
+                raise BenchmarkError("the raw loop has ended; its error is above") from None
+        answers = [_answer(process) for process in used]
+        return {
+            "images": sum(answer["images"] for answer in answers),
+            "seconds": max(answer["seconds"] for answer in answers),
+        }
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        _end(self._process)
-        self._process.stdout.close()
+        for process in self._processes:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.close()
+            _end(process)
+            process.stdout.close()
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise BenchmarkError(f"the raw loop ended with exit code {process.wait(_STOP)}")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
 
 
 class ServerProcess:
