@@ -199,8 +199,8 @@ def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -
 
 _EXPLANATION = (
     "JSON in, one PNG out. The raw loop makes the same images in as many processes as the server has on its "
-    "devices, as many at a time as there are clients, encoding included. The client's CPU is the share of one "
-    "core that it took."
+    "devices, as many at a time as there are clients, encoding included. The client's CPU is the share of "
+    "one core that it took."
 )
 
 

@@ -1,4 +1,4 @@
-"""What is compared: the real server, and the raw loop in as many processes as the server has devices' ones."""
+"""What is compared: the real server, and the raw loop in as many processes as that has on its devices."""
 
 from __future__ import annotations
 
