@@ -35,6 +35,10 @@ from server.state import Phase, ServerState
 
 log = logging.getLogger("dd_server")
 
+# A request makes some hundred objects that are gone with it, and hardly a cycle: the default of 700 would look
+# for one at every other request.
+_COLLECT = (50_000, 10, 10)
+
 
 async def _load(state: ServerState, engine: Engine, models: Sequence[ServedModel]) -> None:
     """Load and warm up; then the server is ready, or has failed."""
@@ -52,6 +56,7 @@ async def _load(state: ServerState, engine: Engine, models: Sequence[ServedModel
         # What is here now stays: a collection need not look at the half million objects of the libraries.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_COLLECT)
         state.enter(Phase.READY)
         state.on_ready()
 

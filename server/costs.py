@@ -111,7 +111,7 @@ class CostTable:
         """The smallest bucket that holds `images`, or the largest of all."""
         return next((b for b in self.buckets if b >= images), self.buckets[-1])
 
-    def best(self, work: Work, waiting: int, each: float = 0.0) -> int:
+    def best(self, work: Work, waiting: int, then: Work | None = None) -> int:
         """The bucket that makes most of the device for `waiting` images: images done per second.
 
         Either a bucket that they fill, or the next one with some rows idle; of those that are about as
@@ -119,12 +119,14 @@ class CostTable:
         tried.
 
         Args:
-            each: seconds that every image costs besides, whatever the batch.
+            then: what the same images go through in the same pass after it.
         """
         most = min(self.bucket_for(waiting), self.largest(work))
         known, cost, rates = self._seconds.get(work, {}), 0.0, {}
         for bucket in (b for b in self.buckets if b <= most):
             cost, images = known.get(bucket, cost), min(bucket, waiting)
+            size = self.bucket_for(images)
+            each = 0.0 if then is None else self.seconds(then, size) / size
             rates[bucket] = images / (cost + self.between + images * each + 1e-9)
         top = max(rates.values())
         return next(b for b, rate in rates.items() if rate * _WORTH >= top)

@@ -167,10 +167,11 @@ class Scheduler:
         self._running = None
         # Before its images move on.
         work, passes, decoding = done.work, done.samples[0].at.passes, len(done.decoding)
-        before = self.backlog.seconds() if self._busy_since is not None else 0.0
+        decode = Work(work.model, "decode")
         complete = self._account(done, seconds, decode_seconds, now)
         if self._busy_since is not None:
-            took, foreseen = now - self._busy_since, before - self.backlog.seconds()
+            took = now - self._busy_since
+            foreseen = self.costs.total(work, len(done.samples)) + self.costs.total(decode, decoding)
             if done.cohort is None and work.kind != "decode" and foreseen > 0:
                 slower = min(_SLOWEST, max(1.0, took / foreseen))
                 self._pace += _PACE_WEIGHT * (slower - self._pace)
@@ -179,7 +180,7 @@ class Scheduler:
         self._busy_since = now if self._images else None
         # Last, since a new cost changes the worth of all that waits.
         if decoding:
-            self.costs.observe(Work(work.model, "decode"), self.costs.bucket_for(decoding), decode_seconds)
+            self.costs.observe(decode, self.costs.bucket_for(decoding), decode_seconds)
         if work.kind not in ("decode", "teacher"):
             self.costs.observe(work, done.bucket, seconds)
         if done.cohort is not None and not done.cohort.passes_left:
@@ -379,8 +380,7 @@ class Scheduler:
             return Pass(chosen.samples[0].at.work, chosen.samples, chosen.bucket, chosen)
         queue = self._ready.pop(chosen)
         last = chosen.work.kind != "decode" and all(s.last for s in queue)
-        each = self.costs.seconds(Work(chosen.work.model, "decode"), 1) if last else 0.0
-        bucket = self.costs.best(chosen.work, len(queue), each)
+        bucket = self.costs.best(chosen.work, len(queue), Work(chosen.work.model, "decode") if last else None)
         samples, rest = queue[:bucket], queue[bucket:]
         if rest:
             self._ready[chosen] = rest

@@ -34,10 +34,15 @@ def test_a_device_that_is_full_with_one_image_takes_the_smallest_batch_that_is_a
     assert table(b1=1.0, b2=1.2, b4=2.3, b8=4.6).best(STUDENT, 8) == 2
 
 
-def test_what_every_image_costs_besides_makes_large_batches_worth_less() -> None:
-    costs = table(b1=1.0, b2=1.5, b4=2.5, b8=4.5)
+def test_what_the_images_go_through_besides_counts_at_its_own_size_of_batch() -> None:
+    costs, decode = table(b1=1.0, b2=1.5, b4=2.5, b8=4.5), Work("tiny", "decode")
     assert costs.best(STUDENT, 8) == 8
-    assert costs.best(STUDENT, 8, each=10.0) < 8
+    for bucket in costs.buckets:
+        costs.observe(decode, bucket, 10.0 * bucket)
+    assert costs.best(STUDENT, 8, decode) < 8, "no gain there"
+    for bucket in costs.buckets:
+        costs.observe(Work("other", "decode"), bucket, 1.0)
+    assert costs.best(STUDENT, 8, Work("other", "decode")) == 8
 
 
 def test_what_every_pass_costs_besides_makes_large_batches_worth_more() -> None:
