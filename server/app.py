@@ -35,8 +35,8 @@ from server.state import Phase, ServerState
 
 log = logging.getLogger("dd_server")
 
-# A request makes some hundred objects that are gone with it, and hardly a cycle: the default of 700 would look
-# for one at every other request.
+# A request makes some hundred objects that are gone with it, and hardly a cycle: at the default of 700, every
+# other request would look for one.
 _COLLECT = (50_000, 10, 10)
 
 
