@@ -1,6 +1,6 @@
 """One request, several devices: its images are dealt out so that the last of them is done soonest.
 
-    job ─ deal ─▶ Parts, each the job of one worker ─ collect ─▶ all images, in order
+    job ─ deal ─▶ Parts, each the job of one worker ─ submit ─▶ all images, in order
 
 Where a batch costs the same whatever is in it, as in exact mode on a GPU, nothing is gained and the job stays
 whole.
