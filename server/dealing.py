@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 from server.backlog import Forecast
@@ -34,18 +35,13 @@ def deal(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
     Args:
         workers: at least one.
     """
-    if len(workers) == 1:
-        return [Part(workers[0], job, 0)]
-    if job.count == 1:
-        return [Part(min(workers, key=_backlog), job, 0)]
-    ordered = sorted(workers, key=_backlog)
-    best, soonest = [Part(ordered[0], job, 0)], ordered[0].forecast(job).finish
+    ordered = sorted(workers, key=attrgetter("backlog")) if len(workers) > 1 else workers
+    best = [Part(ordered[0], job, 0)]
     for count in range(2, min(job.count, len(ordered)) + 1):
         parts = _evenly(job, ordered[:count])
-        finish = forecast(parts).finish
-        if finish >= soonest:
+        if forecast(parts).finish >= forecast(best).finish:
             break
-        best, soonest = parts, finish
+        best = parts
     return best
 
 
@@ -90,10 +86,6 @@ def submit(job: Job, parts: Sequence[Part], watch: Watch | None) -> asyncio.Futu
         answer.add_done_callback(settle)
     whole.add_done_callback(lambda _: _cancel(parts))
     return whole
-
-
-def _backlog(worker: DeviceWorker) -> float:
-    return worker.backlog
 
 
 def _evenly(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:

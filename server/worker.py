@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from dd_core.errors import DDError
 from server import device
 from server.backlog import Forecast
 from server.device import (
@@ -165,7 +164,7 @@ class DeviceWorker:
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
 
     async def load(self, model: str, folder: Path, steps: Sequence[Step], condition: int | str) -> None:
-        """Load a model and warm it up.
+        """Load a model and warm it up; after an error, `unload` it.
 
         Args:
             steps: what to run in every size of batch.
@@ -176,11 +175,7 @@ class DeviceWorker:
         """
         await self._load(model, folder)
         self._models[model] = folder
-        try:
-            await warm_up(steps, condition, self._scheduler.costs, self)
-        except DDError:
-            await self.unload(model)
-            raise
+        await warm_up(steps, condition, self._scheduler.costs, self)
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""

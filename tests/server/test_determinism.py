@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from server import dealing
 from tests.server.harness import Gate, Running, eventually, running
 from tests.server.test_errors import refused
+from tests.server.test_refine import stream
 
 STEPS = (1, 1, 1, 2, 2, 12, 21, 64)
 
@@ -65,18 +65,17 @@ def test_images_dealt_out_to_two_processes_have_the_same_bytes(
     """Alone in a reply, and in a stream whose previews come from both."""
     body = {"label": 1, "seed": 5, "n": 3, "steps": 2}
     with running(bundle_folder, warmup=False) as live:
-        alone, stream = images(live, body), pictures(live, body)
+        alone, shown = images(live, body), pictures(live, body)
     monkeypatch.setattr(dealing, "deal", dealing._evenly)
     with running(bundle_folder, device="cpu,cpu", warmup=False) as live:
         assert images(live, body) == alone
-        assert pictures(live, body) == stream
-    assert len(stream) == 6
+        assert pictures(live, body) == shown
+    assert len(shown) == 6
 
 
 def pictures(live: Running, body: dict[str, Any]) -> dict[tuple[int, int], str]:
     """Those of a stream by image and stage."""
-    events = live.post(body, accept="text/event-stream").text.split("\n\n")
-    found = [json.loads(text.split("data: ")[1]) for text in events if text.startswith("event: image")]
+    found = [data for name, data in stream(live, **body) if name == "image"]
     return {(data["image"]["index"], data["stage"]): data["image"]["data"] for data in found}
 
 
