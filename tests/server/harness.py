@@ -99,8 +99,10 @@ class Gate:
     def __call__(self, bundle: Bundle) -> Bundle:
         """What the device process does with each bundle that it loads."""
         assert bundle.sampler.student is not None
-        if self.fatal_loads.value:
-            self.fatal_loads.value -= 1
+        with self.fatal_loads.get_lock():  # two processes may load at once
+            fatal = self.fatal_loads.value > 0
+            self.fatal_loads.value -= fatal
+        if fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         student = _Gated(bundle.sampler.student, self)
         return dataclasses.replace(bundle, sampler=dataclasses.replace(bundle.sampler, student=student))
