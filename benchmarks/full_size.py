@@ -93,7 +93,7 @@ def run_server_command(arguments: Sequence[str], smoke: bool) -> None:
 
     In a smoke run the published names stand for tiny models, in this process alone.
     """
-    from server.__main__ import main as dd_server
+    from server.cli import main as dd_server
 
     if smoke:
         registry().update(specs_of(MODELS, smoke))

@@ -28,11 +28,11 @@ from benchmarks.accounts import cpu_seconds
 from benchmarks.client import PNG, Call, drive
 from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
 from dd_core import plan
-from server import device as device_process
-from server.device import Device, DeviceOptions, Done, Forward, NewImage
-from server.listen import bind, make_server
-from server.models import find
-from server.origins import Origin
+from server.devices import process as device_process
+from server.devices.process import Device, DeviceOptions, Done, Forward, NewImage
+from server.generation.origins import Origin
+from server.launcher import bind, make_server
+from server.models.commands import find
 from server.settings import load_settings
 from server.state import Phase
 

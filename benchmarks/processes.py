@@ -19,8 +19,8 @@ import torch
 from benchmarks import report
 from benchmarks.report import ROOT, BenchmarkError
 from dd_core.errors import InvalidRequestError
-from server.models import find
-from server.placement import Place, places, usable_cores
+from server.devices.placement import Place, places, usable_cores
+from server.models.commands import find
 from server.settings import ENV_PREFIX
 
 HOST = "127.0.0.1"

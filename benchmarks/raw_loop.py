@@ -25,7 +25,7 @@ from dd_core.errors import DDError
 from dd_core.plan import Plan
 from dd_core.runtime import pick_device
 from dd_core.sampling import sample_images
-from server.images import encode
+from server.generation.encoder import encode
 
 
 def run_loop(bundle: Bundle, plan: Plan, batch: int, images: int) -> dict[str, Any]:

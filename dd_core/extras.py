@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_OURS = {"dd_core", "server", "training"}
+_OURS = {"dd_core", "distilled_decoding", "server", "training"}
+
+
+def run_command(module: str, *, extra: str, command: str) -> None:
+    """Run `main` of a module that needs `extra`.
+
+    Args:
+        command: as the message about a missing package names it.
+
+    Raises:
+        SystemExit: 2, after that message.
+    """
+    with needing(extra, command):
+        found = importlib.import_module(module)
+    found.main()
 
 
 @contextmanager

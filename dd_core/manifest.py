@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from dd_core.draw import DrawSettings
 from dd_core.errors import ManifestError
 from dd_core.flow import FlowSettings
+from dd_core.logits import DrawSettings
 from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.plan import Actor, Draw, Plan, Preset, Segment
 from dd_core.text.config import MiniLMConfig, T5Config

@@ -23,11 +23,11 @@ from torch import Tensor
 from dd_core.cache import KVCache
 from dd_core.codebook import lookup, nearest
 from dd_core.condition import Condition, TextCondition, joined, on_device, padded, rows
-from dd_core.draw import DrawSettings, guide, log_probabilities, multinomial
 from dd_core.errors import InvalidPlanError, InvalidRequestError
+from dd_core.exact import alike, each
 from dd_core.flow import FlowSettings, flow_map
-from dd_core.lanes import alike, each
 from dd_core.layout import TokenLayout, data_positions
+from dd_core.logits import DrawSettings, guide, log_probabilities, multinomial
 from dd_core.models.protocols import Student, Teacher, Tokenizer
 from dd_core.noise import Key, batch_noise
 from dd_core.plan import Draw, Plan

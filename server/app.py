@@ -19,17 +19,18 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
-from server.catalog import ServedModel
-from server.device import Prepare
-from server.engine import Engine
+from server.api import admin, generate, health, images, metrics, openai
+from server.api import models as models_route
+from server.api import pages as page
+from server.devices.placement import places, usable_cores
+from server.devices.pool import Engine
+from server.devices.process import Prepare
 from server.errors import install_error_handlers
-from server.images import Encoder
-from server.metrics import package_version
-from server.middleware import install_middleware
-from server.models import find
-from server.placement import places, usable_cores
-from server.routes import admin, generate, health, images, metrics, openai, page
-from server.routes import models as models_route
+from server.generation.encoder import Encoder
+from server.middleware.stack import install_middleware
+from server.models.catalog import ServedModel
+from server.models.commands import find
+from server.observability.metrics import package_version
 from server.settings import Settings
 from server.state import Phase, ServerState
 
@@ -69,7 +70,7 @@ def create_app(
     Args:
         settings: see `server.settings`.
         models: what to serve; None = `settings.model` is found (and fetched) when the application starts.
-        prepare: see `server.device.DeviceOptions`.
+        prepare: see `server.devices.process.DeviceOptions`.
 
     Raises:
         InvalidRequestError: a file of keys cannot be used.

@@ -18,8 +18,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE
 from dd_core.errors import InvalidRequestError
-from server.catalog import Determinism
-from server.scheduler import Policy
+from server.models.catalog import Determinism
+from server.scheduling.scheduler import Policy
 
 ENV_PREFIX = "DD_SERVER_"
 

@@ -10,11 +10,11 @@ from typing import cast
 
 from starlette.requests import Request
 
-from server.catalog import Catalog
-from server.engine import Engine
+from server.devices.pool import Engine
 from server.errors import DrainingError, UnavailableError
-from server.images import Encoder
-from server.metrics import Metrics
+from server.generation.encoder import Encoder
+from server.models.catalog import Catalog
+from server.observability.metrics import Metrics
 from server.settings import Settings
 
 

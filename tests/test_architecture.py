@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("dd_core", "training", "server")
-ALLOWED = {"dd_core": {"dd_core"}, "training": {"training", "dd_core"}, "server": {"server", "dd_core"}}
+PACKAGES = ("dd_core", "distilled_decoding", "training", "server")
+ALLOWED = {
+    "dd_core": {"dd_core"},
+    "distilled_decoding": {"distilled_decoding"},
+    "training": {"training", "dd_core"},
+    "server": {"server", "dd_core", "distilled_decoding"},
+}
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-MOST_LINES = 500
+MOST_LINES = 400
 
 
 def _name(path: Path) -> str:
@@ -41,14 +46,14 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield str(node.args[0].value)
 
 
-def test_all_three_packages_are_looked_at() -> None:
+def test_all_packages_are_looked_at() -> None:
     """The other tests here pass on an empty list; this one does not."""
     assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_import_direction(path: Path) -> None:
-    """server → dd_core ← training: nothing else, in either direction."""
+    """server → dd_core ← training, server → distilled_decoding: nothing else, in either direction."""
     package = path.relative_to(ROOT).parts[0]
     ours = {module.partition(".")[0] for module in _imports(_tree(path))} & {*PACKAGES, "tests", "benchmarks"}
     assert ours <= ALLOWED[package]

@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 import typer
 
+from distilled_decoding.contract import (
+    DoneEvent,
+    GenerateReply,
+    GenerateRequest,
+    ImageEvent,
+    ImageReply,
+    Timings,
+)
 from server import errors
-from server.__main__ import app as cli
+from server.api.openai_fields import ImagesReply, ImagesRequest
+from server.api.parsing import parse_generate
 from server.app import create_app
-from server.metrics import OUTCOMES, Metrics
-from server.openai import ImagesReply, ImagesRequest
-from server.parsing import parse_generate
-from server.schemas import DoneEvent, GenerateReply, GenerateRequest, ImageEvent, ImageReply, Timings
+from server.cli import app as cli
+from server.observability.metrics import OUTCOMES, Metrics
 from server.settings import ENV_PREFIX, Settings, show
 
 ROOT = Path(__file__).parent.parent

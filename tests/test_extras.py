@@ -18,9 +18,12 @@ from dd_core.extras import needing
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OURS = {"dd_core", "server", "training"}
+OURS = {"dd_core", "distilled_decoding", "server", "training"}
 # Imported only where they are asked for, with a message of their own that names the extra.
-ON_DEMAND = {"otel": {"server/tracing.py"}, "t5": {"dd_core/text/t5.py", "dd_core/text/clean.py"}}
+ON_DEMAND = {
+    "otel": {"server/observability/tracing.py"},
+    "t5": {"dd_core/text/t5.py", "dd_core/text/clean.py"},
+}
 
 # A fresh interpreter in which nothing can be imported but what the package installs without extras.
 CLIENT_ONLY = """
@@ -119,7 +122,9 @@ def _client_only(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_client_needs_nothing_else() -> None:
-    ended = _client_only("from server.client import AsyncClient, Client; Client().close(); print('made')")
+    ended = _client_only(
+        "from distilled_decoding import AsyncClient, Client; Client().close(); print('made')"
+    )
     assert (ended.returncode, ended.stdout) == (0, "made\n"), ended.stderr
 
 
@@ -127,8 +132,8 @@ def test_the_client_needs_nothing_else() -> None:
     ("package", "command", "extra"), [("server", "dd-server", "serve"), ("training", "dd-train", "train")]
 )
 def test_a_command_without_its_extra_says_what_to_install(package: str, command: str, extra: str) -> None:
-    assert PROJECT["scripts"][command] == f"{package}.entry:main"
-    ended = _client_only(f"from {package}.entry import main; main()")
+    assert PROJECT["scripts"][command] == f"{package}.__main__:main"
+    ended = _client_only(f"from {package}.__main__ import main; main()")
     assert (ended.returncode, ended.stdout) == (2, "")
     expected = rf"{command}: error: \w+ is not installed.*: pip install 'distilled-decoding\[{extra}\]'\n"
     assert re.fullmatch(expected, ended.stderr)

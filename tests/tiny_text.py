@@ -8,13 +8,13 @@ import torch
 
 from dd_core import plan
 from dd_core.bundle import save_bundle
-from dd_core.draw import DrawSettings
 from dd_core.flow import FlowSettings
+from dd_core.logits import DrawSettings
 from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.config import GPTConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
-from tests.core.small_text import TEXT, small_text
+from tests.dd_core.small_text import TEXT, small_text
 
 EXAMPLES = ["a red cat", "blue hearts"]
 

@@ -9,8 +9,8 @@ import torch
 
 from dd_core import plan
 from dd_core.bundle import save_bundle
-from dd_core.draw import DrawSettings
 from dd_core.flow import FlowSettings
+from dd_core.logits import DrawSettings
 from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.config import MultiScaleConfig, VARConfig
 from dd_core.models.multiscale_vq import MultiScaleVQ

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dd_core import plan
 from dd_core.condition import on_device, select
-from dd_core.draw import DrawSettings
+from dd_core.logits import DrawSettings
 from dd_core.models.llamagen import LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed

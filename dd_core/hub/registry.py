@@ -14,10 +14,10 @@ import difflib
 from functools import cache
 
 from dd_core import plan
-from dd_core.draw import DrawSettings
 from dd_core.errors import BundleNotFoundError
 from dd_core.hub.classes import imagenet_classes
 from dd_core.hub.spec import ModelSpec, RemoteFile
+from dd_core.logits import DrawSettings
 from dd_core.manifest import PresetEntry
 from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.plan import Plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dd_core.draw import DrawSettings
 from dd_core.errors import InvalidRequestError
+from dd_core.logits import DrawSettings
 from dd_core.manifest import PresetEntry
 from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
 

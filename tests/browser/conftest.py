@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.tools import settled, watched
 from tests.server.conftest import bundle, bundle_folder, gate, manager, server
-from tests.server.harness import Running
+from tests.server.helpers import Running
 
 __all__ = ["bundle", "bundle_folder", "gate", "manager", "server"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from tests.server.harness import Running
+from tests.server.helpers import Running
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.tools import expected, image_of, receipt_of, settled
-from tests.server.harness import Gate, Running, eventually, running
+from tests.server.helpers import Gate, Running, eventually, running
 
 
 def test_class_budget_and_seed_give_the_image_the_plan_and_the_time(page: Page, server: Running) -> None:

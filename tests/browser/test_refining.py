@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from server.origins import Origin
-from server.receipts import Receipt
+from server.generation.origins import Origin
+from server.generation.receipts import Receipt
 from tests.browser.tools import (
     expected,
     image_of,
@@ -23,7 +23,7 @@ from tests.browser.tools import (
     tile_of,
     watched,
 )
-from tests.server.harness import Gate, Running, Turnstile, eventually, running
+from tests.server.helpers import Gate, Running, Turnstile, eventually, running
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
-from server.receipts import Receipt, parse_receipt
-from tests.server.harness import Running
+from server.generation.receipts import Receipt, parse_receipt
+from tests.server.helpers import Running
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from dd_core import plan
 from dd_core.codebook import lookup, nearest
 from dd_core.condition import Condition, joined, left_padded
-from dd_core.draw import DrawSettings, guide, keep_likely, log_probabilities
+from dd_core.logits import DrawSettings, guide, keep_likely, log_probabilities
 from dd_core.models.adapters import adapt_llamagen_gpt, adapt_llamagen_vq, load_strictly
 from dd_core.models.config import GPTConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dd_core import plan
 from dd_core.codebook import lookup, nearest
-from dd_core.draw import DrawSettings, guide, keep_likely
+from dd_core.logits import DrawSettings, guide, keep_likely
 from dd_core.models.adapters import (
     adapt_var,
     adapt_var_dd,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from server import tracing
 from server.app import create_app
-from server.metrics import OUTCOMES, Metrics
-from server.placement import devices_of
+from server.devices.placement import devices_of
+from server.observability import tracing
+from server.observability.metrics import OUTCOMES, Metrics
 from server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent.parent

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode, Response
 from schemathesis.checks import CHECKS, load_all_checks
 
-from server.schemas import MAX_SEED
-from tests.server.harness import Running, eventually
+from distilled_decoding.contract import MAX_SEED
+from tests.server.helpers import Running, eventually
 
 # How many of a hundred cases; the rest are servable.
 VALID, INVALID = 30, 45

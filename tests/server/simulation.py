@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dd_core.plan import Plan
-from server.costs import CostTable, Work, buckets_up_to
-from server.jobs import Job, Pass
-from server.origins import origins_of
-from server.scheduler import Policy, Refusal, Scheduler
+from server.generation.origins import origins_of
+from server.scheduling.costs import CostTable, Work, buckets_up_to
+from server.scheduling.jobs import Job, Pass
+from server.scheduling.scheduler import Policy, Refusal, Scheduler
 
 STUDENT_S, TEACHER_S, DECODE_S = 0.010, 0.008, 0.004
 

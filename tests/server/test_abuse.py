@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from server import middleware
-from tests.server.harness import Running, eventually
+from server.middleware import stack as middleware
+from tests.server.helpers import Running, eventually
 from tests.server.test_errors import refused
 
 OK = {"label": "ship", "seed": 7}

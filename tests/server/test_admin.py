@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dd_core.manifest import read_manifest, write_manifest
-from tests.server.harness import Gate, Running, busy, eventually, running
+from tests.server.helpers import Gate, Running, busy, eventually, running
 from tests.server.test_errors import OK, refused
 from tests.tiny import tiny_bundle
 

@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from dd_core.errors import InvalidRequestError
-from server import auth
 from server.app import create_app
-from server.auth import KeyFile, is_open, parse_keys
-from server.models import find
+from server.middleware import auth
+from server.middleware.auth import KeyFile, is_open, parse_keys
+from server.models.commands import find
 from server.settings import Settings
-from tests.server.harness import Running, running
+from tests.server.helpers import Running, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
 from tests.server.test_errors import OK, refused
@@ -32,7 +32,7 @@ WRONG = "wrong-0123456789abcdef"
 
 
 class Clock:
-    """The time that `server.auth` reads, moved by the test."""
+    """The time that `server.middleware.auth` reads, moved by the test."""
 
     def __init__(self) -> None:
         self.now = 1000.0

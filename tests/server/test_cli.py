@@ -16,9 +16,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from server.__main__ import main
-from server.listen import bind
-from tests.server.harness import PATIENCE, Running
+from server.cli import main
+from server.launcher import bind
+from tests.server.helpers import PATIENCE, Running
 
 ROOT = Path(__file__).parent.parent.parent
 Run = Callable[..., tuple[int, str, str]]

@@ -10,7 +10,7 @@ import pytest
 
 from dd_core.errors import InvalidRequestError
 from server.settings import load_settings
-from tests.server.harness import Running, running
+from tests.server.helpers import Running, running
 from tests.server.test_errors import OK, refused
 
 PAGE = "https://page.example"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.costs import CostTable, Work, buckets_up_to
+from server.scheduling.costs import CostTable, Work, buckets_up_to
 
 STUDENT = Work("tiny", "student")
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from dd_core.plan import one_step
-from server import dealing
-from server.backlog import Forecast
-from server.dealing import Part, deal
+from server.devices import dealing
+from server.devices.dealing import Part, deal
+from server.devices.worker import Watch
 from server.errors import ComputeError, QueueFullError
-from server.images import Pixels
-from server.jobs import Job
-from server.worker import Watch
+from server.generation.encoder import Pixels
+from server.scheduling.backlog import Forecast
+from server.scheduling.jobs import Job
 from tests.server.simulation import job
 
 PLAN = one_step(64)

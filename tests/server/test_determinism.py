@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from server import dealing
-from tests.server.harness import Gate, Running, eventually, running
+from server.devices import dealing
+from tests.server.helpers import Gate, Running, eventually, running
 from tests.server.test_errors import refused
 from tests.server.test_refine import stream
 

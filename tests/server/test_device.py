@@ -12,13 +12,13 @@ from dd_core import plan
 from dd_core.bundle import Bundle
 from dd_core.plan import Plan
 from dd_core.sampling import sample_images
-from server.costs import CostTable
-from server.device import Device, DeviceOptions, Load
-from server.images import Pixels
-from server.jobs import Job
-from server.origins import origins_of
-from server.scheduler import Scheduler
-from server.worker import command_of
+from server.devices.process import Device, DeviceOptions, Load
+from server.devices.worker import command_of
+from server.generation.encoder import Pixels
+from server.generation.origins import origins_of
+from server.scheduling.costs import CostTable
+from server.scheduling.jobs import Job
+from server.scheduling.scheduler import Scheduler
 
 T = 64
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.harness import Gate, Running, busy, eventually, running
+from tests.server.helpers import Gate, Running, busy, eventually, running
 
 OK = {"label": "ship", "seed": 7}
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from server.client import Generation
-from tests.server.harness import PATIENCE, Running
+from distilled_decoding import Generation
+from tests.server.helpers import PATIENCE, Running
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "16-clients.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.harness import Gate, Running, busy, eventually, running
+from tests.server.helpers import Gate, Running, busy, eventually, running
 from tests.server.test_errors import OK, refused
 
 LABELS = (1, 2, 3, 4, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.server.fuzzing import fuzz
-from tests.server.harness import Running
+from tests.server.helpers import Running
 
 
 def test_replies_keep_to_the_document(server: Running, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dd_core.bundle import Bundle
 from dd_core.sampling import sample_images
-from tests.server.harness import Gate, Running, busy, eventually, running
+from tests.server.helpers import Gate, Running, busy, eventually, running
 
 Body = dict[str, Any]
 

@@ -6,7 +6,7 @@ import pytest
 
 from dd_core.hub.classes import imagenet_classes
 from server.errors import BadRequestError
-from server.labels import LabelTable
+from server.models.labels import LabelTable
 from tests.tiny import CLASSES
 
 TABLE = LabelTable.of(imagenet_classes())

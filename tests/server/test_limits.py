@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.harness import PATIENCE, Gate, Running, busy, eventually, running
+from tests.server.helpers import PATIENCE, Gate, Running, busy, eventually, running
 from tests.server.test_errors import OK
 
 BODY = json.dumps(OK).encode()

@@ -21,13 +21,13 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from server import logs
 from server.app import create_app
-from server.facts import facts_in, note
-from server.logs import JsonFormatter, TextFormatter
-from server.middleware import LastResort, RequestContext
+from server.middleware.stack import LastResort, RequestContext
+from server.observability import logs
+from server.observability.context import facts_in, note
+from server.observability.logs import JsonFormatter, TextFormatter
 from server.settings import Settings
-from tests.server.harness import PATIENCE, Running, eventually, running
+from tests.server.helpers import PATIENCE, Running, eventually, running
 from tests.server.test_cli import ROOT
 from tests.server.test_errors import OK
 

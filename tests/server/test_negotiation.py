@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from server.api.content import ReplyForm, negotiate
 from server.errors import NotAcceptableError
-from server.negotiation import ReplyForm, negotiate
 
 
 @pytest.mark.parametrize(

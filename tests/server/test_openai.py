@@ -15,7 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.server.harness import Gate, Running, busy, eventually, running
+from tests.server.helpers import Gate, Running, busy, eventually, running
 
 PATH = "/v1/images/generations"
 WEBP = {"output_format": "webp"}

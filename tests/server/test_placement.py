@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dd_core.errors import InvalidRequestError
-from server.placement import SMALL_BYTES, Place, places, usable_cores
+from server.devices.placement import SMALL_BYTES, Place, places, usable_cores
 
 SMALL, LARGE = SMALL_BYTES, SMALL_BYTES + 1
 

@@ -11,11 +11,11 @@ import pytest
 
 from dd_core import plan
 from dd_core.plan import Preset
-from server.backlog import Forecast
-from server.budget import BudgetTable
 from server.errors import BadRequestError
-from server.planner import Choice, Wish, choose
-from tests.server.harness import Gate, Running, busy, eventually, running
+from server.generation.planner import Choice, Wish, choose
+from server.models.budgets import BudgetTable
+from server.scheduling.backlog import Forecast
+from tests.server.helpers import Gate, Running, busy, eventually, running
 from tests.server.test_errors import refused
 
 T = 64

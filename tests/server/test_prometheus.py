@@ -17,9 +17,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.processes import free_port
-from server.metrics import OUTCOMES
+from server.observability.metrics import OUTCOMES
 from tests.prometheus import needs_prometheus, promtool
-from tests.server.harness import Gate, Running, busy, eventually, running
+from tests.server.helpers import Gate, Running, busy, eventually, running
 
 pytestmark = needs_prometheus
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from server.protocol import JoinedWrites
+from server.middleware.connection import JoinedWrites
 
 
 class _Wire:

@@ -22,11 +22,11 @@ from dd_core.hub.storage import models_folder
 from dd_core.manifest import read_manifest
 from dd_core.models.config import GPTConfig, VARConfig
 from dd_core.text.config import T5Config
-from server import models
-from tests.core.small_text import pieces_file
+from server.models import commands as models
+from tests.dd_core.small_text import pieces_file
 from tests.hub import COMMIT, FakeHub, content_of, publish, random_modules, saved, tiny_spec
 from tests.hub_fixtures import point_at
-from tests.server.harness import running
+from tests.server.helpers import running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
 
@@ -125,7 +125,7 @@ def test_a_mistake_gets_one_clear_line(
     code: int,
     says: str,
 ) -> None:
-    monkeypatch.setattr("server.catalog.find_spec", lambda _: None)  # as without the extra t5
+    monkeypatch.setattr("server.models.catalog.find_spec", lambda _: None)  # as without the extra t5
     got, _, error = run(*arguments)
     assert (got, error.count("\n")) == (code, 1), error
     assert error.startswith("dd-server: error:") and says in error
@@ -218,7 +218,7 @@ def test_a_model_of_texts_needs_its_encoders_library(
     tiny = tiny_spec(name)
     monkeypatch.setitem(registry(), name, tiny)
     publish(hub, tiny, random_modules(tiny))
-    monkeypatch.setattr("server.catalog.find_spec", lambda _: None)
+    monkeypatch.setattr("server.models.catalog.find_spec", lambda _: None)
     with pytest.raises(InvalidRequestError, match=r"distilled-decoding\[t5\]"):
         models.find(name)
     assert not hub.asked
@@ -226,7 +226,7 @@ def test_a_model_of_texts_needs_its_encoders_library(
     with pytest.raises(InvalidRequestError, match=r"distilled-decoding\[t5\]"):
         models.find(name)
     assert "text" in run("models", name)[1]
-    monkeypatch.setattr("server.catalog.find_spec", lambda _: object())
+    monkeypatch.setattr("server.models.catalog.find_spec", lambda _: object())
     found = models.find(name)
     assert found.condition(None, "a cat") == "a cat"
     assert isinstance(found.manifest.text, T5Config) and found.manifest.text.repo == "google/flan-t5-xl"

@@ -14,15 +14,15 @@ from PIL import Image
 
 from dd_core import plan
 from dd_core.bundle import Bundle
-from dd_core.draw import DrawSettings
+from dd_core.logits import DrawSettings
 from dd_core.manifest import PresetEntry, read_manifest, write_manifest
 from dd_core.noise import NoiseKey, Splice, batch_noise
 from dd_core.sampling import sample_codes
-from server.images import read_receipt
-from server.origins import Change, Origin
-from server.receipts import MOST_CHANGES, Receipt, parse_receipt
-from server.schemas import MAX_SEED
-from tests.server.harness import Running, running
+from distilled_decoding.contract import MAX_SEED
+from server.generation.encoder import read_receipt
+from server.generation.origins import Change, Origin
+from server.generation.receipts import MOST_CHANGES, Receipt, parse_receipt
+from tests.server.helpers import Running, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
 from tests.server.test_errors import refused

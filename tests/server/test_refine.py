@@ -21,9 +21,9 @@ from dd_core import plan
 from dd_core.bundle import Bundle
 from dd_core.plan import Preset
 from dd_core.sampling import sample_codes
-from server.rungs import Rung, rungs
-from server.streams import EventStream
-from tests.server.harness import Gate, Running, busy, eventually, running
+from server.api.streams import EventStream
+from server.generation.rungs import Rung, rungs
+from tests.server.helpers import Gate, Running, busy, eventually, running
 from tests.server.test_errors import refused
 
 EVENTS = {"accept": "text/event-stream"}

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from dd_core.plan import few_steps, hybrid, one_step, onestep, skip, teacher
-from server.jobs import Job, Pass, stages
-from server.scheduler import SHARES, Scheduler
+from server.scheduling.jobs import Job, Pass, stages
+from server.scheduling.scheduler import SHARES, Scheduler
 from tests.server.simulation import DECODE_S, STUDENT_S, TEACHER_S, Simulation, costs, job
 
 ONE, TWO, TEACHER = one_step(16), few_steps(16, 4), teacher(16)

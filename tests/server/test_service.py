@@ -14,12 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dd_core.errors import BundleNotFoundError, HashMismatchError, InvalidPlanError
 from dd_core.manifest import read_manifest
+from server.api.pages import STATIC
 from server.app import create_app
-from server.catalog import ServedModel
-from server.routes.page import STATIC
+from server.models.catalog import ServedModel
 from server.settings import Settings
 from server.state import Phase
-from tests.server.harness import Gate, Running, eventually, running
+from tests.server.helpers import Gate, Running, eventually, running
 
 
 def test_ready_only_after_warm_up(bundle_folder: Path, gate: Gate) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dd_core.errors import InvalidRequestError
-from server.listen import prepare
+from server.launcher import prepare
 from server.settings import Settings, load_settings, unknown_variables
 
 LINKS = {

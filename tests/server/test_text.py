@@ -22,9 +22,9 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import InvalidRequestError
 from dd_core.sampling import sample_images
 from dd_core.text.config import T5Config
-from server.catalog import ServedModel, check_encoder
-from server.models import find
-from tests.server.harness import Running, running
+from server.models.catalog import ServedModel, check_encoder
+from server.models.commands import find
+from tests.server.helpers import Running, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
 from tests.server.test_errors import refused
@@ -249,10 +249,10 @@ def test_a_bundle_without_an_encoder_is_refused(tmp_path: Path) -> None:
 
 def test_t5_without_its_library_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = tiny_text_manifest(text=T5Config(repo="a/b", length=8, dim=32))
-    monkeypatch.setattr("server.catalog.find_spec", lambda _: None)
+    monkeypatch.setattr("server.models.catalog.find_spec", lambda _: None)
     with pytest.raises(InvalidRequestError, match=r"distilled-decoding\[t5\]"):
         check_encoder(manifest)
-    monkeypatch.setattr("server.catalog.find_spec", lambda _: object())
+    monkeypatch.setattr("server.models.catalog.find_spec", lambda _: object())
     check_encoder(manifest)
 
 

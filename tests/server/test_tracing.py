@@ -25,11 +25,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from dd_core.errors import InvalidRequestError
 from server.app import create_app
-from server.facts import note
-from server.models import find
+from server.models.commands import find
+from server.observability.context import note
+from server.observability.tracing import add_tracing, make_provider
 from server.settings import Settings, load_settings
-from server.tracing import add_tracing, make_provider
-from tests.server.harness import running
+from tests.server.helpers import running
 from tests.server.test_cli import ROOT, Run
 from tests.server.test_cli import run as run
 from tests.server.test_errors import OK
@@ -199,7 +199,7 @@ def test_a_collector_that_does_not_answer_does_not_hold_the_end(
         shutdown(provider)  # or its thread would go on trying beside other tests
         over.set()
 
-    monkeypatch.setattr("server.tracing._FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr("server.observability.tracing._FLUSH_SECONDS", 0.1)
     monkeypatch.setattr(TracerProvider, "shutdown", stuck)
     with running(bundle_folder, otel_endpoint="http://127.0.0.1:9") as live:
         assert live.post(OK).status_code == 200
@@ -232,7 +232,7 @@ def test_an_endpoint_is_a_url(value: str) -> None:
 def test_nothing_is_imported_where_nobody_asked() -> None:
     """The interface (`opentelemetry.trace`) comes with FastAPI; the SDK and the exporter must not."""
     code = (
-        "import json, sys; from server import listen; from server.app import create_app; "
+        "import json, sys; from server import launcher as listen; from server.app import create_app; "
         "from server.settings import Settings; create_app(Settings()); print(json.dumps(list(sys.modules)))"
     )
     done = subprocess.run(

@@ -11,10 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dd_core.errors import InvalidPlanError, InvalidRequestError
 from dd_core.plan import Preset, few_steps, hybrid, one_step, onestep, teacher
-from server.budget import BudgetTable
 from server.errors import BadRequestError
-from server.images import encode
-from server.metrics import SECONDS, Metrics
+from server.generation.encoder import encode
+from server.models.budgets import BudgetTable
+from server.observability.metrics import SECONDS, Metrics
 from server.settings import Settings, load_settings
 
 PRESETS = (

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dd_core.plan import few_steps, hybrid, one_step, teacher
-from server.costs import CostTable, Work, buckets_up_to
-from server.device import Done, Failed, Forward
-from server.jobs import stages
-from server.warmup import steps_of, warm_up
-from tests.server.harness import running
+from server.devices.process import Done, Failed, Forward
+from server.devices.warmup import steps_of, warm_up
+from server.scheduling.costs import CostTable, Work, buckets_up_to
+from server.scheduling.jobs import stages
+from tests.server.helpers import running
 
 PLANS = [one_step(8)]
 WORK = Work("tiny", "student")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.server.fuzzing import fuzz
-from tests.server.harness import Running
+from tests.server.helpers import Running
 
 SERIES = 5
 CASES = 1000  # of each

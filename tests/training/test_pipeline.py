@@ -19,7 +19,7 @@ from dd_core.sampling import sample_images
 from tests.training.pictures import Mean, pictures_like
 from tests.training.test_stages import RandomLpips
 from training import pipeline
-from training.__main__ import app, main
+from training.cli import app, main
 from training.export import export
 from training.pairs import load_pairs
 from training.recipes import get_recipe

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dd_core.bundle import load_bundle, save_bundle
-from dd_core.draw import DrawSettings
 from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.flow import FlowSettings
+from dd_core.logits import DrawSettings
 from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.config import GPTConfig, VQConfig
 from dd_core.models.vq import VQTokenizer

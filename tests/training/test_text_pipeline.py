@@ -21,13 +21,13 @@ from dd_core.manifest import read_manifest, write_manifest
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from dd_core.text.minilm import unpacked
-from tests.core.small_text import TEXT, small_text
-from tests.training import stand_ins
+from tests.dd_core.small_text import TEXT, small_text
+from tests.training import fakes
 from tests.training.pictures import Mean
 from tests.training.test_stages import RandomLpips
 from training import agreement, captions, packages, pictograms, pipeline
 from training import text as text_data
-from training.__main__ import app
+from training.cli import app
 from training.export import export
 from training.packages import DataError
 from training.pairs import load_pairs
@@ -43,7 +43,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
     """The stand-ins, and the corpus made of them by the command."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        stand_ins.install(cache, patch)
+        fakes.install(cache, patch)
         RandomLpips(cache)
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
         patch.setattr(agreement, "_STEPS", 20)
@@ -103,7 +103,7 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DD_CACHE", str(tmp_path))
-    package = stand_ins.archive(tmp_path, "npm", "names", {"en/data.json": b"[]"})
+    package = fakes.archive(tmp_path, "npm", "names", {"en/data.json": b"[]"})
     assert packages.one_file(package, "en/data.json") == b"[]"
     with pytest.raises(DataError, match=r"no file en/other\.json"):
         packages.one_file(package, "en/other.json")

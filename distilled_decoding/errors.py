@@ -1,0 +1,214 @@
+"""Every error that the client raises.
+
+    DDClientError (dd_core.errors.DDError)
+    ├── ConnectionFailedError     no reply, or one that broke off
+    │   └── TimedOutError         the client's own `timeout` has passed
+    ├── InvalidReplyError         a reply that is not this contract's: most likely another server's
+    ├── BadRequestError           400, 405, 406, 408, 413, 415, 431
+    ├── UnauthorizedError         401, 403
+    ├── NotFoundError             404
+    ├── ConflictError             409: a receipt of weights that are not loaded
+    ├── OverloadedError           429, 503: come again, after `retry_after` seconds where it says so
+    ├── DeadlineExceededError     504 of this server: the request's `deadline_ms` has passed
+    └── ServerError               every other 5xx
+
+`code`, `message` and `param` are those of the server's envelope; `status` is None where no reply came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+import httpx2
+from pydantic import ValidationError
+
+from dd_core.errors import DDError
+from distilled_decoding.contract import ErrorBody, ErrorReply
+
+REQUEST_ID = "x-request-id"
+_SHOWN = 200  # characters of a reply that is not this server's
+
+
+class DDClientError(DDError):
+    """Root of what the client raises.
+
+    Args:
+        status: of the reply; of an error within a stream, the one that it would have had as a reply.
+        code: the envelope's stable word for what went wrong.
+        param: the offending field of the request, where there is one.
+        request_id: under which the server's log has the request.
+        retry_after: seconds after which the server asks to come again.
+    """
+
+    code = "client_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.code = code or self.code
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return self.message
+        request = f", request {self.request_id}" if self.request_id else ""
+        return f"{self.message} ({self.status} {self.code}{request})"
+
+
+class ConnectionFailedError(DDClientError):
+    """No reply came, or it broke off."""
+
+    code = "connection_failed"
+
+
+class TimedOutError(ConnectionFailedError):
+    """The client's `timeout` has passed."""
+
+    code = "timed_out"
+
+
+class InvalidReplyError(DDClientError):
+    """A reply that cannot be read by the contract."""
+
+    code = "invalid_reply"
+
+
+class BadRequestError(DDClientError):
+    """The request contradicts the contract; `param` names the field and `message` says what it allows."""
+
+
+class UnauthorizedError(DDClientError):
+    """The server wants a key that the client has not: `Client(api_key=…)`."""
+
+
+class NotFoundError(DDClientError):
+    """No model of that name is loaded, or nothing is at this address."""
+
+
+class ConflictError(DDClientError):
+    """The receipt is of weights, or of a plan, that are not loaded."""
+
+
+class OverloadedError(DDClientError):
+    """The server is full, not ready, or too busy for the request's deadline."""
+
+
+class DeadlineExceededError(DDClientError):
+    """`deadline_ms` passed before the images were made."""
+
+
+class ServerError(DDClientError):
+    """The server, or a proxy before it, failed."""
+
+
+_KINDS: Mapping[int, type[DDClientError]] = {
+    401: UnauthorizedError,
+    403: UnauthorizedError,
+    404: NotFoundError,
+    409: ConflictError,
+    429: OverloadedError,
+    503: OverloadedError,
+}
+# An error within a stream has no status of its own: the reply had begun with 200.
+_STATUSES = {
+    "deadline_exceeded": 504,
+    "deadline_unreachable": 503,
+    "draining": 503,
+    "not_ready": 503,
+    "queue_full": 429,
+}
+
+
+def error_of(response: httpx2.Response) -> DDClientError:
+    """What a reply that is no success means; its body has been read."""
+    status, headers = response.status_code, response.headers
+    try:
+        body = ErrorReply.model_validate_json(response.content).error
+    except ValidationError:
+        body = _foreign(response)
+    return _kind(status, body.code)(
+        body.message,
+        status=status,
+        code=body.code,
+        param=body.param,
+        request_id=headers.get(REQUEST_ID),
+        retry_after=_seconds(headers.get("retry-after")),
+    )
+
+
+def error_in_stream(data: str, request_id: str | None) -> DDClientError:
+    """What the `error` event of a stream means.
+
+    Raises:
+        InvalidReplyError: it is none.
+    """
+    try:
+        body = ErrorReply.model_validate_json(data).error
+    except ValidationError as error:
+        raise InvalidReplyError(f"an event cannot be read: {error}", request_id=request_id) from None
+    status = _STATUSES.get(body.code, 500)
+    kind = _kind(status, body.code)
+    return kind(body.message, status=status, code=body.code, param=body.param, request_id=request_id)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """What httpx2 raises within, as an error of ours."""
+    try:
+        yield
+    except (httpx2.SSEError, httpx2.DecodingError) as error:
+        raise InvalidReplyError(f"the reply cannot be read: {error}") from error
+    except (httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout) as error:
+        raise TimedOutError("no reply within the client's timeout") from error
+    except httpx2.RequestError as error:
+        reason = str(error) or type(error).__name__
+        where = error.request.url.netloc.decode("ascii")
+        raise ConnectionFailedError(f"no reply from {where}: {reason}") from error
+
+
+def _kind(status: int, code: str) -> type[DDClientError]:
+    if code == "deadline_exceeded":  # a proxy's own 504 says nothing of our deadlines
+        return DeadlineExceededError
+    if status < 400:
+        return InvalidReplyError
+    return _KINDS.get(status, BadRequestError if status < 500 else ServerError)
+
+
+def _foreign(response: httpx2.Response) -> ErrorBody:
+    """The envelope that a proxy's reply would have."""
+    status = response.status_code
+    known = status in HTTPStatus._value2member_map_
+    said = " ".join(response.text.split())[:_SHOWN] or (HTTPStatus(status).phrase if known else "")
+    return ErrorBody(
+        type="server_error" if status >= 500 else "invalid_request_error",
+        code=f"http_{status}",
+        message=f"not a reply of this server: {said}",
+        param=None,
+    )
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """`Retry-After`: seconds, or a date; None where there is none that can be read."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

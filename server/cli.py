@@ -1,0 +1,216 @@
+"""`dd-server`: serve a model, make one image, list, fetch and convert models.
+
+Exit codes: 0, 2 for what the user can put right (an unknown class, a port that is taken, a model
+that does not exist), 1 for everything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE, load_bundle
+from dd_core.errors import BundleNotFoundError, DDError, InvalidRequestError
+from dd_core.hub.spec import PartName
+from dd_core.runtime import pick_device
+from dd_core.sampling import sample_images
+from distilled_decoding.contract import MAX_SEED, ImageFormat
+from server.generation.encoder import encode, read_receipt
+from server.generation.origins import Origin
+from server.generation.receipts import Receipt, parse_receipt
+from server.models.commands import convert_model, find, listing, passes, pull_lines
+from server.observability.metrics import package_version
+from server.settings import ENV_PREFIX, Settings, load_settings, show
+
+app = typer.Typer(
+    name="dd-server",
+    help="One-step image generation over HTTP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_MODEL = "Built-in or published model, or a bundle's folder."
+_NAME = "Published model, as `dd-server models` lists them."
+_SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def _setting(name: str, *flags: str) -> Any:
+    field = Settings.model_fields[name]
+    default = field.get_default(call_default_factory=True, validated_data={})
+    text = f"{field.description} [env: {ENV_PREFIX}{name.upper()}; default: {show(default)}]"
+    return typer.Option(*flags, help=text, show_default=False)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(package_version())
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help=f"{_MODEL} Several may be served. "
+            f"[env: DD_SERVER_MODEL; default: {show(Settings.model_fields['model'].default)}]"
+        ),
+    ] = None,
+    host: Annotated[str | None, _setting("host", "--host")] = None,
+    port: Annotated[int | None, _setting("port", "--port")] = None,
+    device: Annotated[str | None, _setting("device", "--device")] = None,
+    threads: Annotated[int | None, _setting("threads", "--threads")] = None,
+    max_batch: Annotated[int | None, _setting("max_batch", "--max-batch")] = None,
+    queue_size: Annotated[int | None, _setting("queue_size", "--queue-size")] = None,
+    cohorts: Annotated[int | None, _setting("cohorts", "--cohorts")] = None,
+    policy: Annotated[str | None, _setting("policy", "--policy")] = None,
+    determinism: Annotated[str | None, _setting("determinism", "--determinism")] = None,
+    brownout_ms: Annotated[float | None, _setting("brownout_ms", "--brownout-ms")] = None,
+    auto_latency_ms: Annotated[float | None, _setting("auto_latency_ms", "--auto-latency-ms")] = None,
+    hang_timeout: Annotated[float | None, _setting("hang_timeout", "--hang-timeout")] = None,
+    max_images: Annotated[int | None, _setting("max_images", "--max-images")] = None,
+    max_body_bytes: Annotated[int | None, _setting("max_body_bytes", "--max-body-bytes")] = None,
+    encode_threads: Annotated[int | None, _setting("encode_threads", "--encode-threads")] = None,
+    drain_timeout: Annotated[float | None, _setting("drain_timeout", "--drain-timeout")] = None,
+    warmup: Annotated[bool | None, _setting("warmup", "--warmup/--no-warmup")] = None,
+    log_level: Annotated[str | None, _setting("log_level", "--log-level")] = None,
+    log_format: Annotated[str | None, _setting("log_format", "--log-format")] = None,
+    access_log: Annotated[bool | None, _setting("access_log", "--access-log/--no-access-log")] = None,
+    log_prompts: Annotated[bool | None, _setting("log_prompts", "--log-prompts/--no-log-prompts")] = None,
+    max_header_bytes: Annotated[int | None, _setting("max_header_bytes", "--max-header-bytes")] = None,
+    max_connections: Annotated[int | None, _setting("max_connections", "--max-connections")] = None,
+    receive_timeout: Annotated[float | None, _setting("receive_timeout", "--receive-timeout")] = None,
+    keep_alive_timeout: Annotated[
+        float | None, _setting("keep_alive_timeout", "--keep-alive-timeout")
+    ] = None,
+    trusted_proxies: Annotated[str | None, _setting("trusted_proxies", "--trusted-proxies")] = None,
+    otel_endpoint: Annotated[str | None, _setting("otel_endpoint", "--otel-endpoint")] = None,
+    cors_origins: Annotated[str | None, _setting("cors_origins", "--cors-origins")] = None,
+    api_keys_file: Annotated[Path | None, _setting("api_keys_file", "--api-keys-file")] = None,
+    admin_keys_file: Annotated[Path | None, _setting("admin_keys_file", "--admin-keys-file")] = None,
+) -> None:
+    """Serve models over HTTP; published ones are fetched first. A flag wins over its variable."""
+    # FastAPI and uvicorn: the other commands start faster without.
+    from server import launcher
+    from server.devices.placement import devices_of
+
+    flags = {name: value for name, value in locals().items() if name in Settings.model_fields}
+    settings = load_settings(**flags, model=",".join(models) if models else None)
+    devices_of(settings.device)
+    launcher.prepare(settings)
+    bound = launcher.bind(settings.host, settings.port)
+    with bound:  # a port that is taken is told before a model is fetched
+        launcher.serve(settings, [find(name.strip()) for name in settings.model.split(",")], bound)
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="File to write; its suffix (.png, .jpg, .webp) is the format.")],
+    label: Annotated[str | None, typer.Option(help="Class name, or class index.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text, for models that are conditioned on it.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="The image is a function of this number.")
+    ] = 0,
+    steps: Annotated[int, typer.Option(help="Step budget: the most forward passes to spend.")] = 1,
+    model: Annotated[
+        str | None, typer.Option(help=f"{_MODEL} The built-in one that takes what is sent, if left out.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Make one image without a server: the same image as image 0 of a request with this seed."""
+    if out.suffix.lower() not in _SUFFIXES:
+        raise InvalidRequestError(
+            f"--out must end in {', '.join(_SUFFIXES)}, not {out.suffix!r}", param="out"
+        )
+    served = find(model or (DEFAULT_BUNDLE if prompt is None else DEFAULT_TEXT_BUNDLE))
+    bundle = load_bundle(served.folder, pick_device(device))
+    plan = served.budgets.pick(steps).plan
+    named = int(label) if label is not None and label.isascii() and label.isdigit() else label
+    condition = served.condition(named, prompt)
+    if isinstance(condition, str):
+        assert bundle.text is not None, "a model without an encoder is not found"
+        pixels = sample_images(bundle.sampler, plan, bundle.text.encode([condition]), [(seed, 0)])
+    else:
+        pixels = sample_images(bundle.sampler, plan, [condition], [(seed, 0)])
+    receipt = Receipt.of(served.name, served.identities[plan.name], condition, plan.name, Origin(seed, 0))
+    out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()], str(receipt)))
+    what = condition if isinstance(condition, str) else served.classes[condition]
+    typer.echo(f"{out}: {what}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An image that this server made.")],
+) -> None:
+    """Print the receipt in an image's metadata, and what it says."""
+    word = read_receipt(file)
+    receipt = parse_receipt(word)
+    typer.echo(word)
+    for line in receipt.lines():
+        typer.echo(f"  {line}")
+
+
+@app.command()
+def models(
+    model: Annotated[str | None, typer.Argument(help=f"{_MODEL} Left out, every one.")] = None,
+) -> None:
+    """List models with their plans, what these cost and the FID that they were measured at."""
+    for line in listing(model):
+        typer.echo(line)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help=_NAME)],
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="The student and tokenizer alone.")
+    ] = False,
+) -> None:
+    """Fetch a published model's files into the hub's cache; what was begun before is gone on with."""
+    for line in pull_lines(name, no_teacher=no_teacher):
+        typer.echo(line)
+
+
+@app.command()
+def convert(
+    name: Annotated[str, typer.Argument(help=_NAME)],
+    tokenizer: Annotated[Path | None, typer.Option(help="Its checkpoint; left out, the hub's.")] = None,
+    student: Annotated[Path | None, typer.Option(help="Its checkpoint; left out, the hub's.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Its checkpoint; left out, the hub's.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle; left out, where `serve NAME` finds it.")
+    ] = None,
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="Leave the teacher out, and the plans that need it.")
+    ] = False,
+    unmasked_prefix: Annotated[
+        bool,
+        typer.Option(
+            "--unmasked-prefix",
+            help="VAR hybrids as the released script runs them: the teacher reads a prefix without a mask.",
+        ),
+    ] = False,
+) -> None:
+    """Make a bundle of published checkpoints: of files at hand, or of the hub's."""
+    given: dict[PartName, Path | None] = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
+    by_hand = {part: path for part, path in given.items() if path is not None}
+    said = convert_model(name, by_hand, to, no_teacher=no_teacher, unmasked_prefix=unmasked_prefix)
+    typer.echo(said)
+
+
+def main() -> None:
+    """The console script: one clear line for every deliberate error."""
+    try:
+        app()
+    except DDError as error:
+        typer.echo(f"dd-server: error: {error.message}", err=True)
+        sys.exit(2 if isinstance(error, (InvalidRequestError, BundleNotFoundError)) else 1)
+    except OSError as error:
+        typer.echo(f"dd-server: error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,171 @@
+"""Run every kind of pass of a model once in every size of batch, and note what it takes.
+
+    plans ─ steps_of ─▶ Steps, one for each kind of pass ─ warm_up ─▶ CostTable
+
+A size is warmed up only while larger batches still make more of the device, so a model that fills it
+with one image is not asked for 32. Nothing that runs later is new to the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+from dd_core.plan import Plan
+from server.devices.process import Done, Failed, Forward, NewImage
+from server.errors import ComputeError
+from server.generation.origins import Origin
+from server.scheduling.costs import CostTable, Work
+from server.scheduling.jobs import Stage, stages
+
+
+class _Device(Protocol):
+    async def run(self, command: Forward) -> Done | Failed: ...
+
+    def drop(self, numbers: Sequence[int]) -> None: ...
+
+
+# A pass longer than this is not tried with more images: others would wait for it too long.
+_LONGEST_PASS = 1.0
+_GAIN = 1.05
+# Sizes in a row that gain nothing end the search. They stay in use: under load a pass costs more besides, and
+# the scheduler takes the smallest size that is good enough anyway.
+_USELESS = 2
+# Measurements of a size before it counts as gaining nothing.
+_TRIES = 4
+# As many as VAR has; of raster plans the first ones stand for all.
+_TEACHER_PASSES = 10
+
+
+class Step(NamedTuple):
+    """A stage of a plan that stands for all stages of its work."""
+
+    plan: Plan
+    stage: Stage
+
+
+def steps_of(model: str, plans: Sequence[Plan]) -> list[Step]:
+    """What there is to measure of a model, cheap plans first."""
+    found: list[Step] = []
+    seen: set[Work] = set()
+    for plan in sorted(plans, key=lambda plan: plan.cost):
+        for stage in stages(model, plan):
+            if stage.work not in seen:
+                seen |= {stage.work, Work(model, "decode")}
+                found.append(Step(plan, stage))
+    return found
+
+
+async def warm_up(steps: Sequence[Step], condition: int | str, costs: CostTable, device: _Device) -> None:
+    """Measure `steps` on `device`; `costs` has the figures then.
+
+    Args:
+        condition: any that the model takes.
+
+    Raises:
+        ComputeError: a pass over a single image fails.
+    """
+    # Numbers of their own, below zero, so that no image of a request has them.
+    numbers = itertools.count(-1, -1)
+    for plan, stage in steps:
+        await _measure(plan, stage, condition, costs, device, numbers)
+
+
+async def _measure(
+    plan: Plan,
+    stage: Stage,
+    condition: int | str,
+    costs: CostTable,
+    device: _Device,
+    numbers: itertools.count[int],
+) -> None:
+    best, useless = 0.0, 0
+    decode = Work(stage.work.model, "decode")
+    for bucket in costs.buckets:
+        hoped = bucket / (best * _GAIN) - costs.between if best else math.inf
+        answer = await _fastest(plan, stage, condition, bucket, costs, device, numbers, hoped)
+        if isinstance(answer, Failed):
+            if bucket == costs.buckets[0]:
+                raise ComputeError(f"the warm-up of {plan.name} failed: {answer.reason}")
+            costs.limit(stage.work, bucket // 2)
+            return
+        if stage.work != decode:
+            costs.observe(stage.work, bucket, answer.seconds)
+        if answer.decode_seconds:
+            costs.observe(decode, bucket, answer.decode_seconds)
+        took = _seconds(answer) + costs.between
+        useless = useless + 1 if bucket / took < best * _GAIN else 0
+        if useless == _USELESS or took > _LONGEST_PASS:
+            costs.limit(stage.work, bucket)
+            return
+        best = max(best, bucket / took)
+
+
+async def _fastest(
+    plan: Plan,
+    stage: Stage,
+    condition: int | str,
+    bucket: int,
+    costs: CostTable,
+    device: _Device,
+    numbers: itertools.count[int],
+    hoped: float,
+) -> Done | Failed:
+    """The fastest of a few measurements, or the first that is within the time that is `hoped` for.
+
+    What comes between can only make a pass slower, and a size that seems to gain nothing would never be
+    tried again: a server that was disturbed while it started would be half as fast for good.
+    """
+    found: Done | None = None
+    for _ in range(_TRIES):
+        answer = await _batch(plan, stage, condition, [next(numbers) for _ in range(bucket)], costs, device)
+        if isinstance(answer, Failed):
+            return answer
+        if found is None or _seconds(answer) < _seconds(found):
+            found = answer
+        if not hoped < _seconds(found) <= _LONGEST_PASS:
+            break
+    assert found is not None
+    return found
+
+
+def _seconds(answer: Done) -> float:
+    return answer.seconds + answer.decode_seconds
+
+
+async def _batch(
+    plan: Plan, stage: Stage, condition: int | str, numbers: list[int], costs: CostTable, device: _Device
+) -> Done | Failed:
+    """Some passes over a batch, and what one took: the mean of a teacher's, else the second's."""
+    heavy = stage.work.kind == "teacher"
+    passes = min(stage.passes, _TEACHER_PASSES) if heavy else 2
+    command = Forward(
+        stage.work.model,
+        stage.work.kind,
+        tuple(numbers),
+        (stage.segment,) * len(numbers),
+        len(numbers),
+        new=tuple(
+            NewImage(number, plan, condition, Origin(0, index)) for index, number in enumerate(numbers)
+        ),
+        cohort=numbers[0] if heavy else None,
+    )
+    answers = []
+    try:
+        for turn in range(1, passes + 1):
+            ends = turn == passes and not heavy and stage.segment == len(plan.segments) - 1
+            began = time.perf_counter()
+            answer = await device.run(replace(command, finishing=tuple(numbers) if ends else ()))
+            if isinstance(answer, Failed):
+                return answer
+            waited = time.perf_counter() - began - _seconds(answer) - answer.text_seconds
+            costs.observe_between(waited, _seconds(answer))
+            answers.append(answer)
+    finally:
+        device.drop(numbers)
+    mean = sum(answer.seconds for answer in answers) / passes
+    return replace(answers[-1], seconds=mean) if heavy else answers[-1]

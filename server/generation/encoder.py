@@ -1,0 +1,109 @@
+"""Pixels → bytes, with the image's receipt in the file's own metadata, and back out of it.
+
+Pillow's encoders release the GIL, so threads encode in parallel. PNG holds the receipt in the text chunk
+`dd-receipt`, JPEG and WebP in the EXIF field ImageDescription.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from dd_core.errors import InvalidRequestError
+from distilled_decoding.contract import ImageFormat
+
+Pixels = NDArray[np.uint8]
+MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+QUALITY = 95  # of JPEG and WebP
+_CHUNK = "dd-receipt"
+_EXIF_DESCRIPTION = 0x010E
+# Pixels that are encoded where they are: four pictures of 32×32 or one of 64×64, 0.2 ms.
+_AT_ONCE = 2**12
+# Pixels that one thread is given together: sixteen pictures of 32×32, and never two of 256×256.
+_TOGETHER = 2**14
+
+
+def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality: int = QUALITY) -> bytes:
+    """One image `[H, W, 3]` uint8 as a file. PNG is exact; JPEG and WebP are at `quality` (0 to 100).
+
+    The same pixels and receipt give the same bytes: nothing else goes in.
+    """
+    image = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    if image_format == "png":
+        about = PngImagePlugin.PngInfo()
+        if receipt:
+            about.add_text(_CHUNK, receipt)
+        # Level 1: a third of the time of the default for a few percent more bytes.
+        image.save(buffer, "PNG", compress_level=1, pnginfo=about)
+        return buffer.getvalue()
+    exif = Image.Exif()
+    if receipt:
+        exif[_EXIF_DESCRIPTION] = receipt
+    if image_format == "jpeg":
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, exif=exif)
+    else:
+        image.save(buffer, "WEBP", quality=quality, method=2, exif=exif)
+    return buffer.getvalue()
+
+
+def read_receipt(path: Path) -> str:
+    """The receipt in an image file that this server made.
+
+    Raises:
+        InvalidRequestError: it is no image, or holds none.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            found = image.info.get(_CHUNK) or image.getexif().get(_EXIF_DESCRIPTION)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no PNG, JPEG or WebP"
+        raise InvalidRequestError(f"{path}: {reason}", param="file") from None
+    if not isinstance(found, str) or not found:
+        raise InvalidRequestError(f"{path} holds no receipt", param="file")
+    return found
+
+
+class Encoder:
+    """Encodes where it is asked to what is small, and the rest in threads.
+
+    To wake a thread and to be woken by it costs more than encoding a picture of 32×32; one of 256×256
+    would hold up the event loop for milliseconds.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+
+    async def encode_all(
+        self,
+        images: Sequence[Pixels],
+        image_format: ImageFormat,
+        receipts: Sequence[str],
+        quality: int = QUALITY,
+    ) -> list[bytes]:
+        """Every image as a file, in order; all have the same size."""
+        tasks = list(zip(images, receipts, strict=True))
+        area = images[0].shape[0] * images[0].shape[1]
+        if area * len(images) <= _AT_ONCE:
+            return _encode_part(tasks, image_format, quality)
+        loop, size = asyncio.get_running_loop(), max(1, _TOGETHER // area)
+        parts = [
+            loop.run_in_executor(self._pool, _encode_part, tasks[i : i + size], image_format, quality)
+            for i in range(0, len(tasks), size)
+        ]
+        return [file for part in await asyncio.gather(*parts) for file in part]
+
+    def close(self) -> None:
+        """Stop the threads once they have finished what they hold."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _encode_part(tasks: Sequence[tuple[Pixels, str]], image_format: ImageFormat, quality: int) -> list[bytes]:
+    return [encode(pixels, image_format, receipt, quality) for pixels, receipt in tasks]

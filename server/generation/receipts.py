@@ -1,0 +1,120 @@
+"""A receipt is everything that an image follows from, as one short word that fits a URL.
+
+    receipt = "dd1." + base64url(JSON of the fields + a checksum)
+
+It is no secret and is not signed: it grants nothing that `POST /generate` does not, and the same
+image can be asked for without it. The checksum tells a mistyped receipt from a true one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import itertools
+from dataclasses import dataclass
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from distilled_decoding.contract import MAX_SEED
+from server.errors import BadRequestError
+from server.generation.origins import Change, Origin
+
+_PREFIX = "dd1."
+_DIGEST = 16  # hexadecimal digits of the weights' SHA-256: enough to tell models apart
+_CHECK = 6
+LONGEST = 8192  # characters; a prompt is most of it
+MOST_CHANGES = 8  # variations of variations
+
+_Fields = tuple[str, str, int | str, str, int, int, list[tuple[int, int, int]]]
+_FIELDS: TypeAdapter[_Fields] = TypeAdapter(_Fields)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an image follows from.
+
+    Args:
+        model: name of the model.
+        weights: first digits of `Manifest.identity`, of weights, settings and plan.
+        condition: class index, or prompt.
+        plan: name of the plan that made it.
+        origin: its noise.
+    """
+
+    model: str
+    weights: str
+    condition: int | str
+    plan: str
+    origin: Origin
+
+    @classmethod
+    def of(cls, model: str, identity: str, condition: int | str, plan: str, origin: Origin) -> Receipt:
+        """The receipt of an image by a plan with the SHA-256 `identity`."""
+        return cls(model, identity[:_DIGEST], condition, plan, origin)
+
+    def is_of(self, identity: str) -> bool:
+        """Whether it is of that identity."""
+        return self.weights == identity[:_DIGEST]
+
+    def lines(self) -> list[str]:
+        """What it says, for people."""
+        label = "class" if isinstance(self.condition, int) else "prompt"
+        seed, number, changes = self.origin
+        varied = [f"from block {c.block} on: seed {c.seed}, image {c.number}" for c in changes]
+        return [
+            f"model {self.model}, weights {self.weights}",
+            f"{label} {self.condition}, plan {self.plan}",
+            f"seed {seed}, image {number}",
+            *varied,
+        ]
+
+    def __str__(self) -> str:
+        seed, number, changes = self.origin
+        fields = [self.model, self.weights, self.condition, self.plan, seed, number, changes]
+        body = orjson.dumps(fields, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=list)
+        return _PREFIX + base64.urlsafe_b64encode(body + _check(body)).decode("ascii").rstrip("=")
+
+
+def parse_receipt(text: str) -> Receipt:
+    """The receipt that `text` is.
+
+    Raises:
+        BadRequestError: it is none, or was damaged on its way; `param` is `receipt`.
+    """
+    if not text.startswith(_PREFIX) or len(text) > LONGEST:
+        raise BadRequestError(
+            f"receipt must be one of this server's, which begin with {_PREFIX}", param="receipt"
+        )
+    word = text.removeprefix(_PREFIX)
+    try:
+        raw = base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_", validate=True)
+        body, check = raw[:-_CHECK], raw[-_CHECK:]
+        if check != _check(body):
+            raise ValueError("checksum")
+        model, weights, condition, plan, seed, number, changes = _FIELDS.validate_json(body, strict=True)
+    except (binascii.Error, ValueError, ValidationError):
+        raise BadRequestError(
+            "receipt is damaged: part of it is missing or changed", param="receipt"
+        ) from None
+    origin = Origin(seed, number, tuple(Change(*change) for change in changes))
+    if not _plausible(origin):
+        raise BadRequestError("receipt is damaged: its seeds are out of range", param="receipt")
+    return Receipt(model, weights, condition, plan, origin)
+
+
+def _check(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_CHECK).digest()
+
+
+def _plausible(origin: Origin) -> bool:
+    """Whoever computes a checksum may write anything into a receipt."""
+    parts = [(0, origin.seed, origin.number), *origin.changes]
+    numbers = [number for part in parts for number in part]
+    blocks = [change.block for change in origin.changes]
+    return (
+        all(0 <= number <= MAX_SEED for number in numbers)
+        and all(a < b for a, b in itertools.pairwise(blocks))
+        and len(blocks) <= MOST_CHANGES
+    )

@@ -1,0 +1,147 @@
+"""The socket, the signals and the drain.
+
+bind → load (app's lifespan) → listen, warming up → ready → SIGTERM → drain, bounded → exit
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from types import FrameType
+
+import uvicorn
+
+from dd_core.errors import DDError, InvalidRequestError
+from server.app import create_app
+from server.devices.process import Prepare
+from server.errors import ComputeError
+from server.middleware.auth import read_keys
+from server.middleware.connection import protocol, raise_file_limit
+from server.models.catalog import ServedModel
+from server.observability import logs
+from server.observability.tracing import require_sdk
+from server.settings import Settings, unknown_variables
+from server.state import ServerState
+
+log = logging.getLogger("dd_server")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: clients are refused until the model is loaded.
+
+    Raises:
+        InvalidRequestError: the address is taken or not of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _unusable(host, port, error) from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise _unusable(host, port, error) from None
+    return bound
+
+
+def _unusable(host: str, port: int, error: OSError) -> InvalidRequestError:
+    return InvalidRequestError(f"cannot listen on {host}:{port}: {error.strerror or error}", param="port")
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our drain: the first signal refuses new work and lets running requests end,
+    the second one does not wait; either way the process ends by returning, not by the signal.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, address: str) -> None:
+        super().__init__(config)
+        self.state = state
+        self.address = address
+        self.failure: Exception | None = None
+        state.on_ready = lambda: log.info("ready")
+        state.on_failure = self._fail
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.should_exit:
+            self.force_exit = True
+            return
+        self.state.drain()
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.state.drain()
+        await super().shutdown(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info("listening on %s (%s)", self.address, self.state.phase.value)
+
+
+def make_server(
+    settings: Settings,
+    models: Sequence[ServedModel],
+    bound: socket.socket,
+    prepare: Prepare | None = None,
+) -> Server:
+    """A server of `models` for a socket from `bind`; `run(sockets=[bound])` runs it."""
+    app = create_app(settings, models, prepare)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        http=protocol(settings),
+        # uvicorn would take uvloop where it is installed, which makes the device's pipe non-blocking: a long
+        # answer would look like the end of the process.
+        loop="asyncio",
+        timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
+        timeout_graceful_shutdown=settings.drain_timeout,  # type: ignore[arg-type]
+        server_header=False,
+        lifespan="on",
+        ws="none",
+    )
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return Server(config, app.state.dd, f"http://{shown}:{port}")
+
+
+def prepare(settings: Settings) -> None:
+    """What comes before a model is fetched and loaded: logging, and mistakes that are quick to find.
+
+    Raises:
+        InvalidRequestError: a file of keys cannot be used, or tracing is not installed.
+    """
+    logs.configure(settings.log_level, settings.log_format)
+    for line in unknown_variables(os.environ):
+        log.warning("%s", line)
+    read_keys(settings)
+    if settings.otel_endpoint:
+        require_sdk()
+
+
+def serve(settings: Settings, models: Sequence[ServedModel], bound: socket.socket) -> None:
+    """Serve `models` on `bound` until a signal, after `prepare`; returns after the drain.
+
+    Raises:
+        DDError: a bundle is damaged, the warm-up failed, or a device process could not be replaced.
+    """
+    raise_file_limit()
+    server = make_server(settings, models, bound)
+    server.run(sockets=[bound])
+    if server.failure is not None:
+        if isinstance(server.failure, DDError):
+            raise server.failure
+        raise ComputeError(f"the server failed: {server.failure}") from server.failure
+    log.info("stopped")

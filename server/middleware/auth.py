@@ -1,0 +1,193 @@
+"""API keys: who may ask for what.
+
+    open        probes, /metrics, the page with its files, /docs and the OpenAPI document
+    API key     everything else, where there is a file of API keys
+    admin key   /admin, which does not exist without a file of admin keys
+
+A path that is not listed as open needs a key, so a route that is added later is closed until
+somebody opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dd_core.errors import InvalidRequestError
+from server.errors import UnauthorizedError, error_response, not_found
+from server.observability.context import facts_in
+from server.settings import Settings
+
+log = logging.getLogger("dd_server")
+
+_OPEN = frozenset({"/", "/docs", "/openapi.json", "/favicon.ico", "/healthz", "/readyz", "/metrics"})
+_OPEN_FOLDER = "/static/"
+_ADMIN = "/admin"
+
+_LEAST_CHARACTERS = 16
+_MOST_BYTES = 2**20
+_MOST_KEYS = 1000
+_LINE = re.compile(rf"(?:(?P<name>[A-Za-z0-9._\-]{{1,64}}):)?(?P<key>[!-9;-~]{{{_LEAST_CHARACTERS},512}})")
+_CHECK_SECONDS = 1.0
+
+
+def parse_keys(data: bytes) -> list[tuple[str, bytes]]:
+    """Names and SHA-256 digests of the keys in a file: `name:key` or `key` a line, `#` comments.
+
+    A key without a name is called after its line. One name may have several keys, so that the
+    next one can be handed out before the last one is withdrawn.
+
+    Raises:
+        ValueError: what is wrong, by line number and without a word of the line itself.
+    """
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"longer than {_MOST_BYTES} bytes")
+    keys: list[tuple[str, bytes]] = []
+    lines: dict[bytes, int] = {}
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        line = raw.strip()
+        if not line or line.startswith(b"#"):
+            continue
+        match = _LINE.fullmatch(line.decode("latin-1"))
+        if match is None:
+            raise ValueError(
+                f"line {number} is neither name:key nor key; a name has letters, digits, '.', '_' and '-', "
+                f"a key {_LEAST_CHARACTERS} to 512 ASCII characters without space or colon"
+            )
+        digest = hashlib.sha256(match["key"].encode("ascii")).digest()
+        if digest in lines:
+            raise ValueError(f"line {number} repeats the key of line {lines[digest]}")
+        lines[digest] = number
+        keys.append((match["name"] or f"line-{number}", digest))
+    if not keys:
+        raise ValueError("no keys in it")
+    if len(keys) > _MOST_KEYS:
+        raise ValueError(f"more than {_MOST_KEYS} keys")
+    return keys
+
+
+class KeyFile:
+    """The keys of a file, read again when its content changes, looked at once a second at most.
+
+    The content is compared and not the time of change: a mounted Secret is swapped by a symbolic
+    link, and an editor may write twice within the clock's tick.
+
+    Raises:
+        InvalidRequestError: unreadable, empty or malformed; later such content is only logged, and
+            the keys of before stay.
+    """
+
+    def __init__(self, path: Path, param: str) -> None:
+        self._path = path
+        self._param = param
+        self._complaint = ""
+        self._checked = time.monotonic()
+        try:
+            content = self._content()
+            self._keys = parse_keys(content)
+        except (OSError, ValueError) as error:
+            raise InvalidRequestError(f"{param}: {path}: {_reason(error)}", param=param) from None
+        self._seen = hashlib.sha256(content).digest()
+
+    def name_of(self, key: bytes) -> str | None:
+        """The name of `key`, or None. Takes the same time whichever of the keys it is, if any."""
+        self._refresh()
+        digest = hashlib.sha256(key).digest()
+        found = None
+        for name, known in self._keys:
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found
+
+    def _content(self) -> bytes:
+        with self._path.open("rb") as file:
+            return file.read(_MOST_BYTES + 1)
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._checked < _CHECK_SECONDS:
+            return
+        self._checked = now
+        try:
+            content = self._content()
+            digest = hashlib.sha256(content).digest()
+            if digest == self._seen:
+                self._complaint = ""
+                return
+            keys = parse_keys(content)
+        except (OSError, ValueError) as error:
+            complaint = _reason(error)
+            if complaint != self._complaint:
+                log.error("%s: %s: %s; the keys of before stay", self._param, self._path, complaint)
+            self._complaint = complaint
+            return
+        log.info("%s: %s: %d keys read", self._param, self._path, len(keys))
+        self._seen, self._keys, self._complaint = digest, keys, ""
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+class RequireKey:
+    """Answers 401 to a request whose path needs a key that it does not bring.
+
+    The name of the key goes into the request's facts, the key itself nowhere.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: KeyFile | None, admin_keys: KeyFile | None) -> None:
+        self.app = app
+        self.api_keys = api_keys
+        self.admin_keys = admin_keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        admin = path == _ADMIN or path.startswith(_ADMIN + "/")
+        keys = self.admin_keys if admin else self.api_keys
+        if keys is None and admin:
+            await not_found(path)(scope, receive, send)
+            return
+        if keys is not None and not is_open(path):
+            name = keys.name_of(_key_in(Headers(scope=scope)))
+            if name is None:
+                await error_response(_unauthorized(admin))(scope, receive, send)
+                return
+            facts_in(scope)["key"] = name
+        await self.app(scope, receive, send)
+
+
+def is_open(path: str) -> bool:
+    """Whether `path` is answered without a key."""
+    return path in _OPEN or path.startswith(_OPEN_FOLDER)
+
+
+def _key_in(headers: Headers) -> bytes:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return given.encode("latin-1")
+
+
+def _unauthorized(admin: bool) -> UnauthorizedError:
+    kind = "an admin key" if admin else "an API key"
+    return UnauthorizedError(f"this needs {kind}: send Authorization: Bearer KEY, or X-API-Key: KEY")
+
+
+def read_keys(settings: Settings) -> tuple[KeyFile | None, KeyFile | None]:
+    """The API keys and the admin keys that `settings` name.
+
+    Raises:
+        InvalidRequestError: a file is unreadable, empty or malformed.
+    """
+    files = {"api_keys_file": settings.api_keys_file, "admin_keys_file": settings.admin_keys_file}
+    api, admin = (None if path is None else KeyFile(path, param) for param, path in files.items())
+    return api, admin

@@ -1,0 +1,246 @@
+"""The loaded models as requests name them: model names, class names, plans, what `/models` says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from dd_core.errors import InvalidRequestError
+from dd_core.manifest import Manifest
+from dd_core.plan import Preset
+from dd_core.text.clean import clean_caption
+from dd_core.text.config import T5Config
+from dd_core.text.encoder import MAX_CHARACTERS, checked_prompt
+from server.errors import BadRequestError, OtherWeightsError, UnknownModelError
+from server.models.budgets import BudgetTable
+from server.models.labels import LabelTable
+
+Determinism = Literal["exact", "fast"]
+DETERMINISM: dict[Determinism, str] = {
+    "exact": "Image i of a request is a function of (model, plan, label or prompt, seed, i) alone: the same "
+    "bytes whether it is computed alone or with other requests, on the same kind of device and build. The "
+    "noise is the same on every device; pixels may differ in their last bits between kinds of device.",
+    "fast": "Image i of a request is drawn from (seed, i) alone, but arithmetic is shared between the "
+    "images of a batch: its last bits, and so now and then a token, depend on what it is computed with.",
+}
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A bundle's folder and manifest, with the look-up tables that requests need."""
+
+    folder: Path
+    manifest: Manifest
+    presets: tuple[Preset, ...]
+    budgets: BudgetTable
+    labels: LabelTable
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> ServedModel:
+        """Index a bundle's classes and plans.
+
+        Raises:
+            InvalidPlanError: the bundle offers no plan.
+            InvalidRequestError: there is nothing to read prompts with.
+        """
+        check_encoder(manifest)
+        presets = tuple(entry.preset() for entry in manifest.presets)
+        return cls(folder, manifest, presets, BudgetTable(presets), LabelTable.of(manifest.classes))
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.manifest.classes)
+
+    def offered(self) -> list[Preset]:
+        """The plans that a budget can lead to, cheapest first."""
+        return sorted((p for p in self.presets if p.offered), key=lambda p: p.plan.cost)
+
+    @cached_property
+    def identities(self) -> dict[str, str]:
+        """By plan: the identity of weights, settings and plan (`Manifest.identity`)."""
+        return {preset.plan.name: self.manifest.identity(preset.plan.name) for preset in self.presets}
+
+    @property
+    def blocks(self) -> int:
+        """T, the number of blocks of tokens."""
+        return self.presets[0].plan.num_blocks
+
+    @property
+    def refined(self) -> Preset:
+        """The best offered plan in which the student has a part, or the best of all."""
+        with_student = [p for p in self.budgets.ladder if "student" in p.plan.needs]
+        return (with_student or self.budgets.ladder)[-1]
+
+    def preset(self, plan: str) -> Preset:
+        """The offered plan of this name.
+
+        Raises:
+            OtherWeightsError: the model has none.
+        """
+        for preset in self.presets:
+            if preset.offered and preset.plan.name == plan:
+                return preset
+        raise OtherWeightsError(f"model {self.name} offers no plan {plan[:64]!r} any more", param="receipt")
+
+    @property
+    def any_condition(self) -> int | str:
+        """One that the model takes, whatever it draws then."""
+        return "a picture" if self.manifest.reads_text else 0
+
+    def condition(self, label: int | str | None, prompt: str | None) -> int | str:
+        """The class index, or the prompt, that a request asks for.
+
+        Raises:
+            BadRequestError: both or none of label and prompt, the one that the model does not take, an
+                unknown class, or a prompt with nothing to draw in it.
+        """
+        if label is not None and prompt is not None:
+            raise BadRequestError("send either label or prompt, not both", param="prompt")
+        if self.manifest.reads_text:
+            if label is not None:
+                raise BadRequestError(
+                    f"model {self.name} is conditioned on text, not on classes: send prompt", param="label"
+                )
+            if prompt is None:
+                raise BadRequestError(f"prompt is missing: say what {self.name} is to draw", param="prompt")
+            return self._prompt(prompt)
+        if prompt is not None:
+            raise BadRequestError(
+                f"model {self.name} is conditioned on classes, not on text: send label", param="prompt"
+            )
+        if label is None:
+            raise BadRequestError(f"label is missing; {self.labels.choices()}", param="label")
+        return self.labels.find(label)
+
+    def condition_again(self, condition: int | str) -> int | str:
+        """The condition of a receipt of this model.
+
+        Raises:
+            BadRequestError: the receipt was made up: this model has no such condition.
+        """
+        if isinstance(condition, str) and self.manifest.reads_text:
+            return self._prompt(condition)
+        if isinstance(condition, int) and 0 <= condition < len(self.manifest.classes):
+            return condition
+        raise BadRequestError("receipt is damaged: the model has no such condition", param="receipt")
+
+    def _prompt(self, prompt: str) -> str:
+        text = checked_prompt(prompt)
+        # What T5's cleaning leaves nothing of would fail on the device, as nobody's fault.
+        if isinstance(self.manifest.text, T5Config) and not clean_caption(text):
+            raise BadRequestError("nothing of the prompt is left but links and ids", param="prompt")
+        return text
+
+    def describe(self, max_images: int, determinism: Determinism) -> dict[str, Any]:
+        """The model's entry in `GET /models`."""
+        manifest = self.manifest
+        metrics = {entry.name: dict(entry.metrics) for entry in manifest.presets}
+        return {
+            "name": self.name,
+            "family": manifest.family,
+            "description": manifest.description,
+            "conditioning": "text" if manifest.reads_text else "class",
+            "image": {"width": manifest.image_size, "height": manifest.image_size},
+            "classes": self.classes,
+            "examples": list(manifest.examples),
+            "steps": {"min": self.budgets.least, "max": self.budgets.most},
+            "plans": [
+                {
+                    "name": preset.plan.name,
+                    "steps": preset.plan.cost,
+                    "segments": [[s.actor, s.start, s.stop] for s in preset.plan.segments],
+                    "offered": preset.offered,
+                    "published": preset.published,
+                    "metrics": metrics.get(preset.plan.name, {}),
+                }
+                for preset in sorted(self.presets, key=lambda p: (not p.offered, p.plan.cost))
+            ],
+            "qualities": {
+                word: self.budgets.of_quality(word).plan.name for word in ("low", "medium", "high")
+            },
+            "budgets": [
+                {"from": run.first, "to": run.last, "plan": run.preset.plan.name}
+                for run in self.budgets.ranges
+            ],
+            "defaults": {"steps": self.budgets.least, "n": 1, "format": "png"},
+            "limits": {"n": max_images, **({"prompt": MAX_CHARACTERS} if manifest.reads_text else {})},
+            "metrics": manifest.metrics,
+            "determinism": DETERMINISM[determinism],
+            "determinism_mode": determinism,
+            "data": manifest.data,
+            "licence": manifest.licence,
+            "weights": manifest.digest,
+        }
+
+
+class Catalog:
+    """The models that may be asked for, by name."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, ServedModel] = {}
+
+    def find(self, name: str | None, by_text: bool | None = None) -> ServedModel:
+        """The named model; without a name, the only one that takes what is sent.
+
+        Args:
+            by_text: whether a prompt is sent, or a label; None where neither or both are.
+
+        Raises:
+            UnknownModelError: no model of that name.
+            BadRequestError: no name although several are loaded.
+        """
+        if name is None:
+            taking = [m for m in self.models.values() if by_text in (None, m.manifest.reads_text)]
+            if len(taking) == 1:
+                return taking[0]
+            if len(self.models) == 1:  # it says itself what it takes
+                return next(iter(self.models.values()))
+            if not self.models:
+                raise UnknownModelError("no model is loaded", param="model")
+            raise BadRequestError(f"several models are loaded, name one: {self._names()}", param="model")
+        if name not in self.models:
+            shown = name if len(name) <= 64 else name[:64] + "…"
+            raise UnknownModelError(f"no model {shown!r} is loaded; there is {self._names()}", param="model")
+        return self.models[name]
+
+    def _names(self) -> str:
+        return ", ".join(sorted(self.models))
+
+
+def check_encoder(manifest: Manifest) -> None:
+    """Whether prompts can be read, where the model takes them.
+
+    Raises:
+        InvalidRequestError: the bundle names no encoder, or T5's library is not installed.
+    """
+    if not manifest.reads_text:
+        return
+    if manifest.text is None:
+        raise InvalidRequestError(
+            f"model {manifest.name} is conditioned on text, and its bundle names no encoder of prompts",
+            param="model",
+        )
+    if isinstance(manifest.text, T5Config):
+        require_t5(manifest.name)
+
+
+def require_t5(model: str) -> None:
+    """Raises InvalidRequestError where the library of a model's encoder of prompts is not installed."""
+    if find_spec("transformers") is None:
+        raise InvalidRequestError(
+            f"model {model} reads prompts with T5, which needs the extra t5: "
+            "pip install 'distilled-decoding[t5]'",
+            param="model",
+        )

@@ -1,0 +1,118 @@
+"""Models as commands name them: finding one by its name, fetching, converting, listing.
+
+The work is `dd_core.hub`'s; this is what `dd-server` says about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dd_core.bundle import builtin_bundles
+from dd_core.errors import InvalidRequestError
+from dd_core.hub.locate import converted, existing, locate
+from dd_core.hub.registry import find_spec, registry
+from dd_core.hub.spec import ModelSpec, PartName
+from dd_core.hub.storage import gigabytes, models_folder
+from dd_core.manifest import Manifest, read_manifest
+from server.models.catalog import ServedModel, require_t5
+
+
+def find(source: str | Path) -> ServedModel:
+    """A built-in model, a bundle's folder, or a published model, which is fetched when it is not here.
+
+    Raises:
+        InvalidRequestError: there is nothing to read its prompts with.
+        BundleError, HubError, StorageError: the model cannot be had, or its manifest is wrong.
+    """
+    spec = registry().get(str(source))
+    if spec is not None and spec.reads_text and existing(source) is None:
+        require_t5(spec.name)  # before gigabytes are fetched
+    folder = locate(source)
+    return ServedModel.of(folder, read_manifest(folder))
+
+
+def pull_lines(name: str, *, no_teacher: bool) -> Iterator[str]:
+    """Fetches a published model's files; a line for each, once it is here."""
+    from dd_core.hub.pull import pull  # half a second that no other command needs
+
+    spec = _variant(name, no_teacher=no_teacher)
+    for part, file in pull(spec.files).items():
+        size = gigabytes(file.path.stat().st_size)
+        yield f"{part}: {file.remote.repo}/{file.remote.file}, {size}, revision {file.revision or 'unknown'}"
+        yield f"  {file.path}"
+
+
+def convert_model(
+    name: str,
+    by_hand: dict[PartName, Path],
+    to: Path | None,
+    *,
+    no_teacher: bool,
+    unmasked_prefix: bool,
+) -> str:
+    """Makes a bundle of files that are given and, for other parts, of the hub's; says where it is.
+
+    Raises:
+        InvalidRequestError: a file for a part that the model does not have.
+    """
+    from dd_core.hub.convert import LocalFile, convert
+    from dd_core.hub.pull import pull
+
+    spec = _variant(name, no_teacher=no_teacher, unmasked_prefix=unmasked_prefix)
+    unused = [part for part in by_hand if part not in spec.files]
+    if unused:
+        raise InvalidRequestError(f"{name} takes no {unused[0]} here", param=unused[0])
+    files = {part: LocalFile.by_hand(part, path) for part, path in by_hand.items()}
+    wanted = {part: file for part, file in spec.files.items() if part not in files}
+    if wanted:
+        files |= {part: LocalFile.of_hub(part, file) for part, file in pull(wanted).items()}
+    target = models_folder() / spec.name if to is None else to
+    manifest = convert(spec, files, target)
+    size = gigabytes(sum(entry.bytes for entry in manifest.files.values()))
+    return f"{target}: {spec.name}, {size}"
+
+
+def _variant(name: str, *, no_teacher: bool, unmasked_prefix: bool = False) -> ModelSpec:
+    spec = find_spec(name)
+    spec = spec.with_unmasked_prefix() if unmasked_prefix else spec
+    return spec.without_teacher() if no_teacher else spec
+
+
+def listing(source: str | None) -> Iterator[str]:
+    """One model with its plans; or every model: those here with their plans, the others by name."""
+    if source is not None:
+        folder = existing(source)
+        yield from about(read_manifest(folder) if folder is not None else _known(source))
+        return
+    here = [*builtin_bundles(), *converted()]
+    for name in here:
+        folder = existing(name)
+        assert folder is not None, "it was listed"
+        yield from about(read_manifest(folder))
+    yield "fetched when first used (`dd-server models NAME` shows one's plans):"
+    for name, spec in registry().items():
+        if name not in here:
+            yield f"  {name:<20} {spec.description}"
+
+
+def _known(source: str) -> Manifest | ModelSpec:
+    spec = registry().get(source)
+    return read_manifest(locate(source)) if spec is None else spec
+
+
+def about(model: Manifest | ModelSpec) -> Iterator[str]:
+    """A model's plans, what these cost, and the FID that they were measured at."""
+    size = model.image_size
+    condition = "text" if model.reads_text else f"{len(model.classes)} classes"
+    yield f"{model.name}: {model.description}"
+    yield f"  {model.family}, {size}x{size} pixels, {condition}"
+    for entry in sorted((p for p in model.presets if p.offered), key=lambda p: p.cost):
+        fid = f"{entry.metrics['fid']:.2f}" if "fid" in entry.metrics else "not measured"
+        note = " (published)" if entry.published else ""
+        yield f"  {entry.name:<22} {passes(entry.cost):>18}   FID {fid}{note}"
+
+
+def passes(cost: int) -> str:
+    """A cost in words."""
+    return "1 forward pass" if cost == 1 else f"{cost} forward passes"

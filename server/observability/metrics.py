@@ -1,0 +1,175 @@
+"""Every metric and every bucket, in one place.
+
+Prefix `dd_`, base units, no label without a bound: models and plans come from the loaded bundles,
+outcomes and formats from the tuples below. Children are bound once, because `.labels()` on each
+request costs as much as the observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from dd_core.plan import Plan
+from server.scheduling.costs import Kind
+
+# Otherwise every counter and histogram gets a second series with the time of its making.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+# From 2 ms: the first bucket of the usual servers (0.3 s) hides everything that one step does.
+SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 30)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+OUTCOMES = ("ok", "invalid", "rejected", "deadline", "canceled", "error", "oom")
+FORMATS = ("png", "jpeg", "webp")
+# Label of a request that was refused before its model or plan was known.
+UNKNOWN = "none"
+
+
+def package_version() -> str:
+    """The installed version, or `unknown` when run from a checkout that is not installed."""
+    try:
+        return version("distilled-decoding")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Metrics:
+    """The server's metrics, in a registry of their own so that two apps never share counts."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "dd_requests_total",
+            "Generate requests by outcome.",
+            ["model", "plan", "outcome"],
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "dd_request_duration_seconds",
+            "From a generate request's arrival to its reply.",
+            ["model", "plan", "outcome"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._images = Counter("dd_images_total", "Images delivered.", ["model", "plan"], registry=registry)
+        self.queue_wait = Histogram(
+            "dd_queue_wait_seconds",
+            "Time that a request, or its part for one of several devices, waited for a device.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._execution = Histogram(
+            "dd_batch_execution_seconds",
+            "Device time of one forward pass over a batch, by actor, and of decoding.",
+            ["model", "actor"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "dd_batch_size", "Images that shared a forward pass.", buckets=BATCH_SIZES, registry=registry
+        )
+        self._encode = Histogram(
+            "dd_encode_seconds",
+            "Time to encode a request's images.",
+            ["format"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.text_encode = Histogram(
+            "dd_text_encode_seconds",
+            "Time that the prompts which are new in a pass took to encode.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.first_preview = Histogram(
+            "dd_time_to_first_preview_seconds",
+            "From the arrival of a request for a stream to its first picture.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._downgrades = Counter(
+            "dd_plan_downgrades_total",
+            "Requests that got a cheaper plan than on an idle server.",
+            ["requested", "applied"],
+            registry=registry,
+        )
+        self.discarded = Counter(
+            "dd_discarded_compute_seconds_total",
+            "Device time spent on images that nobody waited for any more, shared out by image.",
+            registry=registry,
+        )
+        self.queue_depth = Gauge("dd_queue_depth", "Images that wait for the device.", registry=registry)
+        self.worker_restarts = Counter(
+            "dd_worker_restarts_total", "Device processes that died and were replaced.", registry=registry
+        )
+        self.worker_recovery = Histogram(
+            "dd_worker_recovery_seconds",
+            "From the death of a device process to the next one with its models loaded.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.inflight = Gauge("dd_inflight_requests", "Generate requests being handled.", registry=registry)
+        self.ready = Gauge("dd_ready", "1 when warmed up and accepting.", registry=registry)
+        info = Gauge(
+            "dd_build_info", "Constant 1, labelled with the version.", ["version"], registry=registry
+        )
+        info.labels(package_version()).set(1)
+        self.encode = {name: self._encode.labels(name) for name in FORMATS}
+        self._bound_requests: dict[tuple[str, str, str], Counter] = {}
+        self._bound_durations: dict[tuple[str, str, str], Histogram] = {}
+        self._bound_images: dict[tuple[str, str], Counter] = {}
+        self._bound_execution: dict[tuple[str, Kind], Histogram] = {}
+        self._bind_request(UNKNOWN, UNKNOWN)
+
+    def bind(self, model: str, plans: Sequence[Plan]) -> None:
+        """Make the children of a loaded model, so that its series exist from the start."""
+        self._bind_request(model, UNKNOWN)
+        for plan in plans:
+            self._bind_request(model, plan.name)
+            self._bound_images[model, plan.name] = self._images.labels(model, plan.name)
+        actors: list[Kind] = ["decode", *sorted({actor for plan in plans for actor in plan.needs})]
+        for actor in actors:
+            self._bound_execution[model, actor] = self._execution.labels(model, actor)
+
+    def _bind_request(self, model: str, plan: str) -> None:
+        for outcome in OUTCOMES:
+            labels = (model, plan, outcome)
+            self._bound_requests[labels] = self._requests.labels(*labels)
+
+    def request(self, model: str, plan: str, outcome: str, seconds: float) -> None:
+        """Count one generate request. Its model and plan must have been bound."""
+        labels = (model, plan, outcome)
+        self._bound_requests[labels].inc()
+        histogram = self._bound_durations.get(labels)
+        if histogram is None:  # made on first use: 20 lines of exposition for each outcome add up
+            histogram = self._bound_durations[labels] = self._duration.labels(*labels)
+        histogram.observe(seconds)
+
+    def downgraded(self, requested: str, applied: str) -> None:
+        """Count a request that got a cheaper plan; both are names of loaded models' plans."""
+        self._downgrades.labels(requested, applied).inc()
+
+    def delivered(self, model: str, plan: str, images: int) -> None:
+        """Count images that were sent."""
+        self._bound_images[model, plan].inc(images)
+
+    def executed(self, model: str, actor: Kind, images: int, seconds: float) -> None:
+        """Count a pass, or the decoding after it."""
+        self._bound_execution[model, actor].observe(seconds)
+        if actor != "decode":
+            self.batch_size.observe(images)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

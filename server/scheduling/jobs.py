@@ -1,0 +1,161 @@
+"""What the scheduler moves about: jobs, their images, and the passes that these take.
+
+    Job (a request) ─▶ Samples (its images), each at a Stage of the plan ─▶ Pass (a batch of them)
+
+A stage is a segment of the plan. An image that a student finishes is decoded in the same go; after a
+teacher, whose whole cohort ends at once, decoding is a stage of its own, so that it can be interleaved.
+A student's earlier jump is a whole picture too: a job that asks for previews has it decoded on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dd_core.plan import Plan
+from server.generation.origins import Origin
+from server.scheduling.costs import Kind, Work
+
+Rank = tuple[int, float, int]  # what goes first: (−priority, due, order of arrival)
+
+
+class Stage(NamedTuple):
+    """A part of a plan, as passes: `passes` of `work`, of the segment with the index `segment`."""
+
+    work: Work
+    passes: int
+    segment: int
+
+
+def stages(model: str, plan: Plan) -> tuple[Stage, ...]:
+    """The stages of a plan. Students of all plans share their passes, teachers those of one plan."""
+    found = []
+    for number, segment in enumerate(plan.segments):
+        kind: Kind = segment.actor
+        passes = segment.stop - segment.start if kind == "teacher" else 1
+        found.append(Stage(Work(model, kind, "" if kind == "student" else plan.name), passes, number))
+    if found[-1].work.kind == "teacher":
+        found.append(Stage(Work(model, "decode"), 1, len(plan.segments) - 1))
+    return tuple(found)
+
+
+@dataclass(eq=False)
+class Job:
+    """The images of one request.
+
+    Args:
+        model: name of a loaded model.
+        condition: class index, or prompt.
+        origins: what each image is made of.
+        submitted: when it arrived.
+        priority: of two that wait the higher goes first.
+        deadline: when it must be done, or None.
+        previews: pictures of the student's earlier jumps are wanted as well.
+    """
+
+    model: str
+    plan: Plan
+    condition: int | str
+    origins: tuple[Origin, ...]
+    submitted: float
+    priority: int = 0
+    deadline: float | None = None
+    previews: bool = False
+    over: bool = False  # complete, failed, expired or canceled
+    compute_s: float = 0.0
+    finished: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.stages = stages(self.model, self.plan)
+        self.samples: list[Sample] = []
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.origins)
+
+    @property
+    def unfinished(self) -> list[Sample]:
+        return [s for s in self.samples if s.stage < len(self.stages)]
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that it waited, also between its passes."""
+        return max(0.0, self.finished - self.submitted - self.compute_s)
+
+
+@dataclass(eq=False)
+class Sample:
+    """One image of a job on its way through the stages of its plan.
+
+    Args:
+        apart: images of a pass that failed are tried again apart from all that bear another number.
+        begun: whether the device holds something of it.
+    """
+
+    job: Job
+    index: int
+    number: int
+    rank: Rank
+    stage: int = 0
+    apart: int = 0
+    begun: bool = False
+
+    @property
+    def at(self) -> Stage:
+        return self.job.stages[self.stage]
+
+    @property
+    def last(self) -> bool:
+        """Whether it is done after this stage."""
+        return self.stage == len(self.job.stages) - 1
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Images whose teacher segment began together and goes on in step."""
+
+    number: int
+    samples: list[Sample]
+    bucket: int
+    passes_left: int
+    seconds: float = 0.0
+
+    @property
+    def rank(self) -> Rank:
+        return min(s.rank for s in self.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass of `samples` in a batch of `bucket` rows; those `decoding` become pictures."""
+
+    work: Work
+    samples: list[Sample]
+    bucket: int
+    cohort: Cohort | None = None
+
+    @property
+    def new(self) -> list[Sample]:
+        """Those that the device may not know yet."""
+        goes_on = self.cohort is not None and self.cohort.passes_left < self.samples[0].at.passes
+        return [] if goes_on else [s for s in self.samples if s.stage == 0]
+
+    @property
+    def finishing(self) -> list[Sample]:
+        return [s for s in self.samples if s.last]
+
+    @property
+    def previewing(self) -> list[Sample]:
+        """Those of which a picture is wanted though they go on."""
+        return [s for s in self.samples if s.job.previews and s.at.work.kind == "student" and not s.last]
+
+    @property
+    def decoding(self) -> list[Sample]:
+        """Those of which it makes a picture."""
+        return [*self.finishing, *self.previewing]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that take part, each once."""
+        return list(dict.fromkeys(s.job for s in self.samples))

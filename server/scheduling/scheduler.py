@@ -1,0 +1,395 @@
+"""Which forward pass the device runs next: pure logic, without torch, threads or clocks.
+
+    admit(job) → its images wait at their stage → take() → Pass → finish(pass) → job complete
+
+Images at the same stage of work share a pass, whatever request they belong to: a student takes any
+mix of steps and plans; a teacher takes a *cohort*, which starts together and goes on in step. Passes
+of cohorts are interleaved with everything else, so nothing waits for a whole teacher.
+
+What is next: the highest priority that waits; within it, *light* work (students) and *heavy* work
+(teachers) by their share of the device; within those, what is due first. An image is due after a
+multiple of the time that its plan takes alone, so short plans go ahead of long ones and none starves.
+Times are seconds on whatever monotonic clock the caller reads.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from bisect import insort
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Literal, NamedTuple
+
+from server.scheduling.backlog import Backlog, Forecast, Lane, lane_of
+from server.scheduling.costs import CostTable, Work
+from server.scheduling.jobs import Cohort, Job, Pass, Rank, Sample
+
+Policy = Literal["fair", "fifo"]
+# Device time that each lane gets while both have work.
+SHARES: dict[Lane, float] = {"light": 0.75, "heavy": 0.25}
+_OTHER: dict[Lane, Lane] = {"light": "heavy", "heavy": "light"}
+# An image is due after so many times the time that it takes alone.
+_PATIENCE = 4.0
+# A promise to be in time leaves room for the wait to be longer than foreseen by this part of it. It costs
+# nothing where much waits, since then the device is busy anyway.
+_DOUBT = 0.5
+# Weight of a new measurement of the pace, and the most that it may say.
+_PACE_WEIGHT = 0.1
+_SLOWEST = 4.0
+# Jobs that are over and still in the list of deadlines, besides as many as there are live ones.
+_SLACK = 100
+
+
+class Refusal(NamedTuple):
+    """Why a job was not admitted: no room, or its deadline. Seconds from now: until there is room, or
+    until it would have started, and until it would surely have been done.
+    """
+
+    reason: Literal["full", "deadline"]
+    start: float
+    finish: float
+
+
+class _Group(NamedTuple):
+    """Images that one pass may take together. `stage` is −1 where any stages may mix."""
+
+    work: Work
+    stage: int
+    apart: int
+
+
+class Scheduler:
+    """The queue. Not thread-safe: its owner calls it from one thread.
+
+    Args:
+        costs: what passes take; `finish` feeds it.
+        queue_size: most images that wait for their next pass.
+        cohorts: most teacher cohorts under way.
+        policy: `fair` as said above; `fifo` runs whole plans, in batches of one plan and in order of
+            arrival: the baseline.
+    """
+
+    def __init__(self, costs: CostTable, queue_size: int, cohorts: int = 2, policy: Policy = "fair") -> None:
+        self.costs = costs
+        self.queue_size = queue_size
+        self.policy = policy
+        self.backlog = Backlog(costs, SHARES["light"])
+        self.dropped: list[int] = []  # numbers of images and cohorts that the device may forget
+        self._max_cohorts = cohorts
+        self._jobs: dict[Job, None] = {}  # an ordered set: order of arrival
+        self._ready: dict[_Group, list[Sample]] = {}  # each in order of rank
+        self._cohorts: list[Cohort] = []
+        self._held: list[Job] = []  # fifo: jobs whose turn has not come
+        self._running: Pass | None = None
+        self._used: dict[Lane, float] = {"light": 0.0, "heavy": 0.0}
+        self._deadlines: list[tuple[float, int, Job]] = []  # when to look at a job
+        self._pace = 1.0  # time that passes while work is done ÷ time foreseen for it
+        self._busy_since: float | None = None  # end of the last pass, if more was waiting then
+        self._images = 0
+        self._numbers = itertools.count(1)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that are not over, in order of arrival."""
+        return list(self._jobs)
+
+    @property
+    def depth(self) -> int:
+        """Images that wait: all but those on the device at this moment."""
+        return self._images - (len(_live(self._running.samples)) if self._running else 0)
+
+    def admit(self, job: Job, now: float, busy: float = 0.0) -> Refusal | None:
+        """Take a job, or say at once why not.
+
+        Args:
+            busy: seconds that the running pass still takes.
+        """
+        excess = self.depth + job.count - self.queue_size
+        if excess > 0:
+            wait = self._pace * self.backlog.seconds() * min(1.0, excess / max(1, self._images))
+            return Refusal("full", busy + wait, busy + wait)
+        due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
+        if job.deadline is not None:
+            start, finish, _ = self.forecast(job, busy)
+            finish += _DOUBT * start
+            if now + finish > job.deadline:
+                return Refusal("deadline", start, finish)
+            due = min(due, job.deadline)
+            self._look_at(job, job.deadline - self._shortest(job))
+        for index in range(job.count):
+            number = next(self._numbers)
+            job.samples.append(Sample(job, index, number, (-job.priority, due, number)))
+        self._jobs[job] = None
+        self._images += job.count
+        self.backlog.add(job.samples)
+        if self.policy == "fifo":
+            self._held.append(job)
+        else:
+            self._queue(job.samples)
+        return None
+
+    def forecast(self, job: Job, busy: float = 0.0) -> Forecast:
+        """Seconds until a job would start and be done, were it admitted now; `busy` as for `admit`."""
+        start, finish, alone = (
+            self._pace * seconds for seconds in self.backlog.forecast(job, in_order=self.policy == "fifo")
+        )
+        return Forecast(busy + start, busy + finish, alone)
+
+    def take(self) -> Pass | None:
+        """The next pass, or None when nothing waits."""
+        assert self._running is None, "one pass at a time"
+        if self._held and not self._ready and not self._cohorts:
+            self._queue_convoy()
+        heads = {lane: head for lane in _OTHER if (head := self._head(lane)) is not None}
+        if not heads:
+            return None
+        self._running = self._form(heads[self._choose(heads)])
+        return self._running
+
+    def expected(self, work: Pass) -> float:
+        """Seconds that a pass takes, its decoding included."""
+        passing = 0.0 if work.work.kind == "decode" else self.costs.seconds(work.work, work.bucket)
+        if not work.decoding:
+            return passing
+        decode = Work(work.work.model, "decode")
+        return passing + self.costs.seconds(decode, self.costs.bucket_for(len(work.decoding)))
+
+    def finish(
+        self, done: Pass, seconds: float, decode_seconds: float, now: float, text_seconds: float = 0.0
+    ) -> list[Job]:
+        """Account for a pass; returns the jobs that are complete now.
+
+        Args:
+            seconds, decode_seconds: that the pass took, and the decoding of pictures after it.
+            text_seconds: that reading new prompts took before it.
+        """
+        self._running = None
+        # Before its images move on.
+        work, passes, decoding = done.work, done.samples[0].at.passes, len(done.decoding)
+        decode = Work(work.model, "decode")
+        complete = self._account(done, seconds, decode_seconds, now)
+        if self._busy_since is not None:
+            took = now - self._busy_since
+            foreseen = self.costs.total(work, len(done.samples)) + self.costs.total(decode, decoding)
+            if done.cohort is None and work.kind != "decode" and foreseen > 0:
+                slower = min(_SLOWEST, max(1.0, took / foreseen))
+                self._pace += _PACE_WEIGHT * (slower - self._pace)
+            passing = seconds + decode_seconds
+            self.costs.observe_between(took - passing - text_seconds, passing)
+        self._busy_since = now if self._images else None
+        # Last, since a new cost changes the worth of all that waits.
+        if decoding:
+            self.costs.observe(decode, self.costs.bucket_for(decoding), decode_seconds)
+        if work.kind not in ("decode", "teacher"):
+            self.costs.observe(work, done.bucket, seconds)
+        if done.cohort is not None and not done.cohort.passes_left:
+            # Blocks of a plan may differ in size: what counts is their mean.
+            self.costs.observe(work, done.bucket, done.cohort.seconds / passes)
+        return complete
+
+    def interrupted(self) -> None:
+        """The device did something else: the time since the last pass says nothing about passes."""
+        self._busy_since = None
+
+    def _account(self, done: Pass, seconds: float, decode_seconds: float, now: float) -> list[Job]:
+        moving, cohort = _live(done.samples), done.cohort
+        lane = lane_of(done.work)
+        self._used[lane] += (seconds + decode_seconds) / SHARES[lane]
+        for job in done.jobs:
+            job.compute_s += seconds + decode_seconds
+        if cohort is not None:
+            cohort.passes_left -= 1
+            cohort.seconds += seconds
+            if not moving or not cohort.passes_left:
+                self._drop(cohort)
+            if moving and cohort.passes_left:
+                self._cohorts.append(cohort)
+                return []
+        return [sample.job for sample in moving if self._advance(sample, now)]
+
+    def split(self, failed: Pass, *, out_of_memory: bool) -> Job | None:
+        """A pass failed: its halves are tried apart. Of one image it gives back the guilty job."""
+        self._running = None
+        self.interrupted()
+        if out_of_memory and failed.bucket > 1:
+            self.costs.limit(failed.work, failed.bucket // 2)
+        moving = _live(failed.samples)
+        self.dropped.extend(s.number for s in failed.samples if s.job.over)
+        if len(failed.samples) == 1:
+            return moving[0].job if moving else None
+        middle = (len(moving) + 1) // 2
+        for half in (moving[:middle], moving[middle:]):
+            self._queue(half, apart=next(self._numbers))
+        return None
+
+    def restart(self) -> list[Job]:
+        """The device died and lost everything: all images begin again, those that it was at work on
+        one by one. Returns the guilty job, if it died of one image alone for the second time.
+        """
+        suspects = _live(self._running.samples) if self._running else []
+        guilty = [s.job for s in suspects if s.apart and len(suspects) == 1]
+        self._running = None
+        self.interrupted()
+        self._ready.clear()
+        self._cohorts.clear()
+        self.dropped.clear()
+        for job in self._jobs:
+            if job in self._held:
+                continue
+            left = job.unfinished
+            self.backlog.remove(left)
+            for sample in left:
+                sample.stage, sample.begun = 0, False
+            self.backlog.add(left)
+            for sample in left:
+                self._queue([sample], apart=next(self._numbers) if sample in suspects else sample.apart)
+        return guilty
+
+    def end(self, job: Job) -> None:
+        """Forget a job whose client has left, that failed or whose time is over: what of it has not
+        started never will.
+        """
+        if job.over:
+            return
+        left = self._forget(job)
+        self._images -= len(left)
+        self.backlog.remove(left)
+        # A cohort goes on in step: the device needs all its images until it ends.
+        running = self._running.cohort if self._running is not None else None
+        cohorts = [*self._cohorts, *([running] if running is not None else [])]
+        bound = {s.number for cohort in cohorts for s in cohort.samples}
+        self.dropped.extend(s.number for s in left if s.begun and s.number not in bound)
+        for group, queue in list(self._ready.items()):
+            if kept := _live(queue):
+                self._ready[group] = kept
+            else:
+                del self._ready[group]
+        for cohort in self._cohorts:
+            if not _live(cohort.samples):
+                self._drop(cohort)
+        self._cohorts = [c for c in self._cohorts if _live(c.samples)]
+
+    def expired(self, now: float) -> list[Job]:
+        """Jobs to give up since this was last asked: their deadline has passed, or they have not begun
+        and could not be done before it. What would be late anyway must not make others late.
+        """
+        found = []
+        while self._deadlines and (self._deadlines[0][2].over or self._deadlines[0][0] <= now):
+            job = heapq.heappop(self._deadlines)[2]
+            if job.over:
+                continue
+            assert job.deadline is not None
+            if now < job.deadline and any(sample.begun for sample in job.samples):
+                self._look_at(job, job.deadline)
+            else:
+                found.append(job)
+        return found
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When to ask `expired` again."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def _drop(self, cohort: Cohort) -> None:
+        """A cohort has ended: the device may forget it, and those of its images that nobody waits for."""
+        self.dropped.append(cohort.number)
+        self.dropped.extend(s.number for s in cohort.samples if s.job.over)
+
+    def _look_at(self, job: Job, when: float) -> None:
+        heapq.heappush(self._deadlines, (when, next(self._numbers), job))
+        if len(self._deadlines) > 2 * len(self._jobs) + _SLACK:  # one far off would keep all behind it
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].over]
+            heapq.heapify(self._deadlines)
+
+    def _shortest(self, job: Job) -> float:
+        """Seconds that a job takes once it begins, in batches of what waits."""
+        decode, count = Work(job.model, "decode"), self._images + job.count
+        parts = [(s.work, s.passes) for s in job.stages if s.work != decode] + [(decode, 1)]
+        return sum(n * self.costs.seconds(w, self.costs.best(w, count)) for w, n in parts)
+
+    def _forget(self, job: Job) -> list[Sample]:
+        job.over = True
+        del self._jobs[job]
+        if job in self._held:
+            self._held.remove(job)
+        return job.unfinished
+
+    def _advance(self, sample: Sample, now: float) -> bool:
+        """An image has come through a stage; whether its job is complete."""
+        job = sample.job
+        self.backlog.remove([sample])
+        sample.stage += 1
+        self.backlog.add([sample])
+        if sample.stage < len(job.stages):
+            self._queue([sample])
+            return False
+        self._images -= 1
+        if job.unfinished:
+            return False
+        job.finished = now
+        self._forget(job)
+        return True
+
+    def _queue(self, samples: Iterable[Sample], apart: int | None = None) -> None:
+        for sample in samples:
+            sample.apart = sample.apart if apart is None else apart
+            work = sample.at.work
+            group = _Group(work, -1 if work.kind == "student" else sample.stage, sample.apart)
+            insort(self._ready.setdefault(group, []), sample, key=attrgetter("rank"))
+
+    def _queue_convoy(self) -> None:
+        """fifo: the oldest job, and others of its plan as far as a batch holds them."""
+        first, room = self._held[0], self.costs.buckets[-1]
+        for job in [j for j in self._held if (j.model, j.plan) == (first.model, first.plan)]:
+            if job is first or job.count <= room:
+                room -= job.count
+                self._held.remove(job)
+                self._queue(job.samples)
+
+    def _head(self, lane: Lane) -> tuple[Rank, _Group | Cohort] | None:
+        """What of a lane is due first and can run."""
+        full = len(self._cohorts) >= self._max_cohorts
+        found: list[tuple[Rank, _Group | Cohort]] = [
+            (queue[0].rank, group)
+            for group, queue in self._ready.items()
+            if lane_of(group.work) == lane and not (full and group.work.kind == "teacher")
+        ]
+        if lane == "heavy":
+            teachers = [queue for group, queue in self._ready.items() if group.work.kind == "teacher"]
+            blocked = [queue[0].rank[0] for queue in teachers if full]
+            # Who holds a place that others wait for is as urgent as they are, or they would wait for ever.
+            for cohort in self._cohorts:
+                urgency, due, number = cohort.rank
+                found.append(((min([urgency, *blocked]), due, number), cohort))
+        return min(found, key=lambda entry: entry[0], default=None)
+
+    def _choose(self, heads: dict[Lane, tuple[Rank, _Group | Cohort]]) -> Lane:
+        if len(heads) == 1:
+            [lane] = heads
+            # Time that a lane did not want is not saved up for later.
+            self._used[_OTHER[lane]] = max(self._used[_OTHER[lane]], self._used[lane])
+            return lane
+        urgent = min(rank[0] for rank, _ in heads.values())
+        return min((lane for lane in heads if heads[lane][0][0] == urgent), key=lambda lane: self._used[lane])
+
+    def _form(self, head: tuple[Rank, _Group | Cohort]) -> Pass:
+        chosen = head[1]
+        if isinstance(chosen, Cohort):
+            self._cohorts.remove(chosen)
+            return Pass(chosen.samples[0].at.work, chosen.samples, chosen.bucket, chosen)
+        queue = self._ready.pop(chosen)
+        last = chosen.work.kind != "decode" and all(s.last for s in queue)
+        bucket = self.costs.best(chosen.work, len(queue), Work(chosen.work.model, "decode") if last else None)
+        samples, rest = queue[:bucket], queue[bucket:]
+        if rest:
+            self._ready[chosen] = rest
+        for sample in samples:
+            sample.begun = True
+        heavy = chosen.work.kind == "teacher"
+        cohort = Cohort(next(self._numbers), samples, bucket, samples[0].at.passes) if heavy else None
+        return Pass(chosen.work, samples, bucket, cohort)
+
+
+def _live(samples: Iterable[Sample]) -> list[Sample]:
+    return [s for s in samples if not s.job.over]

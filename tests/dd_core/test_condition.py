@@ -1,0 +1,145 @@
+"""Conditions: classes and texts alike, in a batch; and a text's padding, which must not matter.
+
+Shapes: B batch, T text positions, N text state dimension.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dd_core.condition import TextCondition, joined, left_padded, padded, rows
+from dd_core.errors import InvalidRequestError
+from dd_core.logits import DrawSettings
+from dd_core.models.config import GPTConfig
+from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
+from dd_core.plan import teacher as teacher_plan
+from dd_core.sampling import Sampler, run_plan
+from tests.conformance.recording import redraw
+
+TEXT = GPTConfig(2, 2, 16, 16, 4, 3, 7, hidden_multiple=8, text_tokens=6, text_dim=5)
+LENGTHS = (2, 6, 0, 4)
+
+
+def _encoded(garbage: float = 1.0) -> tuple[Tensor, Tensor]:
+    """An encoder's right-padded output, with noise at the padding."""
+    states = torch.arange(1.0, 4 * 6 * 5 + 1).reshape(4, 6, 5).sin()
+    mask = torch.tensor([[int(i < n) for i in range(6)] for n in LENGTHS])
+    return torch.where(mask[..., None] > 0, states, garbage), mask
+
+
+def _teacher() -> LlamaGenTeacher:
+    model = LlamaGenTeacher(TEXT).eval().requires_grad_(False)
+    redraw(model, 0)
+    return model
+
+
+def test_left_padding_moves_the_words_to_the_end_and_clears_the_rest() -> None:
+    states, mask = _encoded()
+    made = left_padded(states, mask)
+    for b, n in enumerate(LENGTHS):
+        assert torch.equal(made.states_BTN[b, 6 - n :], states[b, :n])
+        assert not made.states_BTN[b, : 6 - n].any()
+        assert made.mask_BT[b].tolist() == [False] * (6 - n) + [True] * n
+    assert made.mask_BT.dtype == torch.bool
+    as_bool = left_padded(states, mask.bool())
+    assert torch.equal(as_bool.states_BTN, made.states_BTN)
+
+
+def test_rows_joined_and_padded_treat_both_kinds_alike() -> None:
+    text, labels = left_padded(*_encoded()), torch.tensor([3, 1, 4, 1])
+    for cond in (text, labels):
+        assert rows(cond) == 4 and rows(joined(cond, cond)) == 8 and rows(padded(cond, 3)) == 7
+        assert rows(padded(cond, 0)) == 4
+    assert joined(labels, labels + 1).tolist() == [3, 1, 4, 1, 4, 2, 5, 2]  # type: ignore[union-attr]
+    assert padded(labels, 2).tolist() == [3, 1, 4, 1, 0, 0]  # type: ignore[union-attr]
+    wide = padded(text, 2)
+    assert isinstance(wide, TextCondition)
+    assert torch.equal(wide.states_BTN[:4], text.states_BTN) and torch.equal(wide.mask_BT[:4], text.mask_BT)
+    assert not wide.states_BTN[4:].any() and not wide.mask_BT[4:].any()
+    other = TextCondition(text.states_BTN + 1, text.mask_BT)
+    both = joined(text, other)
+    assert isinstance(both, TextCondition)
+    assert torch.equal(both.states_BTN, torch.cat([text.states_BTN, text.states_BTN + 1]))
+    moved = both.to(torch.device("meta"))
+    assert moved.states_BTN.is_meta and moved.mask_BT.is_meta
+
+
+def test_no_text_keeps_the_texts_mask() -> None:
+    """The reference masks the unconditional half as the conditional one."""
+    model, text = _teacher(), left_padded(*_encoded())
+    nothing = model.null_like(text)
+    assert isinstance(nothing, TextCondition)
+    assert torch.equal(nothing.mask_BT, text.mask_BT)
+    assert isinstance(model.cls_embedding.uncond_embedding, Tensor)
+    assert torch.equal(nothing.states_BTN[2], model.cls_embedding.uncond_embedding)
+
+
+def test_what_stands_at_the_padding_changes_nothing() -> None:
+    """Not in the encoder's output, nor (if it were not cleared) in the condition itself."""
+    model, tokens = _teacher(), torch.randint(16, (4, 9))
+    clean, dirty = (left_padded(*_encoded(g)) for g in (1.0, 50.0))
+    assert torch.equal(model(tokens, clean), model(tokens, dirty))
+    noisy = TextCondition(torch.where(clean.mask_BT[..., None], clean.states_BTN, 3.0), clean.mask_BT)
+    # Without a single word the last padding position, from which the image starts, sees itself.
+    worded = [b for b, n in enumerate(LENGTHS) if n]
+    assert torch.allclose(model(tokens, clean)[worded], model(tokens, noisy)[worded], atol=1e-5)
+    word = TextCondition(clean.states_BTN.clone(), clean.mask_BT)
+    word.states_BTN[:, -1] += 1.0
+    assert not torch.allclose(model(tokens, clean)[worded], model(tokens, word)[worded], atol=1e-2)
+
+
+def test_text_prefill_equals_stepwise_decoding_equals_teacher_forcing() -> None:
+    model, tokens, text = _teacher(), torch.randint(16, (4, 9)), left_padded(*_encoded())
+    forced = model(tokens, text)
+    assert forced.isfinite().all()
+    stepwise, prefilled = model.new_cache(4), model.new_cache(4)
+    for step in range(9):
+        assert torch.allclose(
+            model.block_logits(tokens, text, step, stepwise)[:, 0], forced[:, step], atol=2e-4
+        )
+    for step in (4, 8):  # the second jump is from a cache that is not empty
+        jumped = model.block_logits(tokens, text, step, prefilled)
+        assert torch.allclose(jumped[:, 0], forced[:, step], atol=2e-4)
+
+
+def test_a_text_alone_equals_the_same_text_in_a_batch() -> None:
+    """The teacher's plan with guidance, texts of four lengths, idle rows beside them."""
+
+    class Codes:
+        codebook_VC = torch.eye(16)[:, :4] + torch.arange(16)[:, None]
+
+    model, text = _teacher(), left_padded(*_encoded())
+    draw = DrawSettings(3.0, top_k=8)
+    sampler = Sampler(TEXT.layout, Codes(), None, model, draw=draw)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, 9, 4, generator=generator)
+    uniform = torch.rand(4, 9, generator=generator)
+    whole = run_plan(sampler, teacher_plan(9), text, noise, uniform)
+    for b in range(4):
+        one = slice(b, b + 1)
+        alone = TextCondition(text.states_BTN[one], text.mask_BT[one])
+        assert torch.equal(run_plan(sampler, teacher_plan(9), alone, noise[one], uniform[one])[0], whole[b])
+
+
+def test_a_student_of_texts_runs_and_reads_them() -> None:
+    """None was ever released; the flag, the mask and the embedding head are ours."""
+    model = LlamaGenStudent(TEXT).eval().requires_grad_(False)
+    redraw(model, 1)
+    noise, step = torch.randn(4, 9, 4), torch.tensor([0, 3, 5, 8])
+    codes, logits = model.predict(noise, left_padded(*_encoded()), step)
+    assert codes.shape == (4, 9, 4) and logits.shape == (4, 9, 16)
+    assert codes.isfinite().all() and logits.isfinite().all()
+    other = left_padded(*_encoded())
+    other.states_BTN[:, -1] += 1.0
+    assert not torch.allclose(model.predict(noise, other, step)[1], logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("text_model", [True, False])
+def test_the_wrong_kind_of_condition_is_refused(text_model: bool) -> None:
+    cfg = TEXT if text_model else GPTConfig(1, 2, 16, 16, 4, 3, 7, hidden_multiple=8)
+    cond = torch.tensor([1]) if text_model else left_padded(*_encoded())
+    with pytest.raises(InvalidRequestError, match="text states" if text_model else "class indices") as caught:
+        LlamaGenTeacher(cfg)(torch.zeros(rows(cond), 9, dtype=torch.long), cond)
+    assert caught.value.param == "condition"

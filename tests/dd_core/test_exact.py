@@ -1,0 +1,98 @@
+"""One thread an image: order, errors, and that torch's own threads stay as they were."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dd_core import exact as lanes
+from dd_core import plan
+from dd_core.bundle import Bundle
+from dd_core.sampling import decode, sample_codes
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_are_in_order_and_every_lane_has_one_thread(threads: int) -> None:
+    inside: set[tuple[int, bool]] = set()
+
+    def double(lane: Tensor) -> Tensor:
+        inside.add((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return lane * 2
+
+    with torch.inference_mode():
+        found = lanes.each(double, list(torch.arange(20)))
+    assert [int(x) for x in found] == list(range(0, 40, 2))
+    assert inside == {(1, True)}
+    assert torch.get_num_threads() == threads
+    late: list[int] = []
+    other = threading.Thread(target=lambda: late.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert late == [threads], "threads that come later have all of torch's too"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_lanes_run_at_the_same_time() -> None:
+    meeting = threading.Barrier(2)
+    lanes.each(lambda lane: lane + meeting.wait(timeout=10), list(torch.arange(2)))
+
+
+def test_an_error_of_a_lane_is_raised(threads: int) -> None:
+    def fail(lane: Tensor) -> Tensor:
+        if lane == 3:
+            raise MemoryError("no room")
+        return lane
+
+    with pytest.raises(MemoryError, match="no room"):
+        lanes.each(fail, list(torch.arange(5)))
+    assert len(lanes.each(lambda lane: lane, list(torch.arange(5)))) == 5
+
+
+@torch.inference_mode()
+def test_pictures_are_the_same_however_many_and_on_however_many_threads(
+    threads: int,
+    bundle: Bundle,
+) -> None:
+    sampler = bundle.sampler
+    codes = sample_codes(
+        sampler, plan.one_step(sampler.layout.num_blocks), [0] * 7, [(1, i) for i in range(7)]
+    )
+    all_at_once, fine = decode(sampler, codes)
+    assert fine.all() and len({picture.numpy().tobytes() for picture in all_at_once}) == 7
+    for picture, one in zip(all_at_once, codes.split(1), strict=True):
+        assert torch.equal(decode(sampler, one)[0][0], picture)
+
+
+class _ByThreads:
+    """A tokenizer whose pictures depend on the threads that draw them."""
+
+    def __init__(self, tokenizer: object) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._tokenizer, name)
+
+    def to_image(self, codes_BLC: Tensor) -> Tensor:
+        return torch.full((len(codes_BLC), 3, 4, 4), torch.get_num_threads() / 8)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_depends_on_threads_is_drawn_on_one(bundle: Bundle) -> None:
+    sampler = replace(bundle.sampler)
+    assert sampler.any_threads
+    shaky = replace(sampler, tokenizer=_ByThreads(sampler.tokenizer))  # type: ignore[arg-type]
+    assert not shaky.any_threads
+    codes = torch.zeros(3, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
+    assert torch.equal(decode(shaky, codes[:1])[0][0], decode(shaky, codes)[0][0])

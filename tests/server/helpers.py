@@ -1,0 +1,202 @@
+"""A real server on a real socket, whose device process can be held, made to fail, or killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.managers import ListProxy
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from torch import Tensor
+
+from dd_core.bundle import Bundle
+from dd_core.layout import TokenLayout
+from dd_core.models.protocols import Student
+from server.devices.worker import PRELOAD
+from server.launcher import Server, bind, make_server
+from server.models.catalog import ServedModel
+from server.models.commands import find
+from server.settings import Settings
+from server.state import Phase, ServerState
+
+PATIENCE = 120.0
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload([*PRELOAD, "pytest", "tests.server.helpers"])
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Waits for something that another thread is about to do."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.005)
+
+
+@dataclass
+class Latch:
+    """An event between processes that outlives a waiter's death: `multiprocessing.Event` waits for it."""
+
+    value: Any = field(default_factory=lambda: processes.Value("i", 1))
+
+    def set(self) -> None:
+        self.value.value = 1
+
+    def clear(self) -> None:
+        self.value.value = 0
+
+    def wait(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while not self.value.value and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return bool(self.value.value)
+
+
+class Turnstile(Latch):
+    """A latch that can let so many passes through and no more; for one waiter."""
+
+    def set(self) -> None:
+        self.value.value = 2**30
+
+    def admit(self, passes: int = 1) -> None:
+        with self.value.get_lock():
+            self.value.value += passes
+
+    def wait(self, timeout: float) -> bool:
+        if not super().wait(timeout):
+            return False
+        self.admit(-1)
+        return True
+
+
+@dataclass
+class Gate:
+    """A gate before the student of a device process, worked from the test's process.
+
+    Closed, the device is busy until it opens. The classes below are what it fails on, as a real device
+    does: in the middle of a batch, and for all of it. −1 is no class.
+    """
+
+    open: Latch = field(default_factory=Latch)
+    poisoned: Any = field(default_factory=lambda: processes.Value("i", -1))  # raises
+    exhausting: Any = field(default_factory=lambda: processes.Value("i", -1))  # runs out of memory
+    broken: Any = field(default_factory=lambda: processes.Value("i", -1))  # gives NaN in its own row
+    deadly: Any = field(default_factory=lambda: processes.Value("i", -1))  # kills the process
+    fatal_loads: Any = field(default_factory=lambda: processes.Value("i", 0))  # so many kill the process
+    most_rows: Any = field(default_factory=lambda: processes.Value("i", 10**6))  # more: out of memory
+    calls: ListProxy[list[int]] | list[list[int]] = field(default_factory=list)
+
+    def __call__(self, bundle: Bundle) -> Bundle:
+        """What the device process does with each bundle that it loads."""
+        assert bundle.sampler.student is not None
+        with self.fatal_loads.get_lock():  # two processes may load at once
+            fatal = self.fatal_loads.value > 0
+            self.fatal_loads.value -= fatal
+        if fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        student = _Gated(bundle.sampler.student, self)
+        return dataclasses.replace(bundle, sampler=dataclasses.replace(bundle.sampler, student=student))
+
+
+class _Gated:
+    def __init__(self, student: Student, gate: Gate) -> None:
+        self.student = student
+        self.gate = gate
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self.student.layout
+
+    def predict(self, x_BLC: Tensor, cond_B: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+        classes, gate = cond_B.tolist(), self.gate
+        gate.calls.append(classes)
+        assert gate.open.wait(PATIENCE)
+        if gate.deadly.value in classes:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if gate.exhausting.value in classes or len(classes) > gate.most_rows.value:
+            raise torch.OutOfMemoryError("secret: the device is out of memory")
+        if gate.poisoned.value in classes:
+            raise RuntimeError("secret: the device is out of order")
+        embeddings, logits = self.student.predict(x_BLC, cond_B, step_B)
+        wrong = cond_B == gate.broken.value
+        return embeddings, torch.where(wrong[:, None, None], torch.nan, logits)
+
+
+@dataclass
+class Running:
+    """A server that runs, and a client of it."""
+
+    server: Server
+    client: httpx.Client
+
+    @property
+    def url(self) -> str:
+        return self.server.address
+
+    @property
+    def state(self) -> ServerState:
+        return self.server.state
+
+    @property
+    def pid(self) -> int:
+        """The device process."""
+        assert self.state.engine is not None
+        [pid] = self.state.engine.pids
+        assert pid is not None
+        return pid
+
+    def post(self, body: object, **headers: str) -> httpx.Response:
+        return self.client.post("/generate", json=body, headers=headers)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.state.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    @property
+    def depth(self) -> float:
+        return self.metric("dd_queue_depth")
+
+
+def busy(live: Running, gate: Gate, pool: Executor) -> Future[httpx.Response]:
+    """A request that holds the device until the gate opens; returns once it is there."""
+    gate.open.clear()
+    gate.calls[:] = []
+    reply = pool.submit(live.post, {"label": 0, "seed": 0})
+    eventually(lambda: gate.calls[:] == [[0]], "the request is on the device")
+    return reply
+
+
+@contextmanager
+def running(
+    model: Path | ServedModel | list[ServedModel],
+    gate: Gate | None = None,
+    ready: bool = True,
+    **settings: object,
+) -> Iterator[Running]:
+    """Serves a bundle, or models, on a free port until the block ends."""
+    bound = bind("127.0.0.1", 0)
+    served = [find(model)] if isinstance(model, Path) else model if isinstance(model, list) else [model]
+    chosen = Settings(**{"encode_threads": 2, "threads": 1, "device": "cpu", **settings})  # type: ignore[arg-type]
+    server = make_server(chosen, served, bound, gate)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        eventually(lambda: server.started, "the server listens")
+        if ready:
+            eventually(lambda: server.state.phase is not Phase.WARMING_UP, "the server is ready")
+            assert server.state.phase is Phase.READY
+        with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
+            yield Running(server, client)
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
