@@ -30,7 +30,7 @@ from dd_core import plan
 from dd_core.errors import InvalidRequestError
 from dd_core.layout import data_positions
 from dd_core.models.build import ModelConfig, TokenizerConfig, new_student, new_tokenizer
-from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.noise import batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import Sampler, run_plan, to_pixels
@@ -50,14 +50,14 @@ class Size:
 
 SIZES = {
     "VAR-DD-d16": Size(MultiScaleConfig(), VARConfig.of_depth(16), 5),
-    "LlamaGen-DD-L": Size(VQConfig(), GPTConfig(24, 16, 1024), 130),
+    "LlamaGen-DD-L": Size(VQConfig(), LlamaGenConfig(24, 16, 1024), 130),
 }
 # As small as it gets: shows that the benchmark works, and nothing of the machine.
 SMOKE = {
     "VAR-DD-smoke": Size(
         MultiScaleConfig(64, 8, 32, (1, 1), 1, (1, 2, 3, 4)), VARConfig(2, 32, 2, 64, 8, (1, 2, 3, 4), 10), 2
     ),
-    "LlamaGen-DD-smoke": Size(VQConfig(64, 8, 32, 32, (1, 1), 1), GPTConfig(2, 2, 32, 64, 8, 4, 10), 5),
+    "LlamaGen-DD-smoke": Size(VQConfig(64, 8, 32, 32, (1, 1), 1), LlamaGenConfig(2, 2, 32, 64, 8, 4, 10), 5),
 }
 ALL = SIZES | SMOKE
 

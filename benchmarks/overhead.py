@@ -56,7 +56,7 @@ def message_ms(images: int, messages: int) -> float:
 
     def serve() -> None:
         try:
-            device_process.obey(theirs, _Instant(torch.device("cpu"), DeviceOptions("cpu")))
+            device_process.serve(theirs, _Instant(torch.device("cpu"), DeviceOptions("cpu")))
         except EOFError:
             spent.append(time.thread_time())
 

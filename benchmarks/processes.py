@@ -19,7 +19,7 @@ import torch
 from benchmarks import report
 from benchmarks.report import ROOT, BenchmarkError
 from dd_core.errors import InvalidRequestError
-from server.devices.placement import Place, places, usable_cores
+from server.devices.placement import WorkerSpec, usable_cores, worker_specs
 from server.models.commands import find
 from server.settings import ENV_PREFIX
 
@@ -38,13 +38,13 @@ def environment(threads: int | None) -> dict[str, str]:
     return kept
 
 
-def started(chosen: argparse.Namespace) -> list[Place]:
+def started(chosen: argparse.Namespace) -> list[WorkerSpec]:
     """The device processes that the server of a command line (`bundle`, `device`, `threads`) starts.
 
     Raises:
         DDError: no such bundle or device.
     """
-    return places(chosen.device, chosen.threads or 0, find(chosen.bundle).bytes, usable_cores())
+    return worker_specs(chosen.device, chosen.threads or 0, find(chosen.bundle).bytes, usable_cores())
 
 
 def server_configuration(chosen: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class RawLoop:
         BenchmarkError: the process ended without an answer.
     """
 
-    def __init__(self, bundle: str, places: Sequence[Place]) -> None:
+    def __init__(self, bundle: str, places: Sequence[WorkerSpec]) -> None:
         self._processes = []
         for place in places:
             command = [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", place.device]

@@ -16,7 +16,7 @@ from dd_core.errors import InvalidRequestError
 
 
 @dataclass(frozen=True)
-class DrawSettings:
+class LogitSettings:
     """How a teacher's logits become a distribution.
 
     Args:
@@ -77,7 +77,7 @@ def guide(logits: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def log_probabilities(logits: Tensor, settings: DrawSettings) -> Tensor:
+def log_probabilities(logits: Tensor, settings: LogitSettings) -> Tensor:
     """Log-probabilities after temperature, top-k and top-p; −∞ where a token is excluded.
 
     Args:
@@ -89,7 +89,7 @@ def log_probabilities(logits: Tensor, settings: DrawSettings) -> Tensor:
     return keep_likely(logits, settings).log_softmax(-1)
 
 
-def keep_likely(logits: Tensor, settings: DrawSettings) -> Tensor:
+def keep_likely(logits: Tensor, settings: LogitSettings) -> Tensor:
     """Logits / temperature, −∞ outside top-k and then top-p; float32 `[…, V]`."""
     logits = logits.float() / settings.temperature
     if 0 < settings.top_k < logits.shape[-1]:

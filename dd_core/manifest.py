@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from dd_core.errors import ManifestError
 from dd_core.flow import FlowSettings
-from dd_core.logits import DrawSettings
-from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.logits import LogitSettings
+from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.plan import Actor, Draw, Plan, Preset, Segment
 from dd_core.text.config import MiniLMConfig, T5Config
 
@@ -33,7 +33,8 @@ TokenizerConfig = Annotated[
     Discriminator(_architecture),
 ]
 ModelConfig = Annotated[
-    Annotated[GPTConfig, Tag("llamagen")] | Annotated[VARConfig, Tag("var")], Discriminator(_architecture)
+    Annotated[LlamaGenConfig, Tag("llamagen")] | Annotated[VARConfig, Tag("var")],
+    Discriminator(_architecture),
 ]
 
 
@@ -125,7 +126,7 @@ class Manifest(_Strict):
     student: ModelConfig | None
     teacher: ModelConfig | None
     text: TextConfig | None = None
-    draw: DrawSettings
+    draw: LogitSettings
     flow: FlowSettings
     presets: list[PresetEntry] = Field(min_length=1)
     data: str
@@ -152,7 +153,7 @@ class Manifest(_Strict):
             raise ValueError(f"{len(self.classes)} class names for {wanted} classes")
         if self.text is not None:
             for m in models:
-                read = (m.text_tokens, m.text_dim) if isinstance(m, GPTConfig) else (0, 0)
+                read = (m.text_tokens, m.text_dim) if isinstance(m, LlamaGenConfig) else (0, 0)
                 if read != (self.text.length, self.text.dim):
                     raise ValueError(
                         f"text gives {self.text.length} states of {self.text.dim}, the model reads "
@@ -161,7 +162,7 @@ class Manifest(_Strict):
         return self
 
     @property
-    def model(self) -> GPTConfig | VARConfig:
+    def model(self) -> LlamaGenConfig | VARConfig:
         """The student's architecture, or the teacher's where there is none: layout and classes."""
         found = self.student if self.student is not None else self.teacher
         assert found is not None, "the validator asks for one"
@@ -192,7 +193,7 @@ class Manifest(_Strict):
     @property
     def reads_text(self) -> bool:
         """Whether the condition is a text."""
-        return isinstance(self.model, GPTConfig) and self.model.text_dim > 0
+        return isinstance(self.model, LlamaGenConfig) and self.model.text_dim > 0
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -27,7 +27,7 @@ from dd_core.errors import InvalidPlanError, InvalidRequestError
 from dd_core.exact import alike, each
 from dd_core.flow import FlowSettings, flow_map
 from dd_core.layout import TokenLayout, data_positions
-from dd_core.logits import DrawSettings, guide, log_probabilities, multinomial
+from dd_core.logits import LogitSettings, guide, log_probabilities, multinomial
 from dd_core.models.protocols import Student, Teacher, Tokenizer
 from dd_core.noise import Key, batch_noise
 from dd_core.plan import Draw, Plan
@@ -54,7 +54,7 @@ class Sampler:
     student: Student | None = None
     teacher: Teacher | None = None
     marginals_KLV: Tensor | None = None
-    draw: DrawSettings = field(default_factory=DrawSettings)
+    draw: LogitSettings = field(default_factory=LogitSettings)
     flow: FlowSettings = field(default_factory=FlowSettings)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     exact: bool = True

@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from server.api import admin, generate, health, images, metrics, openai
 from server.api import models as models_route
 from server.api import pages as page
-from server.devices.placement import places, usable_cores
+from server.devices.placement import usable_cores, worker_specs
 from server.devices.pool import Engine
 from server.devices.process import Prepare
 from server.errors import install_error_handlers
@@ -85,7 +85,7 @@ def create_app(
         weights = sum(model.bytes for model in found)
         engine = state.engine = Engine(
             settings,
-            places(settings.device, settings.threads, weights, usable_cores()),
+            worker_specs(settings.device, settings.threads, weights, usable_cores()),
             state.metrics,
             on_change=state.measure_readiness,
             on_failure=state.fail,

@@ -25,7 +25,7 @@ from dd_core.hub.registry import find_spec
 from dd_core.hub.spec import ModelSpec, PartName
 from dd_core.manifest import PresetEntry
 from dd_core.models.build import new_student, new_teacher, new_tokenizer
-from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
 from tests.tiny import CLASSES
 from tests.upstream import nested, reference_state
 
@@ -169,7 +169,7 @@ def tiny_spec(name: str) -> ModelSpec:
     else:
         vq = VQConfig(64, 4, 32, 32, (1, 1, 1), 1)
         text = {"text_tokens": 3, "text_dim": 16} if spec.reads_text else {}
-        cfg = GPTConfig(
+        cfg = LlamaGenConfig(
             layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=4, num_classes=10, **text
         )
         blocks, size = 16, 16

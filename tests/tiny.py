@@ -9,9 +9,9 @@ import torch
 from dd_core import plan
 from dd_core.bundle import save_bundle
 from dd_core.flow import FlowSettings
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.manifest import Manifest, PresetEntry
-from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 
@@ -37,7 +37,7 @@ def tiny_manifest(fids: dict[str, float] | None = None) -> Manifest:
     baselines = [plan.trajectory(64), plan.skip(64, 24), plan.onestep(64)]
     presets = [PresetEntry.of(p, metrics={"fid": fids[p.name]}) for p in plans]
     presets += [PresetEntry.of(p, offered=False) for p in baselines]
-    cfg = GPTConfig(layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, num_classes=10)
+    cfg = LlamaGenConfig(layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, num_classes=10)
     return Manifest(
         name="tiny",
         family="llamagen",
@@ -47,7 +47,7 @@ def tiny_manifest(fids: dict[str, float] | None = None) -> Manifest:
         vq=VQConfig(64, 4, 32, 32, (1, 1, 1), 1),
         student=cfg,
         teacher=cfg,
-        draw=DrawSettings(guidance=2.0, top_k=32),
+        draw=LogitSettings(guidance=2.0, top_k=32),
         flow=FlowSettings(),
         presets=presets,
         data="none",

@@ -9,9 +9,9 @@ import torch
 from dd_core import plan
 from dd_core.bundle import save_bundle
 from dd_core.flow import FlowSettings
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.manifest import Manifest, PresetEntry
-from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from tests.dd_core.small_text import TEXT, small_text
@@ -27,7 +27,7 @@ def tiny_text_manifest(**changes: object) -> Manifest:
         plan.hybrid(64, 0, 20, draw="flow"): 32.0,
         plan.teacher(64, draw="flow"): 30.0,
     }
-    cfg = GPTConfig(
+    cfg = LlamaGenConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, num_classes=1,
         text_tokens=TEXT.length, text_dim=TEXT.dim,
     )  # fmt: skip
@@ -41,7 +41,7 @@ def tiny_text_manifest(**changes: object) -> Manifest:
         "student": cfg,
         "teacher": cfg,
         "text": TEXT,
-        "draw": DrawSettings(guidance=2.0),
+        "draw": LogitSettings(guidance=2.0),
         "flow": FlowSettings(),
         "presets": [PresetEntry.of(p, metrics={"fid": fid}) for p, fid in plans.items()],
         "data": "none",

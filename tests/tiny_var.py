@@ -10,7 +10,7 @@ import torch
 from dd_core import plan
 from dd_core.bundle import save_bundle
 from dd_core.flow import FlowSettings
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.config import MultiScaleConfig, VARConfig
 from dd_core.models.multiscale_vq import MultiScaleVQ
@@ -37,7 +37,7 @@ def tiny_var_manifest(student: VARConfig = VAR) -> Manifest:
         vq=VQ,
         student=student,
         teacher=VAR,
-        draw=DrawSettings(2.0, "linear", top_k=20, top_p=0.95),
+        draw=LogitSettings(2.0, "linear", top_k=20, top_p=0.95),
         flow=FlowSettings(),
         presets=[PresetEntry.of(p) for p in plans],
         data="none",

@@ -27,7 +27,7 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
 from dd_core.hub.locate import locate
-from dd_core.models.config import GPTConfig
+from dd_core.models.config import LlamaGenConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.runtime import native_bfloat16
@@ -139,7 +139,7 @@ def start_from(run: Run, source: str | Path) -> None:
     bundle = load_bundle(locate(source), run.device)
     manifest, sampler = bundle.manifest, bundle.sampler
     student = manifest.student
-    if isinstance(student, GPTConfig):  # which may have blocks of its own
+    if isinstance(student, LlamaGenConfig):  # which may have blocks of its own
         student = replace(student, layers=run.recipe.gpt.layers)
     if manifest.vq != run.recipe.vq or {student, manifest.teacher} - {None} != {run.recipe.gpt}:
         raise RecipeError(

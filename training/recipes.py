@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dd_core.errors import RecipeError
-from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.text.config import MiniLMConfig, T5Config, TextConfig
 
 
@@ -157,7 +157,7 @@ class Recipe:
 
     name: str
     vq: VQConfig
-    gpt: GPTConfig
+    gpt: LlamaGenConfig
     tokenizer: TokenizerRecipe
     decoder: DecoderRecipe
     teacher: TeacherRecipe
@@ -175,7 +175,7 @@ class Recipe:
     begin_from: str | None = None
 
     @property
-    def student(self) -> GPTConfig:
+    def student(self) -> LlamaGenConfig:
         """The student's architecture: the teacher's, with as many blocks as `distill.layers` says."""
         return dataclasses.replace(self.gpt, layers=self.distill.layers or self.gpt.layers)
 
@@ -184,7 +184,7 @@ RECIPES: dict[str, Recipe] = {
     "tiny": Recipe(
         name="tiny",
         vq=VQConfig(64, 4, 32, 32, (1, 1, 1), 1),
-        gpt=GPTConfig(layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, num_classes=10),
+        gpt=LlamaGenConfig(layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, num_classes=10),
         tokenizer=TokenizerRecipe(steps=6, batch=8, lpips_share=0.5),
         decoder=DecoderRecipe(steps=6, batch=8),
         teacher=TeacherRecipe(steps=6, batch=8),
@@ -199,7 +199,9 @@ RECIPES: dict[str, Recipe] = {
     "cpu": Recipe(
         name="cpu",
         vq=VQConfig(1024, 8, 128, 32, (1, 2, 4), 1),
-        gpt=GPTConfig(layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, num_classes=10),
+        gpt=LlamaGenConfig(
+            layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, num_classes=10
+        ),
         tokenizer=TokenizerRecipe(steps=2700, batch=32, lpips_share=0.375),
         decoder=DecoderRecipe(steps=2400, batch=16),
         teacher=TeacherRecipe(steps=3600, batch=64, lr=2e-3, matrix_lr=3e-3),
@@ -213,7 +215,9 @@ RECIPES: dict[str, Recipe] = {
     "gpu": Recipe(
         name="gpu",
         vq=VQConfig(1024, 8, 128, 64, (1, 2, 2), 2),
-        gpt=GPTConfig(layers=8, heads=5, dim=320, codebook_size=1024, code_dim=8, grid=8, num_classes=10),
+        gpt=LlamaGenConfig(
+            layers=8, heads=5, dim=320, codebook_size=1024, code_dim=8, grid=8, num_classes=10
+        ),
         tokenizer=TokenizerRecipe(steps=8_000, batch=256),
         decoder=DecoderRecipe(steps=8_000, batch=128, ema=0.999),
         teacher=TeacherRecipe(steps=10_000, batch=512, lr=2e-3, matrix_lr=3e-3),
@@ -228,7 +232,7 @@ RECIPES["text-tiny"] = dataclasses.replace(
     name="text-tiny",
     data="pictograms",
     text=MiniLMConfig(length=8, vocabulary=13, dim=32, layers=2, heads=4, hidden=48),
-    gpt=GPTConfig(
+    gpt=LlamaGenConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=8, text_dim=32
     ),
     evaluate=EvaluateRecipe(images=12, reference=10, test=24, batch=8),
@@ -240,7 +244,7 @@ RECIPES["text-cpu"] = Recipe(
     data="pictograms",
     text=MiniLMConfig(),
     vq=VQConfig(1024, 8, 128, 32, (1, 2, 4), 1),
-    gpt=GPTConfig(
+    gpt=LlamaGenConfig(
         layers=8, heads=3, dim=192, codebook_size=1024, code_dim=8, grid=8, text_tokens=16, text_dim=384
     ),
     begin_from="cifar10",
@@ -275,7 +279,7 @@ RECIPES["text-gpu"] = dataclasses.replace(
     name="text-gpu",
     data="pictograms",
     text=MiniLMConfig(),
-    gpt=GPTConfig(
+    gpt=LlamaGenConfig(
         layers=8, heads=5, dim=320, codebook_size=1024, code_dim=8, grid=8, text_tokens=16, text_dim=384
     ),
     evaluate=EvaluateRecipe(images=1_170, reference=1_170, test=5_000, batch=585),
@@ -290,7 +294,7 @@ RECIPES["llamagen-t2i"] = Recipe(
     data="prompts",
     text=T5Config(),
     vq=VQConfig(),
-    gpt=GPTConfig(layers=36, heads=20, dim=1280, text_tokens=120, text_dim=2048),
+    gpt=LlamaGenConfig(layers=36, heads=20, dim=1280, text_tokens=120, text_dim=2048),
     tokenizer=TokenizerRecipe(steps=0, batch=1),
     decoder=DecoderRecipe(steps=0, batch=1),
     teacher=TeacherRecipe(steps=0, batch=1),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dd_core import plan
 from dd_core.condition import on_device, select
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.models.llamagen import LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
@@ -123,10 +123,10 @@ def teacher_stage(
     return Stage("teacher", cfg.steps, parts, update, preview, config), ema
 
 
-def draw_settings(recipe: Recipe) -> DrawSettings:
+def draw_settings(recipe: Recipe) -> LogitSettings:
     """The teacher's distribution as the recipe's pairs are drawn from it."""
     p = recipe.pairs
-    return DrawSettings(guidance=p.guidance, temperature=p.temperature, top_k=p.top_k, top_p=p.top_p)
+    return LogitSettings(guidance=p.guidance, temperature=p.temperature, top_k=p.top_k, top_p=p.top_p)
 
 
 @torch.inference_mode()

@@ -46,7 +46,7 @@ from dd_core.models.build import (
     new_tokenizer,
     on_meta,
 )
-from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig
+from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig
 from dd_core.text.config import T5Config
 
 log = logging.getLogger("dd_core.hub")
@@ -175,7 +175,7 @@ def manifest_of(spec: ModelSpec, sources: list[Source]) -> Manifest:
 def _encoder_of(spec: ModelSpec) -> T5Config | None:
     """FLAN-T5-XL for LlamaGen's text models, named and not copied."""
     model = spec.student or spec.teacher
-    if not isinstance(model, GPTConfig) or not model.text_dim:
+    if not isinstance(model, LlamaGenConfig) or not model.text_dim:
         return None
     return T5Config(length=model.text_tokens, dim=model.text_dim)
 

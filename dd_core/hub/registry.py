@@ -17,9 +17,9 @@ from dd_core import plan
 from dd_core.errors import BundleNotFoundError
 from dd_core.hub.classes import imagenet_classes
 from dd_core.hub.spec import ModelSpec, RemoteFile
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry
-from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.plan import Plan
 
 _DD = "microsoft/distilled_decoding"
@@ -41,10 +41,10 @@ _VAR_LICENCE = "VAR: MIT (FoundationVision)."
 _LLAMAGEN_LICENCE = "LlamaGen: mostly MIT, parts under the terms of what they were derived from."
 _DD_LICENCE = "DD students: MIT (microsoft/distilled_decoding)."
 
-_VAR_DRAW = DrawSettings(guidance=1.5, guidance_schedule="linear", top_k=900, top_p=0.96)
-_VAR_DD_DRAW = DrawSettings(guidance=2.0, guidance_schedule="linear", top_k=900, top_p=0.95)
-_LLAMAGEN_DD_DRAW = DrawSettings(guidance=2.0, top_k=8000)
-_T2I_DRAW = DrawSettings(guidance=7.5, top_k=1000)
+_VAR_DRAW = LogitSettings(guidance=1.5, guidance_schedule="linear", top_k=900, top_p=0.96)
+_VAR_DD_DRAW = LogitSettings(guidance=2.0, guidance_schedule="linear", top_k=900, top_p=0.95)
+_LLAMAGEN_DD_DRAW = LogitSettings(guidance=2.0, top_k=8000)
+_T2I_DRAW = LogitSettings(guidance=7.5, top_k=1000)
 
 
 def _published(what: Plan, fid: float | None) -> PresetEntry:
@@ -135,9 +135,9 @@ _LLAMAGEN_HYBRIDS = (
 )
 
 
-def _gpt(size: str, pixels: int) -> GPTConfig:
+def _gpt(size: str, pixels: int) -> LlamaGenConfig:
     layers, heads, dim, _ = _GPT[size]
-    return GPTConfig(layers=layers, heads=heads, dim=dim, grid=pixels // 16)
+    return LlamaGenConfig(layers=layers, heads=heads, dim=dim, grid=pixels // 16)
 
 
 def _llamagen_teacher(size: str, pixels: int) -> ModelSpec:
@@ -156,7 +156,7 @@ def _llamagen_teacher(size: str, pixels: int) -> ModelSpec:
         student=None,
         teacher_file=RemoteFile(_LLAMAGEN, f"c2i_{size.upper()}_{pixels}.pt", _MODEL),
         teacher=cfg,
-        draw=DrawSettings(guidance=_GPT[size][3]),
+        draw=LogitSettings(guidance=_GPT[size][3]),
         presets=(_published(plan.teacher(cfg.layout.num_blocks), fid),),
         data=_IMAGENET,
         licence=_LLAMAGEN_LICENCE + _TERMS,
@@ -196,7 +196,7 @@ def _llamagen_t2i(pixels: int) -> ModelSpec:
     }[pixels]
     layers, heads, dim, _ = _GPT["xl"]
     grid = pixels // 16
-    cfg = GPTConfig(layers, heads, dim, grid=grid, text_tokens=120, text_dim=2048)
+    cfg = LlamaGenConfig(layers, heads, dim, grid=grid, text_tokens=120, text_dim=2048)
     return ModelSpec(
         name=f"llamagen-t2i-{pixels}",
         family="llamagen",

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dd_core.errors import InvalidRequestError
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry
-from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
 
 PartName = Literal["tokenizer", "student", "teacher"]
 
@@ -51,10 +51,10 @@ class ModelSpec:
     tokenizer_file: RemoteFile
     vq: VQConfig | MultiScaleConfig
     student_file: RemoteFile | None
-    student: GPTConfig | VARConfig | None
+    student: LlamaGenConfig | VARConfig | None
     teacher_file: RemoteFile | None
-    teacher: GPTConfig | VARConfig | None
-    draw: DrawSettings
+    teacher: LlamaGenConfig | VARConfig | None
+    draw: LogitSettings
     presets: tuple[PresetEntry, ...]
     data: str
     licence: str
@@ -73,7 +73,7 @@ class ModelSpec:
     def reads_text(self) -> bool:
         """Whether the condition is a text."""
         model = self.student or self.teacher
-        return isinstance(model, GPTConfig) and model.text_dim > 0
+        return isinstance(model, LlamaGenConfig) and model.text_dim > 0
 
     def without_teacher(self) -> ModelSpec:
         """The student alone, and the plans that it can run.

@@ -38,7 +38,7 @@ class VQConfig:
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class LlamaGenConfig:
     """LlamaGen's transformer, as a teacher and as a DD student.
 
     `grid` is the side of the square token grid (the layout is raster order over it),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core.cache import KVCache
-from dd_core.models.config import GPTConfig, VARConfig
+from dd_core.models.config import LlamaGenConfig, VARConfig
 from dd_core.runtime import EXACT_QUERIES
 
 
@@ -95,7 +95,7 @@ class RMSNorm(nn.Module):
         return f.type_as(x) * self.weight
 
 
-def rope_table(cfg: GPTConfig) -> Tensor:
+def rope_table(cfg: LlamaGenConfig) -> Tensor:
     """2D rotary table `[P + L, E/2, 2]` (cosine, sine); the P condition positions are all zeros.
 
     The first half of the pairs turns with the row of the token's grid cell, the second with
@@ -126,7 +126,7 @@ class Attention(nn.Module):
     `mask` (`[B, 1, new, all]`, True = may attend) replaces the causal one.
     """
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
         self.heads = cfg.heads
         self.wqkv = nn.Linear(cfg.dim, 3 * cfg.dim, bias=False)
@@ -147,7 +147,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU: w2(silu(w1 x) · w3 x)."""
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
         self.w1 = nn.Linear(cfg.dim, cfg.hidden, bias=False)
         self.w3 = nn.Linear(cfg.dim, cfg.hidden, bias=False)
@@ -160,7 +160,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """h = x + attention(norm(x)); h + feed_forward(norm(h))."""
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
         self.attention = Attention(cfg)
         self.feed_forward = FeedForward(cfg)
@@ -195,7 +195,7 @@ class CaptionEmbedding(nn.Module):
 
     uncond_embedding: Tensor
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
         self.cap_proj = CaptionProjection(cfg.text_dim, cfg.dim)
         start = torch.randn(cfg.text_tokens, cfg.text_dim) / cfg.text_dim**0.5
@@ -208,7 +208,7 @@ class CaptionEmbedding(nn.Module):
 class LabelEmbedding(nn.Module):
     """Class label → start token; the last row is the null class."""
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
         self.embedding_table = nn.Embedding(cfg.num_classes + 1, cfg.dim)
 
@@ -222,7 +222,7 @@ class FinalLayer(nn.Module):
     Row 0 of the table is the shift, row 1 the scale; the raw class embedding is added to both.
     """
 
-    def __init__(self, cfg: GPTConfig | VARConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig | VARConfig) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(2, cfg.dim) / cfg.dim**0.5)
         self.linear = nn.Linear(cfg.dim, cfg.code_dim)

@@ -16,7 +16,7 @@ from dd_core.cache import KVCache
 from dd_core.condition import Condition, TextCondition, rows
 from dd_core.errors import InvalidRequestError
 from dd_core.layout import TokenLayout, data_positions
-from dd_core.models.config import GPTConfig
+from dd_core.models.config import LlamaGenConfig
 from dd_core.models.layers import (
     Block,
     CaptionEmbedding,
@@ -40,7 +40,7 @@ class _Trunk(nn.Module):
 
     rope: Tensor
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.cls_embedding = CaptionEmbedding(cfg) if cfg.text_dim else LabelEmbedding(cfg)
@@ -88,7 +88,7 @@ class _Trunk(nn.Module):
 class LlamaGenTeacher(_Trunk):
     """Next-token transformer: position P − 1 + i predicts token i."""
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__(cfg)
         self.tok_embeddings = nn.Embedding(cfg.codebook_size, cfg.dim)
         self.apply(_init)
@@ -149,7 +149,7 @@ class LlamaGenStudent(_Trunk):
     the class, or the last word (no text-conditional student was ever released).
     """
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__(cfg)
         self.tok_embeddings = nn.Linear(cfg.code_dim, cfg.dim)
         self.n_d_embed = nn.Embedding(2, cfg.dim)

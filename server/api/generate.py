@@ -18,9 +18,9 @@ from server.generation.making import begin_refinement, check_json, files_of, mak
 from server.generation.pictures import Form, milliseconds
 from server.generation.request import Order, addressed, place
 from server.generation.runner import Refinement
-from server.observability.context import note
+from server.observability.context import bind
 from server.observability.logs import CLIENT_LEFT
-from server.observability.record import Account, accounted
+from server.observability.record import RequestRecord, open_record
 from server.state import state_of
 
 router = APIRouter(tags=["generate"])
@@ -95,7 +95,7 @@ _EVENTS: dict[str, Any] = {
 async def generate(request: Request) -> Response:
     """Images of one class from one seed, with the best plan within the budget; or of a receipt."""
     state = state_of(request)
-    with accounted(request, state) as account:
+    with open_record(request, state) as account:
         engine, encoder = state.accepting()
         check_json(request)
         body = parse_generate(await request.body())
@@ -104,7 +104,7 @@ async def generate(request: Request) -> Response:
         account.addressed(model.name)
         order = place(body, model, receipt, state.settings, engine, account.arrived, stream=form.stream)
         account.ordered(order)
-        note(request, priority=body.priority)
+        bind(request, priority=body.priority)
         encoding = Form(form.image_format)
         if form.stream:
             refinement = begin_refinement(account, engine, order)
@@ -118,7 +118,7 @@ async def generate(request: Request) -> Response:
 
 
 async def _events(
-    identity: str, account: Account, encoder: Encoder, order: Order, refinement: Refinement, form: Form
+    identity: str, account: RequestRecord, encoder: Encoder, order: Order, refinement: Refinement, form: Form
 ) -> AsyncIterator[bytes]:
     """An `image` event for each picture, then `done`."""
     async for picture, file, times in files_of(refinement, account, encoder, order, form):

@@ -18,7 +18,7 @@ from server.generation.pictures import Form
 from server.generation.request import Order, addressed, place
 from server.observability.logs import CLIENT_LEFT
 from server.observability.metrics import package_version
-from server.observability.record import accounted
+from server.observability.record import open_record
 from server.settings import Settings
 from server.state import state_of
 
@@ -47,7 +47,7 @@ async def image(
 ) -> Response:
     """The picture that a reply's `receipt` names, made again."""
     state = state_of(request)
-    with accounted(request, state) as account:
+    with open_record(request, state) as account:
         engine, encoder = state.accepting()
         body = _body(receipt, image_format)
         form = negotiate(request.headers.get("accept"), image_format, 1, image_only=True)

@@ -23,7 +23,7 @@ from server.generation.pictures import File
 from server.generation.request import Order, check_fields, place
 from server.generation.runner import Refinement
 from server.observability.logs import CLIENT_LEFT
-from server.observability.record import Account, accounted
+from server.observability.record import RequestRecord, open_record
 from server.state import state_of
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -71,7 +71,7 @@ _EVENTS: dict[str, Any] = {
 async def generations(request: Request) -> Response:
     """Images of a prompt."""
     state = state_of(request)
-    with accounted(request, state) as account:
+    with open_record(request, state) as account:
         engine, encoder = state.accepting()
         check_json(request)
         body = parse(ImagesRequest, await request.body())
@@ -135,7 +135,7 @@ def _entry(request: Request, body: ImagesRequest, order: Order, file: File) -> d
 
 
 async def _events(
-    account: Account, encoder: Encoder, body: ImagesRequest, order: Order, refinement: Refinement
+    account: RequestRecord, encoder: Encoder, body: ImagesRequest, order: Order, refinement: Refinement
 ) -> AsyncIterator[bytes]:
     """A partial image for each preview, a completed one for each image."""
     async for picture, file, _ in files_of(refinement, account, encoder, order, openai.form_of(body)):

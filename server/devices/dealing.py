@@ -29,7 +29,7 @@ class Part(NamedTuple):
     first: int
 
 
-def deal(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
+def dispatch(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
     """All for the worker with the least work ahead, or even parts for some, if they are done sooner.
 
     Args:

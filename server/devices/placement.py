@@ -1,6 +1,6 @@
 """Which device processes a server starts, and the threads of each: decided once, from what is there.
 
-    setting, models, cores ─▶ [Place, …]     one process each, with all the models
+    setting, models, cores ─▶ [WorkerSpec, …]     one process each, with all the models
 
 A GPU gets a process. On a CPU the operations of a small model gain nothing from a second thread, and a
 thread that HTTP interrupts keeps its partners waiting; so small models get processes that wait for nobody,
@@ -23,7 +23,7 @@ MOST_PROCESSES = 4
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-class Place(NamedTuple):
+class WorkerSpec(NamedTuple):
     """A process for `device` with `threads` of PyTorch's (0 = its choice)."""
 
     device: str
@@ -42,7 +42,7 @@ def devices_of(setting: str) -> list[str]:
     return [str(pick_device(name.strip())) for name in setting.split(",")]
 
 
-def places(setting: str, threads: int, weights: int, cores: int) -> list[Place]:
+def worker_specs(setting: str, threads: int, weights: int, cores: int) -> list[WorkerSpec]:
     """The processes to start.
 
     Args:
@@ -58,7 +58,7 @@ def places(setting: str, threads: int, weights: int, cores: int) -> list[Place]:
     if setting == "auto" and names == ["cpu"] and weights <= SMALL_BYTES:
         names *= max(1, min(MOST_PROCESSES, cores // max(1, threads)))
     share = threads or max(1, cores // max(1, names.count("cpu")))
-    return [Place(name, share if name == "cpu" else threads) for name in names]
+    return [WorkerSpec(name, share if name == "cpu" else threads) for name in names]
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from server.devices import dealing
-from server.devices.placement import Place
+from server.devices.placement import WorkerSpec
 from server.devices.process import DeviceOptions, Prepare
 from server.devices.warmup import Step, steps_of
 from server.devices.worker import DeviceWorker, Watch
@@ -55,7 +55,7 @@ class Engine:
     def __init__(
         self,
         settings: Settings,
-        places: Sequence[Place],
+        places: Sequence[WorkerSpec],
         metrics: Metrics,
         *,
         on_change: Callable[[], None],
@@ -152,7 +152,7 @@ class Engine:
 
     def forecast(self, job: Job) -> Forecast:
         """Seconds until `job` would start and be done, were it submitted now."""
-        return dealing.forecast(dealing.deal(job, self._able))
+        return dealing.forecast(dealing.dispatch(job, self._able))
 
     def submit(self, job: Job, watch: Watch | None = None) -> asyncio.Future[list[Pixels]]:
         """Queue a job where it is done soonest; see `DeviceWorker.submit`.
@@ -160,7 +160,7 @@ class Engine:
         Raises:
             QueueFullError, DeadlineUnreachableError, DrainingError: refused.
         """
-        return dealing.submit(job, dealing.deal(job, self._able), watch)
+        return dealing.submit(job, dealing.dispatch(job, self._able), watch)
 
     def cancel(self, job: Job) -> None:
         """Forget a job whose client has left."""

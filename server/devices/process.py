@@ -95,7 +95,7 @@ class Forward:
     Args:
         numbers, segments: the images, and at which segment of its plan each is.
         new: those that the device does not know yet.
-        cohort: number of the teacher's cohort; an unknown one begins.
+        teacher_batch: number of the teacher's cohort; an unknown one begins.
         bucket: rows of the batch.
         finishing: images to decode afterwards, and to forget.
         previewing: images of which a picture is wanted now, before they go on.
@@ -107,7 +107,7 @@ class Forward:
     segments: tuple[int, ...]
     bucket: int
     new: tuple[NewImage, ...] = ()
-    cohort: int | None = None
+    teacher_batch: int | None = None
     finishing: tuple[int, ...] = ()
     previewing: tuple[int, ...] = ()
 
@@ -135,7 +135,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The pass raised; the images are as they were before it (those of a cohort: before the cohort)."""
+    """The pass raised; the images are as they were before it (those of a teacher batch: before it began)."""
 
     out_of_memory: bool
     reason: str
@@ -162,7 +162,7 @@ class Device:
     options: DeviceOptions
     bundles: dict[str, Bundle] = field(default_factory=dict)
     images: dict[int, _Image] = field(default_factory=dict)
-    cohorts: dict[int, TeacherRun] = field(default_factory=dict)
+    teacher_batches: dict[int, TeacherRun] = field(default_factory=dict)
 
     def load(self, command: Load) -> None:
         """Load a bundle and keep it.
@@ -201,13 +201,13 @@ class Device:
         return Done(computed - started, self._now() - computed, pictures, broken, text_seconds)
 
     def _pass(self, command: Forward, images: Sequence[_Image]) -> Tensor | None:
-        """The images' codes after the pass, or None while a teacher's cohort is under way."""
+        """The images' codes after the pass, or None while a teacher batch is under way."""
         sampler = self.bundles[command.model].sampler
         # A GPU runs the shapes that it was warmed up with; a CPU gains nothing from idle rows.
         idle = command.bucket - len(images) if self.device.type == "cuda" else 0
         rows = [*images, *[images[-1]] * idle]
-        if command.cohort is not None and command.cohort in self.cohorts:
-            run = self.cohorts[command.cohort]
+        if command.teacher_batch is not None and command.teacher_batch in self.teacher_batches:
+            run = self.teacher_batches[command.teacher_batch]
         else:
             cond = stacked([image.cond for image in rows])
             noise_BLC, uniform_BL = (
@@ -225,19 +225,19 @@ class Device:
                 return student_pass(sampler, x_BLC, cond, noise_BLC, step_B, split_B)
             if command.kind == "marginal":
                 return marginal_draw(sampler, x_BLC, cond, uniform_BL, segment.start, segment.stop)
-            assert command.cohort is not None
+            assert command.teacher_batch is not None
             run = TeacherRun.begin(sampler, plan.draw, x_BLC, cond, noise_BLC, uniform_BL, segment.start)
-            self.cohorts[command.cohort] = run
+            self.teacher_batches[command.teacher_batch] = run
         run.advance()
         if run.step < images[0].told.plan.segments[command.segments[0]].stop:
             return None
-        del self.cohorts[command.cohort]
+        del self.teacher_batches[command.teacher_batch]
         return run.codes(torch.stack([image.noise_LC for image in rows]))
 
     def recover(self, command: Forward) -> None:
-        """After a pass that raised: its cohort is void, and its memory free again."""
-        if command.cohort is not None:
-            self.cohorts.pop(command.cohort, None)
+        """After a pass that raised: its teacher batch is void, and its memory free again."""
+        if command.teacher_batch is not None:
+            self.teacher_batches.pop(command.teacher_batch, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -268,7 +268,7 @@ class Device:
         """Drop images and cohorts; unknown ones are passed over."""
         for number in numbers:
             self.images.pop(number, None)
-            self.cohorts.pop(number, None)
+            self.teacher_batches.pop(number, None)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -290,12 +290,12 @@ def main(connection: Connection, options: DeviceOptions) -> None:
         torch.set_num_threads(options.threads)
     device = Device(pick_device(options.device), options)
     try:
-        obey(connection, device)
+        serve(connection, device)
     except (EOFError, ConnectionError):  # the server is gone, or wants us to go
         log.debug("the connection is closed")
 
 
-def obey(connection: Connection, device: Device) -> None:
+def serve(connection: Connection, device: Device) -> None:
     """Do what comes, until the other end is closed.
 
     Raises:

@@ -152,7 +152,7 @@ async def _batch(
         new=tuple(
             NewImage(number, plan, condition, Origin(0, index)) for index, number in enumerate(numbers)
         ),
-        cohort=numbers[0] if heavy else None,
+        teacher_batch=numbers[0] if heavy else None,
     )
     answers = []
     try:

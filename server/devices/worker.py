@@ -49,7 +49,7 @@ from server.errors import (
 from server.generation.encoder import Pixels
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
-from server.scheduling.jobs import Job, Pass
+from server.scheduling.jobs import Batch, Job
 from server.scheduling.scheduler import Scheduler
 
 log = logging.getLogger("dd_server.worker")
@@ -71,7 +71,7 @@ Watch = Callable[[int, Pixels, bool], None]
 
 
 @dataclass(eq=False)
-class _Ticket:
+class _Pending:
     """Where a job's pixels go."""
 
     future: asyncio.Future[list[Pixels]]
@@ -80,13 +80,13 @@ class _Ticket:
 
 
 @dataclass(eq=False)
-class _Sent:
+class _InFlight:
     """The command that the device is at."""
 
     command: Forward
     at: float
     expected: float
-    work: Pass | asyncio.Future[Done | Failed]
+    work: Batch | asyncio.Future[Done | Failed]
 
 
 class DeviceWorker:
@@ -119,9 +119,9 @@ class DeviceWorker:
         self._on_failure = on_failure
         self._models: dict[str, Path] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
-        self._tickets: dict[Job, _Ticket] = {}
+        self._pending: dict[Job, _Pending] = {}
         self._reserved: deque[tuple[Forward, asyncio.Future[Done | Failed]]] = deque()
-        self._sent: _Sent | None = None
+        self._in_flight: _InFlight | None = None
         self._process: ForkServerProcess | None = None
         self._connection: multiprocessing.connection.Connection | None = None
         self._reviving: asyncio.Task[None] | None = None
@@ -178,7 +178,7 @@ class DeviceWorker:
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""
-        while waiting := [t.future for job, t in self._tickets.items() if job.model == model]:
+        while waiting := [t.future for job, t in self._pending.items() if job.model == model]:
             await asyncio.wait(waiting)
         self._models.pop(model, None)
         self._scheduler.costs.forget(model)
@@ -188,7 +188,7 @@ class DeviceWorker:
         """Run a pass that no request asked for, ahead of those that wait."""
         future: asyncio.Future[Done | Failed] = asyncio.get_running_loop().create_future()
         self._reserved.append((command, future))
-        self._kick()
+        self._dispatch_next()
         return await future
 
     def drop(self, numbers: Sequence[int]) -> None:
@@ -223,14 +223,14 @@ class DeviceWorker:
                 f"{1e3 * refusal.finish:.0f} ms, after its deadline_ms",
             )
         future: asyncio.Future[list[Pixels]] = asyncio.get_running_loop().create_future()
-        self._tickets[job] = _Ticket(future, watch)
-        self._kick()
+        self._pending[job] = _Pending(future, watch)
+        self._dispatch_next()
         self._set_alarm()
         return future
 
     def cancel(self, job: Job) -> None:
         """Forget a job whose client has left; harmless for one that is over."""
-        if self._tickets.pop(job, None) is not None:
+        if self._pending.pop(job, None) is not None:
             self._scheduler.end(job)
 
     async def stop(self) -> None:
@@ -250,9 +250,9 @@ class DeviceWorker:
                 await asyncio.to_thread(process.join)
 
     def _busy_seconds(self) -> float:
-        if self._sent is None:
+        if self._in_flight is None:
             return 0.0
-        return max(0.0, self._sent.at + self._sent.expected - time.perf_counter())
+        return max(0.0, self._in_flight.at + self._in_flight.expected - time.perf_counter())
 
     async def _load(self, model: str, folder: Path) -> None:
         if self._connection is None:
@@ -272,9 +272,9 @@ class DeviceWorker:
         except OSError:
             self._lost()
 
-    def _kick(self) -> None:
+    def _dispatch_next(self) -> None:
         """Give the device its next pass, if it is free."""
-        if self._sent is None and self.up:
+        if self._in_flight is None and self.up:
             if self._reserved:
                 command, future = self._reserved.popleft()
                 self._dispatch(command, 0.0, future)
@@ -283,14 +283,14 @@ class DeviceWorker:
                 if self._scheduler.dropped:
                     dropped, self._scheduler.dropped = self._scheduler.dropped, []
                     self.drop(dropped)
-                work = self._scheduler.take()
+                work = self._scheduler.next_batch()
                 if work is not None:
                     self._dispatch(command_of(work), self._scheduler.expected(work), work)
 
     def _dispatch(
-        self, command: Forward, expected: float, work: Pass | asyncio.Future[Done | Failed]
+        self, command: Forward, expected: float, work: Batch | asyncio.Future[Done | Failed]
     ) -> None:
-        self._sent = _Sent(command, time.perf_counter(), expected, work)
+        self._in_flight = _InFlight(command, time.perf_counter(), expected, work)
         loop = asyncio.get_running_loop()
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -312,7 +312,7 @@ class DeviceWorker:
             if future is not None and not future.done():
                 _resolve(future, answer.error)
             return
-        sent, self._sent = self._sent, None
+        sent, self._in_flight = self._in_flight, None
         if self._watchdog is not None:
             self._watchdog.cancel()
         assert sent is not None, "an answer without a question"
@@ -330,14 +330,14 @@ class DeviceWorker:
             if guilty is not None:
                 kind = OutOfMemoryError if answer.out_of_memory else ComputeError
                 self._end(guilty, kind("the device failed on this request; the server's log says why"))
-        self._kick()
+        self._dispatch_next()
 
-    def _finish(self, work: Pass, answer: Done) -> None:
+    def _finish(self, work: Batch, answer: Done) -> None:
         by_number = {s.number: s for s in work.samples}
         watched: list[tuple[Job, Watch, int, Pixels, bool]] = []
         for number, picture in answer.pictures.items():
             sample = by_number[number]
-            ticket = self._tickets.get(sample.job)
+            ticket = self._pending.get(sample.job)
             if ticket is not None:
                 ticket.pixels[sample.index] = picture  # a preview is replaced by what comes of it
                 if ticket.watch is not None:
@@ -350,7 +350,7 @@ class DeviceWorker:
         times = (answer.seconds, answer.decode_seconds, now, answer.text_seconds)
         for job in self._scheduler.finish(work, *times):
             self._metrics.queue_wait.observe(job.queue_s)
-            over = self._tickets.pop(job)
+            over = self._pending.pop(job)
             if not over.future.done():
                 over.future.set_result([over.pixels[index] for index in range(job.count)])
         for job, watch, index, picture, last in watched:  # now that the job's times are up to date
@@ -370,7 +370,7 @@ class DeviceWorker:
     def _end(self, job: Job, error: Exception) -> None:
         """Answer a job with an error."""
         self._scheduler.end(job)
-        ticket = self._tickets.pop(job, None)
+        ticket = self._pending.pop(job, None)
         if ticket is not None:
             _resolve(ticket.future, error)
 
@@ -413,7 +413,7 @@ class DeviceWorker:
         self._deaths += 1
         if self._watchdog is not None:
             self._watchdog.cancel()
-        sent, self._sent = self._sent, None
+        sent, self._in_flight = self._in_flight, None
         if sent is not None and isinstance(sent.work, asyncio.Future) and not sent.work.done():
             sent.work.set_result(Failed(False, "the device process died"))
         for future in self._loading.values():
@@ -447,10 +447,10 @@ class DeviceWorker:
         self._metrics.worker_recovery.observe(seconds)
         log.info("the device process is back after %.2f s", seconds)
         self._on_change()
-        self._kick()
+        self._dispatch_next()
 
 
-def command_of(work: Pass) -> Forward:
+def command_of(work: Batch) -> Forward:
     """A pass as the device is told it."""
     return Forward(
         work.work.model,
@@ -459,7 +459,7 @@ def command_of(work: Pass) -> Forward:
         tuple(s.at.segment for s in work.samples),
         work.bucket,
         new=tuple(NewImage(s.number, s.job.plan, s.job.condition, s.job.origins[s.index]) for s in work.new),
-        cohort=work.cohort.number if work.cohort is not None else None,
+        teacher_batch=work.teacher_batch.number if work.teacher_batch is not None else None,
         finishing=tuple(s.number for s in work.finishing),
         previewing=tuple(s.number for s in work.previewing),
     )

@@ -18,8 +18,8 @@ from server.generation.encoder import Encoder, Pixels
 from server.generation.pictures import File, Form, Made, milliseconds, timings
 from server.generation.request import Order
 from server.generation.runner import Picture, Refinement
-from server.observability.context import note
-from server.observability.record import Account
+from server.observability.context import bind
+from server.observability.record import RequestRecord
 from server.scheduling.jobs import Job
 from server.state import state_of
 
@@ -38,7 +38,7 @@ def check_json(request: Request) -> None:
 
 
 async def make(
-    request: Request, account: Account, engine: Engine, encoder: Encoder, order: Order, form: Form
+    request: Request, account: RequestRecord, engine: Engine, encoder: Encoder, order: Order, form: Form
 ) -> Made | None:
     """The images of an order, or None if the client left first: then nothing more is computed.
 
@@ -49,7 +49,7 @@ async def make(
     answer = engine.submit(job)
     account.admitted(order)
     pixels = await _pixels_while_connected(request, engine, job, answer)
-    note(request, queue_ms=milliseconds(job.queue_s), compute_ms=milliseconds(job.compute_s))
+    bind(request, queue_ms=milliseconds(job.queue_s), compute_ms=milliseconds(job.compute_s))
     if pixels is None:
         account.outcome = "canceled"
         return None
@@ -88,7 +88,7 @@ async def _client_leaves(request: Request, answer: asyncio.Future[list[Pixels]])
     answer.cancel()
 
 
-def begin_refinement(account: Account, engine: Engine, order: Order) -> Refinement:
+def begin_refinement(account: RequestRecord, engine: Engine, order: Order) -> Refinement:
     """The stream of an order, whose first pass waits already, so what is refused has its status.
 
     Raises:
@@ -102,7 +102,7 @@ def begin_refinement(account: Account, engine: Engine, order: Order) -> Refineme
 
 
 def streamed(
-    request: Request, account: Account, refinement: Refinement, chunks: AsyncIterator[bytes]
+    request: Request, account: RequestRecord, refinement: Refinement, chunks: AsyncIterator[bytes]
 ) -> EventStream:
     """The reply that sends `chunks`, and an `error` event for what goes wrong on the way."""
 
@@ -113,7 +113,9 @@ def streamed(
     return EventStream(_told(request.state.request_id, account, chunks), over)
 
 
-async def _told(identity: str, account: Account, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def _told(
+    identity: str, account: RequestRecord, chunks: AsyncIterator[bytes]
+) -> AsyncGenerator[bytes, None]:
     try:
         with account.watched():
             async for chunk in chunks:
@@ -127,7 +129,7 @@ async def _told(identity: str, account: Account, chunks: AsyncIterator[bytes]) -
 
 
 async def files_of(
-    refinement: Refinement, account: Account, encoder: Encoder, order: Order, form: Form
+    refinement: Refinement, account: RequestRecord, encoder: Encoder, order: Order, form: Form
 ) -> AsyncIterator[tuple[Picture, File, dict[str, float]]]:
     """Each picture of a stream, encoded, with its milliseconds; counted as it goes."""
     async for picture in refinement.pictures():

@@ -1,6 +1,6 @@
 """Which plan a request gets: what it asks for, and what the load leaves of it.
 
-    wish ─▶ plans that it allows, best first ─▶ the first that is done in time ─▶ Choice
+    wish ─▶ plans that it allows, best first ─▶ the first that is done in time ─▶ PlanChoice
 
 *Requested* is the plan that an idle server would take; *applied* the one that this one takes now. They
 differ only where the request leaves the choice: by a time (`latency_budget_ms`, `quality: auto`), or under
@@ -21,7 +21,7 @@ from server.scheduling.backlog import Forecast
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlanQuery:
     """What a request says about its plan; times are in seconds from now.
 
     Args:
@@ -40,7 +40,7 @@ class Wish:
     brownout: bool = True
 
 
-class Choice(NamedTuple):
+class PlanChoice(NamedTuple):
     """The plan that was asked for, and the one that is spent."""
 
     requested: Preset
@@ -49,11 +49,11 @@ class Choice(NamedTuple):
 
 def choose(
     budgets: BudgetTable,
-    wish: Wish,
+    wish: PlanQuery,
     default: Preset,
     longest_wait: float,
     forecast: Callable[[Preset], Forecast],
-) -> Choice:
+) -> PlanChoice:
     """The plans for a request.
 
     Args:
@@ -73,7 +73,7 @@ def choose(
         best = budgets.ladder[-1]
     allowed = budgets.up_to(best, wish.most_fid)
     if len(allowed) == 1:
-        return Choice(allowed[0], allowed[0])
+        return PlanChoice(allowed[0], allowed[0])
     known: dict[str, Forecast] = {}
 
     def time_of(preset: Preset) -> Forecast:
@@ -95,4 +95,4 @@ def choose(
         return time_of(preset).finish - time_of(preset).alone <= longest_wait
 
     cheaper = allowed[allowed.index(requested) :]
-    return Choice(requested, next((p for p in cheaper if in_time(p)), cheaper[-1]))
+    return PlanChoice(requested, next((p for p in cheaper if in_time(p)), cheaper[-1]))

@@ -15,9 +15,9 @@ from distilled_decoding.contract import GenerateRequest, Priority
 from server.devices.pool import Engine
 from server.errors import BadRequestError, OtherWeightsError
 from server.generation.origins import Origin, origins_of
-from server.generation.planner import Choice, Wish, choose
+from server.generation.planner import PlanChoice, PlanQuery, choose
 from server.generation.receipts import MOST_CHANGES, Receipt, parse_receipt
-from server.generation.rungs import Rung, rungs
+from server.generation.rungs import RefinementStep, refinement_steps
 from server.models.catalog import ServedModel
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Job
@@ -45,8 +45,8 @@ class Order:
     condition: int | str
     seed: int
     origins: tuple[Origin, ...]
-    choice: Choice
-    rungs: tuple[Rung, ...]
+    choice: PlanChoice
+    rungs: tuple[RefinementStep, ...]
     priority: int
     deadline: float | None
 
@@ -55,7 +55,7 @@ class Order:
         """The plan that is applied."""
         return self.choice.applied.plan
 
-    def job(self, rung: Rung) -> Job:
+    def job(self, rung: RefinementStep) -> Job:
         """The images by a rung's plan, to submit now."""
         return Job(
             self.model.name,
@@ -68,7 +68,7 @@ class Order:
             previews=rung.preview is not None,
         )
 
-    def forecast(self, engine: Engine, steps: Sequence[Rung]) -> Forecast:
+    def forecast(self, engine: Engine, steps: Sequence[RefinementStep]) -> Forecast:
         """When the images would be done by plans that run one after the other, the first from now on."""
         times = [engine.forecast(self.job(rung)) for rung in steps]
         rest = sum(found.alone for found in times[1:])
@@ -130,14 +130,14 @@ def place(
             seed = _seed(body)
             origins = _variations(receipt.origin, body.keep, seed, body.n, model.blocks)
 
-    def steps_to(plan: Plan) -> tuple[Rung, ...]:
+    def steps_to(plan: Plan) -> tuple[RefinementStep, ...]:
         if not stream:
-            return (Rung(plan),)
+            return (RefinementStep(plan),)
         worst = body.min_quality
         shown = [p for p in model.budgets.ladder if worst is None or p.reaches(worst)]
-        return rungs(shown, plan, body.partial_images)
+        return refinement_steps(shown, plan, body.partial_images)
 
-    def order(choice: Choice) -> Order:
+    def order(choice: PlanChoice) -> Order:
         steps = steps_to(choice.applied.plan)
         return Order(model, condition, seed, origins, choice, steps, priority, deadline)
 
@@ -148,10 +148,10 @@ def place(
                 "leave it out, or send steps",
                 param="min_quality",
             )
-        return order(Choice(made_by, made_by))
+        return order(PlanChoice(made_by, made_by))
 
     def forecast(preset: Preset) -> Forecast:
-        found = order(Choice(preset, preset))
+        found = order(PlanChoice(preset, preset))
         return found.forecast(engine, found.rungs)
 
     default = model.refined if stream else model.budgets.ladder[0]
@@ -197,14 +197,14 @@ def check_fields(body: GenerateRequest, most: int, *, stream: bool) -> None:
         raise BadRequestError("a receipt is one image: n must be 1, or send keep to vary it", param="n")
 
 
-def _wish(body: GenerateRequest, auto_latency_ms: float, arrived: float) -> Wish:
+def _wish(body: GenerateRequest, auto_latency_ms: float, arrived: float) -> PlanQuery:
     latency_ms = auto_latency_ms if body.quality == "auto" else body.latency_budget_ms
     spent = time.perf_counter() - arrived
 
     def left(milliseconds: float | None) -> float | None:
         return None if milliseconds is None else milliseconds / 1e3 - spent
 
-    return Wish(
+    return PlanQuery(
         body.steps, body.quality, left(latency_ms), left(body.deadline_ms), body.min_quality, body.brownout
     )
 

@@ -15,14 +15,16 @@ from dd_core.plan import Plan, Preset
 
 
 @dataclass(frozen=True)
-class Rung:
+class RefinementStep:
     """A plan to run, and the cheaper one whose picture its first jump is, or None."""
 
     plan: Plan
     preview: Plan | None = None
 
 
-def rungs(ladder: Sequence[Preset], target: Plan, previews: int | None) -> tuple[Rung, ...]:
+def refinement_steps(
+    ladder: Sequence[Preset], target: Plan, previews: int | None
+) -> tuple[RefinementStep, ...]:
     """The plans that lead to `target`.
 
     Args:
@@ -30,13 +32,13 @@ def rungs(ladder: Sequence[Preset], target: Plan, previews: int | None) -> tuple
         previews: most pictures before the last one; None = all.
     """
     cheaper = [preset.plan for preset in ladder if preset.plan.cost < target.cost]
-    found: list[Rung] = []
+    found: list[RefinementStep] = []
     for plan in [*cheaper[:previews], target]:
         before = found[-1] if found else None
         if before is not None and before.preview is None and _begins(before.plan, plan):
-            found[-1] = Rung(plan, before.plan)
+            found[-1] = RefinementStep(plan, before.plan)
         else:
-            found.append(Rung(plan))
+            found.append(RefinementStep(plan))
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from server.devices.pool import Engine
 from server.errors import DeadlineUnreachableError
 from server.generation.encoder import Pixels
 from server.generation.request import Order
-from server.generation.rungs import Rung
+from server.generation.rungs import RefinementStep
 from server.scheduling.jobs import Job
 
 
@@ -64,7 +64,7 @@ class Refinement:
         self._engine.hold(order.model.name)
         self._holds = True
 
-    def _submit(self, rung: Rung) -> None:
+    def _submit(self, rung: RefinementStep) -> None:
         self._job = self._order.job(rung)
         self._pictures = asyncio.Queue()
         queue = self._pictures

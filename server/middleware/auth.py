@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dd_core.errors import InvalidRequestError
 from server.errors import UnauthorizedError, error_response, not_found
-from server.observability.context import facts_in
+from server.observability.context import context_of
 from server.settings import Settings
 
 log = logging.getLogger("dd_server")
@@ -162,7 +162,7 @@ class RequireKey:
             if name is None:
                 await error_response(_unauthorized(admin))(scope, receive, send)
                 return
-            facts_in(scope)["key"] = name
+            context_of(scope)["key"] = name
         await self.app(scope, receive, send)
 
 

@@ -14,12 +14,12 @@ from starlette.requests import HTTPConnection
 Fact = str | int | float | bool
 
 
-def facts_in(scope: MutableMapping[str, Any]) -> dict[str, Fact]:
+def context_of(scope: MutableMapping[str, Any]) -> dict[str, Fact]:
     """The facts of the request that `scope` belongs to."""
     facts: dict[str, Fact] = scope.setdefault("state", {}).setdefault("facts", {})
     return facts
 
 
-def note(request: HTTPConnection, **facts: Fact) -> None:
-    """Add to a request's facts: `note(request, model="cifar10", plan="dd-1")`."""
-    facts_in(request.scope).update(facts)
+def bind(request: HTTPConnection, **facts: Fact) -> None:
+    """Add to a request's facts: `bind(request, model="cifar10", plan="dd-1")`."""
+    context_of(request.scope).update(facts)

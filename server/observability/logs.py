@@ -18,7 +18,7 @@ from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from server.observability.context import facts_in
+from server.observability.context import context_of
 
 access = logging.getLogger("dd_server.access")
 
@@ -70,7 +70,7 @@ def log_request(scope: MutableMapping[str, Any], status: int, sent: int) -> None
         "seconds": round(time.perf_counter() - state["arrived"], 6),
         "bytes": sent,
         "client": client[0] if client else "",
-        **facts_in(scope),
+        **context_of(scope),
     }
     extra = {"fields": fields, "said": {"method", "path", "status"}}
     access.log(level, "%s %s %d", method, path, status, extra=extra)

@@ -20,12 +20,12 @@ from server.errors import (
     UnavailableError,
 )
 from server.generation.request import Order
-from server.observability.context import note
+from server.observability.context import bind
 from server.observability.metrics import UNKNOWN
 from server.state import Phase, ServerState
 
 
-class Account:
+class RequestRecord:
     """One request; `close` books it, once."""
 
     def __init__(self, request: Request, state: ServerState) -> None:
@@ -47,12 +47,12 @@ class Account:
     def ordered(self, order: Order) -> None:
         """The plan is known."""
         self._plan = order.plan.name
-        note(self._request, steps=order.plan.cost, n=len(order.origins))
+        bind(self._request, steps=order.plan.cost, n=len(order.origins))
         if self._state.settings.log_prompts and isinstance(order.condition, str):
-            note(self._request, prompt=order.condition)
+            bind(self._request, prompt=order.condition)
         requested = order.choice.requested.plan.name
         if requested != self._plan:
-            note(self._request, requested_plan=requested)
+            bind(self._request, requested_plan=requested)
 
     def admitted(self, order: Order) -> None:
         """It is in the queue."""
@@ -94,15 +94,15 @@ class Account:
             return
         self.open = False
         self._state.metrics.inflight.dec()
-        note(self._request, model=self._model, plan=self._plan, outcome=self.outcome)
+        bind(self._request, model=self._model, plan=self._plan, outcome=self.outcome)
         seconds = time.perf_counter() - self.arrived
         self._state.metrics.request(self._model, self._plan, self.outcome, seconds)
 
 
 @contextmanager
-def accounted(request: Request, state: ServerState) -> Iterator[Account]:
+def open_record(request: Request, state: ServerState) -> Iterator[RequestRecord]:
     """The account of a request, closed at the end of the block unless it is `lasting`."""
-    account = Account(request, state)
+    account = RequestRecord(request, state)
     try:
         with account.watched():
             yield account

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dd_core.errors import InvalidRequestError
-from server.observability.context import facts_in
+from server.observability.context import context_of
 from server.observability.logs import shown_path
 from server.observability.metrics import package_version
 
@@ -99,7 +99,7 @@ class SpanFacts:
         if not span.is_recording():
             await self.app(scope, receive, send)
             return
-        facts = facts_in(scope)
+        facts = context_of(scope)
         facts["trace_id"] = self.trace.format_trace_id(span.get_span_context().trace_id)
         try:
             await self.app(scope, receive, send)

@@ -50,14 +50,14 @@ class CostTable:
         self._totals: dict[tuple[Work, int], float] = {}
 
     def observe(self, work: Work, bucket: int, seconds: float) -> None:
-        """Account for a pass."""
+        """RequestRecord for a pass."""
         known = self._seconds.setdefault(work, {})
         old = known.get(bucket)
         known[bucket] = seconds if old is None else old + self._weight * (seconds - old)
         self._totals.clear()
 
     def observe_between(self, seconds: float, most: float = math.inf) -> None:
-        """Account for the time from one pass to the next while work waits: messages, and the server's
+        """RequestRecord for the time from one pass to the next while work waits: messages, and the server's
         own. It is the same for a pass of one image and of many.
 
         Args:

@@ -1,6 +1,6 @@
 """What the scheduler moves about: jobs, their images, and the passes that these take.
 
-    Job (a request) ─▶ Samples (its images), each at a Stage of the plan ─▶ Pass (a batch of them)
+    Job (a request) ─▶ Samples (its images), each at a Stage of the plan ─▶ Batch (a batch of them)
 
 A stage is a segment of the plan. An image that a student finishes is decoded in the same go; after a
 teacher, whose whole cohort ends at once, decoding is a stage of its own, so that it can be interleaved.
@@ -98,7 +98,7 @@ class Sample:
     number: int
     rank: Rank
     stage: int = 0
-    apart: int = 0
+    isolation_group: int = 0
     begun: bool = False
 
     @property
@@ -112,7 +112,7 @@ class Sample:
 
 
 @dataclass(eq=False)
-class Cohort:
+class TeacherBatch:
     """Images whose teacher segment began together and goes on in step."""
 
     number: int
@@ -127,18 +127,20 @@ class Cohort:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class Batch:
     """One forward pass of `samples` in a batch of `bucket` rows; those `decoding` become pictures."""
 
     work: Work
     samples: list[Sample]
     bucket: int
-    cohort: Cohort | None = None
+    teacher_batch: TeacherBatch | None = None
 
     @property
     def new(self) -> list[Sample]:
         """Those that the device may not know yet."""
-        goes_on = self.cohort is not None and self.cohort.passes_left < self.samples[0].at.passes
+        goes_on = (
+            self.teacher_batch is not None and self.teacher_batch.passes_left < self.samples[0].at.passes
+        )
         return [] if goes_on else [s for s in self.samples if s.stage == 0]
 
     @property

@@ -1,6 +1,6 @@
 """Which forward pass the device runs next: pure logic, without torch, threads or clocks.
 
-    admit(job) → its images wait at their stage → take() → Pass → finish(pass) → job complete
+    admit(job) → its images wait at their stage → next_batch() → Batch → finish(batch) → job complete
 
 Images at the same stage of work share a pass, whatever request they belong to: a student takes any
 mix of steps and plans; a teacher takes a *cohort*, which starts together and goes on in step. Passes
@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 from server.scheduling.backlog import Backlog, Forecast, Lane, lane_of
 from server.scheduling.costs import CostTable, Work
-from server.scheduling.jobs import Cohort, Job, Pass, Rank, Sample
+from server.scheduling.jobs import Batch, Job, Rank, Sample, TeacherBatch
 
 Policy = Literal["fair", "fifo"]
 # Device time that each lane gets while both have work.
@@ -33,7 +33,7 @@ _OTHER: dict[Lane, Lane] = {"light": "heavy", "heavy": "light"}
 _PATIENCE = 4.0
 # A promise to be in time leaves room for the wait to be longer than foreseen by this part of it. It costs
 # nothing where much waits, since then the device is busy anyway.
-_DOUBT = 0.5
+_SAFETY_MARGIN = 0.5
 # Weight of a new measurement of the pace, and the most that it may say.
 _PACE_WEIGHT = 0.1
 _SLOWEST = 4.0
@@ -56,7 +56,7 @@ class _Group(NamedTuple):
 
     work: Work
     stage: int
-    apart: int
+    isolation_group: int
 
 
 class Scheduler:
@@ -76,12 +76,12 @@ class Scheduler:
         self.policy = policy
         self.backlog = Backlog(costs, SHARES["light"])
         self.dropped: list[int] = []  # numbers of images and cohorts that the device may forget
-        self._max_cohorts = cohorts
+        self._max_teacher_batches = cohorts
         self._jobs: dict[Job, None] = {}  # an ordered set: order of arrival
         self._ready: dict[_Group, list[Sample]] = {}  # each in order of rank
-        self._cohorts: list[Cohort] = []
+        self._teacher_batches: list[TeacherBatch] = []
         self._held: list[Job] = []  # fifo: jobs whose turn has not come
-        self._running: Pass | None = None
+        self._running: Batch | None = None
         self._used: dict[Lane, float] = {"light": 0.0, "heavy": 0.0}
         self._deadlines: list[tuple[float, int, Job]] = []  # when to look at a job
         self._pace = 1.0  # time that passes while work is done ÷ time foreseen for it
@@ -112,7 +112,7 @@ class Scheduler:
         due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
         if job.deadline is not None:
             start, finish, _ = self.forecast(job, busy)
-            finish += _DOUBT * start
+            finish += _SAFETY_MARGIN * start
             if now + finish > job.deadline:
                 return Refusal("deadline", start, finish)
             due = min(due, job.deadline)
@@ -136,10 +136,10 @@ class Scheduler:
         )
         return Forecast(busy + start, busy + finish, alone)
 
-    def take(self) -> Pass | None:
+    def next_batch(self) -> Batch | None:
         """The next pass, or None when nothing waits."""
         assert self._running is None, "one pass at a time"
-        if self._held and not self._ready and not self._cohorts:
+        if self._held and not self._ready and not self._teacher_batches:
             self._queue_convoy()
         heads = {lane: head for lane in _OTHER if (head := self._head(lane)) is not None}
         if not heads:
@@ -147,7 +147,7 @@ class Scheduler:
         self._running = self._form(heads[self._choose(heads)])
         return self._running
 
-    def expected(self, work: Pass) -> float:
+    def expected(self, work: Batch) -> float:
         """Seconds that a pass takes, its decoding included."""
         passing = 0.0 if work.work.kind == "decode" else self.costs.seconds(work.work, work.bucket)
         if not work.decoding:
@@ -156,9 +156,9 @@ class Scheduler:
         return passing + self.costs.seconds(decode, self.costs.bucket_for(len(work.decoding)))
 
     def finish(
-        self, done: Pass, seconds: float, decode_seconds: float, now: float, text_seconds: float = 0.0
+        self, done: Batch, seconds: float, decode_seconds: float, now: float, text_seconds: float = 0.0
     ) -> list[Job]:
-        """Account for a pass; returns the jobs that are complete now.
+        """RequestRecord for a pass; returns the jobs that are complete now.
 
         Args:
             seconds, decode_seconds: that the pass took, and the decoding of pictures after it.
@@ -172,7 +172,7 @@ class Scheduler:
         if self._busy_since is not None:
             took = now - self._busy_since
             foreseen = self.costs.total(work, len(done.samples)) + self.costs.total(decode, decoding)
-            if done.cohort is None and work.kind != "decode" and foreseen > 0:
+            if done.teacher_batch is None and work.kind != "decode" and foreseen > 0:
                 slower = min(_SLOWEST, max(1.0, took / foreseen))
                 self._pace += _PACE_WEIGHT * (slower - self._pace)
             passing = seconds + decode_seconds
@@ -183,32 +183,32 @@ class Scheduler:
             self.costs.observe(decode, self.costs.bucket_for(decoding), decode_seconds)
         if work.kind not in ("decode", "teacher"):
             self.costs.observe(work, done.bucket, seconds)
-        if done.cohort is not None and not done.cohort.passes_left:
+        if done.teacher_batch is not None and not done.teacher_batch.passes_left:
             # Blocks of a plan may differ in size: what counts is their mean.
-            self.costs.observe(work, done.bucket, done.cohort.seconds / passes)
+            self.costs.observe(work, done.bucket, done.teacher_batch.seconds / passes)
         return complete
 
     def interrupted(self) -> None:
         """The device did something else: the time since the last pass says nothing about passes."""
         self._busy_since = None
 
-    def _account(self, done: Pass, seconds: float, decode_seconds: float, now: float) -> list[Job]:
-        moving, cohort = _live(done.samples), done.cohort
+    def _account(self, done: Batch, seconds: float, decode_seconds: float, now: float) -> list[Job]:
+        moving, teacher_batch = _live(done.samples), done.teacher_batch
         lane = lane_of(done.work)
         self._used[lane] += (seconds + decode_seconds) / SHARES[lane]
         for job in done.jobs:
             job.compute_s += seconds + decode_seconds
-        if cohort is not None:
-            cohort.passes_left -= 1
-            cohort.seconds += seconds
-            if not moving or not cohort.passes_left:
-                self._drop(cohort)
-            if moving and cohort.passes_left:
-                self._cohorts.append(cohort)
+        if teacher_batch is not None:
+            teacher_batch.passes_left -= 1
+            teacher_batch.seconds += seconds
+            if not moving or not teacher_batch.passes_left:
+                self._drop(teacher_batch)
+            if moving and teacher_batch.passes_left:
+                self._teacher_batches.append(teacher_batch)
                 return []
         return [sample.job for sample in moving if self._advance(sample, now)]
 
-    def split(self, failed: Pass, *, out_of_memory: bool) -> Job | None:
+    def split(self, failed: Batch, *, out_of_memory: bool) -> Job | None:
         """A pass failed: its halves are tried apart. Of one image it gives back the guilty job."""
         self._running = None
         self.interrupted()
@@ -220,7 +220,7 @@ class Scheduler:
             return moving[0].job if moving else None
         middle = (len(moving) + 1) // 2
         for half in (moving[:middle], moving[middle:]):
-            self._queue(half, apart=next(self._numbers))
+            self._queue(half, isolation_group=next(self._numbers))
         return None
 
     def restart(self) -> list[Job]:
@@ -228,11 +228,11 @@ class Scheduler:
         one by one. Returns the guilty job, if it died of one image alone for the second time.
         """
         suspects = _live(self._running.samples) if self._running else []
-        guilty = [s.job for s in suspects if s.apart and len(suspects) == 1]
+        guilty = [s.job for s in suspects if s.isolation_group and len(suspects) == 1]
         self._running = None
         self.interrupted()
         self._ready.clear()
-        self._cohorts.clear()
+        self._teacher_batches.clear()
         self.dropped.clear()
         for job in self._jobs:
             if job in self._held:
@@ -243,7 +243,10 @@ class Scheduler:
                 sample.stage, sample.begun = 0, False
             self.backlog.add(left)
             for sample in left:
-                self._queue([sample], apart=next(self._numbers) if sample in suspects else sample.apart)
+                self._queue(
+                    [sample],
+                    isolation_group=next(self._numbers) if sample in suspects else sample.isolation_group,
+                )
         return guilty
 
     def end(self, job: Job) -> None:
@@ -256,19 +259,19 @@ class Scheduler:
         self._images -= len(left)
         self.backlog.remove(left)
         # A cohort goes on in step: the device needs all its images until it ends.
-        running = self._running.cohort if self._running is not None else None
-        cohorts = [*self._cohorts, *([running] if running is not None else [])]
-        bound = {s.number for cohort in cohorts for s in cohort.samples}
+        running = self._running.teacher_batch if self._running is not None else None
+        cohorts = [*self._teacher_batches, *([running] if running is not None else [])]
+        bound = {s.number for teacher_batch in cohorts for s in teacher_batch.samples}
         self.dropped.extend(s.number for s in left if s.begun and s.number not in bound)
         for group, queue in list(self._ready.items()):
             if kept := _live(queue):
                 self._ready[group] = kept
             else:
                 del self._ready[group]
-        for cohort in self._cohorts:
-            if not _live(cohort.samples):
-                self._drop(cohort)
-        self._cohorts = [c for c in self._cohorts if _live(c.samples)]
+        for teacher_batch in self._teacher_batches:
+            if not _live(teacher_batch.samples):
+                self._drop(teacher_batch)
+        self._teacher_batches = [c for c in self._teacher_batches if _live(c.samples)]
 
     def expired(self, now: float) -> list[Job]:
         """Jobs to give up since this was last asked: their deadline has passed, or they have not begun
@@ -291,10 +294,10 @@ class Scheduler:
         """When to ask `expired` again."""
         return self._deadlines[0][0] if self._deadlines else None
 
-    def _drop(self, cohort: Cohort) -> None:
+    def _drop(self, teacher_batch: TeacherBatch) -> None:
         """A cohort has ended: the device may forget it, and those of its images that nobody waits for."""
-        self.dropped.append(cohort.number)
-        self.dropped.extend(s.number for s in cohort.samples if s.job.over)
+        self.dropped.append(teacher_batch.number)
+        self.dropped.extend(s.number for s in teacher_batch.samples if s.job.over)
 
     def _look_at(self, job: Job, when: float) -> None:
         heapq.heappush(self._deadlines, (when, next(self._numbers), job))
@@ -331,11 +334,11 @@ class Scheduler:
         self._forget(job)
         return True
 
-    def _queue(self, samples: Iterable[Sample], apart: int | None = None) -> None:
+    def _queue(self, samples: Iterable[Sample], isolation_group: int | None = None) -> None:
         for sample in samples:
-            sample.apart = sample.apart if apart is None else apart
+            sample.isolation_group = sample.isolation_group if isolation_group is None else isolation_group
             work = sample.at.work
-            group = _Group(work, -1 if work.kind == "student" else sample.stage, sample.apart)
+            group = _Group(work, -1 if work.kind == "student" else sample.stage, sample.isolation_group)
             insort(self._ready.setdefault(group, []), sample, key=attrgetter("rank"))
 
     def _queue_convoy(self) -> None:
@@ -347,10 +350,10 @@ class Scheduler:
                 self._held.remove(job)
                 self._queue(job.samples)
 
-    def _head(self, lane: Lane) -> tuple[Rank, _Group | Cohort] | None:
+    def _head(self, lane: Lane) -> tuple[Rank, _Group | TeacherBatch] | None:
         """What of a lane is due first and can run."""
-        full = len(self._cohorts) >= self._max_cohorts
-        found: list[tuple[Rank, _Group | Cohort]] = [
+        full = len(self._teacher_batches) >= self._max_teacher_batches
+        found: list[tuple[Rank, _Group | TeacherBatch]] = [
             (queue[0].rank, group)
             for group, queue in self._ready.items()
             if lane_of(group.work) == lane and not (full and group.work.kind == "teacher")
@@ -359,12 +362,12 @@ class Scheduler:
             teachers = [queue for group, queue in self._ready.items() if group.work.kind == "teacher"]
             blocked = [queue[0].rank[0] for queue in teachers if full]
             # Who holds a place that others wait for is as urgent as they are, or they would wait for ever.
-            for cohort in self._cohorts:
-                urgency, due, number = cohort.rank
-                found.append(((min([urgency, *blocked]), due, number), cohort))
+            for teacher_batch in self._teacher_batches:
+                urgency, due, number = teacher_batch.rank
+                found.append(((min([urgency, *blocked]), due, number), teacher_batch))
         return min(found, key=lambda entry: entry[0], default=None)
 
-    def _choose(self, heads: dict[Lane, tuple[Rank, _Group | Cohort]]) -> Lane:
+    def _choose(self, heads: dict[Lane, tuple[Rank, _Group | TeacherBatch]]) -> Lane:
         if len(heads) == 1:
             [lane] = heads
             # Time that a lane did not want is not saved up for later.
@@ -373,11 +376,11 @@ class Scheduler:
         urgent = min(rank[0] for rank, _ in heads.values())
         return min((lane for lane in heads if heads[lane][0][0] == urgent), key=lambda lane: self._used[lane])
 
-    def _form(self, head: tuple[Rank, _Group | Cohort]) -> Pass:
+    def _form(self, head: tuple[Rank, _Group | TeacherBatch]) -> Batch:
         chosen = head[1]
-        if isinstance(chosen, Cohort):
-            self._cohorts.remove(chosen)
-            return Pass(chosen.samples[0].at.work, chosen.samples, chosen.bucket, chosen)
+        if isinstance(chosen, TeacherBatch):
+            self._teacher_batches.remove(chosen)
+            return Batch(chosen.samples[0].at.work, chosen.samples, chosen.bucket, chosen)
         queue = self._ready.pop(chosen)
         last = chosen.work.kind != "decode" and all(s.last for s in queue)
         bucket = self.costs.best(chosen.work, len(queue), Work(chosen.work.model, "decode") if last else None)
@@ -387,8 +390,10 @@ class Scheduler:
         for sample in samples:
             sample.begun = True
         heavy = chosen.work.kind == "teacher"
-        cohort = Cohort(next(self._numbers), samples, bucket, samples[0].at.passes) if heavy else None
-        return Pass(chosen.work, samples, bucket, cohort)
+        teacher_batch = (
+            TeacherBatch(next(self._numbers), samples, bucket, samples[0].at.passes) if heavy else None
+        )
+        return Batch(chosen.work, samples, bucket, teacher_batch)
 
 
 def _live(samples: Iterable[Sample]) -> list[Sample]:

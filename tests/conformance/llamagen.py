@@ -14,9 +14,9 @@ from torch import Tensor
 from dd_core import plan
 from dd_core.codebook import lookup, nearest
 from dd_core.condition import Condition, joined, left_padded
-from dd_core.logits import DrawSettings, guide, keep_likely, log_probabilities
+from dd_core.logits import LogitSettings, guide, keep_likely, log_probabilities
 from dd_core.models.adapters import adapt_llamagen_gpt, adapt_llamagen_vq, load_strictly
-from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.sampling import Sampler, renoise, run_plan, student_jump, teacher_steps
@@ -46,11 +46,11 @@ def tokenizer_of(fixture: Fixture) -> VQTokenizer:
     return model
 
 
-def gpt_config(facts: dict[str, Any], vq: VQConfig) -> GPTConfig:
+def gpt_config(facts: dict[str, Any], vq: VQConfig) -> LlamaGenConfig:
     if facts.get("n_kv_head"):
         raise ValueError("n_kv_head: no published LlamaGen model groups its keys")
     text = facts["model_type"] == "t2i"
-    return GPTConfig(
+    return LlamaGenConfig(
         layers=facts["n_layer"],
         heads=facts["n_head"],
         dim=facts["dim"],
@@ -101,13 +101,13 @@ def check_vq(fixture: Fixture) -> None:
 def check_filter(fixture: Fixture) -> None:
     cases = {f"case{i}": c for i, c in enumerate(fixture.cases["cases"])} | {"ties": fixture.cases["ties"]}
     for name, case in cases.items():
-        draw = DrawSettings(top_k=case["top_k"], top_p=case["top_p"])
+        draw = LogitSettings(top_k=case["top_k"], top_p=case["top_p"])
         fixture.compare(f"{name}.filtered", keep_likely(fixture.io[case["input"]], draw))
 
 
-def _draw(case: dict[str, Any]) -> DrawSettings:
+def _draw(case: dict[str, Any]) -> LogitSettings:
     interval = case.get("cfg_interval", -1)
-    return DrawSettings(
+    return LogitSettings(
         case["cfg_scale"],
         # The reference counts decoding steps after the first token.
         guidance_until=interval + 1 if interval > -1 else None,
@@ -122,7 +122,7 @@ def _generate(
     name: str,
     model: LlamaGenTeacher,
     cond: Condition,
-    draw: DrawSettings,
+    draw: LogitSettings,
     start_tokens: Tensor,
     stop: int,
     *,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from tests.conformance import naive_llamagen as slow
@@ -37,7 +37,7 @@ L = GRID * GRID
 LEVELS, BLOCKS, Z = 2, 0, 4
 TEXT, TEXT_DIM, LENGTHS = 5, 6, (2, 5)
 _VQ = VQConfig(V, C, Z, 32, (1,) * LEVELS, BLOCKS)
-_CLASS = GPTConfig(2, 2, 8, V, C, GRID, CLASSES, hidden_multiple=8)
+_CLASS = LlamaGenConfig(2, 2, 8, V, C, GRID, CLASSES, hidden_multiple=8)
 _TEXT = replace(_CLASS, text_tokens=TEXT, text_dim=TEXT_DIM)
 _CONFIG = {
     "vq": {
@@ -89,7 +89,7 @@ def fixtures(seed: int) -> tuple[list[Recording], dict[str, dict[str, Tensor]]]:
     return recordings, states
 
 
-def _facts(cfg: GPTConfig, **more: Any) -> dict[str, Any]:
+def _facts(cfg: LlamaGenConfig, **more: Any) -> dict[str, Any]:
     facts = {
         "vocab_size": V,
         "num_classes": CLASSES,

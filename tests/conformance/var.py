@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dd_core import plan
 from dd_core.codebook import lookup, nearest
-from dd_core.logits import DrawSettings, guide, keep_likely
+from dd_core.logits import LogitSettings, guide, keep_likely
 from dd_core.models.adapters import (
     adapt_var,
     adapt_var_dd,
@@ -155,12 +155,12 @@ def check_filter(fixture: Fixture) -> None:
     """top-k, then top-p; the reference's top_p = 0 means none."""
     cases = {f"case{i}": c for i, c in enumerate(fixture.cases["cases"])} | {"ties": fixture.cases["ties"]}
     for name, case in cases.items():
-        draw = DrawSettings(top_k=case["top_k"], top_p=case["top_p"] or 1.0)
+        draw = LogitSettings(top_k=case["top_k"], top_p=case["top_p"] or 1.0)
         fixture.compare(f"{name}.filtered", keep_likely(fixture.io[case["input"]], draw))
 
 
-def _draw(case: dict[str, Any]) -> DrawSettings:
-    return DrawSettings(case["cfg"], "linear", top_k=case["top_k"], top_p=case["top_p"] or 1.0)
+def _draw(case: dict[str, Any]) -> LogitSettings:
+    return LogitSettings(case["cfg"], "linear", top_k=case["top_k"], top_p=case["top_p"] or 1.0)
 
 
 def check_teacher(fixture: Fixture) -> None:

@@ -13,7 +13,7 @@ from dd_core.errors import WeightsError
 from dd_core.layout import paper_student_mask, student_mask
 from dd_core.models import adapters
 from dd_core.models.adapters import adapt, load_strictly, student_mask_of
-from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.multiscale_vq import MultiScaleVQ
 from dd_core.models.var import VARStudent, VARTeacher
@@ -21,7 +21,7 @@ from dd_core.models.vq import VQTokenizer
 from tests.tiny_var import VAR, VQ
 from tests.upstream import reference_state
 
-GPT = GPTConfig(2, 2, 16, 16, 4, 3, 7, hidden_multiple=8)
+GPT = LlamaGenConfig(2, 2, 16, 16, 4, 3, 7, hidden_multiple=8)
 TEXT = replace(GPT, text_tokens=4, text_dim=6)
 _TOKENIZER = MultiScaleVQ(VQ)
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from dd_core.condition import TextCondition, joined, left_padded, padded, rows
 from dd_core.errors import InvalidRequestError
-from dd_core.logits import DrawSettings
-from dd_core.models.config import GPTConfig
+from dd_core.logits import LogitSettings
+from dd_core.models.config import LlamaGenConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.plan import teacher as teacher_plan
 from dd_core.sampling import Sampler, run_plan
 from tests.conformance.recording import redraw
 
-TEXT = GPTConfig(2, 2, 16, 16, 4, 3, 7, hidden_multiple=8, text_tokens=6, text_dim=5)
+TEXT = LlamaGenConfig(2, 2, 16, 16, 4, 3, 7, hidden_multiple=8, text_tokens=6, text_dim=5)
 LENGTHS = (2, 6, 0, 4)
 
 
@@ -111,7 +111,7 @@ def test_a_text_alone_equals_the_same_text_in_a_batch() -> None:
         codebook_VC = torch.eye(16)[:, :4] + torch.arange(16)[:, None]
 
     model, text = _teacher(), left_padded(*_encoded())
-    draw = DrawSettings(3.0, top_k=8)
+    draw = LogitSettings(3.0, top_k=8)
     sampler = Sampler(TEXT.layout, Codes(), None, model, draw=draw)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(4, 9, 4, generator=generator)
@@ -138,7 +138,7 @@ def test_a_student_of_texts_runs_and_reads_them() -> None:
 
 @pytest.mark.parametrize("text_model", [True, False])
 def test_the_wrong_kind_of_condition_is_refused(text_model: bool) -> None:
-    cfg = TEXT if text_model else GPTConfig(1, 2, 16, 16, 4, 3, 7, hidden_multiple=8)
+    cfg = TEXT if text_model else LlamaGenConfig(1, 2, 16, 16, 4, 3, 7, hidden_multiple=8)
     cond = torch.tensor([1]) if text_model else left_padded(*_encoded())
     with pytest.raises(InvalidRequestError, match="text states" if text_model else "class indices") as caught:
         LlamaGenTeacher(cfg)(torch.zeros(rows(cond), 9, dtype=torch.long), cond)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from dd_core.errors import InvalidRequestError
-from dd_core.logits import DrawSettings, guide, log_probabilities, multinomial
+from dd_core.logits import LogitSettings, guide, log_probabilities, multinomial
 
 INF = float("inf")
 
 
 def _kept(logits: list[float], **settings: float) -> list[int]:
-    log_p = log_probabilities(torch.tensor(logits), DrawSettings(**settings))  # type: ignore[arg-type]
+    log_p = log_probabilities(torch.tensor(logits), LogitSettings(**settings))  # type: ignore[arg-type]
     assert log_p.exp().sum().item() == pytest.approx(1.0, abs=1e-6)
     return (log_p > -INF).nonzero().flatten().tolist()
 
@@ -27,17 +27,17 @@ def test_guidance_is_an_extrapolation_from_the_unconditional() -> None:
 
 
 def test_constant_guidance_is_the_same_in_every_block() -> None:
-    draw = DrawSettings(2.0)
+    draw = LogitSettings(2.0)
     assert [draw.scale(k, 4) for k in range(4)] == [2.0] * 4
-    assert draw.guided and not DrawSettings().guided and not DrawSettings(1.0).guided
+    assert draw.guided and not LogitSettings().guided and not LogitSettings(1.0).guided
 
 
 def test_linear_guidance_grows_from_none_to_one_plus_its_scale() -> None:
     """VAR: (1 + t)·c − t·u with t = cfg·k / (K − 1), so the first block is never guided."""
-    draw = DrawSettings(1.5, "linear")
+    draw = LogitSettings(1.5, "linear")
     assert [draw.scale(k, 4) for k in range(4)] == pytest.approx([1.0, 1.5, 2.0, 2.5])
     assert draw.scale(0, 1) == 1.0, "a single block must not divide by zero"
-    assert draw.guided and not DrawSettings(0.0, "linear").guided and DrawSettings(1.0, "linear").guided
+    assert draw.guided and not LogitSettings(0.0, "linear").guided and LogitSettings(1.0, "linear").guided
     conditional, free = torch.randn(2, 3), torch.randn(2, 3)
     t = 1.5 * 2 / 3
     by_hand = (1 + t) * conditional - t * free
@@ -46,15 +46,15 @@ def test_linear_guidance_grows_from_none_to_one_plus_its_scale() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_guidance_until_is_the_last_guided_block(schedule: Literal["constant", "linear"]) -> None:
-    draw = DrawSettings(3.0, schedule, guidance_until=1)
-    always = DrawSettings(3.0, schedule)
+    draw = LogitSettings(3.0, schedule, guidance_until=1)
+    always = LogitSettings(3.0, schedule)
     assert [draw.scale(k, 4) for k in range(4)] == [always.scale(0, 4), always.scale(1, 4), 1.0, 1.0]
-    assert DrawSettings(3.0, schedule, guidance_until=0).scale(1, 4) == 1.0
+    assert LogitSettings(3.0, schedule, guidance_until=0).scale(1, 4) == 1.0
 
 
 def test_without_a_schedules_name_the_valid_ones_are_told() -> None:
     with pytest.raises(InvalidRequestError, match="constant or linear") as caught:
-        DrawSettings(2.0, "cosine")  # type: ignore[arg-type]
+        LogitSettings(2.0, "cosine")  # type: ignore[arg-type]
     assert caught.value.param == "guidance_schedule"
 
 
@@ -73,7 +73,7 @@ def test_top_p_keeps_the_token_that_crosses() -> None:
 
 
 def test_temperature_sharpens() -> None:
-    cold = log_probabilities(torch.tensor([1.0, 0.0]), DrawSettings(temperature=0.5)).exp()
+    cold = log_probabilities(torch.tensor([1.0, 0.0]), LogitSettings(temperature=0.5)).exp()
     assert cold[0].item() == pytest.approx(torch.tensor(2.0).sigmoid().item())
 
 
@@ -96,5 +96,5 @@ def test_multinomial_never_leaves_the_support() -> None:
 )
 def test_values_out_of_range_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        DrawSettings(**wrong)  # type: ignore[arg-type]
+        LogitSettings(**wrong)  # type: ignore[arg-type]
     assert caught.value.param == next(iter(wrong))

@@ -24,7 +24,7 @@ from dd_core.models.adapters import (
     load_strictly,
 )
 from dd_core.models.build import on_meta
-from dd_core.models.config import GPTConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.multiscale_vq import MultiScaleVQ
 from dd_core.models.var import VARStudent, VARTeacher
@@ -35,11 +35,11 @@ SHAPES = Path(os.environ.get("DD_SHAPES") or Path(__file__).parents[2].parent / 
 
 _512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 _GPT = {
-    "B": GPTConfig(layers=12, heads=12, dim=768),
-    "L": GPTConfig(layers=24, heads=16, dim=1024),
-    "XL": GPTConfig(layers=36, heads=20, dim=1280),
-    "XXL": GPTConfig(layers=48, heads=24, dim=1536),
-    "3B": GPTConfig(layers=24, heads=32, dim=3200),
+    "B": LlamaGenConfig(layers=12, heads=12, dim=768),
+    "L": LlamaGenConfig(layers=24, heads=16, dim=1024),
+    "XL": LlamaGenConfig(layers=36, heads=20, dim=1280),
+    "XXL": LlamaGenConfig(layers=48, heads=24, dim=1536),
+    "3B": LlamaGenConfig(layers=24, heads=32, dim=3200),
 }
 _TEXT = replace(_GPT["XL"], text_tokens=120, text_dim=2048)
 

@@ -18,7 +18,7 @@ from dd_core.cache import KVCache
 from dd_core.codebook import lookup, nearest
 from dd_core.errors import InvalidPlanError
 from dd_core.flow import FlowSettings
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.models.llamagen import LlamaGenTeacher
 from dd_core.noise import batch_noise, gaussian_noise
 from dd_core.plan import Plan, Segment
@@ -141,7 +141,7 @@ def test_algorithm_1_equals_teacher_sampling_in_distribution(bundle: Bundle) -> 
     A test of homogeneity on the joint of (first token, parity of the second); a map that ignores
     the noise, or uses a later token's noise, fails it or the uniqueness below.
     """
-    draw = DrawSettings(guidance=1.5, top_k=8)
+    draw = LogitSettings(guidance=1.5, top_k=8)
     sampler = replace(bundle.sampler, draw=draw, exact=False, flow=FlowSettings("dpmpp-3m", 40))
     # Two blocks and a look-up are enough for the joint of two tokens.
     tail = (Segment("marginal", 2, T),)

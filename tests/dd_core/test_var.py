@@ -16,7 +16,7 @@ from dd_core.codebook import lookup, nearest
 from dd_core.condition import TextCondition
 from dd_core.errors import InvalidRequestError, WeightsError
 from dd_core.layout import paper_student_mask, student_mask
-from dd_core.logits import DrawSettings, guide
+from dd_core.logits import LogitSettings, guide
 from dd_core.models.build import new_teacher
 from dd_core.models.config import MultiScaleConfig, VARConfig, VQConfig
 from dd_core.models.multiscale_vq import MultiScaleVQ, phi_index
@@ -137,7 +137,7 @@ def test_one_batch_may_mix_steps(models: Models) -> None:
 def test_hybrid_is_the_student_then_the_teacher_then_the_student(models: Models) -> None:
     """Algorithm 4 by hand: S 0→1, a greedy Te 1→3 on the snapped prefix, S 3→T on the original noise."""
     tokenizer, student, teacher = models
-    sampler = _sampler(models, draw=DrawSettings(2.0, "linear", top_k=1))
+    sampler = _sampler(models, draw=LogitSettings(2.0, "linear", top_k=1))
     cond, noise, uniform = _given(3)
     made = run_plan(sampler, plan.hybrid(T, 1, 3, split=3), cond, noise, uniform)
     codebook, step = tokenizer.codebook_VC, torch.zeros(3, dtype=torch.long)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from dd_core.plan import Plan
 from server.generation.origins import origins_of
 from server.scheduling.costs import CostTable, Work, buckets_up_to
-from server.scheduling.jobs import Job, Pass
+from server.scheduling.jobs import Batch, Job
 from server.scheduling.scheduler import Policy, Refusal, Scheduler
 
 STUDENT_S, TEACHER_S, DECODE_S = 0.010, 0.008, 0.004
@@ -39,7 +39,7 @@ class Simulation:
     scheduler: Scheduler
     arrivals: list[Job] = field(default_factory=list)
     now: float = 0.0
-    passes: list[tuple[float, Pass]] = field(default_factory=list)
+    passes: list[tuple[float, Batch]] = field(default_factory=list)
     done: dict[Job, float] = field(default_factory=dict)
     refused: dict[Job, Refusal] = field(default_factory=dict)
     expired: list[Job] = field(default_factory=list)
@@ -55,13 +55,13 @@ class Simulation:
         order = itertools.count()
         waiting = [(job.submitted, next(order), job) for job in self.arrivals]
         heapq.heapify(waiting)
-        running: tuple[float, Pass, float, float] | None = None
+        running: tuple[float, Batch, float, float] | None = None
         while waiting or running or self.scheduler.jobs:
             if running is None:
                 for late in self.scheduler.expired(self.now):
                     self.scheduler.end(late)
                     self.expired.append(late)
-                work = self.scheduler.take()
+                work = self.scheduler.next_batch()
                 if work is not None:
                     seconds, decoding = self._cost(work), len(work.finishing) * DECODE_S
                     running = (self.now + self.slower * (seconds + decoding), work, seconds, decoding)
@@ -83,5 +83,5 @@ class Simulation:
         return self.done[job] - job.submitted
 
     @staticmethod
-    def _cost(work: Pass) -> float:
+    def _cost(work: Batch) -> float:
         return {"student": STUDENT_S, "teacher": TEACHER_S, "marginal": 0.001, "decode": 0.0}[work.work.kind]

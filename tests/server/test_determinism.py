@@ -66,7 +66,7 @@ def test_images_dealt_out_to_two_processes_have_the_same_bytes(
     body = {"label": 1, "seed": 5, "n": 3, "steps": 2}
     with running(bundle_folder, warmup=False) as live:
         alone, shown = images(live, body), pictures(live, body)
-    monkeypatch.setattr(dealing, "deal", dealing._evenly)
+    monkeypatch.setattr(dealing, "dispatch", dealing._evenly)
     with running(bundle_folder, device="cpu,cpu", warmup=False) as live:
         assert images(live, body) == alone
         assert pictures(live, body) == shown
@@ -82,7 +82,7 @@ def pictures(live: Running, body: dict[str, Any]) -> dict[tuple[int, int], str]:
 def test_what_fails_in_one_process_fails_the_request_alone(
     bundle_folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dealing, "deal", dealing._evenly)
+    monkeypatch.setattr(dealing, "dispatch", dealing._evenly)
     with running(bundle_folder, gate, device="cpu,cpu", warmup=False) as live:
         gate.poisoned.value = 5
         refused(live.post({"label": 5, "n": 4}), 500, "compute_failed")

@@ -40,7 +40,7 @@ def run(
             scheduler.end(leaving)
         device.forget(scheduler.dropped)
         scheduler.dropped.clear()
-        work = scheduler.take()
+        work = scheduler.next_batch()
         if work is None:
             break
         done = device.forward(command_of(work))
@@ -63,7 +63,7 @@ def test_who_leaves_a_cohort_disturbs_nobody_and_leaves_nothing_behind(
     assert stays.over and not stays.unfinished
     expected = sample_images(bundle.sampler, chosen, [2], [(2, 0)])[0].numpy()
     assert np.array_equal(pictures[stays.samples[0].number], expected)
-    assert (device.images, device.cohorts) == ({}, {})
+    assert (device.images, device.teacher_batches) == ({}, {})
 
 
 def test_a_cohort_that_all_have_left_is_forgotten(device: Device) -> None:
@@ -71,7 +71,7 @@ def test_a_cohort_that_all_have_left_is_forgotten(device: Device) -> None:
     job = Job("tiny", plan.teacher(T), 1, origins_of(1, 2), 0.0)
     assert scheduler.admit(job, 0.0) is None
     assert run(device, scheduler, job, 5) == {}
-    assert (device.images, device.cohorts) == ({}, {})
+    assert (device.images, device.teacher_batches) == ({}, {})
 
 
 def test_an_image_is_told_once(device: Device) -> None:
@@ -79,7 +79,7 @@ def test_an_image_is_told_once(device: Device) -> None:
     scheduler = Scheduler(CostTable((1, 2, 4)), 64)
     scheduler.admit(Job("tiny", plan.teacher(T), 1, origins_of(1, 2), 0.0), 0.0)
     told = []
-    while (work := scheduler.take()) is not None:
+    while (work := scheduler.next_batch()) is not None:
         told.append(len(command_of(work).new))
         done = device.forward(command_of(work))
         scheduler.finish(work, done.seconds, done.decode_seconds, 1.0)

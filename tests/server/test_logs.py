@@ -24,7 +24,7 @@ from starlette.requests import Request
 from server.app import create_app
 from server.middleware.stack import LastResort, RequestContext
 from server.observability import logs
-from server.observability.context import facts_in, note
+from server.observability.context import context_of, note
 from server.observability.logs import JsonFormatter, TextFormatter
 from server.settings import Settings
 from tests.server.helpers import PATIENCE, Running, eventually, running
@@ -208,8 +208,8 @@ def test_facts_belong_to_one_request() -> None:
     """uvicorn gives every request a shallow copy of one state."""
     shared: dict[str, Any] = {}
     first, second = {"state": dict(shared)}, {"state": dict(shared)}
-    facts_in(first)["model"] = "tiny"
-    assert facts_in(second) == {}
+    context_of(first)["model"] = "tiny"
+    assert context_of(second) == {}
 
 
 @pytest.mark.parametrize("form", ["json"], indirect=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dd_core.errors import InvalidRequestError
-from server.devices.placement import SMALL_BYTES, Place, places, usable_cores
+from server.devices.placement import SMALL_BYTES, WorkerSpec, usable_cores, worker_specs
 
 SMALL, LARGE = SMALL_BYTES, SMALL_BYTES + 1
 
@@ -48,19 +48,19 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cpu_gets_processes_by_the_size_of_the_models(
     setting: str, threads: int, weights: int, cores: int, expected: list[int]
 ) -> None:
-    assert places(setting, threads, weights, cores) == [Place("cpu", share) for share in expected]
+    assert worker_specs(setting, threads, weights, cores) == [WorkerSpec("cpu", share) for share in expected]
 
 
 @pytest.mark.usefixtures("gpus")
 def test_a_gpu_gets_a_process() -> None:
-    assert places("auto", 0, SMALL, 16) == [Place("cuda:0", 0), Place("cuda:1", 0)]
-    assert places("cuda:1,cpu", 0, LARGE, 16) == [Place("cuda:1", 0), Place("cpu", 16)]
+    assert worker_specs("auto", 0, SMALL, 16) == [WorkerSpec("cuda:0", 0), WorkerSpec("cuda:1", 0)]
+    assert worker_specs("cuda:1,cpu", 0, LARGE, 16) == [WorkerSpec("cuda:1", 0), WorkerSpec("cpu", 16)]
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="not on this machine"):
-        places("cuda:0", 0, SMALL, 16)
+        worker_specs("cuda:0", 0, SMALL, 16)
 
 
 @pytest.mark.parametrize(

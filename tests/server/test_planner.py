@@ -12,7 +12,7 @@ import pytest
 from dd_core import plan
 from dd_core.plan import Preset
 from server.errors import BadRequestError
-from server.generation.planner import Choice, Wish, choose
+from server.generation.planner import PlanChoice, PlanQuery, choose
 from server.models.budgets import BudgetTable
 from server.scheduling.backlog import Forecast
 from tests.server.helpers import Gate, Running, busy, eventually, running
@@ -35,7 +35,7 @@ def waiting(seconds: float) -> Callable[[Preset], Forecast]:
     return forecast
 
 
-def picked(wish: Wish, wait: float = 0.0, longest: float = 2.0) -> tuple[str, str]:
+def picked(wish: PlanQuery, wait: float = 0.0, longest: float = 2.0) -> tuple[str, str]:
     choice = choose(TABLE, wish, ONE, longest, waiting(wait))
     return choice.requested.plan.name, choice.applied.plan.name
 
@@ -56,61 +56,61 @@ def test_a_plan_that_no_budget_leads_to_is_on_no_ladder() -> None:
 @pytest.mark.parametrize(
     ("wish", "name"),
     [
-        (Wish(), "dd-1"),
-        (Wish(steps=2), "dd-2"),
-        (Wish(steps=63), "pre-trained-1-21"),
-        (Wish(quality="high"), "teacher"),
-        (Wish(latency=0.011), "dd-1"),
-        (Wish(latency=0.03), "dd-2"),
-        (Wish(latency=0.3), "pre-trained-1-21"),
-        (Wish(latency=10.0), "teacher"),
-        (Wish(latency=0.001), "dd-1"),
-        (Wish(steps=2, latency=10.0), "dd-2"),
-        (Wish(steps=64, latency=0.03), "dd-2"),
-        (Wish(steps=64, most_fid=31), "teacher"),
-        (Wish(steps=64, deadline=0.3), "pre-trained-1-21"),
+        (PlanQuery(), "dd-1"),
+        (PlanQuery(steps=2), "dd-2"),
+        (PlanQuery(steps=63), "pre-trained-1-21"),
+        (PlanQuery(quality="high"), "teacher"),
+        (PlanQuery(latency=0.011), "dd-1"),
+        (PlanQuery(latency=0.03), "dd-2"),
+        (PlanQuery(latency=0.3), "pre-trained-1-21"),
+        (PlanQuery(latency=10.0), "teacher"),
+        (PlanQuery(latency=0.001), "dd-1"),
+        (PlanQuery(steps=2, latency=10.0), "dd-2"),
+        (PlanQuery(steps=64, latency=0.03), "dd-2"),
+        (PlanQuery(steps=64, most_fid=31), "teacher"),
+        (PlanQuery(steps=64, deadline=0.3), "pre-trained-1-21"),
     ],
 )
-def test_on_an_idle_server_a_request_gets_what_it_asks_for(wish: Wish, name: str) -> None:
+def test_on_an_idle_server_a_request_gets_what_it_asks_for(wish: PlanQuery, name: str) -> None:
     assert picked(wish) == (name, name)
 
 
 @pytest.mark.parametrize(
     ("wish", "wait", "requested", "applied"),
     [
-        (Wish(steps=64), 1.9, "teacher", "teacher"),
-        (Wish(steps=64), 2.1, "teacher", "dd-1"),
-        (Wish(steps=64, brownout=False), 2.1, "teacher", "teacher"),
-        (Wish(steps=64, deadline=0.8), 0.2, "teacher", "pre-trained-1-21"),
-        (Wish(steps=64, deadline=0.5), 0.0, "pre-trained-1-21", "pre-trained-1-21"),
-        (Wish(steps=64, deadline=0.5, brownout=False), 0.2, "teacher", "teacher"),
-        (Wish(steps=64, deadline=0.1), 0.2, "dd-2", "dd-1"),
-        (Wish(steps=64, most_fid=35), 9.0, "teacher", "pre-trained-1-21"),
-        (Wish(quality="high", latency=1.0), 0.5, "teacher", "pre-trained-1-21"),
-        (Wish(quality="high", latency=1.0, brownout=False), 0.5, "teacher", "pre-trained-1-21"),
+        (PlanQuery(steps=64), 1.9, "teacher", "teacher"),
+        (PlanQuery(steps=64), 2.1, "teacher", "dd-1"),
+        (PlanQuery(steps=64, brownout=False), 2.1, "teacher", "teacher"),
+        (PlanQuery(steps=64, deadline=0.8), 0.2, "teacher", "pre-trained-1-21"),
+        (PlanQuery(steps=64, deadline=0.5), 0.0, "pre-trained-1-21", "pre-trained-1-21"),
+        (PlanQuery(steps=64, deadline=0.5, brownout=False), 0.2, "teacher", "teacher"),
+        (PlanQuery(steps=64, deadline=0.1), 0.2, "dd-2", "dd-1"),
+        (PlanQuery(steps=64, most_fid=35), 9.0, "teacher", "pre-trained-1-21"),
+        (PlanQuery(quality="high", latency=1.0), 0.5, "teacher", "pre-trained-1-21"),
+        (PlanQuery(quality="high", latency=1.0, brownout=False), 0.5, "teacher", "pre-trained-1-21"),
     ],
 )
 def test_under_load_fewer_passes_are_spent_unless_the_request_minds(
-    wish: Wish, wait: float, requested: str, applied: str
+    wish: PlanQuery, wait: float, requested: str, applied: str
 ) -> None:
     assert picked(wish, wait) == (requested, applied)
 
 
 def test_brownout_can_be_off() -> None:
-    assert picked(Wish(steps=64), wait=1000.0, longest=0.0) == ("teacher", "teacher")
+    assert picked(PlanQuery(steps=64), wait=1000.0, longest=0.0) == ("teacher", "teacher")
 
 
 def test_nothing_is_forecast_where_there_is_nothing_to_choose() -> None:
     def never(_: Preset) -> Forecast:
         raise AssertionError("a forecast costs time")
 
-    assert choose(TABLE, Wish(), ONE, 2.0, never) == Choice(ONE, ONE)
+    assert choose(TABLE, PlanQuery(), ONE, 2.0, never) == PlanChoice(ONE, ONE)
 
 
 @pytest.mark.parametrize(
-    ("wish", "best"), [(Wish(steps=2, most_fid=35), "40.00"), (Wish(most_fid=1), "50.00")]
+    ("wish", "best"), [(PlanQuery(steps=2, most_fid=35), "40.00"), (PlanQuery(most_fid=1), "50.00")]
 )
-def test_a_quality_that_no_plan_reaches_is_refused(wish: Wish, best: str) -> None:
+def test_a_quality_that_no_plan_reaches_is_refused(wish: PlanQuery, best: str) -> None:
     with pytest.raises(BadRequestError, match=best) as caught:
         choose(TABLE, wish, ONE, 2.0, waiting(0))
     assert caught.value.param == "min_quality"
@@ -118,7 +118,7 @@ def test_a_quality_that_no_plan_reaches_is_refused(wish: Wish, best: str) -> Non
 
 def test_plans_without_a_figure_reach_no_quality() -> None:
     with pytest.raises(BadRequestError, match="none is measured"):
-        choose(BudgetTable([Preset(plan.one_step(T))]), Wish(most_fid=50), ONE, 2.0, waiting(0))
+        choose(BudgetTable([Preset(plan.one_step(T))]), PlanQuery(most_fid=50), ONE, 2.0, waiting(0))
 
 
 # ---- over HTTP

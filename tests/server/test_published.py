@@ -20,7 +20,7 @@ from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec
 from dd_core.hub.storage import models_folder
 from dd_core.manifest import read_manifest
-from dd_core.models.config import GPTConfig, VARConfig
+from dd_core.models.config import LlamaGenConfig, VARConfig
 from dd_core.text.config import T5Config
 from server.models import commands as models
 from tests.dd_core.small_text import pieces_file
@@ -266,7 +266,7 @@ def test_a_model_of_texts_goes_from_the_hub_to_a_picture(
     tiny = tiny_spec(name)
     monkeypatch.setitem(registry(), name, tiny)
     publish(hub, tiny, random_modules(tiny))
-    assert isinstance(tiny.teacher, GPTConfig)
+    assert isinstance(tiny.teacher, LlamaGenConfig)
     _publish_t5(hub, tmp_path / "t5", tiny.teacher.text_dim)
     shown = []
     for number, prompt in enumerate(["a red cat", "blue hearts", "a red cat"]):

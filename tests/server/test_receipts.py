@@ -14,7 +14,7 @@ from PIL import Image
 
 from dd_core import plan
 from dd_core.bundle import Bundle
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry, read_manifest, write_manifest
 from dd_core.noise import NoiseKey, Splice, batch_noise
 from dd_core.sampling import sample_codes
@@ -204,7 +204,7 @@ def test_other_settings_or_another_plan_of_the_same_name_are_other_pictures(tmp_
         refused(live.client.get(f"/images/{two['receipt']}"), 409, "other_weights", "receipt")
         assert made(live, steps=2)["receipt"] != two["receipt"]
         assert live.post({"receipt": one["receipt"]}).json()["images"] == [one]
-    write_manifest(folder, manifest.model_copy(update={"draw": DrawSettings(guidance=1.5)}))
+    write_manifest(folder, manifest.model_copy(update={"draw": LogitSettings(guidance=1.5)}))
     with running(folder, warmup=False) as live:
         refused(live.post({"receipt": one["receipt"]}), 409, "other_weights", "receipt")
 

@@ -22,7 +22,7 @@ from dd_core.bundle import Bundle
 from dd_core.plan import Preset
 from dd_core.sampling import sample_codes
 from server.api.streams import EventStream
-from server.generation.rungs import Rung, rungs
+from server.generation.rungs import RefinementStep, refinement_steps
 from tests.server.helpers import Gate, Running, busy, eventually, running
 from tests.server.test_errors import refused
 
@@ -113,12 +113,19 @@ def test_rungs_share_a_jump_only_where_it_is_the_same() -> None:
     one, two = plan.one_step(T), plan.few_steps(T, 20)
     hybrid, teacher = plan.hybrid(T, 0, 20), plan.teacher(T)
     ladder = [Preset(p) for p in (one, two, hybrid, teacher)]
-    assert rungs(ladder, teacher, None) == (Rung(two, one), Rung(hybrid), Rung(teacher))
-    assert rungs(ladder, one, None) == (Rung(one),)
+    assert refinement_steps(ladder, teacher, None) == (
+        RefinementStep(two, one),
+        RefinementStep(hybrid),
+        RefinementStep(teacher),
+    )
+    assert refinement_steps(ladder, one, None) == (RefinementStep(one),)
     other_split = plan.few_steps(T, 20, split=30)
-    assert rungs([Preset(one), Preset(other_split)], other_split, None) == (Rung(one), Rung(other_split))
+    assert refinement_steps([Preset(one), Preset(other_split)], other_split, None) == (
+        RefinementStep(one),
+        RefinementStep(other_split),
+    )
     shared = plan.hybrid(T, 10, 20)
-    assert rungs([Preset(one), Preset(shared)], shared, None) == (Rung(shared, one),)
+    assert refinement_steps([Preset(one), Preset(shared)], shared, None) == (RefinementStep(shared, one),)
 
 
 def test_a_stream_that_cannot_begin_is_refused_with_its_status(bundle_folder: Path, gate: Gate) -> None:

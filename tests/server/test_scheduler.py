@@ -7,7 +7,7 @@ import random
 import pytest
 
 from dd_core.plan import few_steps, hybrid, one_step, onestep, skip, teacher
-from server.scheduling.jobs import Job, Pass, stages
+from server.scheduling.jobs import Batch, Job, stages
 from server.scheduling.scheduler import SHARES, Scheduler
 from tests.server.simulation import DECODE_S, STUDENT_S, TEACHER_S, Simulation, costs, job
 
@@ -25,20 +25,20 @@ def offered(queue: Scheduler, *jobs: Job) -> None:
         assert queue.admit(each, each.submitted) is None
 
 
-def taken(queue: Scheduler) -> Pass:
-    work = queue.take()
+def taken(queue: Scheduler) -> Batch:
+    work = queue.next_batch()
     assert work is not None
     return work
 
 
-def finished(queue: Scheduler, work: Pass, now: float = 1.0) -> list[Job]:
+def finished(queue: Scheduler, work: Batch, now: float = 1.0) -> list[Job]:
     return queue.finish(work, 0.01, 0.004 * len(work.finishing), now)
 
 
 def rest(queue: Scheduler) -> list[Job]:
     """Runs everything that waits; the jobs in the order in which they were done."""
     done = []
-    while (work := queue.take()) is not None:
+    while (work := queue.next_batch()) is not None:
         done += finished(queue, work)
     return done
 
@@ -71,12 +71,12 @@ def test_a_cohort_goes_on_in_step_and_others_wait_for_the_next() -> None:
     queue = scheduler()
     offered(queue, job(SHORT, count=2))
     begun = taken(queue)
-    assert begun.cohort is not None and len(begun.samples) == 2
+    assert begun.teacher_batch is not None and len(begun.samples) == 2
     offered(queue, job(SHORT))
     finished(queue, begun)
     following = taken(queue)
     assert following.samples == begun.samples
-    assert following.cohort is begun.cohort
+    assert following.teacher_batch is begun.teacher_batch
 
 
 def test_a_one_step_request_waits_for_no_more_than_a_pass_of_a_teacher() -> None:
@@ -105,7 +105,7 @@ def test_who_holds_a_place_that_others_wait_for_gives_it_up_in_time() -> None:
     for deadline in (None, 0.45):  # the second is due first, so it begins beside the first
         offered(queue, job(TEACHER, priority=-1, deadline=deadline))
         finished(queue, taken(queue), 0.0)
-    assert {s.job.deadline for c in queue._cohorts for s in c.samples} == {None, 0.45}
+    assert {s.job.deadline for c in queue._teacher_batches for s in c.samples} == {None, 0.45}
     waiting = job(TEACHER)
     offered(queue, waiting)
     done: list[Job] = []
@@ -163,7 +163,7 @@ def test_no_more_cohorts_than_allowed() -> None:
     offered(queue, job(TEACHER))
     finished(queue, taken(queue))
     offered(queue, job(SHORT))
-    seen = {taken(queue).cohort}
+    seen = {taken(queue).teacher_batch}
     assert len(seen) == 1
 
 
@@ -278,8 +278,8 @@ def test_a_job_that_ends_frees_its_room_and_is_dropped_from_the_device() -> None
     offered(queue, stays)
     queue.end(gone)
     assert queue.depth == 1
-    assert work.cohort is not None
-    assert set(queue.dropped) == {work.cohort.number, *(s.number for s in gone.samples)}
+    assert work.teacher_batch is not None
+    assert set(queue.dropped) == {work.teacher_batch.number, *(s.number for s in gone.samples)}
     assert rest(queue) == [stays]
     assert queue.backlog.seconds() == 0
 
@@ -291,8 +291,8 @@ def test_a_job_that_ends_while_it_runs_is_not_complete_and_leaves_nothing() -> N
     work = taken(queue)
     queue.end(gone)
     assert finished(queue, work) == []
-    assert queue.take() is None and queue.depth == 0
-    assert work.cohort is not None and work.cohort.number in queue.dropped
+    assert queue.next_batch() is None and queue.depth == 0
+    assert work.teacher_batch is not None and work.teacher_batch.number in queue.dropped
 
 
 def test_a_failed_batch_is_halved_until_the_guilty_one_is_alone() -> None:
@@ -301,7 +301,7 @@ def test_a_failed_batch_is_halved_until_the_guilty_one_is_alone() -> None:
     bad = jobs[4]
     offered(queue, *jobs)
     done, tries = [], 0
-    while (work := queue.take()) is not None:
+    while (work := queue.next_batch()) is not None:
         tries += 1
         if any(s.job is bad for s in work.samples):
             guilty = queue.split(work, out_of_memory=False)
@@ -320,7 +320,7 @@ def test_a_batch_that_does_not_fit_is_not_tried_again() -> None:
     jobs = [job(ONE) for _ in range(16)]
     offered(queue, *jobs)
     sizes, done = [], []
-    while (work := queue.take()) is not None:
+    while (work := queue.next_batch()) is not None:
         sizes.append(len(work.samples))
         if len(work.samples) > 2:
             assert queue.split(work, out_of_memory=True) is None
@@ -338,10 +338,10 @@ def test_a_cohort_that_fails_begins_again_in_halves() -> None:
     offered(queue, *jobs)
     finished(queue, taken(queue))
     second = taken(queue)
-    assert second.cohort is not None
+    assert second.teacher_batch is not None
     assert queue.split(second, out_of_memory=False) is None
     half = taken(queue)
-    assert half.cohort is not None and half.cohort.passes_left == 4 and len(half.samples) == 2
+    assert half.teacher_batch is not None and half.teacher_batch.passes_left == 4 and len(half.samples) == 2
     finished(queue, half)
     assert set(rest(queue)) == set(jobs)
 
@@ -357,7 +357,7 @@ def test_after_a_death_all_begin_again_and_the_suspects_alone() -> None:
     assert queue.restart() == []
     assert queue.depth == 4 and not queue.dropped
     sizes = []
-    while (work := queue.take()) is not None:
+    while (work := queue.next_batch()) is not None:
         if work.work.kind == "student":
             sizes.append(len(work.samples))
         finished(queue, work)
@@ -382,7 +382,7 @@ def test_timings_of_a_job_add_up() -> None:
     large = job(ONE, count=5)
     offered(queue, large)
     now = 0.0
-    while (work := queue.take()) is not None:
+    while (work := queue.next_batch()) is not None:
         now += 0.5
         complete = queue.finish(work, 0.2, 0.05, now)
     assert complete == [large]
@@ -417,7 +417,7 @@ def test_everything_ends_whatever_comes(policy: str) -> None:
             for late in queue.expired(now):
                 queue.end(late)
                 ended += 1
-            work = queue.take()
+            work = queue.next_batch()
             if work is not None and draw.random() < 0.05:
                 guilty = queue.split(work, out_of_memory=False)
                 if guilty is not None:

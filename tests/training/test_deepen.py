@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import RecipeError
-from dd_core.models.config import GPTConfig
+from dd_core.models.config import LlamaGenConfig
 from dd_core.models.llamagen import LlamaGenStudent
 from training.deepen import deepened
 
-CFG = GPTConfig(
+CFG = LlamaGenConfig(
     layers=4, heads=2, dim=16, codebook_size=32, code_dim=4, grid=4, num_classes=5, hidden_multiple=16
 )
 _NEW = (1, 4)  # of six blocks

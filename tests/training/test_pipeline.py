@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dd_core.bundle import load_bundle
 from dd_core.errors import RecipeError
-from dd_core.models.config import GPTConfig
+from dd_core.models.config import LlamaGenConfig
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from tests.training.pictures import Mean, pictures_like
@@ -144,7 +144,7 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
     pipeline.distill(deeper)
     pipeline.evaluate(deeper, extractor=Mean(), timing=False)
     manifest = export(deeper, "deeper", tmp_path / "bundle")
-    assert isinstance(manifest.student, GPTConfig) and isinstance(manifest.teacher, GPTConfig)
+    assert isinstance(manifest.student, LlamaGenConfig) and isinstance(manifest.teacher, LlamaGenConfig)
     assert (manifest.student.layers, manifest.teacher.layers) == (3, 2)
     bundle = load_bundle(tmp_path / "bundle", CPU)
     for budget in (2, 21):  # the student alone, and going on behind the teacher

@@ -13,9 +13,9 @@ from torch import Tensor
 from dd_core.bundle import load_bundle, save_bundle
 from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.flow import FlowSettings
-from dd_core.logits import DrawSettings
+from dd_core.logits import LogitSettings
 from dd_core.manifest import Manifest, PresetEntry
-from dd_core.models.config import GPTConfig, VQConfig
+from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.models.vq import VQTokenizer
 from dd_core.plan import teacher
 from dd_core.text.config import T5Config
@@ -53,7 +53,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     monkeypatch.setenv("DD_LPIPS", str(tmp_path / "lpips.safetensors"))
     monkeypatch.setattr(text_data, "t5_states", FewWords)
     whole, tiny = get_recipe("llamagen-t2i"), get_recipe("tiny")
-    gpt = GPTConfig(
+    gpt = LlamaGenConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=6, text_dim=16
     )
     return replace(
@@ -83,7 +83,7 @@ def published(recipe: Recipe, tmp_path: Path) -> Path:
         vq=recipe.vq,
         student=None,
         teacher=recipe.gpt,
-        draw=DrawSettings(guidance=7.5, top_k=20),
+        draw=LogitSettings(guidance=7.5, top_k=20),
         flow=FlowSettings(),
         presets=[preset],
         data="none",
