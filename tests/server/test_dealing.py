@@ -12,7 +12,7 @@ import pytest
 
 from dd_core.plan import one_step
 from server.devices import dealing
-from server.devices.dealing import Part, deal
+from server.devices.dealing import Part, dispatch
 from server.devices.worker import Watch
 from server.errors import ComputeError, QueueFullError
 from server.generation.encoder import Pixels
@@ -61,7 +61,7 @@ class Worker:
 
 
 def dealt(asked: Job, *workers: Worker) -> list[Part]:
-    return deal(asked, workers)  # type: ignore[arg-type]
+    return dispatch(asked, workers)  # type: ignore[arg-type]
 
 
 def counts(parts: list[Part]) -> list[tuple[float, int]]:
