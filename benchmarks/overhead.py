@@ -28,11 +28,12 @@ from benchmarks.accounts import cpu_seconds
 from benchmarks.client import PNG, Call, drive
 from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
 from dd_core import plan
+from server.app import create_app
 from server.devices import process as device_process
 from server.devices.process import Device, DeviceOptions, Done, Forward, NewImage
 from server.generation.origins import Origin
 from server.launcher import bind, make_server
-from server.models.commands import find
+from server.models.catalog import find
 from server.settings import load_settings
 from server.state import Phase
 
@@ -113,7 +114,7 @@ def _profile(chosen: argparse.Namespace, calls: Sequence[Call]) -> list[dict[str
     """Where the server's event loop spends its time: the dearest functions by their own time."""
     bound = bind(HOST, 0)
     settings = load_settings(device=chosen.device, max_batch=chosen.max_batch, threads=chosen.threads or 0)
-    server = make_server(settings, [find(chosen.bundle)], bound)
+    server = make_server(create_app(settings, [find(chosen.bundle)]), settings, bound)
     profiler = cProfile.Profile()
     thread = threading.Thread(target=profiler.runcall, args=(server.run,), kwargs={"sockets": [bound]})
     thread.start()

@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.report import ROOT, BenchmarkError
 from dd_core.errors import InvalidRequestError
 from server.devices.placement import WorkerSpec, usable_cores, worker_specs
-from server.models.commands import find
+from server.models.catalog import find
 from server.settings import ENV_PREFIX
 
 HOST = "127.0.0.1"

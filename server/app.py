@@ -19,17 +19,14 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
-from server.api import admin, generate, health, images, metrics, openai
-from server.api import models as models_route
-from server.api import pages as page
+from server.api import generate, health, images, models, openai, pages
 from server.devices.placement import usable_cores, worker_specs
-from server.devices.pool import Engine
+from server.devices.pool import DevicePool
 from server.devices.process import Prepare
 from server.errors import install_error_handlers
 from server.generation.encoder import Encoder
 from server.middleware.stack import install_middleware
-from server.models.catalog import ServedModel
-from server.models.commands import find
+from server.models.catalog import ServedModel, find
 from server.observability.metrics import package_version
 from server.settings import Settings
 from server.state import Phase, ServerState
@@ -41,13 +38,13 @@ log = logging.getLogger("dd_server")
 _COLLECT = (50_000, 10, 10)
 
 
-async def _load(state: ServerState, engine: Engine, models: Sequence[ServedModel]) -> None:
-    """Load and warm up; then the server is ready, or has failed."""
+async def _load(state: ServerState, pool: DevicePool, served: Sequence[ServedModel]) -> None:
+    """Load and warm up the models; then the server is ready, or has failed."""
     try:
-        await engine.start()
-        for model in models:
+        await pool.start()
+        for model in served:
             state.metrics.bind(model.name, [preset.plan for preset in model.presets])
-            await engine.load(model)
+            await pool.load(model)
             state.catalog.models[model.name] = model
     except Exception as error:
         log.exception("the start failed")
@@ -63,13 +60,13 @@ async def _load(state: ServerState, engine: Engine, models: Sequence[ServedModel
 
 
 def create_app(
-    settings: Settings, models: Sequence[ServedModel] | None = None, prepare: Prepare | None = None
+    settings: Settings, served: Sequence[ServedModel] | None = None, prepare: Prepare | None = None
 ) -> FastAPI:
-    """The server as an ASGI application.
+    """Make the server as an ASGI application.
 
     Args:
         settings: see `server.settings`.
-        models: what to serve; None = `settings.model` is found (and fetched) when the application starts.
+        served: the models; None = `settings.model` is found (and fetched) when the application starts.
         prepare: see `server.devices.process.DeviceOptions`.
 
     Raises:
@@ -79,11 +76,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        found = models
+        found = served
         if found is None:
             found = [await asyncio.to_thread(find, name.strip()) for name in settings.model.split(",")]
         weights = sum(model.bytes for model in found)
-        engine = state.engine = Engine(
+        pool = state.pool = DevicePool(
             settings,
             worker_specs(settings.device, settings.threads, weights, usable_cores()),
             state.metrics,
@@ -93,14 +90,14 @@ def create_app(
         )
         state.encoder = Encoder(settings.encode_threads)
         state.enter(Phase.WARMING_UP)
-        loading = asyncio.create_task(_load(state, engine, found))
+        loading = asyncio.create_task(_load(state, pool, found))
         try:
             yield
         finally:
             state.drain()
             loading.cancel()
             await asyncio.wait([loading])
-            await engine.stop()
+            await pool.stop()
             state.encoder.close()
 
     app = FastAPI(
@@ -118,9 +115,9 @@ def create_app(
         Route("/v1/images/generations", openai.generations, methods=["POST"]),
     ]
     install_middleware(app, settings, direct)
-    for module in (generate, images, openai, models_route, health, metrics, page):
+    for module in (generate, images, openai, models, health, pages):
         app.include_router(module.router)
     if settings.admin_keys_file is not None:
-        app.include_router(admin.router)
-    app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
+        app.include_router(models.admin)
+    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
     return app

@@ -21,7 +21,8 @@ from distilled_decoding.contract import MAX_SEED, ImageFormat
 from server.generation.encoder import encode, read_receipt
 from server.generation.origins import Origin
 from server.generation.receipts import Receipt, parse_receipt
-from server.models.commands import convert_model, find, listing, passes, pull_lines
+from server.models.catalog import find
+from server.models.listing import convert_model, listing, passes, pull_lines
 from server.observability.metrics import package_version
 from server.settings import ENV_PREFIX, Settings, load_settings, show
 
@@ -98,6 +99,7 @@ def serve(
     """Serve models over HTTP; published ones are fetched first. A flag wins over its variable."""
     # FastAPI and uvicorn: the other commands start faster without.
     from server import launcher
+    from server.app import create_app
     from server.devices.placement import devices_of
 
     flags = {name: value for name, value in locals().items() if name in Settings.model_fields}
@@ -106,7 +108,8 @@ def serve(
     launcher.prepare(settings)
     bound = launcher.bind(settings.host, settings.port)
     with bound:  # a port that is taken is told before a model is fetched
-        launcher.serve(settings, [find(name.strip()) for name in settings.model.split(",")], bound)
+        served = [find(name.strip()) for name in settings.model.split(",")]
+        launcher.serve(create_app(settings, served), settings, bound)
 
 
 @app.command()

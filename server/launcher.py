@@ -1,35 +1,35 @@
-"""The socket, the signals and the drain.
+"""The socket, the signals and the drain of the process that serves.
 
 bind → load (app's lifespan) → listen, warming up → ready → SIGTERM → drain, bounded → exit
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from dd_core.errors import DDError, InvalidRequestError
-from server.app import create_app
-from server.devices.process import Prepare
 from server.errors import ComputeError
 from server.middleware.auth import read_keys
 from server.middleware.connection import protocol, raise_file_limit
-from server.models.catalog import ServedModel
 from server.observability import logs
 from server.observability.tracing import require_sdk
 from server.settings import Settings, unknown_variables
 from server.state import ServerState
 
 log = logging.getLogger("dd_server")
+# Seconds beyond the drain in which requests that were given up send what they have to say.
+_GRACE = 1.0
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: clients are refused until the model is loaded.
+    """Bind a socket that does not listen yet: clients are refused until the model is loaded.
 
     Raises:
         InvalidRequestError: the address is taken or not of this machine.
@@ -80,7 +80,10 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.state.drain()
+        patience = self.state.settings.drain_timeout
+        giving_up = asyncio.get_running_loop().call_later(patience, self.state.give_up)
         await super().shutdown(sockets)
+        giving_up.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -88,14 +91,8 @@ class Server(uvicorn.Server):
             log.info("listening on %s (%s)", self.address, self.state.phase.value)
 
 
-def make_server(
-    settings: Settings,
-    models: Sequence[ServedModel],
-    bound: socket.socket,
-    prepare: Prepare | None = None,
-) -> Server:
-    """A server of `models` for a socket from `bind`; `run(sockets=[bound])` runs it."""
-    app = create_app(settings, models, prepare)
+def make_server(app: FastAPI, settings: Settings, bound: socket.socket) -> Server:
+    """Make a server of `app` for a socket from `bind`; `run(sockets=[bound])` runs it."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -107,7 +104,7 @@ def make_server(
         timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,
-        timeout_graceful_shutdown=settings.drain_timeout,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=settings.drain_timeout + _GRACE,  # type: ignore[arg-type]
         server_header=False,
         lifespan="on",
         ws="none",
@@ -118,7 +115,7 @@ def make_server(
 
 
 def prepare(settings: Settings) -> None:
-    """What comes before a model is fetched and loaded: logging, and mistakes that are quick to find.
+    """Set up logging and find quick mistakes, before a model is fetched and loaded.
 
     Raises:
         InvalidRequestError: a file of keys cannot be used, or tracing is not installed.
@@ -131,14 +128,14 @@ def prepare(settings: Settings) -> None:
         require_sdk()
 
 
-def serve(settings: Settings, models: Sequence[ServedModel], bound: socket.socket) -> None:
-    """Serve `models` on `bound` until a signal, after `prepare`; returns after the drain.
+def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> None:
+    """Serve `app` on `bound` until a signal, after `prepare`; return after the drain.
 
     Raises:
         DDError: a bundle is damaged, the warm-up failed, or a device process could not be replaced.
     """
     raise_file_limit()
-    server = make_server(settings, models, bound)
+    server = make_server(app, settings, bound)
     server.run(sockets=[bound])
     if server.failure is not None:
         if isinstance(server.failure, DDError):

@@ -18,10 +18,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE
 from dd_core.errors import InvalidRequestError
-from server.models.catalog import Determinism
 from server.scheduling.scheduler import Policy
 
 ENV_PREFIX = "DD_SERVER_"
+Determinism = Literal["exact", "fast"]
 
 # What Kubernetes sets in the pods beside Services named dd-server or dd-server-*.
 _SERVICE_LINK = re.compile(

@@ -1,4 +1,4 @@
-"""What the routes of one application share."""
+"""The state that the routes of one application share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import cast
 
 from starlette.requests import Request
 
-from server.devices.pool import Engine
+from server.devices.pool import DevicePool
 from server.errors import DrainingError, UnavailableError
 from server.generation.encoder import Encoder
 from server.models.catalog import Catalog
@@ -30,13 +30,13 @@ class Phase(enum.Enum):
 
 @dataclass
 class ServerState:
-    """Settings, models, the engine and the phase of one application."""
+    """Settings, models, devices and the phase of one application."""
 
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
     phase: Phase = Phase.LOADING
     catalog: Catalog = field(default_factory=Catalog)
-    engine: Engine | None = None
+    pool: DevicePool | None = None
     encoder: Encoder | None = None
     # Models are loaded and unloaded one at a time.
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -51,7 +51,7 @@ class ServerState:
 
     def measure_readiness(self) -> None:
         """Set `dd_ready`: a device process that is being replaced makes the server unready for a while."""
-        self.metrics.ready.set(self.phase is Phase.READY and self.engine is not None and self.engine.up)
+        self.metrics.ready.set(self.phase is Phase.READY and self.pool is not None and self.pool.up)
 
     def fail(self, error: Exception) -> None:
         """Nothing can be made any more: the process should end."""
@@ -62,8 +62,13 @@ class ServerState:
         """Refuse new work from now on."""
         self.enter(Phase.DRAINING)
 
+    def give_up(self) -> None:
+        """End what still runs at the end of a drain, with an error that says so."""
+        if self.pool is not None:
+            self.pool.end_all()
+
     def models(self) -> Catalog:
-        """The loaded models.
+        """Return the loaded models.
 
         Raises:
             UnavailableError: not loaded yet.
@@ -72,8 +77,8 @@ class ServerState:
             raise UnavailableError("the model is being loaded", retry_after=1)
         return self.catalog
 
-    def accepting(self) -> tuple[Engine, Encoder]:
-        """The parts that make images.
+    def accepting(self) -> tuple[DevicePool, Encoder]:
+        """Return the parts that make images.
 
         Raises:
             UnavailableError: loading or warming up.
@@ -81,19 +86,19 @@ class ServerState:
         """
         if self.phase is Phase.DRAINING:
             raise DrainingError("the server is shutting down", retry_after=1)
-        if self.phase is not Phase.READY or self.engine is None or self.encoder is None:
+        if self.phase is not Phase.READY or self.pool is None or self.encoder is None:
             raise UnavailableError(f"the server is not ready: {self.phase.value}", retry_after=1)
-        return self.engine, self.encoder
+        return self.pool, self.encoder
 
     def check_ready(self) -> None:
-        """Whether new clients should be sent here. While a device process is being replaced, requests
+        """Check that new clients should be sent here. While a device process is being replaced, requests
         are still taken, but a balancer had better send them elsewhere.
 
         Raises:
             UnavailableError: not `accepting`, or a device process is being replaced.
         """
-        engine, _ = self.accepting()
-        if not engine.up:
+        pool, _ = self.accepting()
+        if not pool.up:
             raise UnavailableError("a device process is being replaced", retry_after=1)
 
 

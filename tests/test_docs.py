@@ -18,8 +18,8 @@ from distilled_decoding.contract import (
     Timings,
 )
 from server import errors
+from server.api.content import parse
 from server.api.openai_fields import ImagesReply, ImagesRequest
-from server.api.parsing import parse_generate
 from server.app import create_app
 from server.cli import app as cli
 from server.observability.metrics import OUTCOMES, Metrics
@@ -168,7 +168,7 @@ def test_every_outcome_is_documented() -> None:
 @pytest.mark.parametrize("page", COMMANDS, ids=_name)
 def test_curl_bodies_are_valid_requests(page: Path) -> None:
     for body in re.findall(r"-d '(\{[^']*\})'", page.read_text(encoding="utf-8")):
-        parse_generate(body.encode())
+        parse(GenerateRequest, body.encode())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

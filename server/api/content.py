@@ -1,25 +1,69 @@
-"""`Accept` and `format` → JSON with base64, the bytes of one image, or a stream of events.
+"""Read the body of a request, and choose the form of its reply.
 
-JSON is the default, and wins ties; a stream has to be named. An image type named in `Accept` asks
-for raw bytes; `image/*` leaves the type to `format`. A `format` that `Accept` excludes is refused with
-406 rather than ignored, and so are raw bytes of more than one image.
+`Accept` and `format` lead to JSON with base64, the bytes of one image, or a stream of events. JSON is the
+default, and wins ties; a stream has to be named. An image type named in `Accept` asks for raw bytes;
+`image/*` leaves the type to `format`. A `format` that `Accept` excludes is refused with 406 rather than
+ignored, and so are raw bytes of more than one image.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
 
 from distilled_decoding.contract import ImageFormat
-from server.errors import NotAcceptableError
+from server.errors import BadRequestError, InvalidJSONError, MediaTypeError, NotAcceptableError
 from server.generation.encoder import MEDIA_TYPES
 
+M = TypeVar("M", bound=BaseModel)
+_SHOWN = 64  # characters of a field's name that a refusal repeats
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
 
 
+async def read_json(request: Request, contract: type[M]) -> M:
+    """Read the body of `request` as JSON of `contract`.
+
+    Raises:
+        MediaTypeError: it is declared to be something else.
+        InvalidJSONError, BadRequestError: as `parse` does.
+    """
+    media_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    if media_type != _JSON and not media_type.endswith("+json"):
+        raise MediaTypeError(f"send the body as JSON, with content-type: {_JSON}")
+    return parse(contract, await request.body())
+
+
+def parse(contract: type[M], body: bytes) -> M:
+    """Validate `body` as JSON of `contract`.
+
+    Raises:
+        InvalidJSONError: not JSON.
+        BadRequestError: not this contract; `param` is the field, the message says what it allows.
+    """
+    try:
+        return contract.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        raise InvalidJSONError(f"the body is not valid JSON ({first['msg'].removeprefix('Invalid JSON: ')})")
+    if not first["loc"]:
+        raise BadRequestError("the body must be a JSON object")
+    param = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        fields = ", ".join(contract.model_fields)
+        shown = param if len(param) <= _SHOWN else param[:_SHOWN] + "…"
+        raise BadRequestError(f"unknown field {shown!r}; the fields are {fields}", param=shown)
+    message = first["msg"]
+    raise BadRequestError(f"{param}: {message[0].lower()}{message[1:]}", param=param)
+
+
 @dataclass(frozen=True)
 class ReplyForm:
-    """Raw bytes, a stream or else JSON, and the image's format in each."""
+    """Raw bytes, a stream or else JSON, and the image's format in each of them."""
 
     raw: bool
     image_format: ImageFormat
@@ -27,7 +71,7 @@ class ReplyForm:
 
 
 def _qualities(accept: str) -> dict[str, float]:
-    """Media ranges with their q-values; what cannot be read counts as 0."""
+    """Parse media ranges with their q-values; what cannot be read counts as 0."""
     ranges: dict[str, float] = {}
     for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -46,7 +90,7 @@ def _qualities(accept: str) -> dict[str, float]:
 def negotiate(
     accept: str | None, image_format: ImageFormat | None, n: int, *, image_only: bool = False
 ) -> ReplyForm:
-    """The reply's form for a request's `Accept` header, `format` field and `n`.
+    """Choose the reply's form for a request's `Accept` header, `format` field and `n`.
 
     Args:
         image_only: where there is neither JSON nor a stream to be had.

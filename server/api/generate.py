@@ -1,26 +1,20 @@
-"""`POST /generate`: validate → order → plan → queue → device → encode → reply."""
+"""`POST /generate`: read the body → resolve → start → send."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from distilled_decoding.contract import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent
-from server.api.content import negotiate
-from server.api.parsing import parse_generate
-from server.api.responses import event, facts, image_entry, json_reply, raw_reply
-from server.generation.encoder import MEDIA_TYPES, Encoder
-from server.generation.making import begin_refinement, check_json, files_of, make, streamed
-from server.generation.pictures import Form, milliseconds
-from server.generation.request import Order, addressed, place
-from server.generation.runner import Refinement
-from server.observability.context import bind
-from server.observability.logs import CLIENT_LEFT
-from server.observability.record import RequestRecord, open_record
+from server.api.content import negotiate, read_json
+from server.api.responses import GenerateWriter, send
+from server.generation.encoder import MEDIA_TYPES, Encoding
+from server.generation.request import resolve, resolve_model
+from server.generation.runner import GenerationRun
+from server.observability.record import record_of
 from server.state import state_of
 
 router = APIRouter(tags=["generate"])
@@ -94,41 +88,19 @@ _EVENTS: dict[str, Any] = {
 )
 async def generate(request: Request) -> Response:
     """Images of one class from one seed, with the best plan within the budget; or of a receipt."""
-    state = state_of(request)
-    with open_record(request, state) as account:
-        engine, encoder = state.accepting()
-        check_json(request)
-        body = parse_generate(await request.body())
+    server = state_of(request)
+    settings = server.settings
+    with ExitStack() as owned:
+        record = owned.enter_context(record_of(request.scope, server.metrics, settings.log_prompts))
+        pool, encoder = server.accepting()
+        body = await read_json(request, GenerateRequest)
         form = negotiate(request.headers.get("accept"), body.format, body.n)
-        model, receipt = addressed(body, state, stream=form.stream)
-        account.addressed(model.name)
-        order = place(body, model, receipt, state.settings, engine, account.arrived, stream=form.stream)
-        account.ordered(order)
-        bind(request, priority=body.priority)
-        encoding = Form(form.image_format)
-        if form.stream:
-            refinement = begin_refinement(account, engine, order)
-            events = _events(request.state.request_id, account, encoder, order, refinement, encoding)
-            return streamed(request, account, refinement, events)
-        made = await make(request, account, engine, encoder, order, encoding)
-        if made is None:
-            return Response(status_code=CLIENT_LEFT)
-        reply = raw_reply if form.raw else json_reply
-        return reply(order, request.state.request_id, made, form.image_format)
-
-
-async def _events(
-    identity: str, account: RequestRecord, encoder: Encoder, order: Order, refinement: Refinement, form: Form
-) -> AsyncIterator[bytes]:
-    """An `image` event for each picture, then `done`."""
-    async for picture, file, times in files_of(refinement, account, encoder, order, form):
-        data = {
-            **facts(order, picture.plan, identity),
-            "stage": picture.stage,
-            "final": picture.final,
-            "image": image_entry(order, file, form.image_format),
-            "timings": times,
-        }
-        yield event("image", data)
-    total = milliseconds(time.perf_counter() - account.arrived)
-    yield event("done", {"id": identity, "images": len(order.origins), "total_ms": total})
+        model, redeemed = resolve_model(body, server.models(), settings.max_images, streamed=form.stream)
+        record.model = model.name
+        generation = resolve(
+            body, model, redeemed, settings, pool.forecast, record.arrived, streamed=form.stream
+        )
+        record.choose(**generation.logged, priority=body.priority)
+        writer = GenerateWriter(generation, Encoding(form.image_format), record, raw=form.raw)
+        run = owned.enter_context(GenerationRun(generation, pool, encoder, writer.encoding, record))
+        return await send(run, writer, owned)

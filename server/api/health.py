@@ -1,8 +1,9 @@
-"""`/healthz`: the process lives. `/readyz`: it is warmed up and accepts work."""
+"""`/healthz`: the process lives. `/readyz`: it is warmed up and accepts work. `/metrics`: for Prometheus."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from distilled_decoding.contract import ErrorReply
@@ -38,3 +39,9 @@ async def readyz(request: Request) -> Response:
     except UnavailableError as error:
         return error_response(error)
     return Response('{"status":"ready"}', media_type="application/json")
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Every metric of `server.observability.metrics`."""
+    return Response(state_of(request).metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from distilled_decoding.contract import GenerateRequest, ImageFormat
-from server.api.content import ReplyForm, negotiate
+from server.api.content import negotiate
 from server.api.generate import ERRORS, IMAGES
-from server.api.responses import raw_reply
+from server.api.responses import GenerateWriter, send
 from server.errors import BadRequestError
-from server.generation.making import make
-from server.generation.pictures import Form
-from server.generation.request import Order, addressed, place
-from server.observability.logs import CLIENT_LEFT
+from server.generation.encoder import Encoding
+from server.generation.request import GenerationRequest, resolve, resolve_model
+from server.generation.runner import GenerationRun
 from server.observability.metrics import package_version
-from server.observability.record import open_record
+from server.observability.record import record_of
 from server.settings import Settings
 from server.state import state_of
 
@@ -46,23 +46,23 @@ async def image(
     ] = None,
 ) -> Response:
     """The picture that a reply's `receipt` names, made again."""
-    state = state_of(request)
-    with open_record(request, state) as account:
-        engine, encoder = state.accepting()
+    server = state_of(request)
+    settings = server.settings
+    with ExitStack() as owned:
+        record = owned.enter_context(record_of(request.scope, server.metrics, settings.log_prompts))
+        pool, encoder = server.accepting()
         body = _body(receipt, image_format)
         form = negotiate(request.headers.get("accept"), image_format, 1, image_only=True)
-        model, found = addressed(body, state, stream=False)
-        account.addressed(model.name)
-        order = place(body, model, found, state.settings, engine, account.arrived)
-        account.ordered(order)
-        headers = _cache_headers(order, form, engine.kind, state.settings)
+        model, redeemed = resolve_model(body, server.models(), settings.max_images, streamed=False)
+        record.model = model.name
+        generation = resolve(body, model, redeemed, settings, pool.forecast, record.arrived)
+        record.choose(**generation.logged)
+        headers = _cache_headers(generation, form.image_format, pool.kind, settings)
         if _unchanged(request.headers.get("if-none-match"), headers["etag"]):
-            account.outcome = "ok"
             return Response(status_code=304, headers=headers)
-        made = await make(request, account, engine, encoder, order, Form(form.image_format))
-        if made is None:
-            return Response(status_code=CLIENT_LEFT)
-        reply = raw_reply(order, request.state.request_id, made, form.image_format)
+        writer = GenerateWriter(generation, Encoding(form.image_format), record, raw=True)
+        run = owned.enter_context(GenerationRun(generation, pool, encoder, writer.encoding, record))
+        reply = await send(run, writer, owned)
         reply.headers.update(headers)
         return reply
 
@@ -75,9 +75,11 @@ def _body(receipt: str, image_format: ImageFormat | None) -> GenerateRequest:
         raise BadRequestError("receipt is too long to be one", param="receipt") from None
 
 
-def _cache_headers(order: Order, form: ReplyForm, kind: str, settings: Settings) -> dict[str, str]:
-    """A tag of all that the bytes follow from: of another build or kind of device they may differ."""
-    parts = (order.receipt(0, order.plan), form.image_format, package_version(), kind)
+def _cache_headers(
+    generation: GenerationRequest, image_format: ImageFormat, kind: str, settings: Settings
+) -> dict[str, str]:
+    """Tag all that the bytes follow from: of another build or kind of device they may differ."""
+    parts = (generation.receipt(0, generation.plan), image_format, package_version(), kind)
     tag = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
     weak = "" if settings.determinism == "exact" else "W/"
     whose = "private" if settings.api_keys_file else "public"

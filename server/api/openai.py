@@ -1,34 +1,141 @@
-"""`/v1`: OpenAI's images interface, for clients that speak it."""
+"""`/v1`: OpenAI's images interface in terms of ours, for clients that speak it.
+
+Field by field as OpenAI's clients send and read them; what cannot be honoured is refused with the valid
+choices rather than ignored. `seed` is ours.
+"""
 
 from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
 
 import orjson
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from distilled_decoding.contract import ErrorReply
-from server.api import openai_fields as openai
+from distilled_decoding.contract import MAX_SEED, ErrorReply, GenerateRequest, ImageFormat, Quality
+from server.api.content import read_json
 from server.api.generate import ERRORS
-from server.api.openai_fields import ImagesReply, ImagesRequest
-from server.api.parsing import parse
-from server.api.responses import event
-from server.generation.encoder import Encoder
-from server.generation.making import begin_refinement, check_json, files_of, make, streamed
-from server.generation.pictures import File
-from server.generation.request import Order, check_fields, place
-from server.generation.runner import Refinement
-from server.observability.logs import CLIENT_LEFT
-from server.observability.record import RequestRecord, open_record
+from server.api.responses import ReplyWriter, send
+from server.errors import BadRequestError
+from server.generation.encoder import QUALITY, Encoding, GeneratedImage
+from server.generation.request import GenerationRequest, check_fields, resolve
+from server.generation.runner import GenerationRun
+from server.models.catalog import ServedModel
+from server.observability.record import RequestRecord, record_of
 from server.state import state_of
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 _PARTIAL, _COMPLETED = "image_generation.partial_image", "image_generation.completed"
+_QUALITIES: dict[str, Quality] = {"standard": "medium", "hd": "high"}
+
+
+class ImagesRequest(BaseModel):
+    """The body of `POST /v1/images/generations`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: str = Field(
+        description="Text; for a model that is conditioned on classes, the name of a class.", min_length=1
+    )
+    model: str | None = Field(None, description="Name of a loaded model, as `GET /v1/models` lists them.")
+    n: int | None = Field(1, ge=1, description="Number of images, up to the server's limit.")
+    size: str | None = Field("auto", description="`auto`, or the model's own size, as `32x32`.")
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
+        "auto", description="How many passes to spend: as `quality` of `POST /generate`."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        "b64_json", description="`url` is a link to `GET /images/{receipt}`."
+    )
+    output_format: ImageFormat | None = Field("png", description="`png`, `jpeg` or `webp`.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of JPEG and WebP, 0 to 100."
+    )
+    background: Literal["auto", "opaque"] | None = Field("auto", description="Images are opaque.")
+    stream: bool | None = Field(False, description="Answer with server-sent events.")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="With `stream`: previews of an image before the final one."
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="As of `POST /generate`; not OpenAI's.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Accepted; there is no moderation.")
+    style: str | None = Field(None, description="Accepted; models here have no such choice.")
+    user: str | None = Field(None, description="Accepted, and not recorded.")
+
+
+class ImagesReply(BaseModel):
+    """The reply of `POST /v1/images/generations`."""
+
+    created: int
+    data: list[dict[str, Any]] = Field(
+        description="For each image `b64_json` or `url`, and our `receipt` and `seed`."
+    )
+    background: Literal["opaque"]
+    output_format: ImageFormat
+    quality: str = Field(description="As asked for.")
+    size: str
+    model: str
+    plan: str = Field(description="The sampler that was applied.")
+    requested_plan: str
+    steps: int
+
+
+def check_for(body: ImagesRequest, model: ServedModel) -> None:
+    """Check that the model can make what is asked for.
+
+    Raises:
+        BadRequestError: another size than its own; a compression that the format does not have.
+    """
+    own = _size(model)
+    if body.size not in (None, "auto", own):
+        raise BadRequestError(f"size must be auto or {own} for {model.name}", param="size")
+    if body.output_compression is not None:
+        if (body.output_format or "png") == "png" and body.output_compression != 100:
+            raise BadRequestError(
+                "output_compression is for jpeg and webp: png loses nothing", param="output_compression"
+            )
+        if body.response_format == "url":
+            raise BadRequestError(
+                "output_compression goes with b64_json: the file behind a url has one form only",
+                param="output_compression",
+            )
+    if body.partial_images and not body.stream:
+        raise BadRequestError("partial_images needs stream", param="partial_images")
+    if body.stream and body.response_format == "url":
+        raise BadRequestError("a stream sends b64_json", param="response_format")
+
+
+def translated(body: ImagesRequest, model: ServedModel) -> GenerateRequest:
+    """Translate into a request to `POST /generate`.
+
+    Raises:
+        BadRequestError: the prompt names no class of a model that is conditioned on classes.
+    """
+    label, prompt = None, None
+    if model.manifest.reads_text:
+        prompt = body.prompt
+    else:
+        try:
+            label = model.labels.find(body.prompt)
+        except BadRequestError as error:
+            raise BadRequestError(f"prompt: {error.message}", param="prompt") from None
+    quality = body.quality or "auto"
+    return GenerateRequest(
+        label=label,
+        prompt=prompt,
+        model=model.name,
+        n=body.n or 1,
+        seed=body.seed,
+        quality=_QUALITIES.get(quality, quality),  # type: ignore[arg-type]
+        format=body.output_format or "png",
+        partial_images=(body.partial_images or 0) if body.stream else None,
+    )
+
+
 _BODY = {
     "requestBody": {
         "required": True,
@@ -70,36 +177,97 @@ _EVENTS: dict[str, Any] = {
 )
 async def generations(request: Request) -> Response:
     """Images of a prompt."""
-    state = state_of(request)
-    with open_record(request, state) as account:
-        engine, encoder = state.accepting()
-        check_json(request)
-        body = parse(ImagesRequest, await request.body())
-        model = state.models().find(body.model, by_text=True)
-        account.addressed(model.name)
-        openai.check_for(body, model)
-        wanted = openai.translated(body, model)
-        check_fields(wanted, state.settings.max_images, stream=bool(body.stream))
-        order = place(wanted, model, None, state.settings, engine, account.arrived, stream=bool(body.stream))
-        account.ordered(order)
-        form = openai.form_of(body)
-        if body.stream:
-            refinement = begin_refinement(account, engine, order)
-            events = _events(account, encoder, body, order, refinement)
-            return streamed(request, account, refinement, events)
-        made = await make(request, account, engine, encoder, order, form)
-    if made is None:
-        return Response(status_code=CLIENT_LEFT)
-    reply = {
-        "created": int(time.time()),
-        "data": [_entry(request, body, order, file) for file in made.files],
-        **openai.common(body, model),
-        "model": model.name,
-        "plan": order.plan.name,
-        "requested_plan": order.choice.requested.plan.name,
-        "steps": order.plan.cost,
-    }
-    return Response(orjson.dumps(reply), media_type="application/json")
+    server = state_of(request)
+    settings = server.settings
+    with ExitStack() as owned:
+        record = owned.enter_context(record_of(request.scope, server.metrics, settings.log_prompts))
+        pool, encoder = server.accepting()
+        body = await read_json(request, ImagesRequest)
+        streamed = bool(body.stream)
+        model = server.models().find(body.model, by_text=True)
+        record.model = model.name
+        check_for(body, model)
+        wanted = translated(body, model)
+        check_fields(wanted, settings.max_images, streamed=streamed)
+        generation = resolve(wanted, model, None, settings, pool.forecast, record.arrived, streamed=streamed)
+        record.choose(**generation.logged)
+        writer = ImagesWriter(generation, _encoding(body), record, body, request.url_for)
+        run = owned.enter_context(GenerationRun(generation, pool, encoder, writer.encoding, record))
+        return await send(run, writer, owned)
+
+
+class ImagesWriter(ReplyWriter):
+    """Writes replies as OpenAI's clients read them: a partial image for each preview, a completed one for
+    each image.
+
+    Args:
+        link: makes an absolute address of a route and its parameters.
+    """
+
+    def __init__(
+        self,
+        generation: GenerationRequest,
+        encoding: Encoding,
+        record: RequestRecord,
+        request: ImagesRequest,
+        link: Callable[..., Any],
+    ) -> None:
+        super().__init__(generation, encoding, record)
+        self._request = request
+        self._link = link
+
+    def _common(self) -> dict[str, Any]:
+        """Return the fields that replies and events have alike."""
+        return {
+            "background": "opaque",
+            "output_format": self.encoding.image_format,
+            "quality": self._request.quality or "auto",
+            "size": _size(self.generation.model),
+        }
+
+    def _entry(self, image: GeneratedImage) -> dict[str, Any]:
+        ours = {"receipt": image.receipt, "seed": image.seed}
+        if self._request.response_format == "url":
+            link = self._link("image", receipt=image.receipt)
+            return {"url": str(link.include_query_params(format=self.encoding.image_format)), **ours}
+        return {"b64_json": base64.b64encode(image.data).decode("ascii"), **ours}
+
+    def body(self, images: Sequence[GeneratedImage]) -> Response:
+        """Write an `ImagesReply`."""
+        generation = self.generation
+        reply = {
+            "created": int(time.time()),
+            "data": [self._entry(image) for image in images],
+            **self._common(),
+            "model": generation.model.name,
+            "plan": generation.plan.name,
+            "requested_plan": generation.requested_plan,
+            "steps": generation.plan.cost,
+        }
+        return Response(orjson.dumps(reply), media_type="application/json")
+
+    def event(self, image: GeneratedImage) -> tuple[str, dict[str, Any]]:
+        """Write `image_generation.partial_image` or `image_generation.completed`."""
+        kind = _COMPLETED if image.final else _PARTIAL
+        partial = {} if image.final else {"partial_image_index": image.stage}
+        return kind, {
+            "type": kind,
+            "b64_json": base64.b64encode(image.data).decode("ascii"),
+            "created_at": int(time.time()),
+            **self._common(),
+            "receipt": image.receipt,
+            **partial,
+        }
+
+
+def _encoding(body: ImagesRequest) -> Encoding:
+    chosen = body.output_compression
+    return Encoding(body.output_format or "png", QUALITY if chosen is None else chosen)
+
+
+def _size(model: ServedModel) -> str:
+    """Return the size of a model's images, as OpenAI writes it."""
+    return f"{model.manifest.image_size}x{model.manifest.image_size}"
 
 
 @router.get("/models", summary="The loaded models, as OpenAI lists them", response_class=Response)
@@ -124,23 +292,3 @@ async def model(request: Request, name: str) -> Response:
 def _model(name: str) -> dict[str, Any]:
     # `created` is asked for by the clients' types; a model's age is not known here.
     return {"id": name, "object": "model", "created": 0, "owned_by": "distilled-decoding"}
-
-
-def _entry(request: Request, body: ImagesRequest, order: Order, file: File) -> dict[str, Any]:
-    ours = {"receipt": file.receipt, "seed": order.origins[file.index].newest.seed}
-    if body.response_format == "url":
-        link = request.url_for("image", receipt=file.receipt)
-        return {"url": str(link.include_query_params(format=body.output_format or "png")), **ours}
-    return {"b64_json": base64.b64encode(file.data).decode("ascii"), **ours}
-
-
-async def _events(
-    account: RequestRecord, encoder: Encoder, body: ImagesRequest, order: Order, refinement: Refinement
-) -> AsyncIterator[bytes]:
-    """A partial image for each preview, a completed one for each image."""
-    async for picture, file, _ in files_of(refinement, account, encoder, order, openai.form_of(body)):
-        kind = _COMPLETED if picture.final else _PARTIAL
-        data = openai.event_of(kind, body, order.model, file)
-        if not picture.final:
-            data["partial_image_index"] = picture.stage
-        yield event(kind, data)

@@ -1,64 +1,174 @@
-"""What an order is answered with: JSON, one image's bytes, or the events of a stream."""
+"""Send what a run makes: as one body when all of it is there, or as a stream of events.
+
+A stream is sent by sse-starlette, with pings for proxies that close silent connections. Neither watches for
+a client that leaves: `server.middleware` does, and cancels the request's task.
+"""
 
 from __future__ import annotations
 
 import base64
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import orjson
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from dd_core.errors import DDError
 from dd_core.plan import Plan
-from distilled_decoding.contract import ImageFormat
-from server.generation.encoder import MEDIA_TYPES
-from server.generation.pictures import File, Made
-from server.generation.request import Order
+from server.errors import error_body, internal_body
+from server.generation.encoder import MEDIA_TYPES, Encoding, GeneratedImage
+from server.generation.request import GenerationRequest
+from server.observability.record import RequestRecord
 
+log = logging.getLogger("dd_server")
+
+# Streams that run at SIGTERM get the time to end that all requests get.
+AppStatus.enable_automatic_graceful_drain = False
 _VARY = {"vary": "accept"}
+_LINE_END = "\n"
 
 
-def image_entry(order: Order, file: File, image_format: ImageFormat) -> dict[str, Any]:
-    """One image of a JSON reply."""
-    newest = order.origins[file.index].newest
-    return {
-        "index": newest.number,
-        "seed": newest.seed,
-        "format": image_format,
-        "width": file.width,
-        "height": file.height,
-        "receipt": file.receipt,
-        "data": base64.b64encode(file.data).decode("ascii"),
-    }
+class ReplyWriter(ABC):
+    """Writes the images of a run in the form of one interface.
+
+    Args:
+        generation: what the images are of.
+        encoding: what their files are.
+        record: of the request.
+    """
+
+    def __init__(self, generation: GenerationRequest, encoding: Encoding, record: RequestRecord) -> None:
+        self.generation = generation
+        self.encoding = encoding
+        self.record = record
+
+    @abstractmethod
+    def body(self, images: Sequence[GeneratedImage]) -> Response:
+        """Write all images as one reply."""
+
+    @abstractmethod
+    def event(self, image: GeneratedImage) -> tuple[str, dict[str, Any]]:
+        """Write one image of a stream as the name and the data of an event."""
+
+    def end(self) -> tuple[str, dict[str, Any]] | None:
+        """Write the event that ends a stream, if there is one."""
+        return None
 
 
-def facts(order: Order, plan: Plan, identity: str) -> dict[str, Any]:
-    """What replies of every form say about an order; `plan` is the one that made the pictures."""
-    return {
-        "id": identity,
-        "model": order.model.name,
-        "plan": plan.name,
-        "steps": plan.cost,
-        "requested_plan": order.choice.requested.plan.name,
-        "seed": order.seed,
-    }
+async def send(images: AsyncIterable[GeneratedImage], writer: ReplyWriter, owned: ExitStack) -> Response:
+    """Return the reply to a request with the images of its run.
+
+    Args:
+        owned: what ends with the reply; a stream takes it over from the caller's `with`.
+
+    Raises:
+        ApiError: the run fails before the first byte of its reply.
+    """
+    if writer.generation.streamed:
+        return EventReply(_events(images, writer), owned.pop_all())
+    return writer.body([image async for image in images])
 
 
-def json_reply(order: Order, identity: str, made: Made, image_format: ImageFormat) -> Response:
-    """All images in base64."""
-    images = [image_entry(order, file, image_format) for file in made.files]
-    body = {**facts(order, order.plan, identity), "images": images, "timings": made.times}
-    return Response(orjson.dumps(body), media_type="application/json", headers=_VARY)
+class EventReply(EventSourceResponse):
+    """A stream of events that closes what it owns at its end, also where no event was ever asked for."""
+
+    def __init__(self, events: AsyncIterator[ServerSentEvent], owned: ExitStack) -> None:
+        super().__init__(events, headers=_VARY, sep=_LINE_END)
+        self._owned = owned
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._owned:
+            await super().__call__(scope, receive, send)
 
 
-def raw_reply(order: Order, identity: str, made: Made, image_format: ImageFormat) -> Response:
-    """The bytes of the one image, with the facts in `X-DD-*` headers."""
-    [file] = made.files
-    known = facts(order, order.plan, identity)
-    shown = {**known, "index": order.origins[0].newest.number, "receipt": file.receipt, **made.times}
-    headers = {f"x-dd-{name.replace('_', '-')}": str(value) for name, value in shown.items()}
-    return Response(file.data, media_type=MEDIA_TYPES[image_format], headers={**_VARY, **headers})
+async def _events(
+    images: AsyncIterable[GeneratedImage], writer: ReplyWriter
+) -> AsyncIterator[ServerSentEvent]:
+    """Yield an event for each image and the last one; what goes wrong on the way is an `error` event."""
+    try:
+        async for image in images:
+            yield _event(*writer.event(image))
+        if (last := writer.end()) is not None:
+            yield _event(*last)
+    except DDError as error:
+        writer.record.failed(error)
+        yield _event("error", error_body(error))
+    except Exception as error:  # the reply has begun, so the last resort could not answer any more
+        writer.record.failed(error)
+        log.exception("request %s: its stream failed", writer.record.request_id)
+        yield _event("error", internal_body())
 
 
-def event(name: str, data: Any) -> bytes:
-    """One server-sent event."""
-    return b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
+def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:
+    return ServerSentEvent(orjson.dumps(data).decode(), event=name, sep=_LINE_END)
+
+
+class GenerateWriter(ReplyWriter):
+    """Writes replies of `POST /generate` and `GET /images`: JSON, the bytes of one image, or events.
+
+    Args:
+        raw: one image's bytes, with everything else in `X-DD-*` headers.
+    """
+
+    def __init__(
+        self, generation: GenerationRequest, encoding: Encoding, record: RequestRecord, *, raw: bool
+    ) -> None:
+        super().__init__(generation, encoding, record)
+        self._raw = raw
+
+    def _common(self, plan: Plan) -> dict[str, Any]:
+        """Return the fields that replies of every form have; `plan` is the one that made the images."""
+        return {
+            "id": self.record.request_id,
+            "model": self.generation.model.name,
+            "plan": plan.name,
+            "steps": plan.cost,
+            "requested_plan": self.generation.requested_plan,
+            "seed": self.generation.seed,
+        }
+
+    def _entry(self, image: GeneratedImage) -> dict[str, Any]:
+        return {
+            "index": image.number,
+            "seed": image.seed,
+            "format": self.encoding.image_format,
+            "width": image.width,
+            "height": image.height,
+            "receipt": image.receipt,
+            "data": base64.b64encode(image.data).decode("ascii"),
+        }
+
+    def body(self, images: Sequence[GeneratedImage]) -> Response:
+        """Write all images in base64, or the bytes of the one image."""
+        common = self._common(self.generation.plan)
+        if not self._raw:
+            entries = [self._entry(image) for image in images]
+            reply = orjson.dumps({**common, "images": entries, "timings": images[-1].timings})
+            return Response(reply, media_type="application/json", headers=_VARY)
+        [image] = images
+        fields = {**common, "index": image.number, "receipt": image.receipt, **image.timings}
+        headers = {f"x-dd-{name.replace('_', '-')}": str(value) for name, value in fields.items()}
+        media_type = MEDIA_TYPES[self.encoding.image_format]
+        return Response(image.data, media_type=media_type, headers={**_VARY, **headers})
+
+    def event(self, image: GeneratedImage) -> tuple[str, dict[str, Any]]:
+        """Write an `image` event."""
+        return "image", {
+            **self._common(image.plan),
+            "stage": image.stage,
+            "final": image.final,
+            "image": self._entry(image),
+            "timings": image.timings,
+        }
+
+    def end(self) -> tuple[str, dict[str, Any]]:
+        """Write the `done` event."""
+        total = round(1e3 * (time.perf_counter() - self.record.arrived), 3)
+        return "done", {"id": self.record.request_id, "images": len(self.generation.keys), "total_ms": total}

@@ -1,4 +1,4 @@
-"""Pixels → bytes, with the image's receipt in the file's own metadata, and back out of it.
+"""Encode pixels as files that carry the image's receipt in their metadata, and read it back.
 
 Pillow's encoders release the GIL, so threads encode in parallel. PNG holds the receipt in the text chunk
 `dd-receipt`, JPEG and WebP in the EXIF field ImageDescription.
@@ -10,6 +10,7 @@ import asyncio
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dd_core.errors import InvalidRequestError
+from dd_core.plan import Plan
 from distilled_decoding.contract import ImageFormat
 
 Pixels = NDArray[np.uint8]
@@ -24,14 +26,48 @@ MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg",
 QUALITY = 95  # of JPEG and WebP
 _CHUNK = "dd-receipt"
 _EXIF_DESCRIPTION = 0x010E
-# Pixels that are encoded where they are: four pictures of 32×32 or one of 64×64, 0.2 ms.
-_AT_ONCE = 2**12
-# Pixels that one thread is given together: sixteen pictures of 32×32, and never two of 256×256.
-_TOGETHER = 2**14
+# Pixels that are encoded on the event loop: four images of 32×32 or one of 64×64, 0.2 ms.
+_INLINE_PIXELS = 2**12
+# Pixels that one thread is given together: sixteen images of 32×32, and never two of 256×256.
+_PIXELS_PER_TASK = 2**14
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A file format, and the quality of JPEG and WebP, 0 to 100."""
+
+    image_format: ImageFormat
+    quality: int = QUALITY
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One encoded image of a request.
+
+    Args:
+        index: its place in the request; `seed` and `number` name its newest noise.
+        plan: what made it.
+        stage: 0 for the first image of this index, and so on; `final` when no better one follows.
+        receipt: all that it follows from.
+        data: the file.
+        timings: milliseconds of the request so far, as the contract's `Timings`.
+    """
+
+    index: int
+    seed: int
+    number: int
+    plan: Plan
+    stage: int
+    final: bool
+    receipt: str
+    width: int
+    height: int
+    data: bytes
+    timings: dict[str, float]
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality: int = QUALITY) -> bytes:
-    """One image `[H, W, 3]` uint8 as a file. PNG is exact; JPEG and WebP are at `quality` (0 to 100).
+    """Encode one image `[H, W, 3]` uint8 as a file. PNG is exact; JPEG and WebP are at `quality` (0 to 100).
 
     The same pixels and receipt give the same bytes: nothing else goes in.
     """
@@ -55,7 +91,7 @@ def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality
 
 
 def read_receipt(path: Path) -> str:
-    """The receipt in an image file that this server made.
+    """Read the receipt in an image file that this server made.
 
     Raises:
         InvalidRequestError: it is no image, or holds none.
@@ -72,9 +108,9 @@ def read_receipt(path: Path) -> str:
 
 
 class Encoder:
-    """Encodes where it is asked to what is small, and the rest in threads.
+    """Encodes small images on the event loop and larger ones in threads.
 
-    To wake a thread and to be woken by it costs more than encoding a picture of 32×32; one of 256×256
+    To wake a thread and to be woken by it costs more than encoding an image of 32×32; one of 256×256
     would hold up the event loop for milliseconds.
     """
 
@@ -82,20 +118,16 @@ class Encoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
     async def encode_all(
-        self,
-        images: Sequence[Pixels],
-        image_format: ImageFormat,
-        receipts: Sequence[str],
-        quality: int = QUALITY,
+        self, images: Sequence[Pixels], receipts: Sequence[str], encoding: Encoding
     ) -> list[bytes]:
-        """Every image as a file, in order; all have the same size."""
+        """Encode every image as a file, in order; all have the same size."""
         tasks = list(zip(images, receipts, strict=True))
         area = images[0].shape[0] * images[0].shape[1]
-        if area * len(images) <= _AT_ONCE:
-            return _encode_part(tasks, image_format, quality)
-        loop, size = asyncio.get_running_loop(), max(1, _TOGETHER // area)
+        if area * len(images) <= _INLINE_PIXELS:
+            return _encode_part(tasks, encoding)
+        loop, size = asyncio.get_running_loop(), max(1, _PIXELS_PER_TASK // area)
         parts = [
-            loop.run_in_executor(self._pool, _encode_part, tasks[i : i + size], image_format, quality)
+            loop.run_in_executor(self._pool, _encode_part, tasks[i : i + size], encoding)
             for i in range(0, len(tasks), size)
         ]
         return [file for part in await asyncio.gather(*parts) for file in part]
@@ -105,5 +137,5 @@ class Encoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _encode_part(tasks: Sequence[tuple[Pixels, str]], image_format: ImageFormat, quality: int) -> list[bytes]:
-    return [encode(pixels, image_format, receipt, quality) for pixels, receipt in tasks]
+def _encode_part(tasks: Sequence[tuple[Pixels, str]], encoding: Encoding) -> list[bytes]:
+    return [encode(pixels, encoding.image_format, receipt, encoding.quality) for pixels, receipt in tasks]

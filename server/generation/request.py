@@ -1,28 +1,36 @@
-"""From a request's body to an order: which images, by which plan, of what noise.
+"""From a validated body to a GenerationRequest: which images, by which plan, of what noise.
 
-body ─▶ new images (label, seed) │ a receipt to repeat, refine or vary ─▶ plan ─▶ Order ─▶ Job
+    body ─▶ resolve_model ─▶ model, Redeemed ─▶ resolve ─▶ GenerationRequest ─▶ a Job for each step
+
+A body asks for new images (a label or a prompt, and a seed), or names a receipt to repeat, refine or vary.
+Settings, catalog and forecasts are arguments: nothing here knows the server's state or a device.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from dd_core.plan import Plan, Preset
 from distilled_decoding.contract import GenerateRequest, Priority
-from server.devices.pool import Engine
-from server.errors import BadRequestError, OtherWeightsError
+from server.errors import BadRequestError, DeadlineUnreachableError, OtherWeightsError
 from server.generation.origins import Origin, origins_of
-from server.generation.planner import PlanChoice, PlanQuery, choose
+from server.generation.planner import (
+    PlanChoice,
+    PlanQuery,
+    RefinementStep,
+    choose,
+    choose_again,
+    refinement_steps,
+)
 from server.generation.receipts import MOST_CHANGES, Receipt, parse_receipt
-from server.generation.rungs import RefinementStep, refinement_steps
-from server.models.catalog import ServedModel
+from server.models.catalog import Catalog, ServedModel
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Job
 from server.settings import Settings
-from server.state import ServerState
 
 # Seeds that the server draws fit a JavaScript number and are short enough to type.
 _DRAWN_SEEDS = 2**32
@@ -30,159 +38,199 @@ _PRIORITIES: dict[Priority, int] = {"low": -1, "normal": 0, "high": 1}
 
 
 @dataclass(frozen=True)
-class Order:
-    """Images that were asked for.
+class GenerationRequest:
+    """Images that were asked for, and how they are made.
 
     Args:
         condition: class index, or prompt.
         seed: as the reply reports it.
-        origins: what each image is made of.
-        rungs: the plans to run: one, or in a stream one after the other.
+        keys: the noise of each image.
+        steps: the plans to run: one, or for a stream one after the other.
+        priority: of two that wait the higher goes first.
         deadline: when it must be done, on `time.perf_counter`, or None.
+        streamed: each image is wanted as it comes, not all together.
     """
 
     model: ServedModel
     condition: int | str
     seed: int
-    origins: tuple[Origin, ...]
+    keys: tuple[Origin, ...]
     choice: PlanChoice
-    rungs: tuple[RefinementStep, ...]
+    steps: tuple[RefinementStep, ...]
     priority: int
     deadline: float | None
+    streamed: bool
 
     @property
     def plan(self) -> Plan:
         """The plan that is applied."""
         return self.choice.applied.plan
 
-    def job(self, rung: RefinementStep) -> Job:
-        """The images by a rung's plan, to submit now."""
+    @property
+    def requested_plan(self) -> str:
+        """Name of the plan that an idle server would apply."""
+        return self.choice.requested.plan.name
+
+    @property
+    def logged(self) -> dict[str, Any]:
+        """Fields for the record of the request."""
+        prompt = self.condition if isinstance(self.condition, str) else ""
+        fields: dict[str, Any] = {"steps": self.plan.cost, "n": len(self.keys), "prompt": prompt}
+        return {"plan": self.plan.name, "requested_plan": self.requested_plan, **fields}
+
+    def job(self, step: RefinementStep) -> Job:
+        """Return the images of one step as a job to submit now."""
         return Job(
             self.model.name,
-            rung.plan,
+            step.plan,
             self.condition,
-            self.origins,
+            self.keys,
             time.perf_counter(),
             self.priority,
             self.deadline,
-            previews=rung.preview is not None,
+            previews=step.preview is not None,
         )
 
-    def forecast(self, engine: Engine, steps: Sequence[RefinementStep]) -> Forecast:
-        """When the images would be done by plans that run one after the other, the first from now on."""
-        times = [engine.forecast(self.job(rung)) for rung in steps]
-        rest = sum(found.alone for found in times[1:])
+    def forecast(self, of_job: Callable[[Job], Forecast]) -> Forecast:
+        """Predict when all steps would be done, one after the other, the first from now on."""
+        times = [of_job(self.job(step)) for step in self.steps]
+        rest = sum(later.alone for later in times[1:])
         return Forecast(times[0].start, times[0].finish + rest, times[0].alone + rest)
 
+    def check_deadline(self, deadline: float, of_job: Callable[[Job], Forecast]) -> None:
+        """Check that all steps together would be done in time; the scheduler checks each by itself.
+
+        Raises:
+            DeadlineUnreachableError: they would not.
+        """
+        foreseen = self.forecast(of_job)
+        if time.perf_counter() + foreseen.finish > deadline:
+            raise DeadlineUnreachableError.after(
+                foreseen.start,
+                f"this stream would start in {1e3 * foreseen.start:.0f} ms and be done in "
+                f"{1e3 * foreseen.finish:.0f} ms, after its deadline_ms",
+            )
+
     def receipt(self, index: int, plan: Plan) -> str:
-        """What image `index` of the order, made by `plan`, follows from."""
+        """Return the receipt of image `index` as `plan` makes it."""
         identity = self.model.identities[plan.name]
-        return str(Receipt.of(self.model.name, identity, self.condition, plan.name, self.origins[index]))
+        return str(Receipt.of(self.model.name, identity, self.condition, plan.name, self.keys[index]))
 
 
-def addressed(
-    body: GenerateRequest, state: ServerState, *, stream: bool
-) -> tuple[ServedModel, Receipt | None]:
-    """The model that a body is for, and its receipt if it has one.
+class Redeemed(NamedTuple):
+    """A receipt of a loaded model: its condition, its noise, and the plan that made its image."""
+
+    condition: int | str
+    key: Origin
+    preset: Preset
+
+
+def resolve_model(
+    body: GenerateRequest, catalog: Catalog, max_images: int, *, streamed: bool
+) -> tuple[ServedModel, Redeemed | None]:
+    """Find the model that a body is for, and redeem its receipt if it has one.
 
     Raises:
-        BadRequestError: fields that contradict one another, or no receipt.
+        BadRequestError: fields that contradict one another, or a text that is no receipt.
         UnknownModelError: no model of that name.
-        OtherWeightsError: a receipt of other weights.
+        OtherWeightsError: a receipt of other weights, or of a plan that is not offered.
     """
-    check_fields(body, state.settings.max_images, stream=stream)
+    check_fields(body, max_images, streamed=streamed)
     if body.receipt is not None:
-        return _redeem(body.receipt, state)
-    return state.models().find(body.model, asks_by_text(body)), None
+        return _redeem(parse_receipt(body.receipt), catalog)
+    # Of both or neither of label and prompt the model itself says what is wrong.
+    by_text = None if (body.label is None) == (body.prompt is None) else body.prompt is not None
+    return catalog.find(body.model, by_text), None
 
 
-def place(
+def _redeem(receipt: Receipt, catalog: Catalog) -> tuple[ServedModel, Redeemed]:
+    model = catalog.models.get(receipt.model)
+    if model is None:
+        raise OtherWeightsError(
+            f"the receipt is of the model {receipt.model[:64]!r}, which is not loaded", param="receipt"
+        )
+    preset = model.preset(receipt.plan)
+    if not receipt.is_of(model.identities[preset.plan.name]):
+        raise OtherWeightsError(
+            f"the receipt is of other weights or settings than those of {model.name} that are loaded: this "
+            "image cannot be made here",
+            param="receipt",
+        )
+    changes = receipt.origin.changes
+    if changes and not 0 < changes[0].block <= changes[-1].block < model.blocks:
+        raise BadRequestError("receipt is damaged: the model has no such block", param="receipt")
+    return model, Redeemed(model.condition_again(receipt.condition), receipt.origin, preset)
+
+
+def resolve(
     body: GenerateRequest,
     model: ServedModel,
-    receipt: Receipt | None,
+    redeemed: Redeemed | None,
     settings: Settings,
-    engine: Engine,
+    forecast: Callable[[Job], Forecast],
     arrived: float,
     *,
-    stream: bool = False,
-) -> Order:
-    """The order that a body is.
+    streamed: bool = False,
+) -> GenerationRequest:
+    """Resolve a validated body into a GenerationRequest.
 
     Args:
-        model, receipt: from `addressed`.
+        model, redeemed: from `resolve_model`.
+        forecast: when a job would be done, were it submitted now.
         arrived: when the request came, on `time.perf_counter`.
-        stream: the default is then the best plan with a student in it, not the cheapest.
+        streamed: the default is then the best plan with a student in it, not the cheapest.
 
     Raises:
         BadRequestError: fields that contradict the model.
-        OtherWeightsError: a receipt of a plan that is not offered.
+        DeadlineUnreachableError: a stream whose steps would not all be done in time.
     """
-    priority = _PRIORITIES[body.priority]
+    query = _query(body, settings.auto_latency_ms, arrived)
     deadline = None if body.deadline_ms is None else arrived + body.deadline_ms / 1e3
-    if receipt is None:
-        condition, made_by = model.condition(body.label, body.prompt), None
-        seed = _seed(body)
-        origins = origins_of(seed, body.n)
+    seed, keys = _keys(body, redeemed, model.blocks)
+    condition = model.condition(body.label, body.prompt) if redeemed is None else redeemed.condition
+
+    def by(choice: PlanChoice) -> GenerationRequest:
+        plan, worst = choice.applied.plan, body.min_quality
+        steps: tuple[RefinementStep, ...] = (RefinementStep(plan),)
+        if streamed:
+            shown = [preset for preset in model.budgets.ladder if worst is None or preset.reaches(worst)]
+            steps = refinement_steps(shown, plan, body.partial_images)
+        priority = _PRIORITIES[body.priority]
+        return GenerationRequest(
+            model, condition, seed, keys, choice, steps, priority, deadline, streamed=streamed
+        )
+
+    if redeemed is not None and body.steps is None and body.quality is None and query.latency is None:
+        choice = choose_again(redeemed.preset, body.min_quality)
     else:
-        condition, made_by = model.condition_again(receipt.condition), model.preset(receipt.plan)
-        seed, origins = receipt.origin.newest.seed, (receipt.origin,)
-        if body.keep is not None:
-            seed = _seed(body)
-            origins = _variations(receipt.origin, body.keep, seed, body.n, model.blocks)
-
-    def steps_to(plan: Plan) -> tuple[RefinementStep, ...]:
-        if not stream:
-            return (RefinementStep(plan),)
-        worst = body.min_quality
-        shown = [p for p in model.budgets.ladder if worst is None or p.reaches(worst)]
-        return refinement_steps(shown, plan, body.partial_images)
-
-    def order(choice: PlanChoice) -> Order:
-        steps = steps_to(choice.applied.plan)
-        return Order(model, condition, seed, origins, choice, steps, priority, deadline)
-
-    if made_by is not None and body.steps is None and body.quality is None and body.latency_budget_ms is None:
-        if body.min_quality is not None and not made_by.reaches(body.min_quality):
-            raise BadRequestError(
-                f"the receipt's plan {made_by.plan.name} does not reach the FID that min_quality asks for: "
-                "leave it out, or send steps",
-                param="min_quality",
-            )
-        return order(PlanChoice(made_by, made_by))
-
-    def forecast(preset: Preset) -> Forecast:
-        found = order(PlanChoice(preset, preset))
-        return found.forecast(engine, found.rungs)
-
-    default = model.refined if stream else model.budgets.ladder[0]
-    wish = _wish(body, settings.auto_latency_ms, arrived)
-    return order(choose(model.budgets, wish, default, settings.brownout_ms / 1e3, forecast))
+        default = model.refined if streamed else model.budgets.ladder[0]
+        max_wait = settings.brownout_ms / 1e3
+        choice = choose(
+            model.budgets, query, default, max_wait, lambda p: by(PlanChoice(p, p)).forecast(forecast)
+        )
+    generation = by(choice)
+    if deadline is not None and len(generation.steps) > 1:
+        generation.check_deadline(deadline, forecast)
+    return generation
 
 
-def asks_by_text(body: GenerateRequest) -> bool | None:
-    """Whether a body is for a model of texts or of classes, or does not say."""
-    if (body.label is None) == (body.prompt is None):
-        return None
-    return body.prompt is not None
-
-
-def check_fields(body: GenerateRequest, most: int, *, stream: bool) -> None:
-    """Whether the fields go together, on whatever model.
+def check_fields(body: GenerateRequest, max_images: int, *, streamed: bool) -> None:
+    """Check that the fields go together, on whatever model.
 
     Raises:
-        BadRequestError: they contradict one another, or `n` is above `most`.
+        BadRequestError: they contradict one another, or `n` is above `max_images`.
     """
     if body.label is not None and body.prompt is not None:
         raise BadRequestError("send either label or prompt, not both", param="prompt")
-    if body.n > most:
-        raise BadRequestError(f"n must be from 1 to {most}", param="n")
+    if body.n > max_images:
+        raise BadRequestError(f"n must be from 1 to {max_images}", param="n")
     if body.steps is not None and body.quality is not None:
         raise BadRequestError("send either steps or quality, not both", param="quality")
     if body.quality == "auto" and body.latency_budget_ms is not None:
         raise BadRequestError(
             "quality auto is the server's own latency_budget_ms: send one of the two", param="quality"
         )
-    if body.partial_images is not None and not stream:
+    if body.partial_images is not None and not streamed:
         raise BadRequestError("partial_images needs accept: text/event-stream", param="partial_images")
     if body.receipt is None:
         if body.keep is not None:
@@ -197,7 +245,27 @@ def check_fields(body: GenerateRequest, most: int, *, stream: bool) -> None:
         raise BadRequestError("a receipt is one image: n must be 1, or send keep to vary it", param="n")
 
 
-def _wish(body: GenerateRequest, auto_latency_ms: float, arrived: float) -> PlanQuery:
+def _keys(body: GenerateRequest, redeemed: Redeemed | None, blocks: int) -> tuple[int, tuple[Origin, ...]]:
+    """Return the seed that the reply reports, and the noise of new images, or of a receipt's image or its
+    variations.
+    """
+    seed = secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else body.seed
+    if redeemed is None:
+        return seed, origins_of(seed, body.n)
+    key = redeemed.key
+    if body.keep is None:
+        return key.newest.seed, (key,)
+    block = min(max(1, round(body.keep * blocks)), blocks - 1)
+    varied = tuple(key.changed(block, seed, index) for index in range(body.n))
+    if len(varied[0].changes) > MOST_CHANGES:
+        raise BadRequestError(
+            f"this is a variation of a variation, {MOST_CHANGES} times over: begin anew from a seed",
+            param="keep",
+        )
+    return seed, varied
+
+
+def _query(body: GenerateRequest, auto_latency_ms: float, arrived: float) -> PlanQuery:
     latency_ms = auto_latency_ms if body.quality == "auto" else body.latency_budget_ms
     spent = time.perf_counter() - arrived
 
@@ -207,38 +275,3 @@ def _wish(body: GenerateRequest, auto_latency_ms: float, arrived: float) -> Plan
     return PlanQuery(
         body.steps, body.quality, left(latency_ms), left(body.deadline_ms), body.min_quality, body.brownout
     )
-
-
-def _seed(body: GenerateRequest) -> int:
-    return secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else body.seed
-
-
-def _redeem(text: str, state: ServerState) -> tuple[ServedModel, Receipt]:
-    receipt = parse_receipt(text)
-    model = state.models().models.get(receipt.model)
-    if model is None:
-        raise OtherWeightsError(
-            f"the receipt is of the model {receipt.model[:64]!r}, which is not loaded", param="receipt"
-        )
-    made_by = model.preset(receipt.plan).plan.name
-    if not receipt.is_of(model.identities[made_by]):
-        raise OtherWeightsError(
-            f"the receipt is of other weights or settings than those of {model.name} that are loaded: this "
-            "image cannot be made here",
-            param="receipt",
-        )
-    changes = receipt.origin.changes
-    if changes and not 0 < changes[0].block <= changes[-1].block < model.blocks:
-        raise BadRequestError("receipt is damaged: the model has no such block", param="receipt")
-    return model, receipt
-
-
-def _variations(origin: Origin, keep: float, seed: int, count: int, blocks: int) -> tuple[Origin, ...]:
-    block = min(max(1, round(keep * blocks)), blocks - 1)
-    varied = tuple(origin.changed(block, seed, index) for index in range(count))
-    if len(varied[0].changes) > MOST_CHANGES:
-        raise BadRequestError(
-            f"this is a variation of a variation, {MOST_CHANGES} times over: begin anew from a seed",
-            param="keep",
-        )
-    return varied

@@ -1,109 +1,122 @@
-"""Previews that become the picture: the pictures of a stream as they come, rung by rung."""
+"""Run a GenerationRequest: its images as they come, step by step, encoded.
+
+    GenerationRequest ─▶ job of a step ─▶ DevicePool ─▶ pixels ─▶ Encoder ─▶ GeneratedImage
+                                        ▲                                                  │
+                                        └───────────────── the next step ◀─────────────────┘
+
+A unary reply is a run with one step, whose images come together; a stream has more steps, and its images
+come one by one. Cancellation lives here: to leave the run, however, is to cancel what has not begun.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import dataclass
-from time import perf_counter
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
 
 from dd_core.plan import Plan
-from server.devices.pool import Engine
-from server.errors import DeadlineUnreachableError
-from server.generation.encoder import Pixels
-from server.generation.request import Order
-from server.generation.rungs import RefinementStep
-from server.scheduling.jobs import Job
+from server.devices.pool import DevicePool, Sampled, Submission
+from server.generation.encoder import Encoder, Encoding, GeneratedImage
+from server.generation.planner import RefinementStep
+from server.generation.request import GenerationRequest
+from server.observability.record import RequestRecord
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A complete picture of image `index` of an order, by `plan`; `final` when no better one follows."""
+class GenerationRun:
+    """The images of one request, by one step after the other; iterate it once, within its `with`.
 
-    index: int
-    pixels: Pixels
-    plan: Plan
-    stage: int
-    final: bool
-    job: Job
+    Making it submits the first step, so what is refused is refused before the first byte of a reply; to
+    leave the `with` cancels what has not begun. Its model stays loaded until then.
 
-
-class Refinement:
-    """The pictures of one order, rung by rung; only one rung's job is under way at a time.
-
-    Args:
-        order: what to make.
+    Raises, when it is made or iterated:
+        ApiError: a step was refused, or one failed.
     """
 
-    def __init__(self, engine: Engine, order: Order) -> None:
-        self._engine = engine
-        self._order = order
-        self._job: Job | None = None
-        self._answer: asyncio.Future[list[Pixels]] | None = None
-        self._pictures: asyncio.Queue[tuple[int, Pixels, bool] | None] = asyncio.Queue()
-        self._holds = False
+    def __init__(
+        self,
+        generation: GenerationRequest,
+        pool: DevicePool,
+        encoder: Encoder,
+        encoding: Encoding,
+        record: RequestRecord,
+    ) -> None:
+        self._generation = generation
+        self._pool = pool
+        self._encoder = encoder
+        self._encoding = encoding
+        self._record = record
+        self._submission = self._submit(generation.steps[0])
+        record.admitted = True
+        pool.hold(generation.model.name)
 
-    def begin(self) -> None:
-        """Submit the first job; `end` must follow.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises:
-            DeadlineUnreachableError: all of it would not be done in time.
-            QueueFullError, DrainingError: refused.
-        """
-        order = self._order
-        if order.deadline is not None:
-            time = order.forecast(self._engine, order.rungs)
-            if perf_counter() + time.finish > order.deadline:
-                raise DeadlineUnreachableError.after(
-                    time.start,
-                    f"this stream would start in {1e3 * time.start:.0f} ms and be done in "
-                    f"{1e3 * time.finish:.0f} ms, after its deadline_ms",
-                )
-        self._submit(order.rungs[0])
-        self._engine.hold(order.model.name)
-        self._holds = True
+    def __exit__(self, *_: object) -> None:
+        self._submission.cancel()
+        self._pool.release(self._generation.model.name)
 
-    def _submit(self, rung: RefinementStep) -> None:
-        self._job = self._order.job(rung)
-        self._pictures = asyncio.Queue()
-        queue = self._pictures
-        self._answer = self._engine.submit(self._job, lambda *picture: queue.put_nowait(picture))
-        self._answer.add_done_callback(lambda _: queue.put_nowait(None))
+    def _submit(self, step: RefinementStep) -> Submission:
+        job = self._generation.job(step)
+        return self._pool.submit(job, together=not self._generation.streamed)
 
-    async def pictures(self) -> AsyncIterator[Picture]:
-        """The pictures of every image as they come; `begin` goes first, and `end` after it.
+    async def __aiter__(self) -> AsyncIterator[GeneratedImage]:
+        stage, steps = 0, self._generation.steps
+        for step in steps:
+            if step is not steps[0]:
+                self._submission = self._submit(step)
+            async for sampled in self._submission:
+                for image in await self._encode(sampled, step, stage, last=step is steps[-1]):
+                    yield image
+            stage += 1 if step.preview is None else 2
 
-        Raises:
-            ApiError: a later job was refused, or one failed.
-        """
-        stage = 0
-        for number, rung in enumerate(self._order.rungs):
-            if number:
-                self._submit(rung)
-            assert self._job is not None and self._answer is not None
-            seen: set[tuple[int, bool]] = set()
-            while (found := await self._pictures.get()) is not None:
-                index, pixels, finished = found
-                if (index, finished) in seen:  # the device died and began it again
-                    continue
-                seen.add((index, finished))
-                plan, at = rung.plan, stage
-                if rung.preview is not None:
-                    plan, at = (rung.plan, stage + 1) if finished else (rung.preview, stage)
-                last = finished and number == len(self._order.rungs) - 1
-                yield Picture(index, pixels, plan, at, last, self._job)
-            self._answer.result()
-            stage += 1 if rung.preview is None else 2
+    async def _encode(
+        self, sampled: Sequence[Sampled], step: RefinementStep, stage: int, *, last: bool
+    ) -> list[GeneratedImage]:
+        """Encode what the device made in one go: all final or all previews."""
+        generation, encoding, job = self._generation, self._encoding, self._submission.job
+        plan, finished = step.plan, sampled[0].last
+        if step.preview is not None:
+            plan, stage = (step.plan, stage + 1) if finished else (step.preview, stage)
+        started = time.perf_counter()
+        receipts = [generation.receipt(one.index, plan) for one in sampled]
+        files = await self._encoder.encode_all([one.pixels for one in sampled], receipts, encoding)
+        encoded = time.perf_counter()
+        times = _milliseconds(
+            queue_ms=job.queue_s,
+            compute_ms=job.compute_s,
+            encode_ms=encoded - started,
+            total_ms=encoded - self._record.arrived,
+        )
+        self._record.encoded(
+            plan.name,
+            encoding.image_format,
+            len(files),
+            encoded - started,
+            streamed=generation.streamed,
+            queue_ms=times["queue_ms"],
+            compute_ms=times["compute_ms"],
+        )
+        return [
+            self._image(one, plan, stage, finished and last, receipt, file, times)
+            for one, receipt, file in zip(sampled, receipts, files, strict=True)
+        ]
 
-    def end(self) -> None:
-        """Nobody waits any more: what has not begun is not computed. May be called again."""
-        if self._holds:
-            self._holds = False
-            self._engine.release(self._order.model.name)
-        if self._job is not None:
-            self._engine.cancel(self._job)
-        if self._answer is not None:
-            self._answer.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                self._answer.exception()
+    def _image(
+        self,
+        one: Sampled,
+        plan: Plan,
+        stage: int,
+        final: bool,
+        receipt: str,
+        file: bytes,
+        times: dict[str, float],
+    ) -> GeneratedImage:
+        newest, (height, width) = self._generation.keys[one.index].newest, one.pixels.shape[:2]
+        return GeneratedImage(
+            one.index, newest.seed, newest.number, plan, stage, final, receipt, width, height, file, times
+        )
+
+
+def _milliseconds(**seconds: float) -> dict[str, float]:
+    return {name: round(1e3 * value, 3) for name, value in seconds.items()}

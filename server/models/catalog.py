@@ -1,4 +1,4 @@
-"""The loaded models as requests name them: model names, class names, plans, what `/models` says."""
+"""The loaded models as requests name them: names, classes, plans, and what `/models` says of each."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dd_core.errors import InvalidRequestError
-from dd_core.manifest import Manifest
+from dd_core.hub.locate import existing, locate
+from dd_core.hub.registry import registry
+from dd_core.manifest import Manifest, read_manifest
 from dd_core.plan import Preset
 from dd_core.text.clean import clean_caption
 from dd_core.text.config import T5Config
@@ -17,8 +19,8 @@ from dd_core.text.encoder import MAX_CHARACTERS, checked_prompt
 from server.errors import BadRequestError, OtherWeightsError, UnknownModelError
 from server.models.budgets import BudgetTable
 from server.models.labels import LabelTable
+from server.settings import Determinism
 
-Determinism = Literal["exact", "fast"]
 DETERMINISM: dict[Determinism, str] = {
     "exact": "Image i of a request is a function of (model, plan, label or prompt, seed, i) alone: the same "
     "bytes whether it is computed alone or with other requests, on the same kind of device and build. The "
@@ -84,7 +86,7 @@ class ServedModel:
         return (with_student or self.budgets.ladder)[-1]
 
     def preset(self, plan: str) -> Preset:
-        """The offered plan of this name.
+        """Return the offered plan of this name.
 
         Raises:
             OtherWeightsError: the model has none.
@@ -96,11 +98,11 @@ class ServedModel:
 
     @property
     def any_condition(self) -> int | str:
-        """One that the model takes, whatever it draws then."""
+        """A condition that the model takes, for the warm-up."""
         return "a picture" if self.manifest.reads_text else 0
 
     def condition(self, label: int | str | None, prompt: str | None) -> int | str:
-        """The class index, or the prompt, that a request asks for.
+        """Return the class index, or the prompt, that a request asks for.
 
         Raises:
             BadRequestError: both or none of label and prompt, the one that the model does not take, an
@@ -125,7 +127,7 @@ class ServedModel:
         return self.labels.find(label)
 
     def condition_again(self, condition: int | str) -> int | str:
-        """The condition of a receipt of this model.
+        """Check the condition of a receipt of this model.
 
         Raises:
             BadRequestError: the receipt was made up: this model has no such condition.
@@ -192,7 +194,7 @@ class Catalog:
         self.models: dict[str, ServedModel] = {}
 
     def find(self, name: str | None, by_text: bool | None = None) -> ServedModel:
-        """The named model; without a name, the only one that takes what is sent.
+        """Return the named model; without a name, the only one that takes what is sent.
 
         Args:
             by_text: whether a prompt is sent, or a label; None where neither or both are.
@@ -219,8 +221,22 @@ class Catalog:
         return ", ".join(sorted(self.models))
 
 
+def find(source: str | Path) -> ServedModel:
+    """Find a built-in model, a bundle's folder, or a published model, which is fetched when it is not here.
+
+    Raises:
+        InvalidRequestError: there is nothing to read its prompts with.
+        BundleError, HubError, StorageError: the model cannot be had, or its manifest is wrong.
+    """
+    spec = registry().get(str(source))
+    if spec is not None and spec.reads_text and existing(source) is None:
+        require_t5(spec.name)  # before gigabytes are fetched
+    folder = locate(source)
+    return ServedModel.of(folder, read_manifest(folder))
+
+
 def check_encoder(manifest: Manifest) -> None:
-    """Whether prompts can be read, where the model takes them.
+    """Check that prompts can be read, where the model takes them.
 
     Raises:
         InvalidRequestError: the bundle names no encoder, or T5's library is not installed.
@@ -237,7 +253,7 @@ def check_encoder(manifest: Manifest) -> None:
 
 
 def require_t5(model: str) -> None:
-    """Raises InvalidRequestError where the library of a model's encoder of prompts is not installed."""
+    """Raise InvalidRequestError where the library of a model's encoder of prompts is not installed."""
     if find_spec("transformers") is None:
         raise InvalidRequestError(
             f"model {model} reads prompts with T5, which needs the extra t5: "

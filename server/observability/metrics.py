@@ -1,14 +1,17 @@
 """Every metric and every bucket, in one place.
 
 Prefix `dd_`, base units, no label without a bound: models and plans come from the loaded bundles,
-outcomes and formats from the tuples below. Children are bound once, because `.labels()` on each
-request costs as much as the observation.
+outcomes and formats from the tuples below. Children are kept, because `.labels()`
+on each request costs as much as the observation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -41,6 +44,10 @@ def package_version() -> str:
         return version("distilled-decoding")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _labels(metric: Any, *values: str) -> Any:
+    return metric.labels(*values)
 
 
 class Metrics:
@@ -125,51 +132,45 @@ class Metrics:
             "dd_build_info", "Constant 1, labelled with the version.", ["version"], registry=registry
         )
         info.labels(package_version()).set(1)
-        self.encode = {name: self._encode.labels(name) for name in FORMATS}
-        self._bound_requests: dict[tuple[str, str, str], Counter] = {}
-        self._bound_durations: dict[tuple[str, str, str], Histogram] = {}
-        self._bound_images: dict[tuple[str, str], Counter] = {}
-        self._bound_execution: dict[tuple[str, Kind], Histogram] = {}
-        self._bind_request(UNKNOWN, UNKNOWN)
+        self._labels: Callable[..., Any] = lru_cache(maxsize=None)(_labels)
+        for name in FORMATS:
+            self._labels(self._encode, name)
+        self.bind(UNKNOWN, ())
 
     def bind(self, model: str, plans: Sequence[Plan]) -> None:
-        """Make the children of a loaded model, so that its series exist from the start."""
-        self._bind_request(model, UNKNOWN)
-        for plan in plans:
-            self._bind_request(model, plan.name)
-            self._bound_images[model, plan.name] = self._images.labels(model, plan.name)
-        actors: list[Kind] = ["decode", *sorted({actor for plan in plans for actor in plan.needs})]
-        for actor in actors:
-            self._bound_execution[model, actor] = self._execution.labels(model, actor)
-
-    def _bind_request(self, model: str, plan: str) -> None:
-        for outcome in OUTCOMES:
-            labels = (model, plan, outcome)
-            self._bound_requests[labels] = self._requests.labels(*labels)
+        """Make the series of a loaded model, so that they exist before its first request."""
+        names = [plan.name for plan in plans]
+        for name, outcome in itertools.product((UNKNOWN, *names), OUTCOMES):
+            self._labels(self._requests, model, name, outcome)
+        for name in names:
+            self._labels(self._images, model, name)
+        for actor in ("decode", *sorted({actor for plan in plans for actor in plan.needs})) if plans else ():
+            self._labels(self._execution, model, actor)
 
     def request(self, model: str, plan: str, outcome: str, seconds: float) -> None:
-        """Count one generate request. Its model and plan must have been bound."""
-        labels = (model, plan, outcome)
-        self._bound_requests[labels].inc()
-        histogram = self._bound_durations.get(labels)
-        if histogram is None:  # made on first use: 20 lines of exposition for each outcome add up
-            histogram = self._bound_durations[labels] = self._duration.labels(*labels)
-        histogram.observe(seconds)
+        """Count one request for images."""
+        self._labels(self._requests, model, plan, outcome).inc()
+        # Made on first use: 20 lines of exposition for each outcome add up.
+        self._labels(self._duration, model, plan, outcome).observe(seconds)
 
     def downgraded(self, requested: str, applied: str) -> None:
         """Count a request that got a cheaper plan; both are names of loaded models' plans."""
-        self._downgrades.labels(requested, applied).inc()
+        self._labels(self._downgrades, requested, applied).inc()
 
     def delivered(self, model: str, plan: str, images: int) -> None:
         """Count images that were sent."""
-        self._bound_images[model, plan].inc(images)
+        self._labels(self._images, model, plan).inc(images)
+
+    def encode_seconds(self, image_format: str, seconds: float) -> None:
+        """Count images that were encoded together."""
+        self._labels(self._encode, image_format).observe(seconds)
 
     def executed(self, model: str, actor: Kind, images: int, seconds: float) -> None:
-        """Count a pass, or the decoding after it."""
-        self._bound_execution[model, actor].observe(seconds)
+        """Count a batch, or the decoding after it."""
+        self._labels(self._execution, model, actor).observe(seconds)
         if actor != "decode":
             self.batch_size.observe(images)
 
     def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,125 +1,116 @@
-"""What a request for images is counted and logged under, from its arrival to its last byte."""
+"""The record of one request for images: what it is counted and logged as, from arrival to last byte."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from fastapi import Request
+from collections.abc import MutableMapping
+from types import TracebackType
+from typing import Any, Self
 
 from dd_core.errors import DDError
 from server.errors import (
     ApiError,
     DeadlineError,
     DeadlineUnreachableError,
-    DrainingError,
     OutOfMemoryError,
     QueueFullError,
     UnavailableError,
 )
-from server.generation.request import Order
-from server.observability.context import bind
-from server.observability.metrics import UNKNOWN
-from server.state import Phase, ServerState
+from server.observability.context import Fields, context_of
+from server.observability.metrics import UNKNOWN, Metrics
 
 
 class RequestRecord:
-    """One request; `close` books it, once."""
+    """Counts one request in `metrics` and binds its fields to its `context`; a context manager.
 
-    def __init__(self, request: Request, state: ServerState) -> None:
-        self.arrived: float = request.state.arrived
-        self.outcome = "error"
-        self.open = True
-        self.lasting = False  # a stream goes on after the route has returned, and closes it itself
-        self._request = request
-        self._state = state
-        self._pictures = 0
-        self._model = UNKNOWN
-        self._plan = UNKNOWN
-        state.metrics.inflight.inc()
+    It opens with the request, learns the model and the plan, counts images as they are encoded, and is
+    booked once, at the end of the block, with the outcome of what ended it, or when it has `failed`.
 
-    def addressed(self, model: str) -> None:
-        """The model is known."""
-        self._model = model
+    Args:
+        metrics: of the server.
+        context: of the request; see `server.observability.context`.
+        request_id: of the reply and the log.
+        arrived: when the request came, on `time.perf_counter`.
+    """
 
-    def ordered(self, order: Order) -> None:
-        """The plan is known."""
-        self._plan = order.plan.name
-        bind(self._request, steps=order.plan.cost, n=len(order.origins))
-        if self._state.settings.log_prompts and isinstance(order.condition, str):
-            bind(self._request, prompt=order.condition)
-        requested = order.choice.requested.plan.name
-        if requested != self._plan:
-            bind(self._request, requested_plan=requested)
+    def __init__(
+        self, metrics: Metrics, context: Fields, request_id: str, arrived: float, *, log_prompts: bool
+    ) -> None:
+        self.request_id = request_id
+        self.arrived = arrived
+        self.model = UNKNOWN
+        self.admitted = False  # its images wait for a device, or more than that
+        self._metrics = metrics
+        self._context = context
+        self._log_prompts = log_prompts
+        self._plan = self._requested_plan = UNKNOWN
+        self._images = 0
+        self._open = True
+        metrics.inflight.inc()
 
-    def admitted(self, order: Order) -> None:
-        """It is in the queue."""
-        requested = order.choice.requested.plan.name
-        if requested != self._plan:
-            self._state.metrics.downgraded(requested, self._plan)
+    def choose(self, plan: str, requested_plan: str, prompt: str, **fields: str | int) -> None:
+        """Take the names of the plan that is applied and of the one asked for, and fields to log."""
+        self._plan, self._requested_plan = plan, requested_plan
+        self._context.update(fields)
+        if prompt and self._log_prompts:
+            self._context["prompt"] = prompt
+        if requested_plan != plan:
+            self._context["requested_plan"] = requested_plan
 
-    def delivered(self, plan: str, images: int) -> None:
-        """Pictures by a plan are about to be sent."""
-        self._state.metrics.delivered(self._model, plan, images)
+    def encoded(
+        self, plan: str, image_format: str, images: int, seconds: float, *, streamed: bool, **times: float
+    ) -> None:
+        """Count images by `plan` that were encoded together in so many seconds and are about to be sent."""
+        if streamed and not self._images:
+            self._metrics.first_preview.observe(time.perf_counter() - self.arrived)
+        self._images += images
+        self._metrics.encode_seconds(image_format, seconds)
+        self._metrics.delivered(self.model, plan, images)
+        self._context.update(times)
 
-    def pictured(self, plan: str, image_format: str, seconds: float) -> None:
-        """One picture of a stream was encoded in so many seconds, and is about to be sent."""
-        if not self._pictures:
-            self._state.metrics.first_preview.observe(time.perf_counter() - self.arrived)
-        self._pictures += 1
-        self._state.metrics.encode[image_format].observe(seconds)
-        self.delivered(plan, 1)
+    def failed(self, error: BaseException) -> None:
+        """Book the request as what `error` is counted as."""
+        self._close(outcome_of(error))
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Takes the outcome from what happens inside; what is raised goes on."""
-        try:
-            yield
-        except (asyncio.CancelledError, GeneratorExit) as error:
-            draining = self._state.phase is Phase.DRAINING
-            self.outcome = "rejected" if draining else "canceled"
-            # A generator that is being closed may not say anything more.
-            if not draining or isinstance(error, GeneratorExit):
-                raise
-            raise DrainingError("the server shut down before this was done", retry_after=1) from None
-        except DDError as error:
-            self.outcome = outcome_of(error)
-            raise
-
-    def close(self) -> None:
-        """The request has ended."""
-        if not self.open:
+    def _close(self, outcome: str) -> None:
+        if not self._open:
             return
-        self.open = False
-        self._state.metrics.inflight.dec()
-        bind(self._request, model=self._model, plan=self._plan, outcome=self.outcome)
+        self._open = False
+        self._metrics.inflight.dec()
+        if self.admitted and self._requested_plan != self._plan:
+            self._metrics.downgraded(self._requested_plan, self._plan)
+        self._context.update(model=self.model, plan=self._plan, outcome=outcome)
         seconds = time.perf_counter() - self.arrived
-        self._state.metrics.request(self._model, self._plan, self.outcome, seconds)
+        self._metrics.request(self.model, self._plan, outcome, seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close("ok" if error is None else outcome_of(error))
 
 
-@contextmanager
-def open_record(request: Request, state: ServerState) -> Iterator[RequestRecord]:
-    """The account of a request, closed at the end of the block unless it is `lasting`."""
-    account = RequestRecord(request, state)
-    try:
-        with account.watched():
-            yield account
-    except BaseException:
-        account.lasting = False
-        raise
-    finally:
-        if not account.lasting:
-            account.close()
+def record_of(scope: MutableMapping[str, Any], metrics: Metrics, log_prompts: bool) -> RequestRecord:
+    """Open the record of the request that `scope` belongs to."""
+    state = scope["state"]
+    return RequestRecord(
+        metrics, context_of(scope), state["request_id"], state["arrived"], log_prompts=log_prompts
+    )
 
 
-def outcome_of(error: DDError) -> str:
-    """The outcome that a refusal or failure is counted as."""
+def outcome_of(error: BaseException) -> str:
+    """Return the outcome that a refusal, a failure or a client that left is counted as."""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return "canceled"
     if isinstance(error, (QueueFullError, UnavailableError)):
         return "rejected"
     if isinstance(error, (DeadlineError, DeadlineUnreachableError)):
         return "deadline"
     if isinstance(error, OutOfMemoryError):
         return "oom"
-    return "error" if isinstance(error, ApiError) and error.status >= 500 else "invalid"
+    if not isinstance(error, DDError) or (isinstance(error, ApiError) and error.status >= 500):
+        return "error"
+    return "invalid"

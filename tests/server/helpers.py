@@ -23,10 +23,10 @@ from torch import Tensor
 from dd_core.bundle import Bundle
 from dd_core.layout import TokenLayout
 from dd_core.models.protocols import Student
+from server.app import create_app
 from server.devices.worker import PRELOAD
 from server.launcher import Server, bind, make_server
-from server.models.catalog import ServedModel
-from server.models.commands import find
+from server.models.catalog import ServedModel, find
 from server.settings import Settings
 from server.state import Phase, ServerState
 
@@ -150,8 +150,8 @@ class Running:
     @property
     def pid(self) -> int:
         """The device process."""
-        assert self.state.engine is not None
-        [pid] = self.state.engine.pids
+        assert self.state.pool is not None
+        [pid] = self.state.pool.pids
         assert pid is not None
         return pid
 
@@ -186,7 +186,7 @@ def running(
     bound = bind("127.0.0.1", 0)
     served = [find(model)] if isinstance(model, Path) else model if isinstance(model, list) else [model]
     chosen = Settings(**{"encode_threads": 2, "threads": 1, "device": "cpu", **settings})  # type: ignore[arg-type]
-    server = make_server(chosen, served, bound, gate)
+    server = make_server(create_app(chosen, served, gate), chosen, bound)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

@@ -68,7 +68,7 @@ def test_a_model_that_one_process_cannot_load_is_loaded_in_none(
         reply = live.client.post("/admin/models", json={"model": str(other)}, headers=KEY)
         assert "died while it loaded" in refused(reply, 500, "compute_failed")
         refused(live.post({**OK, "model": "other"}), 404, "unknown_model", "model")
-        engine = live.state.engine
+        engine = live.state.pool
         assert engine is not None
         eventually(lambda: engine.up, "the process is back")
         live.client.post("/admin/models", json={"model": str(other)}, headers=KEY).raise_for_status()

@@ -16,7 +16,7 @@ from dd_core.errors import InvalidRequestError
 from server.app import create_app
 from server.middleware import auth
 from server.middleware.auth import KeyFile, is_open, parse_keys
-from server.models.commands import find
+from server.models.catalog import find
 from server.settings import Settings
 from tests.server.helpers import Running, running
 from tests.server.test_cli import Run

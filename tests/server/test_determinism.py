@@ -53,8 +53,8 @@ def test_random_mixes_give_the_bytes_of_single_runs(bundle_folder: Path) -> None
 def test_two_device_processes_give_the_same_bytes(bundle_folder: Path) -> None:
     body = {"label": 1, "seed": 5, "n": 4, "steps": 2}
     with running(bundle_folder, device="cpu,cpu", warmup=False) as live, ThreadPoolExecutor(8) as pool:
-        assert live.state.engine is not None
-        assert len(set(live.state.engine.pids)) == 2
+        assert live.state.pool is not None
+        assert len(set(live.state.pool.pids)) == 2
         replies = list(pool.map(lambda _: images(live, body), range(16)))
     assert all(found == replies[0] for found in replies)
 

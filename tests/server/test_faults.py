@@ -136,9 +136,9 @@ def test_a_device_process_that_only_dies_ends_the_server(bundle_folder: Path, ga
     with running(bundle_folder, gate, warmup=False) as live:
         for _ in range(6):
             if live.server.failure is None:
-                eventually(lambda: live.state.engine is not None and live.state.engine.up, "it is back")
+                eventually(lambda: live.state.pool is not None and live.state.pool.up, "it is back")
                 os.kill(live.pid, signal.SIGKILL)
-                eventually(lambda: not live.state.engine.up, "it died")  # type: ignore[union-attr]
+                eventually(lambda: not live.state.pool.up, "it died")  # type: ignore[union-attr]
         eventually(lambda: live.server.failure is not None, "given up")
         assert "died 6 times in a row" in str(live.server.failure)
 

@@ -67,7 +67,7 @@ def test_a_plan_that_no_budget_leads_to_is_on_no_ladder() -> None:
         (PlanQuery(latency=0.001), "dd-1"),
         (PlanQuery(steps=2, latency=10.0), "dd-2"),
         (PlanQuery(steps=64, latency=0.03), "dd-2"),
-        (PlanQuery(steps=64, most_fid=31), "teacher"),
+        (PlanQuery(steps=64, max_fid=31), "teacher"),
         (PlanQuery(steps=64, deadline=0.3), "pre-trained-1-21"),
     ],
 )
@@ -85,7 +85,7 @@ def test_on_an_idle_server_a_request_gets_what_it_asks_for(wish: PlanQuery, name
         (PlanQuery(steps=64, deadline=0.5), 0.0, "pre-trained-1-21", "pre-trained-1-21"),
         (PlanQuery(steps=64, deadline=0.5, brownout=False), 0.2, "teacher", "teacher"),
         (PlanQuery(steps=64, deadline=0.1), 0.2, "dd-2", "dd-1"),
-        (PlanQuery(steps=64, most_fid=35), 9.0, "teacher", "pre-trained-1-21"),
+        (PlanQuery(steps=64, max_fid=35), 9.0, "teacher", "pre-trained-1-21"),
         (PlanQuery(quality="high", latency=1.0), 0.5, "teacher", "pre-trained-1-21"),
         (PlanQuery(quality="high", latency=1.0, brownout=False), 0.5, "teacher", "pre-trained-1-21"),
     ],
@@ -108,7 +108,7 @@ def test_nothing_is_forecast_where_there_is_nothing_to_choose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "best"), [(PlanQuery(steps=2, most_fid=35), "40.00"), (PlanQuery(most_fid=1), "50.00")]
+    ("wish", "best"), [(PlanQuery(steps=2, max_fid=35), "40.00"), (PlanQuery(max_fid=1), "50.00")]
 )
 def test_a_quality_that_no_plan_reaches_is_refused(wish: PlanQuery, best: str) -> None:
     with pytest.raises(BadRequestError, match=best) as caught:
@@ -118,7 +118,7 @@ def test_a_quality_that_no_plan_reaches_is_refused(wish: PlanQuery, best: str) -
 
 def test_plans_without_a_figure_reach_no_quality() -> None:
     with pytest.raises(BadRequestError, match="none is measured"):
-        choose(BudgetTable([Preset(plan.one_step(T))]), PlanQuery(most_fid=50), ONE, 2.0, waiting(0))
+        choose(BudgetTable([Preset(plan.one_step(T))]), PlanQuery(max_fid=50), ONE, 2.0, waiting(0))
 
 
 # ---- over HTTP

@@ -10,19 +10,21 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from sse_starlette.event import ServerSentEvent
 
 from dd_core import plan
 from dd_core.bundle import Bundle
 from dd_core.plan import Preset
 from dd_core.sampling import sample_codes
-from server.api.streams import EventStream
-from server.generation.rungs import RefinementStep, refinement_steps
+from server.api.responses import EventReply
+from server.generation.planner import RefinementStep, refinement_steps
 from tests.server.helpers import Gate, Running, busy, eventually, running
 from tests.server.test_errors import refused
 
@@ -262,14 +264,25 @@ def test_a_stream_that_is_never_read_is_closed_all_the_same() -> None:
     """The client leaves while the head is still being sent: no event was ever asked for."""
     over: list[bool] = []
 
-    async def events() -> AsyncGenerator[bytes, None]:
-        yield b"never"
+    async def events() -> AsyncGenerator[ServerSentEvent, None]:
+        yield ServerSentEvent("never")
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.disconnect"}
+        await asyncio.Event().wait()
+        return {}
 
     async def send(_: Any) -> None:
         await asyncio.Event().wait()
 
-    asyncio.run(EventStream(events(), lambda: over.append(True))({}, receive, send))  # type: ignore[arg-type]
+    async def scenario() -> None:
+        owned = ExitStack()
+        owned.callback(lambda: over.append(True))
+        scope = {"type": "http", "method": "POST"}
+        sending = asyncio.create_task(EventReply(events(), owned)(scope, receive, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert sending.cancelled()
+
+    asyncio.run(scenario())
     assert over == [True]

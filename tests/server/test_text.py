@@ -22,8 +22,7 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import InvalidRequestError
 from dd_core.sampling import sample_images
 from dd_core.text.config import T5Config
-from server.models.catalog import ServedModel, check_encoder
-from server.models.commands import find
+from server.models.catalog import ServedModel, check_encoder, find
 from tests.server.helpers import Running, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run

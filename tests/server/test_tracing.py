@@ -25,7 +25,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from dd_core.errors import InvalidRequestError
 from server.app import create_app
-from server.models.commands import find
+from server.models.catalog import find
 from server.observability.context import bind
 from server.observability.tracing import add_tracing, make_provider
 from server.settings import Settings, load_settings
@@ -49,7 +49,7 @@ def traced(bundle_folder: Path, spans: InMemorySpanExporter) -> FastAPI:
     app = create_app(Settings(), [find(bundle_folder)])
 
     async def facts(request: Request) -> None:
-        bind(request, model="tiny", plan="dd-1", steps=1, n=2, outcome="ok", queue_ms=0.5)
+        bind(request.scope, model="tiny", plan="dd-1", steps=1, n=2, outcome="ok", queue_ms=0.5)
 
     async def broken() -> None:
         raise ZeroDivisionError("secret")
@@ -232,7 +232,7 @@ def test_an_endpoint_is_a_url(value: str) -> None:
 def test_nothing_is_imported_where_nobody_asked() -> None:
     """The interface (`opentelemetry.trace`) comes with FastAPI; the SDK and the exporter must not."""
     code = (
-        "import json, sys; from server import launcher as listen; from server.app import create_app; "
+        "import json, sys; from server import launcher; from server.app import create_app; "
         "from server.settings import Settings; create_app(Settings()); print(json.dumps(list(sys.modules)))"
     )
     done = subprocess.run(

@@ -52,7 +52,7 @@ def test_every_kind_of_pass_is_measured_once() -> None:
 
 def test_processes_on_a_cpu_share_what_there_is_to_measure(bundle_folder: Path) -> None:
     with running(bundle_folder, device="cpu,cpu", max_batch=2) as live:
-        engine = live.state.engine
+        engine = live.state.pool
         assert engine is not None
         first, second = engine._workers
         costs = first._scheduler.costs

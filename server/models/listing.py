@@ -1,7 +1,4 @@
-"""Models as commands name them: finding one by its name, fetching, converting, listing.
-
-The work is `dd_core.hub`'s; this is what `dd-server` says about it.
-"""
+"""Fetch, convert and list models for `dd-server`; the work is `dd_core.hub`'s."""
 
 from __future__ import annotations
 
@@ -15,25 +12,10 @@ from dd_core.hub.registry import find_spec, registry
 from dd_core.hub.spec import ModelSpec, PartName
 from dd_core.hub.storage import gigabytes, models_folder
 from dd_core.manifest import Manifest, read_manifest
-from server.models.catalog import ServedModel, require_t5
-
-
-def find(source: str | Path) -> ServedModel:
-    """A built-in model, a bundle's folder, or a published model, which is fetched when it is not here.
-
-    Raises:
-        InvalidRequestError: there is nothing to read its prompts with.
-        BundleError, HubError, StorageError: the model cannot be had, or its manifest is wrong.
-    """
-    spec = registry().get(str(source))
-    if spec is not None and spec.reads_text and existing(source) is None:
-        require_t5(spec.name)  # before gigabytes are fetched
-    folder = locate(source)
-    return ServedModel.of(folder, read_manifest(folder))
 
 
 def pull_lines(name: str, *, no_teacher: bool) -> Iterator[str]:
-    """Fetches a published model's files; a line for each, once it is here."""
+    """Fetch a published model's files; a line for each, once it is here."""
     from dd_core.hub.pull import pull  # half a second that no other command needs
 
     spec = _variant(name, no_teacher=no_teacher)
@@ -51,7 +33,7 @@ def convert_model(
     no_teacher: bool,
     unmasked_prefix: bool,
 ) -> str:
-    """Makes a bundle of files that are given and, for other parts, of the hub's; says where it is.
+    """Make a bundle of files that are given and, for other parts, of the hub's; say where it is.
 
     Raises:
         InvalidRequestError: a file for a part that the model does not have.
@@ -80,7 +62,7 @@ def _variant(name: str, *, no_teacher: bool, unmasked_prefix: bool = False) -> M
 
 
 def listing(source: str | None) -> Iterator[str]:
-    """One model with its plans; or every model: those here with their plans, the others by name."""
+    """List one model with its plans; or every model: those here with their plans, the others by name."""
     if source is not None:
         folder = existing(source)
         yield from about(read_manifest(folder) if folder is not None else _known(source))
@@ -102,7 +84,7 @@ def _known(source: str) -> Manifest | ModelSpec:
 
 
 def about(model: Manifest | ModelSpec) -> Iterator[str]:
-    """A model's plans, what these cost, and the FID that they were measured at."""
+    """Describe a model's plans, what these cost, and the FID that they were measured at."""
     size = model.image_size
     condition = "text" if model.reads_text else f"{len(model.classes)} classes"
     yield f"{model.name}: {model.description}"
