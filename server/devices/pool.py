@@ -9,6 +9,8 @@ import asyncio
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -38,7 +40,7 @@ def _kind_of(devices: Sequence[str], max_batch: int) -> str:
     return " ".join([torch.__version__, *sorted(kinds)])
 
 
-class Engine:
+class DevicePool:
     """What makes images.
 
     `kind` tells apart machines whose pictures may differ in their last bits.
@@ -154,7 +156,22 @@ class Engine:
         """Seconds until `job` would start and be done, were it submitted now."""
         return dealing.forecast(dealing.dispatch(job, self._able))
 
-    def submit(self, job: Job, watch: Watch | None = None) -> asyncio.Future[list[Pixels]]:
+    def submit(self, job, *, together):
+        return Submission(self, job, together)
+
+    @contextmanager
+    def holding(self, model):
+        self.hold(model)
+        try:
+            yield
+        finally:
+            self.release(model)
+
+    def end_all(self):
+        for w in self._workers:
+            w.end_all()
+
+    def _submit(self, job: Job, watch: Watch | None = None) -> asyncio.Future[list[Pixels]]:
         """Queue a job where it is done soonest; see `DeviceWorker.submit`.
 
         Raises:
@@ -174,3 +191,40 @@ class Engine:
     @property
     def _able(self) -> list[DeviceWorker]:
         return [worker for worker in self._workers if worker.up] or self._workers
+
+
+class Sampled(NamedTuple):
+    index: int
+    pixels: Pixels
+    last: bool
+
+
+class Submission:
+    """TEMPORARY"""
+
+    def __init__(self, pool, job, together):
+        self.job = job
+        self._pool = pool
+        self._together = together
+        self._queue = asyncio.Queue()
+        watch = None if together else (lambda *p: self._queue.put_nowait(p))
+        self._answer = pool._submit(job, watch)
+        self._answer.add_done_callback(lambda _: self._queue.put_nowait(None))
+
+    async def __aiter__(self):
+        if self._together:
+            pixels = await self._answer
+            yield [Sampled(i, p, True) for i, p in enumerate(pixels)]
+            return
+        seen = set()
+        while (found := await self._queue.get()) is not None:
+            if (found[0], found[2]) not in seen:
+                seen.add((found[0], found[2]))
+                yield [Sampled(*found)]
+        self._answer.result()
+
+    def cancel(self):
+        self._pool.cancel(self.job)
+        self._answer.cancel()
+        if self._answer.done() and not self._answer.cancelled():
+            self._answer.exception()

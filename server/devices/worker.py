@@ -233,11 +233,14 @@ class DeviceWorker:
         if self._pending.pop(job, None) is not None:
             self._scheduler.end(job)
 
-    async def stop(self) -> None:
-        """Refuse what waits and end the process, with the pass that it runs."""
+    def end_all(self) -> None:
         self._stopping = True
         for job in self._scheduler.jobs:
-            self._end(job, DrainingError("the server shut down before it came to this", retry_after=1))
+            self._end(job, DrainingError("the server shut down before this was done", retry_after=1))
+
+    async def stop(self) -> None:
+        """Refuse what waits and end the process, with the pass that it runs."""
+        self.end_all()
         for timer in (self._alarm, self._watchdog, self._reviving):
             if timer is not None:
                 timer.cancel()
