@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from distilled_decoding.contract import DoneEvent, ErrorReply, GenerateReply, GenerateRequest, ImageEvent
+from distilled_decoding.contract import DoneEvent, GenerateReply, GenerateRequest, ImageEvent
 from server.api.content import negotiate, read_json
-from server.api.responses import GenerateWriter, send
-from server.generation.encoder import MEDIA_TYPES, Encoding
+from server.api.responses import ERRORS, IMAGES, GenerateWriter, send
+from server.generation.encoder import Encoding
 from server.generation.request import resolve, resolve_model
 from server.generation.runner import GenerationRun
 from server.observability.record import record_of
@@ -19,24 +19,6 @@ from server.state import state_of
 
 router = APIRouter(tags=["generate"])
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {
-        "model": ErrorReply,
-        "description": "The request contradicts the contract; `param` names the field.",
-    },
-    404: {"model": ErrorReply, "description": "No model of that name is loaded."},
-    406: {"model": ErrorReply, "description": "`Accept` admits nothing that can be sent."},
-    409: {"model": ErrorReply, "description": "A receipt of weights or of a plan that are not here."},
-    413: {"model": ErrorReply, "description": "The body is too long."},
-    415: {"model": ErrorReply, "description": "The body is not declared as JSON."},
-    429: {"model": ErrorReply, "description": "The queue is full; `Retry-After` says for how long."},
-    500: {"model": ErrorReply, "description": "The device failed on this request."},
-    503: {
-        "model": ErrorReply,
-        "description": "Not ready, shutting down, or too busy for the request's `deadline_ms`.",
-    },
-    504: {"model": ErrorReply, "description": "`deadline_ms` passed before the images were done."},
-}
 _BODY = {
     "requestBody": {
         "required": True,
@@ -47,9 +29,6 @@ _BODY = {
             }
         },
     }
-}
-IMAGES: dict[str, Any] = {
-    name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES.values()
 }
 _EVENTS: dict[str, Any] = {
     "text/event-stream": {

@@ -19,8 +19,7 @@ from starlette.responses import Response
 
 from distilled_decoding.contract import MAX_SEED, ErrorReply, GenerateRequest, ImageFormat, Quality
 from server.api.content import read_json
-from server.api.generate import ERRORS
-from server.api.responses import ReplyWriter, send
+from server.api.responses import ERRORS, ReplyWriter, send
 from server.errors import BadRequestError
 from server.generation.encoder import QUALITY, Encoding, GeneratedImage
 from server.generation.request import GenerationRequest, check_fields, resolve

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from dd_core.errors import DDError
 from dd_core.plan import Plan
+from distilled_decoding.contract import ErrorReply
 from server.errors import error_body, internal_body
 from server.generation.encoder import MEDIA_TYPES, Encoding, GeneratedImage
 from server.generation.request import GenerationRequest
@@ -31,6 +32,28 @@ log = logging.getLogger("dd_server")
 
 # Streams that run at SIGTERM get the time to end that all requests get.
 AppStatus.enable_automatic_graceful_drain = False
+# As the description of the interface names them.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {
+        "model": ErrorReply,
+        "description": "The request contradicts the contract; `param` names the field.",
+    },
+    404: {"model": ErrorReply, "description": "No model of that name is loaded."},
+    406: {"model": ErrorReply, "description": "`Accept` admits nothing that can be sent."},
+    409: {"model": ErrorReply, "description": "A receipt of weights or of a plan that are not here."},
+    413: {"model": ErrorReply, "description": "The body is too long."},
+    415: {"model": ErrorReply, "description": "The body is not declared as JSON."},
+    429: {"model": ErrorReply, "description": "The queue is full; `Retry-After` says for how long."},
+    500: {"model": ErrorReply, "description": "The device failed on this request."},
+    503: {
+        "model": ErrorReply,
+        "description": "Not ready, shutting down, or too busy for the request's `deadline_ms`.",
+    },
+    504: {"model": ErrorReply, "description": "`deadline_ms` passed before the images were done."},
+}
+IMAGES: dict[str, Any] = {
+    name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES.values()
+}
 _VARY = {"vary": "accept"}
 _LINE_END = "\n"
 
