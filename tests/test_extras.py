@@ -84,7 +84,7 @@ def _part(path: Path) -> str | None:
     for extra, files in ON_DEMAND.items():
         if name in files:
             return extra
-    if name.startswith("server/client/"):
+    if name.startswith("distilled_decoding/"):
         return None
     return "train" if name.startswith("training/") else "serve"
 
