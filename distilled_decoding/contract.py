@@ -159,7 +159,7 @@ class GenerateReply(BaseModel):
     model: str
     plan: str = Field(description="The sampler that was applied.")
     requested_plan: str = Field(
-        description="The sampler that an idle server would have applied; differs from `plan` under load."
+        description="The sampler that an idle server would have applied; `plan` may differ under load."
     )
     steps: int = Field(description="Forward passes that this plan spends on each image.")
     seed: int
