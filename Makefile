@@ -38,7 +38,7 @@ lint: $(VENV)/.ready-dev  ## ruff: rules and format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-types: $(VENV)/.ready-dev  ## mypy --strict on dd_core, training and server
+types: $(VENV)/.ready-dev  ## mypy --strict on every package
 	$(RUN) -m mypy
 
 format: $(VENV)/.ready-dev  ## let ruff put the code in order
@@ -83,7 +83,7 @@ lock:  ## resolve constraints.txt anew from pyproject.toml
 	mv constraints.new constraints.txt && rm -rf $(VENV)-lock
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:

@@ -1,19 +1,18 @@
-"""A client of the server, in Python: `from distilled_decoding import Client, AsyncClient`.
+"""Python client of the server, blocking and for asyncio, and the wire contract of both sides.
 
-    calls        what is asked, and how its answer is read
-    attempts     when a call is made again, and when it is given up
-    results      what comes back
-    errors       what is raised
-    blocking, asynchronous   the same calls over either kind of I/O: nothing else differs
+    contract      requests, replies and events of the HTTP interface
+    calls         the request of each call, and the reader of its reply
+    client, aio   the same calls over blocking I/O and over asyncio
+    retries       retries and their limits
+    results       types of the results
+    errors        types of the errors
 
-It needs httpx2 and pydantic, which is all that the package without extras installs, and imports
-nothing of the server but the models of the contract.
+It needs httpx2 and pydantic only: what the distribution installs without extras.
 """
 
 from distilled_decoding.aio import AsyncClient
-from distilled_decoding.calls import GenerateOptions, StreamOptions
 from distilled_decoding.client import Client
-from distilled_decoding.contract import Timings
+from distilled_decoding.contract import GenerateOptions, StreamOptions, Timings
 from distilled_decoding.errors import (
     BadRequestError,
     ConflictError,
@@ -21,6 +20,7 @@ from distilled_decoding.errors import (
     DDClientError,
     DeadlineExceededError,
     InvalidReplyError,
+    InvalidURLError,
     NotFoundError,
     OverloadedError,
     ServerError,
@@ -42,6 +42,7 @@ __all__ = [
     "Image",
     "ImageEvent",
     "InvalidReplyError",
+    "InvalidURLError",
     "Model",
     "NotFoundError",
     "OverloadedError",

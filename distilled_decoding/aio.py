@@ -1,4 +1,4 @@
-"""The client for asyncio: the calls of `Client`, awaited."""
+"""The client for asyncio."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from distilled_decoding import calls
-from distilled_decoding.calls import MAX_EVENT_BYTES, Call, GenerateOptions, StreamOptions
-from distilled_decoding.contract import ImageFormat
+from distilled_decoding.calls import MAX_EVENT_BYTES, Call
+from distilled_decoding.contract import GenerateOptions, ImageFormat, StreamOptions
 from distilled_decoding.errors import (
     ConnectionFailedError,
     DDClientError,
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same arguments, calls and errors. One serves many calls at the same time."""
+    """`Client` for asyncio: the same arguments, calls and errors. Share one among concurrent calls."""
 
     def __init__(
         self,
@@ -49,15 +49,15 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes its connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def generate(self, **options: Unpack[GenerateOptions]) -> Generation:
-        """As `Client.generate`."""
+        """See `Client.generate`."""
         return await self._answer(calls.generate(options))
 
     async def stream(self, **options: Unpack[StreamOptions]) -> AsyncGenerator[ImageEvent, None]:
-        """As `Client.stream`. To leave early at a certain point, put it into `contextlib.aclosing`."""
+        """See `Client.stream`. To stop early, wrap it in `contextlib.aclosing`."""
         call = calls.stream(options)
         response = await self._open(call)
         try:
@@ -71,15 +71,15 @@ class AsyncClient:
             await response.aclose()
 
     async def image(self, receipt: str, format: ImageFormat | None = None) -> bytes:  # noqa: A002
-        """As `Client.image`."""
+        """See `Client.image`."""
         return await self._answer(calls.image(receipt, format))
 
     async def models(self) -> list[Model]:
-        """As `Client.models`."""
+        """See `Client.models`."""
         return await self._answer(calls.models())
 
     async def ready(self) -> bool:
-        """As `Client.ready`."""
+        """See `Client.ready`."""
         try:
             return await self._answer(calls.ready(), Limits(self._limits.timeout, retries=0))
         except (OverloadedError, ConnectionFailedError):

@@ -1,24 +1,25 @@
-"""Every call: what is sent, and how its answer is read. No I/O, so that both clients share it all.
+"""The calls: the request that each one sends, and the reader of its reply.
 
-Fields go out as they are given: the server says what it allows, and a newer one may allow more.
+No I/O, so that the blocking client and the one for asyncio share all of it. Fields are sent as given: the
+server validates them, and a newer server may allow more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from dd_core.errors import InvalidRequestError
-from distilled_decoding.contract import DoneEvent, ImageFormat, Priority, Quality
+from distilled_decoding.contract import DoneEvent, ImageFormat
 from distilled_decoding.errors import (
     REQUEST_ID,
     ConnectionFailedError,
     InvalidReplyError,
+    InvalidURLError,
     error_in_stream,
 )
 from distilled_decoding.results import Generation, ImageEvent, Model, Models
@@ -26,33 +27,7 @@ from distilled_decoding.results import Generation, ImageEvent, Model, Models
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-MAX_EVENT_BYTES = 64 * 2**20  # a picture in base64: far above any, far below what hurts
-
-
-class GenerateOptions(TypedDict, total=False):
-    """The fields of `POST /generate`. None is the same as left out."""
-
-    label: int | str | None
-    prompt: str | None
-    model: str | None
-    steps: int | None
-    quality: Quality | None
-    latency_budget_ms: float | None
-    min_quality: float | None
-    brownout: bool | None
-    n: int | None
-    seed: int | None
-    format: ImageFormat | None
-    receipt: str | None
-    keep: float | None
-    priority: Priority | None
-    deadline_ms: float | None
-
-
-class StreamOptions(GenerateOptions, total=False):
-    """The same for a stream; `partial_images` is how many previews an image has at most."""
-
-    partial_images: int | None
+MAX_EVENT_BYTES = 64 * 2**20  # an image in base64: far more than any needs
 
 
 @dataclass(frozen=True)
@@ -67,32 +42,38 @@ class Call(Generic[T]):
 
     @property
     def deadline(self) -> float | None:
-        """Seconds from now within which the caller wants the images."""
+        """`deadline_ms` in seconds; None where it is absent, or no number: the server refuses that."""
         deadline_ms = (self.body or {}).get("deadline_ms")
-        return None if deadline_ms is None else deadline_ms / 1e3
+        return deadline_ms / 1e3 if isinstance(deadline_ms, int | float) else None
 
 
 def http_options(base_url: str, api_key: str | None) -> dict[str, Any]:
-    """What httpx2's clients are made with.
+    """Return the arguments with which both of httpx2's clients are constructed.
 
     Raises:
-        InvalidRequestError: `base_url` is no HTTP address.
+        InvalidURLError: `base_url` is not the address of an HTTP server.
     """
-    if not base_url.startswith(("http://", "https://")):
-        raise InvalidRequestError(
-            f"base_url must begin with http:// or https://, not {base_url!r}", param="base_url"
+    try:
+        url = httpx2.URL(base_url)
+        valid = url.scheme in ("http", "https") and bool(url.host) and not (url.query or url.fragment)
+    except httpx2.InvalidURL:
+        valid = False
+    if not valid:
+        raise InvalidURLError(
+            f"base_url must be http://host[:port][/path], or the same with https, not {base_url!r}",
+            param="base_url",
         )
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     return {"base_url": base_url, "headers": headers}
 
 
 def generate(options: Mapping[str, Any]) -> Call[Generation]:
-    """`POST /generate` in one piece."""
+    """`POST /generate` with one JSON reply."""
     return Call(lambda reply: _valid(Generation, reply.content, reply), "POST", "/generate", _given(options))
 
 
 def stream(options: Mapping[str, Any]) -> Call[EventReader]:
-    """`POST /generate` as a stream: the reader takes its events."""
+    """`POST /generate` with a reply of server-sent events."""
     return Call(EventReader, "POST", "/generate", _given(options), accept="text/event-stream")
 
 
@@ -114,17 +95,17 @@ def ready() -> Call[bool]:
 
 
 class EventReader:
-    """Turns the events of a stream into pictures."""
+    """Parses the events of one stream."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
         self._done = False
 
     def read(self, event: httpx2.ServerSentEvent) -> Sequence[ImageEvent]:
-        """The pictures of an event: one or none. Events of an unknown kind are a newer server's.
+        """Parse one event: the image that it carries, if any. Unknown kinds, of a newer server, are ignored.
 
         Raises:
-            DDClientError: it is the `error` event.
+            DDClientError: it is the `error` event, or does not follow the contract.
         """
         if event.event == "image":
             return [_valid(ImageEvent, event.data, self._response)]
@@ -136,10 +117,10 @@ class EventReader:
         return []
 
     def end(self) -> None:
-        """To be called when no more events come.
+        """Check that the stream, which has ended, is complete.
 
         Raises:
-            ConnectionFailedError: `done` was not among them.
+            ConnectionFailedError: it ended without the `done` event.
         """
         if not self._done:
             raise ConnectionFailedError(
@@ -156,7 +137,7 @@ def _valid(model: type[M], data: bytes | str, reply: httpx2.Response) -> M:
         return model.model_validate_json(data)
     except ValidationError as error:
         raise InvalidReplyError(
-            f"the reply of {reply.url.path} is not this contract's: {error}",
+            f"the reply of {reply.url.path} does not follow the contract: {error}",
             status=reply.status_code,
             request_id=reply.headers.get(REQUEST_ID),
         ) from None

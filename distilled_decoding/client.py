@@ -1,4 +1,4 @@
-"""The client for ordinary code: each call returns when it is answered."""
+"""The blocking client."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx2
 
 from distilled_decoding import calls
-from distilled_decoding.calls import MAX_EVENT_BYTES, Call, GenerateOptions, StreamOptions
-from distilled_decoding.contract import ImageFormat
+from distilled_decoding.calls import MAX_EVENT_BYTES, Call
+from distilled_decoding.contract import GenerateOptions, ImageFormat, StreamOptions
 from distilled_decoding.errors import (
     ConnectionFailedError,
     DDClientError,
@@ -26,17 +26,20 @@ T = TypeVar("T")
 
 
 class Client:
-    """A server's client. It keeps its connections: use one for many calls, from any threads, and close it.
+    """A blocking client of one server. It pools connections: share one among calls and threads, and close it.
 
     Args:
-        base_url: of the server.
-        api_key: where the server asks for one.
-        timeout: seconds for a call with its retries; of a stream, to its beginning and between two events.
-            Silence is what is timed: a reply that trickles in may take longer.
-        retries: how often a call is repeated on 429, on 503, and where no reply came.
-        transport: httpx2's, for proxies and certificates of your own.
+        base_url: address of the server, with the path under which a proxy serves it, if any.
+        api_key: sent as a bearer token, for servers that require keys.
+        timeout: seconds for a call with its retries; for a stream, until it starts and between two events.
+            It limits silence: a reply that arrives slowly may take longer.
+        retries: most retries of a call, on 429, on 503, and where no reply came.
+        transport: an httpx2 transport, for instance with a proxy or with certificates.
 
-    Every call may raise a `DDClientError`: `distilled_decoding.errors` draws the tree.
+    Every call may raise a `DDClientError`; the tree of its subclasses is in `distilled_decoding.errors`.
+
+    Raises:
+        InvalidURLError: `base_url` is not the address of an HTTP server.
     """
 
     def __init__(
@@ -60,18 +63,18 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes its connections."""
+        """Close the connections."""
         self._http.close()
 
     def generate(self, **options: Unpack[GenerateOptions]) -> Generation:
-        """Images of one class, prompt or receipt."""
+        """Generate images of one class, prompt or receipt."""
         return self._answer(calls.generate(options))
 
     def stream(self, **options: Unpack[StreamOptions]) -> Generator[ImageEvent, None, None]:
-        """Pictures as they come, each better than the last; an image's `final` one is its last.
+        """Generate images with previews: each event is a complete image, better than the one before.
 
-        The request is sent when the first is asked for. To leave early, close the generator (breaking out
-        of the loop over it does): the server then computes no more.
+        The request is sent with the first `next`. To stop early, close the generator, as breaking out of
+        the loop over it does: the server then cancels the rest.
         """
         call = calls.stream(options)
         response = self._open(call)
@@ -85,15 +88,15 @@ class Client:
             response.close()
 
     def image(self, receipt: str, format: ImageFormat | None = None) -> bytes:  # noqa: A002  # the contract's
-        """The file of the image that a receipt names: the same bytes every time."""
+        """Fetch the file of the image that a receipt names: the same bytes every time."""
         return self._answer(calls.image(receipt, format))
 
     def models(self) -> list[Model]:
-        """What is loaded."""
+        """Describe the loaded models."""
         return self._answer(calls.models())
 
     def ready(self) -> bool:
-        """Whether the server takes requests now; False as well where none answers. Asks once."""
+        """True where the server accepts requests now, False also where none answers. Never retries."""
         try:
             return self._answer(calls.ready(), Limits(self._limits.timeout, retries=0))
         except (OverloadedError, ConnectionFailedError):
@@ -109,7 +112,7 @@ class Client:
         return call.read(response)
 
     def _open(self, call: Call[Any], limits: Limits | None = None) -> httpx2.Response:
-        """The successful reply to a call, whose body is still to be read."""
+        """Send a call until it succeeds; returns the reply, whose body has not been read."""
         attempts = Attempts(call, limits or self._limits)
         while True:
             try:

@@ -1,12 +1,12 @@
-"""The JSON of the HTTP contract. Fields are only ever added.
+"""The JSON of the HTTP contract: requests, replies, events. Fields are only ever added.
 
-The client reads replies with these models, so nothing here needs more than pydantic.
+The server validates requests with these models, and the client replies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -20,14 +20,14 @@ MAX_FID = 10_000
 
 
 def _index_or_name(value: Any) -> Any:
-    # One message in place of the two that a failed union gives; and True is no class index.
+    # One message in place of the two of a failed union; and True is not a class index.
     if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise PydanticCustomError("label_type", "must be a class index (an integer) or a class name (a string)")
 
 
 class GenerateRequest(BaseModel):
-    """The body of `POST /generate`. Types are strict: `"1"`, `1.0` and `true` are no integers."""
+    """The body of `POST /generate`. Types are strict: `"1"`, `1.0` and `true` are not integers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -35,7 +35,10 @@ class GenerateRequest(BaseModel):
         None, description="Class index, or class name in any case; exactly one of `label` and `prompt`."
     )
     prompt: str | None = Field(None, description="Text, for models that are conditioned on text.")
-    model: str | None = Field(None, description="Name of a loaded model; may be left out when one is loaded.")
+    model: str | None = Field(
+        None,
+        description="Name of a loaded model; may be left out where one alone takes a label, or a prompt.",
+    )
     steps: int | None = Field(
         None,
         description="Step budget: the most forward passes to spend, 1 (the default) to the full teacher's. "
@@ -58,8 +61,8 @@ class GenerateRequest(BaseModel):
     )
     brownout: bool = Field(
         True,
-        description="Whether a cheaper plan may be used when the server is busy; the reply names both "
-        "plans. `false` waits, or is refused, instead.",
+        description="`true`: a busy server may use a cheaper plan; the reply names both plans. `false`: the "
+        "request waits, or is refused, instead.",
     )
     n: int = Field(1, ge=1, description="Number of images, up to the server's limit.")
     seed: int | None = Field(
@@ -102,6 +105,32 @@ class GenerateRequest(BaseModel):
     )
 
 
+class GenerateOptions(TypedDict, total=False):
+    """The fields of `GenerateRequest` as keyword arguments of the client. None is the same as left out."""
+
+    label: int | str | None
+    prompt: str | None
+    model: str | None
+    steps: int | None
+    quality: Quality | None
+    latency_budget_ms: float | None
+    min_quality: float | None
+    brownout: bool | None
+    n: int | None
+    seed: int | None
+    format: ImageFormat | None
+    receipt: str | None
+    keep: float | None
+    priority: Priority | None
+    deadline_ms: float | None
+
+
+class StreamOptions(GenerateOptions, total=False):
+    """The same for a stream; `partial_images` limits the previews of each image."""
+
+    partial_images: int | None
+
+
 class ImageReply(BaseModel):
     """One image of a JSON reply."""
 
@@ -115,7 +144,7 @@ class ImageReply(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds: waiting, on the device, encoding, and from arrival to reply."""
+    """Times in milliseconds: waiting, on the device, encoding, and from arrival to reply."""
 
     queue_ms: float
     compute_ms: float
@@ -130,7 +159,7 @@ class GenerateReply(BaseModel):
     model: str
     plan: str = Field(description="The sampler that was applied.")
     requested_plan: str = Field(
-        description="The one that an idle server would have applied: another one where the load asked for it."
+        description="The sampler that an idle server would have applied; `plan` may differ under load."
     )
     steps: int = Field(description="Forward passes that this plan spends on each image.")
     seed: int
@@ -141,7 +170,7 @@ class GenerateReply(BaseModel):
 
 
 class ImageEvent(BaseModel):
-    """One `image` event of a stream: a picture of one image, complete, by one plan."""
+    """The `image` event of a stream: one image, complete, by one plan."""
 
     id: str
     model: str
@@ -156,7 +185,7 @@ class ImageEvent(BaseModel):
 
 
 class DoneEvent(BaseModel):
-    """The `done` event, last of a stream."""
+    """The `done` event, the last of a stream."""
 
     id: str
     images: int
@@ -164,15 +193,15 @@ class DoneEvent(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """The description of an error."""
 
-    type: str = Field("", description="The kind of error in OpenAI's words.")
+    type: str = Field("", description="The kind of error, by OpenAI's names.")
     code: str
     message: str
     param: str | None = Field(description="The offending field of the request, where there is one.")
 
 
 class ErrorReply(BaseModel):
-    """Every reply that is not a success."""
+    """The body of every unsuccessful reply."""
 
     error: ErrorBody

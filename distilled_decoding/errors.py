@@ -1,18 +1,19 @@
 """Every error that the client raises.
 
-    DDClientError (dd_core.errors.DDError)
-    ├── ConnectionFailedError     no reply, or one that broke off
-    │   └── TimedOutError         the client's own `timeout` has passed
-    ├── InvalidReplyError         a reply that is not this contract's: most likely another server's
-    ├── BadRequestError           400, 405, 406, 408, 413, 415, 431
-    ├── UnauthorizedError         401, 403
-    ├── NotFoundError             404
-    ├── ConflictError             409: a receipt of weights that are not loaded
-    ├── OverloadedError           429, 503: come again, after `retry_after` seconds where it says so
-    ├── DeadlineExceededError     504 of this server: the request's `deadline_ms` has passed
-    └── ServerError               every other 5xx
+    DDClientError
+    ├── InvalidURLError (ValueError)   `base_url` is not the address of an HTTP server
+    ├── ConnectionFailedError          no reply, or one that broke off
+    │   └── TimedOutError              the client's own `timeout` has passed
+    ├── InvalidReplyError              a reply that does not follow the contract: most likely another server's
+    ├── BadRequestError                400, 405, 406, 408, 413, 415, 431
+    ├── UnauthorizedError              401, 403
+    ├── NotFoundError                  404
+    ├── ConflictError                  409: a receipt of weights that are not loaded
+    ├── OverloadedError                429, 503: try again, after `retry_after` seconds where it is given
+    ├── DeadlineExceededError          504 of this server: the request's `deadline_ms` has passed
+    └── ServerError                    every other 5xx
 
-`code`, `message` and `param` are those of the server's envelope; `status` is None where no reply came.
+`code`, `message` and `param` are those of the server's error envelope; `status` is None where no reply came.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from http import HTTPStatus
 import httpx2
 from pydantic import ValidationError
 
-from dd_core.errors import DDError
 from distilled_decoding.contract import ErrorBody, ErrorReply
 
 REQUEST_ID = "x-request-id"
-_SHOWN = 200  # characters of a reply that is not this server's
+_SHOWN = 200  # characters of a foreign reply that go into the message
 
 
-class DDClientError(DDError):
-    """Root of what the client raises.
+class DDClientError(Exception):
+    """Root of the client's errors.
 
     Args:
-        status: of the reply; of an error within a stream, the one that it would have had as a reply.
-        code: the envelope's stable word for what went wrong.
+        message: the description of the error, for people.
+        status: HTTP status of the reply; for an error within a stream, the status it has as a reply.
+        code: stable identifier of the error, from the envelope.
         param: the offending field of the request, where there is one.
-        request_id: under which the server's log has the request.
-        retry_after: seconds after which the server asks to come again.
+        request_id: identifies the request in the server's log.
+        retry_after: seconds after which the server accepts another attempt.
     """
 
     code = "client_error"
@@ -56,7 +57,9 @@ class DDClientError(DDError):
         request_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message, param=param)
+        super().__init__(message)
+        self.message = message
+        self.param = param
         self.status = status
         self.code = code or self.code
         self.request_id = request_id
@@ -67,6 +70,12 @@ class DDClientError(DDError):
             return self.message
         request = f", request {self.request_id}" if self.request_id else ""
         return f"{self.message} ({self.status} {self.code}{request})"
+
+
+class InvalidURLError(DDClientError, ValueError):
+    """`base_url` is not the address of an HTTP server."""
+
+    code = "invalid_url"
 
 
 class ConnectionFailedError(DDClientError):
@@ -82,25 +91,25 @@ class TimedOutError(ConnectionFailedError):
 
 
 class InvalidReplyError(DDClientError):
-    """A reply that cannot be read by the contract."""
+    """The reply does not follow the contract."""
 
     code = "invalid_reply"
 
 
 class BadRequestError(DDClientError):
-    """The request contradicts the contract; `param` names the field and `message` says what it allows."""
+    """The request is not valid; `param` names the field and `message` the values that it allows."""
 
 
 class UnauthorizedError(DDClientError):
-    """The server wants a key that the client has not: `Client(api_key=…)`."""
+    """The server requires a valid key: `Client(api_key=…)`."""
 
 
 class NotFoundError(DDClientError):
-    """No model of that name is loaded, or nothing is at this address."""
+    """No model of that name is loaded, or the path does not exist."""
 
 
 class ConflictError(DDClientError):
-    """The receipt is of weights, or of a plan, that are not loaded."""
+    """The receipt refers to weights, or to a plan, that are not loaded."""
 
 
 class OverloadedError(DDClientError):
@@ -112,7 +121,7 @@ class DeadlineExceededError(DDClientError):
 
 
 class ServerError(DDClientError):
-    """The server, or a proxy before it, failed."""
+    """The server, or a proxy in front of it, failed."""
 
 
 _KINDS: Mapping[int, type[DDClientError]] = {
@@ -123,7 +132,7 @@ _KINDS: Mapping[int, type[DDClientError]] = {
     429: OverloadedError,
     503: OverloadedError,
 }
-# An error within a stream has no status of its own: the reply had begun with 200.
+# An event carries no status, since the reply began with 200: these are the codes' statuses as replies.
 _STATUSES = {
     "deadline_exceeded": 504,
     "deadline_unreachable": 503,
@@ -134,7 +143,7 @@ _STATUSES = {
 
 
 def error_of(response: httpx2.Response) -> DDClientError:
-    """What a reply that is no success means; its body has been read."""
+    """Build the error for an unsuccessful reply, whose body has been read."""
     status, headers = response.status_code, response.headers
     try:
         body = ErrorReply.model_validate_json(response.content).error
@@ -151,15 +160,17 @@ def error_of(response: httpx2.Response) -> DDClientError:
 
 
 def error_in_stream(data: str, request_id: str | None) -> DDClientError:
-    """What the `error` event of a stream means.
+    """Build the error for the `error` event of a stream.
 
     Raises:
-        InvalidReplyError: it is none.
+        InvalidReplyError: the event does not follow the contract.
     """
     try:
         body = ErrorReply.model_validate_json(data).error
     except ValidationError as error:
-        raise InvalidReplyError(f"an event cannot be read: {error}", request_id=request_id) from None
+        raise InvalidReplyError(
+            f"an event does not follow the contract: {error}", request_id=request_id
+        ) from None
     status = _STATUSES.get(body.code, 500)
     kind = _kind(status, body.code)
     return kind(body.message, status=status, code=body.code, param=body.param, request_id=request_id)
@@ -167,7 +178,7 @@ def error_in_stream(data: str, request_id: str | None) -> DDClientError:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """What httpx2 raises within, as an error of ours."""
+    """Raise httpx2's errors within the block as the client's own."""
     try:
         yield
     except (httpx2.SSEError, httpx2.DecodingError) as error:
@@ -181,7 +192,7 @@ def translated() -> Iterator[None]:
 
 
 def _kind(status: int, code: str) -> type[DDClientError]:
-    if code == "deadline_exceeded":  # a proxy's own 504 says nothing of our deadlines
+    if code == "deadline_exceeded":  # and not by 504, which a proxy sends for reasons of its own
         return DeadlineExceededError
     if status < 400:
         return InvalidReplyError
@@ -189,7 +200,7 @@ def _kind(status: int, code: str) -> type[DDClientError]:
 
 
 def _foreign(response: httpx2.Response) -> ErrorBody:
-    """The envelope that a proxy's reply would have."""
+    """Describe the reply of a proxy, or of another server, as an error body."""
     status = response.status_code
     known = status in HTTPStatus._value2member_map_
     said = " ".join(response.text.split())[:_SHOWN] or (HTTPStatus(status).phrase if known else "")
@@ -202,7 +213,7 @@ def _foreign(response: httpx2.Response) -> ErrorBody:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """`Retry-After`: seconds, or a date; None where there is none that can be read."""
+    """Parse `Retry-After`, a number of seconds or a date; None where it is absent or malformed."""
     if retry_after is None:
         return None
     if retry_after.strip().isdecimal():

@@ -1,4 +1,4 @@
-"""What the client gives back: the models of the contract, with their images as bytes."""
+"""The results of the calls: the replies of the contract, with images as bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distilled_decoding.contract import ImageEvent as ImageEventReply
 
 
 class Image(ImageReply):
-    """One image; `receipt` is all that it follows from."""
+    """One encoded image; its `receipt` reproduces it."""
 
     @cached_property
     def bytes(self) -> builtins.bytes:
@@ -24,26 +24,26 @@ class Image(ImageReply):
         return base64.b64decode(self.data)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the file, as it came: its name decides nothing. Returns the path."""
+        """Write the file as received, in its own format whatever the name's suffix. Returns the path."""
         path = Path(path)
         path.write_bytes(self.bytes)
         return path
 
 
 class Generation(GenerateReply):
-    """The images of one request, and what was spent on them."""
+    """The images of one request, with the plan that made them, its steps and the timings."""
 
     images: Sequence[Image]
 
 
 class ImageEvent(ImageEventReply):
-    """A complete picture of one image; `final` where no better one follows."""
+    """One event of a stream: a complete image; `final` where no better one of the same follows."""
 
     image: Image
 
 
 class Plan(BaseModel):
-    """A way to sample: what it costs and what it was measured to reach."""
+    """A sampler of a model: its cost in forward passes (`steps`) and its measured quality."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -54,7 +54,7 @@ class Plan(BaseModel):
 
 
 class Model(BaseModel):
-    """A loaded model: an entry of `GET /models`. What is not named here is there as well, untyped."""
+    """A loaded model: an entry of `GET /models`. Fields that are not declared here are kept, untyped."""
 
     model_config = ConfigDict(extra="allow")
 

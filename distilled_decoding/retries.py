@@ -1,9 +1,9 @@
-"""When a call is made again: on 429, 503, and where no reply came at all.
+"""Retries: on 429, on 503, and where no reply came.
 
     attempt ─▶ refused ─▶ wait max(Retry-After, back-off) ─▶ attempt …     within `timeout` and `deadline_ms`
 
-Making images changes nothing on the server, so an attempt whose reply was lost may be repeated. A wait
-that does not fit is not begun: the refusal is raised at once, and its `retry_after` says when to come.
+Generating images changes no state on the server, so an attempt whose reply was lost may be repeated. Where
+the wait would not end in time the error is raised at once, with the server's `retry_after`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from distilled_decoding.errors import ConnectionFailedError, DDClientError, Over
 
 FIRST_WAIT = 0.25  # seconds; doubled each time
 LONGEST_WAIT = 8.0
-CONNECT = 5.0  # seconds: a host that is gone should be tried again while there is time
+CONNECT = 5.0  # seconds: short, so that time is left to retry a host that does not answer
 _LEAST = 1e-3
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`timeout` in seconds for a call with all its attempts, and how often it is repeated."""
+    """Bounds of a call: `timeout` in seconds for all attempts together, and the number of retries."""
 
     timeout: float
     retries: int
 
 
 class Attempts:
-    """The attempts of one call, which begins now."""
+    """The attempts of one call, which starts when this is constructed."""
 
     def __init__(self, call: Call[Any], limits: Limits) -> None:
         self._call = call
@@ -42,9 +42,9 @@ class Attempts:
         self._failed = 0
 
     def request(self) -> dict[str, Any]:
-        """What to build the next request of.
+        """Return the arguments of `build_request` for the next attempt.
 
-        A repeated request has what is left of the caller's `deadline_ms`: the server counts from arrival.
+        A retry sends what is left of the caller's `deadline_ms`, since the server counts it from arrival.
         """
         left, body = max(_LEAST, self._left()), self._call.body
         if self._call.deadline is not None and self._failed:
@@ -59,16 +59,16 @@ class Attempts:
         }
 
     def wait_after(self, error: DDClientError) -> float:
-        """Seconds to wait before the next attempt.
+        """Return the seconds to wait before the next attempt.
 
         Raises:
-            DDClientError: `error`, where there is to be none.
+            DDClientError: `error` itself, where no further attempt is due.
         """
         pause = self._pause(error.retry_after)
         left = self._left()
         if self._call.deadline is not None:
             left = min(left, self._call.deadline - self._elapsed())
-        if not _passes(error) or self._failed >= self._limits.retries or pause >= left:
+        if not _is_transient(error) or self._failed >= self._limits.retries or pause >= left:
             raise error
         self._failed += 1
         return pause
@@ -80,12 +80,12 @@ class Attempts:
         return self._limits.timeout - self._elapsed()
 
     def _pause(self, retry_after: float | None) -> float:
-        """Spread at random, so that clients that were refused together do not come back together."""
+        """Exponential back-off, at least `retry_after`; random, so that refused clients spread out."""
         backoff = min(LONGEST_WAIT, FIRST_WAIT * 2.0**self._failed) * (0.5 + 0.5 * random())
         return max(backoff, (retry_after or 0.0) * (1 + 0.1 * random()))
 
 
-def _passes(error: DDClientError) -> bool:
-    """Whether the same request may succeed later."""
+def _is_transient(error: DDClientError) -> bool:
+    """True where the same request may succeed later."""
     unanswered = isinstance(error, ConnectionFailedError) and not isinstance(error, TimedOutError)
     return unanswered or isinstance(error, OverloadedError)

@@ -59,6 +59,11 @@ def test_import_direction(path: Path) -> None:
     assert ours <= ALLOWED[package]
 
 
+def test_the_server_shares_only_the_wire_contract_with_the_client() -> None:
+    used = {module for path in (ROOT / "server").rglob("*.py") for module in _imports(_tree(path))}
+    assert {name for name in used if name.startswith("distilled_decoding")} == {"distilled_decoding.contract"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_no_file_holds_several_ideas(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES

@@ -1,15 +1,14 @@
-"""What each extra installs is what its part of the code needs; without any, the client works."""
+"""Each extra installs what its part of the code imports; no extra, what the client does."""
 
 from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,6 @@ ON_DEMAND = {
     "otel": {"server/observability/tracing.py"},
     "t5": {"dd_core/text/t5.py", "dd_core/text/clean.py"},
 }
-
-# A fresh interpreter in which nothing can be imported but what the package installs without extras.
-CLIENT_ONLY = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {missing!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Missing())
-{code}
-"""
 
 
 def _name(requirement: str) -> str:
@@ -84,7 +70,7 @@ def _part(path: Path) -> str | None:
     for extra, files in ON_DEMAND.items():
         if name in files:
             return extra
-    if name.startswith("server/client/"):
+    if name.startswith("distilled_decoding/"):
         return None
     return "train" if name.startswith("training/") else "serve"
 
@@ -102,41 +88,6 @@ def test_the_client_installs_little() -> None:
     assert _installed_by(None) == {"httpx2", "pydantic"}
     assert "torch" in _installed_by("serve")
     assert _installed_by("serve") < _installed_by("train") < _installed_by("dev")
-
-
-def _with_their_own(distributions: set[str]) -> set[str]:
-    """Distributions with all that they install in their turn, on whatever system."""
-    listed = [text for name in distributions for text in requires(name) or [] if "extra ==" not in text]
-    present = set(_distributions().values())
-    more = {_name(text) for text in listed} & present
-    return distributions if more <= distributions else _with_their_own(distributions | more)
-
-
-def _client_only(code: str) -> subprocess.CompletedProcess[str]:
-    there = _with_their_own(_installed_by(None))
-    missing = {top for top, distribution in _distributions().items() if distribution not in there} - OURS
-    assert {"torch", "fastapi", "numpy", "typer", "uvicorn"} <= missing
-    script = CLIENT_ONLY.format(missing=missing, code=code)
-    command = [sys.executable, "-c", script]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_the_client_needs_nothing_else() -> None:
-    ended = _client_only(
-        "from distilled_decoding import AsyncClient, Client; Client().close(); print('made')"
-    )
-    assert (ended.returncode, ended.stdout) == (0, "made\n"), ended.stderr
-
-
-@pytest.mark.parametrize(
-    ("package", "command", "extra"), [("server", "dd-server", "serve"), ("training", "dd-train", "train")]
-)
-def test_a_command_without_its_extra_says_what_to_install(package: str, command: str, extra: str) -> None:
-    assert PROJECT["scripts"][command] == f"{package}.__main__:main"
-    ended = _client_only(f"from {package}.__main__ import main; main()")
-    assert (ended.returncode, ended.stdout) == (2, "")
-    expected = rf"{command}: error: \w+ is not installed.*: pip install 'distilled-decoding\[{extra}\]'\n"
-    assert re.fullmatch(expected, ended.stderr)
 
 
 def test_a_mistake_of_our_own_is_not_taken_for_a_missing_extra() -> None:

@@ -1,4 +1,4 @@
-"""A server that answers as it is told, and a clock that only waiting moves: what is left is the client."""
+"""A fake transport that gives prepared replies, and a fake clock: no socket is opened and no time passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from distilled_decoding import aio, client, retries
-from tests.distilled_decoding.helpers import Asker
+from tests.distilled_decoding.helpers import Caller
 
 IMAGE = {
     "index": 0,
@@ -23,7 +23,7 @@ IMAGE = {
     "receipt": "dd1.x",
     "data": base64.b64encode(b"a picture").decode(),
 }
-FACTS = {
+FIELDS = {
     "id": "r",
     "model": "tiny",
     "plan": "dd-1",
@@ -32,8 +32,8 @@ FACTS = {
     "seed": 7,
     "timings": {"queue_ms": 0.0, "compute_ms": 1.0, "encode_ms": 1.0, "total_ms": 2.0},
 }
-PICTURE = orjson.dumps({**FACTS, "stage": 0, "final": True, "image": IMAGE}).decode()
-DONE = '{"id": "r", "images": 1, "total_ms": 3.0}'
+IMAGE_EVENT = orjson.dumps({**FIELDS, "stage": 0, "final": True, "image": IMAGE}).decode()
+DONE_EVENT = '{"id": "r", "images": 1, "total_ms": 3.0}'
 
 Answer = Callable[[httpx2.Request], httpx2.Response]
 
@@ -45,7 +45,7 @@ def refusal(status: int, code: str = "some_code", **headers: str) -> Answer:
 
 
 def success(_: httpx2.Request) -> httpx2.Response:
-    return httpx2.Response(200, json={**FACTS, "images": [IMAGE]})
+    return httpx2.Response(200, json={**FIELDS, "images": [IMAGE]})
 
 
 def broken(kind: type[httpx2.TransportError]) -> Answer:
@@ -60,15 +60,15 @@ def stream(*events: tuple[str, str]) -> Answer:
     return lambda _: httpx2.Response(200, text=text, headers={"content-type": "text/event-stream"})
 
 
-class Snapping(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+class BrokenStream(httpx2.SyncByteStream, httpx2.AsyncByteStream):
     """A body that breaks off after its first bytes."""
 
-    def __init__(self, begun: bytes) -> None:
-        self.begun = begun
+    def __init__(self, start: bytes) -> None:
+        self.start = start
         self.closed = False
 
     def __iter__(self) -> Iterator[bytes]:
-        yield self.begun
+        yield self.start
         raise httpx2.ReadError("it broke")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -83,19 +83,19 @@ class Snapping(httpx2.SyncByteStream, httpx2.AsyncByteStream):
 
 
 @dataclass
-class World:
-    """Both, and what was asked and waited."""
+class FakeServer:
+    """Answers the calls of a client with prepared replies; records the requests and the client's waits."""
 
-    ask: Asker
+    caller: Caller
     answers: list[Answer] = field(default_factory=list)
     requests: list[httpx2.Request] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     now: float = 1000.0
-    takes: float = 0.0  # seconds that an answer takes
+    latency: float = 0.0  # seconds that each answer takes
 
     def handle(self, request: httpx2.Request) -> httpx2.Response:
         self.requests.append(request)
-        self.now += self.takes
+        self.now += self.latency
         return self.answers[len(self.requests) - 1](request)
 
     def sleep(self, seconds: float) -> None:
@@ -106,13 +106,19 @@ class World:
         self.sleep(seconds)
 
     def call(
-        self, *answers: Answer, how: str = "generate", wish: dict[str, Any] | None = None, **options: Any
+        self,
+        *answers: Answer,
+        method: str = "generate",
+        arguments: dict[str, Any] | None = None,
+        **options: Any,
     ) -> Any:
-        """What a call of `how` with `wish` gives when it gets these answers in turn."""
+        """Call a method of a client, whose requests get these answers in turn; `options` are the client's."""
         self.answers.extend(answers)
-        wanted = {"label": 1} if wish is None else wish
+        given = {"label": 1} if arguments is None else arguments
         transport = httpx2.MockTransport(self.handle)
-        return self.ask("http://host", lambda c: getattr(c, how)(**wanted), transport=transport, **options)
+        return self.caller(
+            "http://host", lambda c: getattr(c, method)(**given), transport=transport, **options
+        )
 
     @property
     def bodies(self) -> list[Any]:
@@ -120,8 +126,8 @@ class World:
 
 
 @pytest.fixture
-def world(ask: Asker, monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World(ask)
+def fake(call: Caller, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    made = FakeServer(call)
     monkeypatch.setattr(retries, "monotonic", lambda: made.now)
     monkeypatch.setattr(retries, "random", lambda: 0.5)
     monkeypatch.setattr(client, "sleep", made.sleep)

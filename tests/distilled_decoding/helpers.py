@@ -11,8 +11,8 @@ import pytest
 from distilled_decoding import AsyncClient, Client
 
 
-class Asker:
-    """Calls with a client of one kind, made for the call: gives what it returns, or all that it yields."""
+class Caller:
+    """Makes one call with a new client of one kind; returns its result, or the list of what it yields."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -21,17 +21,17 @@ class Asker:
         if self.kind == "asyncio":
             return asyncio.run(self._awaited(url, call, options))
         with Client(url, **options) as client:
-            found = call(client)
-            return list(found) if isinstance(found, Generator) else found
+            result = call(client)
+            return list(result) if isinstance(result, Generator) else result
 
     async def _awaited(self, url: str, call: Callable[[Any], Any], options: dict[str, Any]) -> Any:
         async with AsyncClient(url, **options) as client:
-            found = call(client)
-            if isinstance(found, AsyncGenerator):
-                return [event async for event in found]
-            return await found
+            result = call(client)
+            if isinstance(result, AsyncGenerator):
+                return [event async for event in result]
+            return await result
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
-def ask(request: pytest.FixtureRequest) -> Asker:
-    return Asker(request.param)
+def call(request: pytest.FixtureRequest) -> Caller:
+    return Caller(request.param)

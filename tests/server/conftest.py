@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from dd_core.bundle import Bundle, load_bundle
-from tests.distilled_decoding.fakes import world as world
-from tests.distilled_decoding.helpers import ask as ask
 from tests.hub_fixtures import hub as hub
 from tests.server.helpers import Gate, Running, processes, running
 from tests.tiny import tiny_bundle
