@@ -23,7 +23,7 @@ from server.api import admin, generate, health, images, metrics, openai
 from server.api import models as models_route
 from server.api import pages as page
 from server.devices.placement import usable_cores, worker_specs
-from server.devices.pool import Engine
+from server.devices.pool import DevicePool
 from server.devices.process import Prepare
 from server.errors import install_error_handlers
 from server.generation.encoder import Encoder
@@ -41,7 +41,7 @@ log = logging.getLogger("dd_server")
 _COLLECT = (50_000, 10, 10)
 
 
-async def _load(state: ServerState, engine: Engine, models: Sequence[ServedModel]) -> None:
+async def _load(state: ServerState, engine: DevicePool, models: Sequence[ServedModel]) -> None:
     """Load and warm up; then the server is ready, or has failed."""
     try:
         await engine.start()
@@ -83,7 +83,7 @@ def create_app(
         if found is None:
             found = [await asyncio.to_thread(find, name.strip()) for name in settings.model.split(",")]
         weights = sum(model.bytes for model in found)
-        engine = state.engine = Engine(
+        engine = state.engine = DevicePool(
             settings,
             worker_specs(settings.device, settings.threads, weights, usable_cores()),
             state.metrics,

@@ -10,7 +10,7 @@ from typing import cast
 
 from starlette.requests import Request
 
-from server.devices.pool import Engine
+from server.devices.pool import DevicePool
 from server.errors import DrainingError, UnavailableError
 from server.generation.encoder import Encoder
 from server.models.catalog import Catalog
@@ -36,7 +36,7 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     phase: Phase = Phase.LOADING
     catalog: Catalog = field(default_factory=Catalog)
-    engine: Engine | None = None
+    engine: DevicePool | None = None
     encoder: Encoder | None = None
     # Models are loaded and unloaded one at a time.
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -72,7 +72,7 @@ class ServerState:
             raise UnavailableError("the model is being loaded", retry_after=1)
         return self.catalog
 
-    def accepting(self) -> tuple[Engine, Encoder]:
+    def accepting(self) -> tuple[DevicePool, Encoder]:
         """The parts that make images.
 
         Raises:

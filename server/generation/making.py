@@ -12,7 +12,8 @@ from fastapi import Request
 from dd_core.errors import DDError
 from server.api.responses import event
 from server.api.streams import EventStream
-from server.devices.pool import Engine
+from server.devices.pool import DevicePool
+from server.devices.submission import Submission
 from server.errors import MediaTypeError, error_body, internal_body
 from server.generation.encoder import Encoder, Pixels
 from server.generation.pictures import File, Form, Made, milliseconds, timings
@@ -20,7 +21,6 @@ from server.generation.request import Order
 from server.generation.runner import Picture, Refinement
 from server.observability.context import bind
 from server.observability.record import RequestRecord
-from server.scheduling.jobs import Job
 from server.state import state_of
 
 log = logging.getLogger("dd_server")
@@ -38,7 +38,7 @@ def check_json(request: Request) -> None:
 
 
 async def make(
-    request: Request, account: RequestRecord, engine: Engine, encoder: Encoder, order: Order, form: Form
+    request: Request, account: RequestRecord, engine: DevicePool, encoder: Encoder, order: Order, form: Form
 ) -> Made | None:
     """The images of an order, or None if the client left first: then nothing more is computed.
 
@@ -46,9 +46,9 @@ async def make(
         ApiError: refused, dropped or failed.
     """
     job = order.job(order.rungs[0])
-    answer = engine.submit(job)
+    submission = engine.submit(job)
     account.admitted(order)
-    pixels = await _pixels_while_connected(request, engine, job, answer)
+    pixels = await _pixels_while_connected(request, submission)
     bind(request, queue_ms=milliseconds(job.queue_s), compute_ms=milliseconds(job.compute_s))
     if pixels is None:
         account.outcome = "canceled"
@@ -67,28 +67,27 @@ async def make(
     return Made(files, timings(job, encoded - started, encoded - account.arrived))
 
 
-async def _pixels_while_connected(
-    request: Request, engine: Engine, job: Job, answer: asyncio.Future[list[Pixels]]
-) -> list[Pixels] | None:
-    leaving = asyncio.create_task(_client_leaves(request, answer))
+async def _pixels_while_connected(request: Request, submission: Submission) -> list[Pixels] | None:
+    leaving = asyncio.create_task(_client_leaves(request, submission))
     try:
-        return await answer
+        found = {sampled.index: sampled.pixels async for sampled in submission}
+        return [found[index] for index in range(len(found))]
     except asyncio.CancelledError:
         if leaving.done():
             return None
         raise
     finally:
         leaving.cancel()
-        engine.cancel(job)
+        submission.cancel()
 
 
-async def _client_leaves(request: Request, answer: asyncio.Future[list[Pixels]]) -> None:
+async def _client_leaves(request: Request, submission: Submission) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    answer.cancel()
+    submission.cancel()
 
 
-def begin_refinement(account: RequestRecord, engine: Engine, order: Order) -> Refinement:
+def begin_refinement(account: RequestRecord, engine: DevicePool, order: Order) -> Refinement:
     """The stream of an order, whose first pass waits already, so what is refused has its status.
 
     Raises:

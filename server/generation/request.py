@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dd_core.plan import Plan, Preset
 from distilled_decoding.contract import GenerateRequest, Priority
-from server.devices.pool import Engine
+from server.devices.pool import DevicePool
 from server.errors import BadRequestError, OtherWeightsError
 from server.generation.origins import Origin, origins_of
 from server.generation.planner import PlanChoice, PlanQuery, choose
@@ -68,7 +68,7 @@ class Order:
             previews=rung.preview is not None,
         )
 
-    def forecast(self, engine: Engine, steps: Sequence[RefinementStep]) -> Forecast:
+    def forecast(self, engine: DevicePool, steps: Sequence[RefinementStep]) -> Forecast:
         """When the images would be done by plans that run one after the other, the first from now on."""
         times = [engine.forecast(self.job(rung)) for rung in steps]
         rest = sum(found.alone for found in times[1:])
@@ -101,7 +101,7 @@ def place(
     model: ServedModel,
     receipt: Receipt | None,
     settings: Settings,
-    engine: Engine,
+    engine: DevicePool,
     arrived: float,
     *,
     stream: bool = False,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
 from dd_core.plan import Plan
-from server.devices.pool import Engine
+from server.devices.pool import DevicePool
+from server.devices.submission import Submission
 from server.errors import DeadlineUnreachableError
 from server.generation.encoder import Pixels
 from server.generation.request import Order
@@ -36,12 +35,10 @@ class Refinement:
         order: what to make.
     """
 
-    def __init__(self, engine: Engine, order: Order) -> None:
+    def __init__(self, engine: DevicePool, order: Order) -> None:
         self._engine = engine
         self._order = order
-        self._job: Job | None = None
-        self._answer: asyncio.Future[list[Pixels]] | None = None
-        self._pictures: asyncio.Queue[tuple[int, Pixels, bool] | None] = asyncio.Queue()
+        self._submission: Submission | None = None
         self._holds = False
 
     def begin(self) -> None:
@@ -65,11 +62,7 @@ class Refinement:
         self._holds = True
 
     def _submit(self, rung: RefinementStep) -> None:
-        self._job = self._order.job(rung)
-        self._pictures = asyncio.Queue()
-        queue = self._pictures
-        self._answer = self._engine.submit(self._job, lambda *picture: queue.put_nowait(picture))
-        self._answer.add_done_callback(lambda _: queue.put_nowait(None))
+        self._submission = self._engine.submit(self._order.job(rung))
 
     async def pictures(self) -> AsyncIterator[Picture]:
         """The pictures of every image as they come; `begin` goes first, and `end` after it.
@@ -81,19 +74,14 @@ class Refinement:
         for number, rung in enumerate(self._order.rungs):
             if number:
                 self._submit(rung)
-            assert self._job is not None and self._answer is not None
-            seen: set[tuple[int, bool]] = set()
-            while (found := await self._pictures.get()) is not None:
-                index, pixels, finished = found
-                if (index, finished) in seen:  # the device died and began it again
-                    continue
-                seen.add((index, finished))
+            submission = self._submission
+            assert submission is not None
+            async for sampled in submission:
                 plan, at = rung.plan, stage
                 if rung.preview is not None:
-                    plan, at = (rung.plan, stage + 1) if finished else (rung.preview, stage)
-                last = finished and number == len(self._order.rungs) - 1
-                yield Picture(index, pixels, plan, at, last, self._job)
-            self._answer.result()
+                    plan, at = (rung.plan, stage + 1) if sampled.last else (rung.preview, stage)
+                final = sampled.last and number == len(self._order.rungs) - 1
+                yield Picture(sampled.index, sampled.pixels, plan, at, final, submission.job)
             stage += 1 if rung.preview is None else 2
 
     def end(self) -> None:
@@ -101,9 +89,5 @@ class Refinement:
         if self._holds:
             self._holds = False
             self._engine.release(self._order.model.name)
-        if self._job is not None:
-            self._engine.cancel(self._job)
-        if self._answer is not None:
-            self._answer.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                self._answer.exception()
+        if self._submission is not None:
+            self._submission.cancel()

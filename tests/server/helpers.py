@@ -23,7 +23,7 @@ from torch import Tensor
 from dd_core.bundle import Bundle
 from dd_core.layout import TokenLayout
 from dd_core.models.protocols import Student
-from server.devices.worker import PRELOAD
+from server.devices.supervisor import PRELOAD
 from server.launcher import Server, bind, make_server
 from server.models.catalog import ServedModel
 from server.models.commands import find
