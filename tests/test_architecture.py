@@ -19,7 +19,7 @@ ALLOWED = {
 }
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MOST_LINES = 400
-# A file is one level above the highest of those that it imports: in all of server/, and within a folder of it.
+# A file is one level above the highest of those that it imports: in all of server/, and within one folder.
 MOST_LEVELS = 9
 MOST_LEVELS_OF_A_FOLDER = 4
 
