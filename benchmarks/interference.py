@@ -1,4 +1,4 @@
-"""What full-teacher requests do to 1-step requests that come in between.
+"""Latency of 1-step requests that come between full-teacher requests.
 
     for each policy, on a server of its own:
         one teacher request with nothing beside it             → time of one pass
@@ -6,7 +6,8 @@
         1-step requests now and then, beside the teacher's     → p50, p99  →  ÷ idle
 
 The teacher's requests come from a closed loop, so that the device always has a pass to do: no rate
-could disturb more. `fifo` (batches by plan in order of arrival) is the baseline.
+could disturb more. `fair` is the server's scheduler; `fifo` (first come, first served) is the baseline, the
+same server with the queue of `benchmarks.fifo_server`.
 """
 
 from __future__ import annotations
@@ -32,16 +33,11 @@ from benchmarks.open_loop import (
 from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
 
 THEME = "interference"
-POLICIES = ("fair", "fifo")
+POLICIES = {"fair": "server", "fifo": "benchmarks.fifo_server"}  # the module that is run
 # The aim: p99 beside the teacher is at most so many times the idle p99, and one pass.
 TIMES_IDLE = 3.0
 _BODIES = 100  # that the background repeats
 _SMOKE = ("--rate", "20", "--seconds", "1", "--background", "2", "--repeats", "1")
-
-
-def policy_flags(policy: str) -> list[str]:
-    """How a server is told its policy."""
-    return ["--policy", policy]
 
 
 def pass_ms(server: ServerProcess, steps: int, images: int, repeats: int) -> float:
@@ -158,9 +154,13 @@ def run(arguments: argparse.Namespace) -> bool:
         rows = results.setdefault("policies", [])
         for policy in arguments.policies:
             print(f"policy {policy}", flush=True)
-            flags = policy_flags(policy)
             with ServerProcess(
-                arguments.bundle, arguments.device, arguments.max_batch, env, flags, threads=arguments.threads
+                arguments.bundle,
+                arguments.device,
+                arguments.max_batch,
+                env,
+                threads=arguments.threads,
+                module=POLICIES[policy],
             ) as server:
                 rows.append(_measure(arguments, policy, server, env))
             results["failures"].extend(failures(rows[-1]))
@@ -201,7 +201,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
     parser.add_argument("--background", type=report.positive, default=4, help="clients of the closed loop")
     parser.add_argument("--repeats", type=report.positive, default=3, help="of the pass that is timed")
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")
     parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")

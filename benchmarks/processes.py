@@ -146,6 +146,7 @@ class ServerProcess:
         threads: of each device process on a CPU; None = as the server chooses.
         flags: more of the command's.
         patience: seconds to load the model and to run every plan once.
+        module: run in place of `server`.
 
     Raises:
         BenchmarkError: it ended, or was not ready in time; with the last lines of its log.
@@ -160,8 +161,10 @@ class ServerProcess:
         flags: Sequence[str] = (),
         patience: float = _START,
         threads: int | None = None,
+        module: str = "server",
     ) -> None:
         self.port = free_port()
+        self._module = module
         self.arguments = [
             *("serve", bundle, "--host", HOST, "--port", str(self.port), "--device", device),
             *("--max-batch", str(max_batch), "--log-level", "warning"),
@@ -172,7 +175,7 @@ class ServerProcess:
         self._patience = patience
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "server", *self.arguments]
+        command = [sys.executable, "-m", self._module, *self.arguments]
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             command, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log

@@ -70,7 +70,6 @@ def serve(
     max_batch: Annotated[int | None, _setting("max_batch", "--max-batch")] = None,
     queue_size: Annotated[int | None, _setting("queue_size", "--queue-size")] = None,
     cohorts: Annotated[int | None, _setting("cohorts", "--cohorts")] = None,
-    policy: Annotated[str | None, _setting("policy", "--policy")] = None,
     determinism: Annotated[str | None, _setting("determinism", "--determinism")] = None,
     brownout_ms: Annotated[float | None, _setting("brownout_ms", "--brownout-ms")] = None,
     auto_latency_ms: Annotated[float | None, _setting("auto_latency_ms", "--auto-latency-ms")] = None,

@@ -18,7 +18,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE
 from dd_core.errors import InvalidRequestError
-from server.scheduling.scheduler import Policy
 
 ENV_PREFIX = "DD_SERVER_"
 Determinism = Literal["exact", "fast"]
@@ -58,11 +57,6 @@ class Settings(BaseSettings):
     )
     cohorts: int = Field(
         2, ge=1, le=64, description="Most batches that the teacher has under way; each holds a cache."
-    )
-    policy: Policy = Field(
-        "fair",
-        description="Order of work: `fair` (passes of short plans go between those of long ones) or `fifo` "
-        "(whole plans in order of arrival: the baseline).",
     )
     determinism: Determinism = Field(
         "exact",

@@ -19,6 +19,9 @@ ALLOWED = {
 }
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MOST_LINES = 400
+# A file is one level above the highest of those that it imports: in all of server/, and within one folder.
+MOST_LEVELS = 9
+MOST_LEVELS_OF_A_FOLDER = 4
 
 
 def _name(path: Path) -> str:
@@ -62,6 +65,61 @@ def test_import_direction(path: Path) -> None:
 def test_the_server_shares_only_the_wire_contract_with_the_client() -> None:
     used = {module for path in (ROOT / "server").rglob("*.py") for module in _imports(_tree(path))}
     assert {name for name in used if name.startswith("distilled_decoding")} == {"distilled_decoding.contract"}
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+SERVER = {_module(path): path for path in FILES if path.relative_to(ROOT).parts[0] == "server"}
+FOLDERS = sorted({_module(path.parent) for path in SERVER.values()} - {"server"})
+
+
+def _imported(module: str) -> set[str]:
+    """The files of server/ that one imports, wherever in it; `from package import module` is that module."""
+    tree = _tree(SERVER[module])
+    found = set(_imports(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            parts = {f"{node.module}.{alias.name}" for alias in node.names} & SERVER.keys()
+            found = found - {node.module} | parts if parts else found
+    return found & SERVER.keys()
+
+
+def _levels(modules: set[str]) -> dict[str, int]:
+    """The level of each module, by the imports among them alone."""
+    levels: dict[str, int] = {}
+
+    def level(module: str, above: tuple[str, ...] = ()) -> int:
+        assert module not in above, f"a circle of imports: {' → '.join([*above, module])}"
+        if module not in levels:
+            below = (level(name, (*above, module)) for name in _imported(module) & modules)
+            levels[module] = 1 + max(below, default=0)
+        return levels[module]
+
+    for module in sorted(modules):
+        level(module)
+    return levels
+
+
+def _chain(levels: dict[str, int]) -> str:
+    """The longest chain of imports, for the message of a failure."""
+    chain = [max(levels, key=lambda module: levels[module])]
+    while levels[chain[-1]] > 1:
+        below = sorted(_imported(chain[-1]) & levels.keys())
+        chain.append(next(name for name in below if levels[name] == levels[chain[-1]] - 1))
+    return " → ".join(chain)
+
+
+def test_the_server_has_few_levels() -> None:
+    levels = _levels(set(SERVER))
+    assert max(levels.values()) <= MOST_LEVELS, _chain(levels)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_of_the_server_has_few_levels(folder: str) -> None:
+    levels = _levels({module for module in SERVER if module.startswith(f"{folder}.")})
+    assert max(levels.values(), default=0) <= MOST_LEVELS_OF_A_FOLDER, _chain(levels)
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)

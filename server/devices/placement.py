@@ -1,4 +1,4 @@
-"""Which device processes a server starts, and the threads of each: decided once, from what is there.
+"""Choose the device processes of a server and the threads of each, once, from the machine and the models.
 
     setting, models, cores ─▶ [WorkerSpec, …]     one process each, with all the models
 
@@ -19,19 +19,19 @@ from dd_core.runtime import pick_device
 
 # Of all weights together. A process more takes as much again, and some hundred MiB of its own.
 SMALL_BYTES = 256 * 2**20
-MOST_PROCESSES = 4
+MAX_PROCESSES = 4
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class WorkerSpec(NamedTuple):
-    """A process for `device` with `threads` of PyTorch's (0 = its choice)."""
+    """A device process for `device` with `threads` threads of PyTorch (0 = its choice)."""
 
     device: str
     threads: int
 
 
 def devices_of(setting: str) -> list[str]:
-    """`auto`: every CUDA device, else the CPU; otherwise the devices named, by commas.
+    """Resolve the setting `device`: `auto` is every CUDA device, else the CPU; otherwise names, by commas.
 
     Raises:
         InvalidRequestError: one of them is not on this machine.
@@ -43,7 +43,7 @@ def devices_of(setting: str) -> list[str]:
 
 
 def worker_specs(setting: str, threads: int, weights: int, cores: int) -> list[WorkerSpec]:
-    """The processes to start.
+    """Choose the processes to start.
 
     Args:
         setting: as for `devices_of`.
@@ -56,13 +56,13 @@ def worker_specs(setting: str, threads: int, weights: int, cores: int) -> list[W
     """
     names = devices_of(setting)
     if setting == "auto" and names == ["cpu"] and weights <= SMALL_BYTES:
-        names *= max(1, min(MOST_PROCESSES, cores // max(1, threads)))
+        names *= max(1, min(MAX_PROCESSES, cores // max(1, threads)))
     share = threads or max(1, cores // max(1, names.count("cpu")))
     return [WorkerSpec(name, share if name == "cpu" else threads) for name in names]
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:
-    """Cores to compute on: PyTorch's count, which knows `OMP_NUM_THREADS` and affinity, or what the
+    """Count the cores to compute on: PyTorch's count, which knows `OMP_NUM_THREADS` and affinity, or what the
     container may use if that is less (PyTorch counts the node's).
     """
     cores = torch.get_num_threads()

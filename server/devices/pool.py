@@ -1,6 +1,9 @@
 """All device workers, each a process with every model.
 
-submit(job) ─ deal ─▶ the worker with the least work ahead, or several ─▶ its scheduler, its device
+    submit(job) ─ dispatch ─▶ Parts, each the job of one worker ─▶ its scheduler, its device ─▶ Submission
+
+The images of a job are split evenly over several workers if the last of them is done sooner that way. Where a
+batch costs the same whatever is in it, as in exact mode on a GPU, nothing is gained and the job stays whole.
 """
 
 from __future__ import annotations
@@ -9,17 +12,17 @@ import asyncio
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 
-from server.devices import dealing
 from server.devices.placement import WorkerSpec
 from server.devices.process import DeviceOptions, Prepare
-from server.devices.warmup import Step, steps_of
-from server.devices.worker import DeviceWorker, Watch
-from server.generation.encoder import Pixels
+from server.devices.submission import Submission
+from server.devices.warmup import WarmupStep, warmup_steps
+from server.devices.worker import DeviceWorker
 from server.models.catalog import ServedModel
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
@@ -29,26 +32,23 @@ from server.scheduling.scheduler import Scheduler
 from server.settings import Settings
 
 
-def _kind_of(devices: Sequence[str], max_batch: int) -> str:
-    """All that the last bits of a picture may depend on, besides its model: the build and the devices. On
-    a GPU kernels are chosen by the shape of a batch.
-    """
-    kinds = {
-        f"{torch.cuda.get_device_name(name)} {max_batch}" if name.startswith("cuda") else platform.machine()
-        for name in devices
-    }
-    return " ".join([torch.__version__, *sorted(kinds)])
+class Part(NamedTuple):
+    """Images `first`, `first` + 1, … of a job, as a job of `worker`."""
+
+    worker: DeviceWorker
+    job: Job
+    first: int
 
 
 class DevicePool:
-    """What makes images.
+    """The device workers of a server.
 
     `kind` tells apart machines whose pictures may differ in their last bits.
 
     Args:
-        settings: batch sizes, queue, policy.
-        places: the processes to start.
-        metrics: where everything is counted.
+        settings: batch sizes, queue.
+        specs: the processes to start.
+        metrics: all counters.
         on_change: called when a worker dies or is back.
         on_failure: called when one cannot be brought back.
         prepare: applied by the device processes to every bundle they load.
@@ -57,7 +57,7 @@ class DevicePool:
     def __init__(
         self,
         settings: Settings,
-        places: Sequence[WorkerSpec],
+        specs: Sequence[WorkerSpec],
         metrics: Metrics,
         *,
         on_change: Callable[[], None],
@@ -66,21 +66,21 @@ class DevicePool:
     ) -> None:
         exact = settings.determinism == "exact"
         self._warm = settings.warmup
-        self._devices = [place.device for place in places]
+        self._devices = [spec.device for spec in specs]
         self._workers: list[DeviceWorker] = []
         self._held: Counter[str] = Counter()
         self._released = asyncio.Event()
         self.kind = _kind_of(self._devices, settings.max_batch)
         on_cpu = CostTable(buckets_up_to(settings.max_batch))  # of all its processes, which are alike
         # Wherever it goes, the largest request finds room.
-        room = max(settings.max_images, -(-settings.queue_size // len(places)))
-        for name, threads in places:
+        room = max(settings.max_images, -(-settings.queue_size // len(specs)))
+        for device, threads in specs:
             # On a GPU a kernel is chosen by the shape of a batch: exact bytes need one shape for all.
             shapes = (settings.max_batch,) if exact else buckets_up_to(settings.max_batch)
-            costs = on_cpu if name == "cpu" else CostTable(shapes)
+            costs = on_cpu if device == "cpu" else CostTable(shapes)
             worker = DeviceWorker(
-                DeviceOptions(name, threads, exact, settings.log_level, settings.log_format, prepare),
-                Scheduler(costs, room, settings.cohorts, settings.policy),
+                DeviceOptions(device, threads, exact, settings.log_level, settings.log_format, prepare),
+                Scheduler(costs, room, settings.cohorts),
                 metrics,
                 hang_timeout=settings.hang_timeout,
                 on_change=on_change,
@@ -91,7 +91,7 @@ class DevicePool:
 
     @property
     def up(self) -> bool:
-        """Whether every device process lives."""
+        """True while every device process lives."""
         return all(worker.up for worker in self._workers)
 
     @property
@@ -115,33 +115,33 @@ class DevicePool:
             DDError: the bundle is damaged, or a pass over a single image fails.
         """
         plans = [preset.plan for preset in model.presets if preset.offered] if self._warm else []
-        steps = steps_of(model.name, plans)
+        shares = self._shares(warmup_steps(model.name, plans))
         loads = (
             worker.load(model.name, model.folder, share, model.any_condition)
-            for worker, share in zip(self._workers, self._shares(steps), strict=True)
+            for worker, share in zip(self._workers, shares, strict=True)
         )
         failures = [error for error in await asyncio.gather(*loads, return_exceptions=True) if error]
         if failures:  # nowhere or everywhere
             await asyncio.gather(*(worker.unload(model.name) for worker in self._workers))
             raise failures[0]
 
-    def _shares(self, steps: Sequence[Step]) -> list[Sequence[Step]]:
-        """What each worker warms up: on a GPU all, since much is made for a device; on a CPU, whose processes
-        have one table of costs, a part, but never nothing.
+    def _shares(self, steps: Sequence[WarmupStep]) -> list[Sequence[WarmupStep]]:
+        """Share out the warm-up: on a GPU all to each, since much is made for a device; on a CPU, whose
+        processes have one table of costs, a part to each, but never nothing.
         """
-        shares: list[Sequence[Step]] = []
+        shares: list[Sequence[WarmupStep]] = []
         peers = self._devices.count("cpu")
         for number, device in enumerate(self._devices):
-            place = self._devices[:number].count("cpu")
-            shares.append(steps[place::peers] or steps[:1] if device == "cpu" else steps)
+            peer = self._devices[:number].count("cpu")
+            shares.append(steps[peer::peers] or steps[:1] if device == "cpu" else steps)
         return shares
 
     def hold(self, model: str) -> None:
-        """More of a request is to come: the model stays until it is released as often as held."""
+        """Keep a model, of which a request has more to come, until it is released as often as held."""
         self._held[model] += 1
 
     def release(self, model: str) -> None:
-        """Nothing more is to come of a request that held the model."""
+        """Note that nothing more is to come of a request that held the model."""
         self._held[model] -= 1
         self._released.set()
 
@@ -153,78 +153,95 @@ class DevicePool:
         await asyncio.gather(*(worker.unload(name) for worker in self._workers))
 
     def forecast(self, job: Job) -> Forecast:
-        """Seconds until `job` would start and be done, were it submitted now."""
-        return dealing.forecast(dealing.dispatch(job, self._able))
+        """Forecast the seconds until `job` would start and be done, were it submitted now."""
+        return combined_forecast(dispatch(job, self._available))
 
-    def submit(self, job, *, together):
-        return Submission(self, job, together)
-
-    @contextmanager
-    def holding(self, model):
-        self.hold(model)
-        try:
-            yield
-        finally:
-            self.release(model)
-
-    def end_all(self):
-        for w in self._workers:
-            w.end_all()
-
-    def _submit(self, job: Job, watch: Watch | None = None) -> asyncio.Future[list[Pixels]]:
-        """Queue a job where it is done soonest; see `DeviceWorker.submit`.
+    def submit(self, job: Job) -> Submission:
+        """Queue a job where it is done soonest.
 
         Raises:
-            QueueFullError, DeadlineUnreachableError, DrainingError: refused.
+            QueueFullError, DeadlineUnreachableError, DrainingError: refused, with the time to come again.
         """
-        return dealing.submit(job, dealing.dispatch(job, self._able), watch)
+        return submit_parts(job, dispatch(job, self._available))
 
-    def cancel(self, job: Job) -> None:
-        """Forget a job whose client has left."""
+    def end_all(self) -> None:
+        """Refuse new jobs from now on, and end those that are here."""
         for worker in self._workers:
-            worker.cancel(job)
+            worker.end_all()
 
     async def stop(self) -> None:
-        """Refuse what waits and end the processes."""
+        """Refuse all that waits and end the processes."""
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
     @property
-    def _able(self) -> list[DeviceWorker]:
+    def _available(self) -> list[DeviceWorker]:
         return [worker for worker in self._workers if worker.up] or self._workers
 
 
-class Sampled(NamedTuple):
-    index: int
-    pixels: Pixels
-    last: bool
+def dispatch(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
+    """Assign a job to the worker with the least work ahead, or even parts of it to some, if that is sooner.
+
+    Args:
+        workers: at least one.
+    """
+    ordered = sorted(workers, key=attrgetter("backlog")) if len(workers) > 1 else workers
+    best = [Part(ordered[0], job, 0)]
+    for count in range(2, min(job.count, len(ordered)) + 1):
+        parts = split_evenly(job, ordered[:count])
+        if combined_forecast(parts).finish >= combined_forecast(best).finish:
+            break
+        best = parts
+    return best
 
 
-class Submission:
-    """TEMPORARY"""
+def split_evenly(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
+    """Split the images of a job over all `workers`, the first of which get one more if need be."""
+    each, more = divmod(job.count, len(workers))
+    parts, first = [], 0
+    for number, worker in enumerate(workers):
+        stop = first + each + (number < more)
+        parts.append(Part(worker, replace(job, origins=job.origins[first:stop]), first))
+        first = stop
+    return parts
 
-    def __init__(self, pool, job, together):
-        self.job = job
-        self._pool = pool
-        self._together = together
-        self._queue = asyncio.Queue()
-        watch = None if together else (lambda *p: self._queue.put_nowait(p))
-        self._answer = pool._submit(job, watch)
-        self._answer.add_done_callback(lambda _: self._queue.put_nowait(None))
 
-    async def __aiter__(self):
-        if self._together:
-            pixels = await self._answer
-            yield [Sampled(i, p, True) for i, p in enumerate(pixels)]
-            return
-        seen = set()
-        while (found := await self._queue.get()) is not None:
-            if (found[0], found[2]) not in seen:
-                seen.add((found[0], found[2]))
-                yield [Sampled(*found)]
-        self._answer.result()
+def combined_forecast(parts: Sequence[Part]) -> Forecast:
+    """Forecast the start of the first part and the end of the last."""
+    found = [part.worker.forecast(part.job) for part in parts]
+    return Forecast(
+        min(one.start for one in found), max(one.finish for one in found), max(one.alone for one in found)
+    )
 
-    def cancel(self):
-        self._pool.cancel(self.job)
-        self._answer.cancel()
-        if self._answer.done() and not self._answer.cancelled():
-            self._answer.exception()
+
+def submit_parts(job: Job, parts: Sequence[Part]) -> Submission:
+    """Queue all parts of a job or none.
+
+    Raises:
+        QueueFullError, DeadlineUnreachableError, DrainingError: one of them is refused.
+    """
+
+    def abort() -> None:
+        for part in parts:
+            part.worker.cancel(part.job)
+
+    submission = Submission(job, {part.job: part.first for part in parts}, abort)
+    try:
+        for part in parts:
+            part.worker.submit(part.job, submission)
+    except Exception:
+        submission.cancel()
+        raise
+    if submission.over:  # one failed before the next was queued
+        abort()
+    return submission
+
+
+def _kind_of(devices: Sequence[str], max_batch: int) -> str:
+    """Name all that the last bits of a picture may depend on, besides its model: the build and the devices.
+    On a GPU kernels are chosen by the shape of a batch.
+    """
+    kinds = {
+        f"{torch.cuda.get_device_name(name)} {max_batch}" if name.startswith("cuda") else platform.machine()
+        for name in devices
+    }
+    return " ".join([torch.__version__, *sorted(kinds)])

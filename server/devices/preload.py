@@ -1,4 +1,4 @@
-"""What the fork server imports once, so that a device process starts in milliseconds.
+"""Modules that the fork server imports once, so that a device process starts in milliseconds.
 
 Nothing else imports this: it takes seconds.
 """

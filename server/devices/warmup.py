@@ -1,6 +1,6 @@
-"""Run every kind of pass of a model once in every size of batch, and note what it takes.
+"""Run every kind of pass of a model once in every size of batch, and measure it.
 
-    plans ─ steps_of ─▶ Steps, one for each kind of pass ─ warm_up ─▶ CostTable
+    plans ─ warmup_steps ─▶ WarmupSteps, one for each kind of pass ─ warm_up ─▶ CostTable
 
 A size is warmed up only while larger batches still make more of the device, so a model that fills it
 with one image is not asked for 32. Nothing that runs later is new to the device.
@@ -30,38 +30,40 @@ class _Device(Protocol):
 
 
 # A pass longer than this is not tried with more images: others would wait for it too long.
-_LONGEST_PASS = 1.0
-_GAIN = 1.05
-# Sizes in a row that gain nothing end the search. They stay in use: under load a pass costs more besides, and
-# the scheduler takes the smallest size that is good enough anyway.
-_USELESS = 2
+_MAX_PASS_SECONDS = 1.0
+_MIN_GAIN = 1.05
+# So many sizes in a row that gain nothing end the search. They stay in use: under load a pass costs more
+# besides, and the scheduler takes the smallest size that is good enough anyway.
+_MAX_USELESS = 2
 # Measurements of a size before it counts as gaining nothing.
 _TRIES = 4
 # As many as VAR has; of raster plans the first ones stand for all.
 _TEACHER_PASSES = 10
 
 
-class Step(NamedTuple):
+class WarmupStep(NamedTuple):
     """A stage of a plan that stands for all stages of its work."""
 
     plan: Plan
     stage: Stage
 
 
-def steps_of(model: str, plans: Sequence[Plan]) -> list[Step]:
-    """What there is to measure of a model, cheap plans first."""
-    found: list[Step] = []
+def warmup_steps(model: str, plans: Sequence[Plan]) -> list[WarmupStep]:
+    """Return the passes to measure of a model, cheap plans first."""
+    found: list[WarmupStep] = []
     seen: set[Work] = set()
     for plan in sorted(plans, key=lambda plan: plan.cost):
         for stage in stages(model, plan):
             if stage.work not in seen:
                 seen |= {stage.work, Work(model, "decode")}
-                found.append(Step(plan, stage))
+                found.append(WarmupStep(plan, stage))
     return found
 
 
-async def warm_up(steps: Sequence[Step], condition: int | str, costs: CostTable, device: _Device) -> None:
-    """Measure `steps` on `device`; `costs` has the figures then.
+async def warm_up(
+    steps: Sequence[WarmupStep], condition: int | str, costs: CostTable, device: _Device
+) -> None:
+    """Measure `steps` on `device` and record them in `costs`.
 
     Args:
         condition: any that the model takes.
@@ -86,8 +88,8 @@ async def _measure(
     best, useless = 0.0, 0
     decode = Work(stage.work.model, "decode")
     for bucket in costs.buckets:
-        hoped = bucket / (best * _GAIN) - costs.between if best else math.inf
-        answer = await _fastest(plan, stage, condition, bucket, costs, device, numbers, hoped)
+        target = bucket / (best * _MIN_GAIN) - costs.gap if best else math.inf
+        answer = await _fastest(plan, stage, condition, bucket, costs, device, numbers, target)
         if isinstance(answer, Failed):
             if bucket == costs.buckets[0]:
                 raise ComputeError(f"the warm-up of {plan.name} failed: {answer.reason}")
@@ -97,9 +99,9 @@ async def _measure(
             costs.observe(stage.work, bucket, answer.seconds)
         if answer.decode_seconds:
             costs.observe(decode, bucket, answer.decode_seconds)
-        took = _seconds(answer) + costs.between
-        useless = useless + 1 if bucket / took < best * _GAIN else 0
-        if useless == _USELESS or took > _LONGEST_PASS:
+        took = _seconds(answer) + costs.gap
+        useless = useless + 1 if bucket / took < best * _MIN_GAIN else 0
+        if useless == _MAX_USELESS or took > _MAX_PASS_SECONDS:
             costs.limit(stage.work, bucket)
             return
         best = max(best, bucket / took)
@@ -113,21 +115,23 @@ async def _fastest(
     costs: CostTable,
     device: _Device,
     numbers: itertools.count[int],
-    hoped: float,
+    target: float,
 ) -> Done | Failed:
-    """The fastest of a few measurements, or the first that is within the time that is `hoped` for.
+    """Return the fastest of a few measurements, or the first that takes at most `target` seconds.
 
-    What comes between can only make a pass slower, and a size that seems to gain nothing would never be
+    A disturbance can only make a pass slower, and a size that seems to gain nothing would never be
     tried again: a server that was disturbed while it started would be half as fast for good.
     """
     found: Done | None = None
     for _ in range(_TRIES):
-        answer = await _batch(plan, stage, condition, [next(numbers) for _ in range(bucket)], costs, device)
+        answer = await _run_batch(
+            plan, stage, condition, [next(numbers) for _ in range(bucket)], costs, device
+        )
         if isinstance(answer, Failed):
             return answer
         if found is None or _seconds(answer) < _seconds(found):
             found = answer
-        if not hoped < _seconds(found) <= _LONGEST_PASS:
+        if not target < _seconds(found) <= _MAX_PASS_SECONDS:
             break
     assert found is not None
     return found
@@ -137,10 +141,10 @@ def _seconds(answer: Done) -> float:
     return answer.seconds + answer.decode_seconds
 
 
-async def _batch(
+async def _run_batch(
     plan: Plan, stage: Stage, condition: int | str, numbers: list[int], costs: CostTable, device: _Device
 ) -> Done | Failed:
-    """Some passes over a batch, and what one took: the mean of a teacher's, else the second's."""
+    """Run some passes over a batch; the seconds are the mean of a teacher's, else the second's."""
     heavy = stage.work.kind == "teacher"
     passes = min(stage.passes, _TEACHER_PASSES) if heavy else 2
     command = Forward(
@@ -163,7 +167,7 @@ async def _batch(
             if isinstance(answer, Failed):
                 return answer
             waited = time.perf_counter() - began - _seconds(answer) - answer.text_seconds
-            costs.observe_between(waited, _seconds(answer))
+            costs.observe_gap(waited, _seconds(answer))
             answers.append(answer)
     finally:
         device.drop(numbers)

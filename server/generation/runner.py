@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from operator import attrgetter
 from typing import Self
 
 from dd_core.plan import Plan
-from server.devices.pool import DevicePool, Sampled, Submission
+from server.devices.pool import DevicePool
+from server.devices.submission import Sampled, Submission
 from server.generation.encoder import Encoder, Encoding, GeneratedImage
 from server.generation.planner import RefinementStep
 from server.generation.request import GenerationRequest
@@ -57,18 +59,25 @@ class GenerationRun:
         self._pool.release(self._generation.model.name)
 
     def _submit(self, step: RefinementStep) -> Submission:
-        job = self._generation.job(step)
-        return self._pool.submit(job, together=not self._generation.streamed)
+        return self._pool.submit(self._generation.job(step))
 
     async def __aiter__(self) -> AsyncIterator[GeneratedImage]:
         stage, steps = 0, self._generation.steps
         for step in steps:
             if step is not steps[0]:
                 self._submission = self._submit(step)
-            async for sampled in self._submission:
+            async for sampled in self._arrivals():
                 for image in await self._encode(sampled, step, stage, last=step is steps[-1]):
                     yield image
             stage += 1 if step.preview is None else 2
+
+    async def _arrivals(self) -> AsyncIterator[list[Sampled]]:
+        """Yield the images of a step: one by one as they come for a stream, else all together in order."""
+        if self._generation.streamed:
+            async for one in self._submission:
+                yield [one]
+        else:
+            yield sorted([one async for one in self._submission], key=attrgetter("index"))
 
     async def _encode(
         self, sampled: Sequence[Sampled], step: RefinementStep, stage: int, *, last: bool

@@ -1,4 +1,4 @@
-"""What a forward pass costs on this device, from measurements: pure numbers.
+"""Measured costs of forward passes on one device: pure numbers.
 
 A pass is of a `Work`: one model and what it runs (its student, its decoder, one plan's teacher). Batches
 are of fixed sizes, the buckets, each of which is run in the warm-up before it is used.
@@ -11,17 +11,32 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Kind = Literal["student", "teacher", "marginal", "decode"]
+Lane = Literal["light", "heavy"]
 
-# A larger batch must make at least this much more of the device to be worth the wait that it brings.
-_WORTH = 1.05
+# A larger batch must raise the throughput by at least this factor to be worth the wait that it brings.
+_MIN_GAIN = 1.05
 
 
 class Work(NamedTuple):
-    """What passes have in common that cost the same: `plan` is a plan's name, or empty where any may mix."""
+    """The class of passes that cost the same: `plan` is a plan's name, or empty where any may mix."""
 
     model: str
     kind: Kind
     plan: str = ""
+
+
+class RemainingWork(NamedTuple):
+    """`passes` of `work` that an image still has to go through, counted for `lane`."""
+
+    priority: int
+    lane: Lane
+    work: Work
+    passes: int
+
+
+def lane_of(work: Work) -> Lane:
+    """Return the lane of a pass. Teachers are heavy: many passes an image, and a batch to decode."""
+    return "heavy" if work.kind in ("teacher", "decode") else "light"
 
 
 def buckets_up_to(limit: int) -> tuple[int, ...]:
@@ -33,7 +48,7 @@ def buckets_up_to(limit: int) -> tuple[int, ...]:
 
 
 class CostTable:
-    """Seconds of a pass by work and bucket, as moving averages.
+    """Moving averages of the seconds of a pass, by work and bucket.
 
     Args:
         buckets: ascending batch sizes.
@@ -43,50 +58,50 @@ class CostTable:
     def __init__(self, buckets: Sequence[int], weight: float = 0.2) -> None:
         self.buckets = tuple(buckets)
         self._weight = weight
-        self.between = 0.0  # seconds that the device waits from one pass to the next
+        self.gap = 0.0  # seconds that the device waits from one pass to the next
         self._seconds: dict[Work, dict[int, float]] = {}
         self._limit: dict[Work, int] = {}
         # Asked several times for every request, and changed by a pass alone.
         self._totals: dict[tuple[Work, int], float] = {}
 
     def observe(self, work: Work, bucket: int, seconds: float) -> None:
-        """RequestRecord for a pass."""
+        """Record the measured seconds of a pass."""
         known = self._seconds.setdefault(work, {})
         old = known.get(bucket)
         known[bucket] = seconds if old is None else old + self._weight * (seconds - old)
         self._totals.clear()
 
-    def observe_between(self, seconds: float, most: float = math.inf) -> None:
-        """RequestRecord for the time from one pass to the next while work waits: messages, and the server's
-        own. It is the same for a pass of one image and of many.
+    def observe_gap(self, seconds: float, most: float = math.inf) -> None:
+        """Record the time from one pass to the next while work waits: messages, and the server's own work.
+        It is the same for a pass of one image and of many.
 
         Args:
-            most: seconds of the pass itself; a longer wait, as of a machine that stopped, says no more.
+            most: seconds of the pass itself; a longer gap, as of a machine that stopped, counts as this.
         """
         seconds = min(max(0.0, seconds), most)
-        self.between += self._weight * (seconds - self.between)
+        self.gap += self._weight * (seconds - self.gap)
         self._totals.clear()
 
     def limit(self, work: Work, largest: int) -> None:
-        """Never again a batch of `work` above `largest` images: it did not fit, or gains nothing."""
+        """Bound batches of `work` to `largest` images from now on: more did not fit, or gain nothing."""
         fitting = [b for b in self.buckets if b <= max(largest, self.buckets[0])]
         self._limit[work] = min(fitting[-1], self.largest(work))
         self._totals.clear()
 
     def largest(self, work: Work) -> int:
-        """Most images of a batch of `work`."""
+        """Return the most images of a batch of `work`."""
         return self._limit.get(work, self.buckets[-1])
 
     def forget(self, model: str) -> None:
-        """Drop what is known of a model that was unloaded."""
+        """Drop all measurements of a model that was unloaded."""
         self._totals.clear()
         for table in (self._seconds, self._limit):
             for work in [w for w in table if w.model == model]:
                 del table[work]
 
     def seconds(self, work: Work, bucket: int) -> float:
-        """Expected seconds of one pass; of a bucket that never ran, in proportion to the nearest below
-        (or as much as the nearest above); 0 while nothing is known.
+        """Return the expected seconds of one pass; of a bucket that never ran, in proportion to the nearest
+        below (or as much as the nearest above); 0 while nothing is known.
         """
         known = self._seconds.get(work)
         if not known:
@@ -97,7 +112,7 @@ class CostTable:
         return known[max(below)] * bucket / max(below) if below else known[min(known)]
 
     def total(self, work: Work, images: int) -> float:
-        """Expected seconds of one pass over `images`, in the batches that make most of the device."""
+        """Return the expected seconds of one pass over `images`, in batches of the best throughput."""
         found = self._totals.get((work, images))
         if found is None:
             best = self.best(work, images)
@@ -111,22 +126,22 @@ class CostTable:
         """The smallest bucket that holds `images`, or the largest of all."""
         return next((b for b in self.buckets if b >= images), self.buckets[-1])
 
-    def best(self, work: Work, waiting: int, then: Work | None = None) -> int:
-        """The bucket that makes most of the device for `waiting` images: images done per second.
+    def best(self, work: Work, waiting: int, followed_by: Work | None = None) -> int:
+        """Return the bucket of the highest throughput (images per second) for `waiting` images.
 
         Either a bucket that they fill, or the next one with some rows idle; of those that are about as
         good, the smallest. A bucket that never ran counts as no dearer than the one below it, so it is
         tried.
 
         Args:
-            then: what the same images go through in the same pass after it.
+            followed_by: work that the same images go through in the same pass after it.
         """
         most = min(self.bucket_for(waiting), self.largest(work))
         known, cost, rates = self._seconds.get(work, {}), 0.0, {}
         for bucket in (b for b in self.buckets if b <= most):
             cost, images = known.get(bucket, cost), min(bucket, waiting)
             size = self.bucket_for(images)
-            each = 0.0 if then is None else self.seconds(then, size) / size
-            rates[bucket] = images / (cost + self.between + images * each + 1e-9)
+            each = 0.0 if followed_by is None else self.seconds(followed_by, size) / size
+            rates[bucket] = images / (cost + self.gap + images * each + 1e-9)
         top = max(rates.values())
-        return next(b for b, rate in rates.items() if rate * _WORTH >= top)
+        return next(b for b, rate in rates.items() if rate * _MIN_GAIN >= top)

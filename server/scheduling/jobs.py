@@ -1,9 +1,9 @@
-"""What the scheduler moves about: jobs, their images, and the passes that these take.
+"""Data of the scheduler: jobs, their images, and the batches in which these go through forward passes.
 
-    Job (a request) ─▶ Samples (its images), each at a Stage of the plan ─▶ Batch (a batch of them)
+    Job (a request) ─▶ Samples (its images), each at a Stage of the plan ─▶ Batch (one forward pass)
 
-A stage is a segment of the plan. An image that a student finishes is decoded in the same go; after a
-teacher, whose whole cohort ends at once, decoding is a stage of its own, so that it can be interleaved.
+A stage is a segment of the plan. An image that a student finishes is decoded in the same pass; after a
+teacher, whose whole batch ends at once, decoding is a stage of its own, so that it can be interleaved.
 A student's earlier jump is a whole picture too: a job that asks for previews has it decoded on the way.
 """
 
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from dd_core.plan import Plan
 from server.generation.origins import Origin
-from server.scheduling.costs import Kind, Work
+from server.scheduling.costs import Kind, RemainingWork, Work, lane_of
 
-Rank = tuple[int, float, int]  # what goes first: (−priority, due, order of arrival)
+Rank = tuple[int, float, int]  # lowest first: (−priority, due, order of arrival)
 
 
 class Stage(NamedTuple):
-    """A part of a plan, as passes: `passes` of `work`, of the segment with the index `segment`."""
+    """A part of a plan: `passes` passes of `work`, of the segment with the index `segment`."""
 
     work: Work
     passes: int
@@ -28,7 +28,7 @@ class Stage(NamedTuple):
 
 
 def stages(model: str, plan: Plan) -> tuple[Stage, ...]:
-    """The stages of a plan. Students of all plans share their passes, teachers those of one plan."""
+    """Cut a plan into stages. Students of all plans share their passes, teachers those of one plan."""
     found = []
     for number, segment in enumerate(plan.segments):
         kind: Kind = segment.actor
@@ -46,10 +46,10 @@ class Job:
     Args:
         model: name of a loaded model.
         condition: class index, or prompt.
-        origins: what each image is made of.
-        submitted: when it arrived.
+        origins: the noise of each image.
+        submitted: time of arrival.
         priority: of two that wait the higher goes first.
-        deadline: when it must be done, or None.
+        deadline: time by which it must be done, or None.
         previews: pictures of the student's earlier jumps are wanted as well.
     """
 
@@ -83,14 +83,26 @@ class Job:
         """Seconds that it waited, also between its passes."""
         return max(0.0, self.finished - self.submitted - self.compute_s)
 
+    def remaining(self, stage: int = 0) -> list[RemainingWork]:
+        """Return the work that one image has still to go through from `stage` on, in order."""
+        found = [RemainingWork(self.priority, lane_of(s.work), s.work, s.passes) for s in self.stages[stage:]]
+        if not found:
+            return found
+        decode, last = Work(self.model, "decode"), found[-1]
+        decoded = [entry for entry in found[:-1] if self.previews and entry.work.kind == "student"]
+        if last.work.kind != "decode":  # it comes with the last pass
+            decoded.append(last)
+        return found + [RemainingWork(self.priority, entry.lane, decode, 1) for entry in decoded]
+
 
 @dataclass(eq=False)
 class Sample:
     """One image of a job on its way through the stages of its plan.
 
     Args:
-        apart: images of a pass that failed are tried again apart from all that bear another number.
-        begun: whether the device holds something of it.
+        isolation_group: images of a pass that failed share batches with those of the same group alone;
+            0 = any.
+        begun: True once the device holds something of it.
     """
 
     job: Job
@@ -107,13 +119,18 @@ class Sample:
 
     @property
     def last(self) -> bool:
-        """Whether it is done after this stage."""
+        """True if it is done after this stage."""
         return self.stage == len(self.job.stages) - 1
+
+    @property
+    def remaining(self) -> list[RemainingWork]:
+        """The work that it has still to go through."""
+        return self.job.remaining(self.stage)
 
 
 @dataclass(eq=False)
 class TeacherBatch:
-    """Images whose teacher segment began together and goes on in step."""
+    """Images whose teacher segment began together and goes on in step, with one key–value cache."""
 
     number: int
     samples: list[Sample]
@@ -128,7 +145,7 @@ class TeacherBatch:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One forward pass of `samples` in a batch of `bucket` rows; those `decoding` become pictures."""
+    """One forward pass over `samples` in `bucket` rows; those `decoding` become pictures."""
 
     work: Work
     samples: list[Sample]
@@ -137,7 +154,7 @@ class Batch:
 
     @property
     def new(self) -> list[Sample]:
-        """Those that the device may not know yet."""
+        """The samples that the device may not know yet."""
         goes_on = (
             self.teacher_batch is not None and self.teacher_batch.passes_left < self.samples[0].at.passes
         )
@@ -149,12 +166,12 @@ class Batch:
 
     @property
     def previewing(self) -> list[Sample]:
-        """Those of which a picture is wanted though they go on."""
+        """The samples of which a picture is wanted though they go on."""
         return [s for s in self.samples if s.job.previews and s.at.work.kind == "student" and not s.last]
 
     @property
     def decoding(self) -> list[Sample]:
-        """Those of which it makes a picture."""
+        """The samples of which the pass makes a picture."""
         return [*self.finishing, *self.previewing]
 
     @property

@@ -1,15 +1,15 @@
-"""Which forward pass the device runs next: pure logic, without torch, threads or clocks.
+"""The scheduler: admits jobs and forms the next forward pass. Pure logic, without torch, threads or clocks.
 
     admit(job) → its images wait at their stage → next_batch() → Batch → finish(batch) → job complete
 
 Images at the same stage of work share a pass, whatever request they belong to: a student takes any
-mix of steps and plans; a teacher takes a *cohort*, which starts together and goes on in step. Passes
-of cohorts are interleaved with everything else, so nothing waits for a whole teacher.
+mix of steps and plans; a teacher takes a *teacher batch*, which starts together and goes on in step.
+Passes of teacher batches are interleaved with everything else, so nothing waits for a whole teacher.
 
-What is next: the highest priority that waits; within it, *light* work (students) and *heavy* work
-(teachers) by their share of the device; within those, what is due first. An image is due after a
-multiple of the time that its plan takes alone, so short plans go ahead of long ones and none starves.
-Times are seconds on whatever monotonic clock the caller reads.
+Order: the highest priority that waits; within it, *light* work (students) and *heavy* work (teachers)
+by their share of the device; within those, what is due first. An image is due after a multiple of the
+time that its plan takes alone, so short plans go ahead of long ones and none starves. Times are seconds
+on whatever monotonic clock the caller reads.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from __future__ import annotations
 import heapq
 import itertools
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from server.scheduling.backlog import Backlog, Forecast, Lane, lane_of
-from server.scheduling.costs import CostTable, Work
+from server.scheduling.backlog import Backlog, Forecast
+from server.scheduling.costs import CostTable, Lane, RemainingWork, Work, lane_of
 from server.scheduling.jobs import Batch, Job, Rank, Sample, TeacherBatch
 
-Policy = Literal["fair", "fifo"]
 # Device time that each lane gets while both have work.
 SHARES: dict[Lane, float] = {"light": 0.75, "heavy": 0.25}
 _OTHER: dict[Lane, Lane] = {"light": "heavy", "heavy": "light"}
 # An image is due after so many times the time that it takes alone.
 _PATIENCE = 4.0
-# A promise to be in time leaves room for the wait to be longer than foreseen by this part of it. It costs
+# A promise to be in time leaves room for the wait to be longer than forecast by this part of it. It costs
 # nothing where much waits, since then the device is busy anyway.
 _SAFETY_MARGIN = 0.5
-# Weight of a new measurement of the pace, and the most that it may say.
-_PACE_WEIGHT = 0.1
-_SLOWEST = 4.0
-# Jobs that are over and still in the list of deadlines, besides as many as there are live ones.
-_SLACK = 100
+# Weight of a new measurement of the slowdown, and the most that one may say.
+_SLOWDOWN_WEIGHT = 0.1
+_MAX_SLOWDOWN = 4.0
+# Jobs that are over and still in the heap of deadlines, besides as many as there are live ones.
+_MAX_STALE = 100
 
 
 class Refusal(NamedTuple):
-    """Why a job was not admitted: no room, or its deadline. Seconds from now: until there is room, or
-    until it would have started, and until it would surely have been done.
+    """The reason that a job was not admitted: no room, or its deadline. Seconds from now: until there is
+    room, or until it would have started, and until it would surely have been done.
     """
 
     reason: Literal["full", "deadline"]
@@ -59,32 +58,32 @@ class _Group(NamedTuple):
     isolation_group: int
 
 
+# By lane with work that can run, what of it is due first.
+Heads = dict[Lane, tuple[Rank, _Group | TeacherBatch]]
+
+
 class Scheduler:
     """The queue. Not thread-safe: its owner calls it from one thread.
 
     Args:
-        costs: what passes take; `finish` feeds it.
+        costs: measured seconds of passes; `finish` adds to them.
         queue_size: most images that wait for their next pass.
-        cohorts: most teacher cohorts under way.
-        policy: `fair` as said above; `fifo` runs whole plans, in batches of one plan and in order of
-            arrival: the baseline.
+        max_teacher_batches: most teacher batches under way.
     """
 
-    def __init__(self, costs: CostTable, queue_size: int, cohorts: int = 2, policy: Policy = "fair") -> None:
+    def __init__(self, costs: CostTable, queue_size: int, max_teacher_batches: int = 2) -> None:
         self.costs = costs
         self.queue_size = queue_size
-        self.policy = policy
         self.backlog = Backlog(costs, SHARES["light"])
-        self.dropped: list[int] = []  # numbers of images and cohorts that the device may forget
-        self._max_teacher_batches = cohorts
+        self.dropped: list[int] = []  # numbers of images and teacher batches that the device may forget
+        self._max_teacher_batches = max_teacher_batches
         self._jobs: dict[Job, None] = {}  # an ordered set: order of arrival
         self._ready: dict[_Group, list[Sample]] = {}  # each in order of rank
         self._teacher_batches: list[TeacherBatch] = []
-        self._held: list[Job] = []  # fifo: jobs whose turn has not come
         self._running: Batch | None = None
         self._used: dict[Lane, float] = {"light": 0.0, "heavy": 0.0}
-        self._deadlines: list[tuple[float, int, Job]] = []  # when to look at a job
-        self._pace = 1.0  # time that passes while work is done ÷ time foreseen for it
+        self._deadlines: list[tuple[float, int, Job]] = []  # heap: time of the next check of a job
+        self._slowdown = 1.0  # time that passes while work is done ÷ time forecast for it
         self._busy_since: float | None = None  # end of the last pass, if more was waiting then
         self._images = 0
         self._numbers = itertools.count(1)
@@ -100,69 +99,63 @@ class Scheduler:
         return self._images - (len(_live(self._running.samples)) if self._running else 0)
 
     def admit(self, job: Job, now: float, busy: float = 0.0) -> Refusal | None:
-        """Take a job, or say at once why not.
+        """Take a job, or refuse it at once.
 
         Args:
             busy: seconds that the running pass still takes.
         """
         excess = self.depth + job.count - self.queue_size
         if excess > 0:
-            wait = self._pace * self.backlog.seconds() * min(1.0, excess / max(1, self._images))
+            wait = self._slowdown * self.backlog.seconds() * min(1.0, excess / max(1, self._images))
             return Refusal("full", busy + wait, busy + wait)
-        due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
         if job.deadline is not None:
             start, finish, _ = self.forecast(job, busy)
             finish += _SAFETY_MARGIN * start
             if now + finish > job.deadline:
                 return Refusal("deadline", start, finish)
-            due = min(due, job.deadline)
-            self._look_at(job, job.deadline - self._shortest(job))
+            self._check_at(job, job.deadline - self._shortest(job))
+        due = self._due(job, now)
         for index in range(job.count):
             number = next(self._numbers)
             job.samples.append(Sample(job, index, number, (-job.priority, due, number)))
         self._jobs[job] = None
         self._images += job.count
-        self.backlog.add(job.samples)
-        if self.policy == "fifo":
-            self._held.append(job)
-        else:
-            self._queue(job.samples)
+        self.backlog.add(_remaining(job.samples))
+        self._queue(job.samples)
         return None
 
     def forecast(self, job: Job, busy: float = 0.0) -> Forecast:
         """Seconds until a job would start and be done, were it admitted now; `busy` as for `admit`."""
         start, finish, alone = (
-            self._pace * seconds for seconds in self.backlog.forecast(job, in_order=self.policy == "fifo")
+            self._slowdown * seconds for seconds in self.backlog.forecast(job.remaining(), job.count)
         )
         return Forecast(busy + start, busy + finish, alone)
 
     def next_batch(self) -> Batch | None:
-        """The next pass, or None when nothing waits."""
+        """Form the next pass; None when nothing waits."""
         assert self._running is None, "one pass at a time"
-        if self._held and not self._ready and not self._teacher_batches:
-            self._queue_convoy()
         heads = {lane: head for lane in _OTHER if (head := self._head(lane)) is not None}
         if not heads:
             return None
         self._running = self._form(heads[self._choose(heads)])
         return self._running
 
-    def expected(self, work: Batch) -> float:
-        """Seconds that a pass takes, its decoding included."""
-        passing = 0.0 if work.work.kind == "decode" else self.costs.seconds(work.work, work.bucket)
-        if not work.decoding:
+    def expected(self, batch: Batch) -> float:
+        """Return the expected seconds of a pass, its decoding included."""
+        passing = 0.0 if batch.work.kind == "decode" else self.costs.seconds(batch.work, batch.bucket)
+        if not batch.decoding:
             return passing
-        decode = Work(work.work.model, "decode")
-        return passing + self.costs.seconds(decode, self.costs.bucket_for(len(work.decoding)))
+        decode = Work(batch.work.model, "decode")
+        return passing + self.costs.seconds(decode, self.costs.bucket_for(len(batch.decoding)))
 
     def finish(
         self, done: Batch, seconds: float, decode_seconds: float, now: float, text_seconds: float = 0.0
     ) -> list[Job]:
-        """RequestRecord for a pass; returns the jobs that are complete now.
+        """Record a pass that was run; return the jobs that are complete now.
 
         Args:
-            seconds, decode_seconds: that the pass took, and the decoding of pictures after it.
-            text_seconds: that reading new prompts took before it.
+            seconds, decode_seconds: time of the pass, and of decoding pictures after it.
+            text_seconds: time of encoding new prompts before it.
         """
         self._running = None
         # Before its images move on.
@@ -171,12 +164,12 @@ class Scheduler:
         complete = self._account(done, seconds, decode_seconds, now)
         if self._busy_since is not None:
             took = now - self._busy_since
-            foreseen = self.costs.total(work, len(done.samples)) + self.costs.total(decode, decoding)
-            if done.teacher_batch is None and work.kind != "decode" and foreseen > 0:
-                slower = min(_SLOWEST, max(1.0, took / foreseen))
-                self._pace += _PACE_WEIGHT * (slower - self._pace)
+            expected = self.costs.total(work, len(done.samples)) + self.costs.total(decode, decoding)
+            if done.teacher_batch is None and work.kind != "decode" and expected > 0:
+                measured = min(_MAX_SLOWDOWN, max(1.0, took / expected))
+                self._slowdown += _SLOWDOWN_WEIGHT * (measured - self._slowdown)
             passing = seconds + decode_seconds
-            self.costs.observe_between(took - passing - text_seconds, passing)
+            self.costs.observe_gap(took - passing - text_seconds, passing)
         self._busy_since = now if self._images else None
         # Last, since a new cost changes the worth of all that waits.
         if decoding:
@@ -189,7 +182,7 @@ class Scheduler:
         return complete
 
     def interrupted(self) -> None:
-        """The device did something else: the time since the last pass says nothing about passes."""
+        """Note that the device did something else: the time since the last pass is not that of a pass."""
         self._busy_since = None
 
     def _account(self, done: Batch, seconds: float, decode_seconds: float, now: float) -> list[Job]:
@@ -209,7 +202,7 @@ class Scheduler:
         return [sample.job for sample in moving if self._advance(sample, now)]
 
     def split(self, failed: Batch, *, out_of_memory: bool) -> Job | None:
-        """A pass failed: its halves are tried apart. Of one image it gives back the guilty job."""
+        """Queue the halves of a pass that failed, to be tried apart; of one image, return the guilty job."""
         self._running = None
         self.interrupted()
         if out_of_memory and failed.bucket > 1:
@@ -224,7 +217,7 @@ class Scheduler:
         return None
 
     def restart(self) -> list[Job]:
-        """The device died and lost everything: all images begin again, those that it was at work on
+        """Begin all images again after the device died and lost everything, those that it was at work on
         one by one. Returns the guilty job, if it died of one image alone for the second time.
         """
         suspects = _live(self._running.samples) if self._running else []
@@ -235,13 +228,11 @@ class Scheduler:
         self._teacher_batches.clear()
         self.dropped.clear()
         for job in self._jobs:
-            if job in self._held:
-                continue
             left = job.unfinished
-            self.backlog.remove(left)
+            self.backlog.remove(_remaining(left))
             for sample in left:
                 sample.stage, sample.begun = 0, False
-            self.backlog.add(left)
+            self.backlog.add(_remaining(left))
             for sample in left:
                 self._queue(
                     [sample],
@@ -250,18 +241,18 @@ class Scheduler:
         return guilty
 
     def end(self, job: Job) -> None:
-        """Forget a job whose client has left, that failed or whose time is over: what of it has not
-        started never will.
+        """Forget a job whose client has left, that failed or whose time is over: images of it that have
+        not started never will.
         """
         if job.over:
             return
         left = self._forget(job)
         self._images -= len(left)
-        self.backlog.remove(left)
-        # A cohort goes on in step: the device needs all its images until it ends.
+        self.backlog.remove(_remaining(left))
+        # A teacher batch goes on in step: the device needs all its images until it ends.
         running = self._running.teacher_batch if self._running is not None else None
-        cohorts = [*self._teacher_batches, *([running] if running is not None else [])]
-        bound = {s.number for teacher_batch in cohorts for s in teacher_batch.samples}
+        under_way = [*self._teacher_batches, *([running] if running is not None else [])]
+        bound = {s.number for teacher_batch in under_way for s in teacher_batch.samples}
         self.dropped.extend(s.number for s in left if s.begun and s.number not in bound)
         for group, queue in list(self._ready.items()):
             if kept := _live(queue):
@@ -271,11 +262,11 @@ class Scheduler:
         for teacher_batch in self._teacher_batches:
             if not _live(teacher_batch.samples):
                 self._drop(teacher_batch)
-        self._teacher_batches = [c for c in self._teacher_batches if _live(c.samples)]
+        self._teacher_batches = [t for t in self._teacher_batches if _live(t.samples)]
 
     def expired(self, now: float) -> list[Job]:
-        """Jobs to give up since this was last asked: their deadline has passed, or they have not begun
-        and could not be done before it. What would be late anyway must not make others late.
+        """Return the jobs to give up: their deadline has passed, or they have not begun and could not be
+        done before it. Each is returned once. A job that is late anyway must not make others late.
         """
         found = []
         while self._deadlines and (self._deadlines[0][2].over or self._deadlines[0][0] <= now):
@@ -284,29 +275,34 @@ class Scheduler:
                 continue
             assert job.deadline is not None
             if now < job.deadline and any(sample.begun for sample in job.samples):
-                self._look_at(job, job.deadline)
+                self._check_at(job, job.deadline)
             else:
                 found.append(job)
         return found
 
     @property
     def next_deadline(self) -> float | None:
-        """When to ask `expired` again."""
+        """Time of the next call of `expired`, or None."""
         return self._deadlines[0][0] if self._deadlines else None
 
     def _drop(self, teacher_batch: TeacherBatch) -> None:
-        """A cohort has ended: the device may forget it, and those of its images that nobody waits for."""
+        """Let the device forget a teacher batch that has ended, and the images that nobody waits for."""
         self.dropped.append(teacher_batch.number)
         self.dropped.extend(s.number for s in teacher_batch.samples if s.job.over)
 
-    def _look_at(self, job: Job, when: float) -> None:
+    def _due(self, job: Job, now: float) -> float:
+        """Return the time by which a job that arrives now should be done, to which the order is kept."""
+        due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
+        return due if job.deadline is None else min(due, job.deadline)
+
+    def _check_at(self, job: Job, when: float) -> None:
         heapq.heappush(self._deadlines, (when, next(self._numbers), job))
-        if len(self._deadlines) > 2 * len(self._jobs) + _SLACK:  # one far off would keep all behind it
+        if len(self._deadlines) > 2 * len(self._jobs) + _MAX_STALE:  # one far off would keep all behind it
             self._deadlines = [entry for entry in self._deadlines if not entry[2].over]
             heapq.heapify(self._deadlines)
 
     def _shortest(self, job: Job) -> float:
-        """Seconds that a job takes once it begins, in batches of what waits."""
+        """Return the seconds that a job takes once it begins, in batches of what waits."""
         decode, count = Work(job.model, "decode"), self._images + job.count
         parts = [(s.work, s.passes) for s in job.stages if s.work != decode] + [(decode, 1)]
         return sum(n * self.costs.seconds(w, self.costs.best(w, count)) for w, n in parts)
@@ -314,16 +310,14 @@ class Scheduler:
     def _forget(self, job: Job) -> list[Sample]:
         job.over = True
         del self._jobs[job]
-        if job in self._held:
-            self._held.remove(job)
         return job.unfinished
 
     def _advance(self, sample: Sample, now: float) -> bool:
-        """An image has come through a stage; whether its job is complete."""
+        """Move an image on to its next stage; return True if its job is complete."""
         job = sample.job
-        self.backlog.remove([sample])
+        self.backlog.remove(sample.remaining)
         sample.stage += 1
-        self.backlog.add([sample])
+        self.backlog.add(sample.remaining)
         if sample.stage < len(job.stages):
             self._queue([sample])
             return False
@@ -341,17 +335,8 @@ class Scheduler:
             group = _Group(work, -1 if work.kind == "student" else sample.stage, sample.isolation_group)
             insort(self._ready.setdefault(group, []), sample, key=attrgetter("rank"))
 
-    def _queue_convoy(self) -> None:
-        """fifo: the oldest job, and others of its plan as far as a batch holds them."""
-        first, room = self._held[0], self.costs.buckets[-1]
-        for job in [j for j in self._held if (j.model, j.plan) == (first.model, first.plan)]:
-            if job is first or job.count <= room:
-                room -= job.count
-                self._held.remove(job)
-                self._queue(job.samples)
-
     def _head(self, lane: Lane) -> tuple[Rank, _Group | TeacherBatch] | None:
-        """What of a lane is due first and can run."""
+        """Return the group or teacher batch of a lane that is due first and can run, with its rank."""
         full = len(self._teacher_batches) >= self._max_teacher_batches
         found: list[tuple[Rank, _Group | TeacherBatch]] = [
             (queue[0].rank, group)
@@ -361,13 +346,15 @@ class Scheduler:
         if lane == "heavy":
             teachers = [queue for group, queue in self._ready.items() if group.work.kind == "teacher"]
             blocked = [queue[0].rank[0] for queue in teachers if full]
-            # Who holds a place that others wait for is as urgent as they are, or they would wait for ever.
+            # Priority inheritance: teacher batches that others wait for are as urgent as these, or they would
+            # wait for ever.
             for teacher_batch in self._teacher_batches:
                 urgency, due, number = teacher_batch.rank
                 found.append(((min([urgency, *blocked]), due, number), teacher_batch))
         return min(found, key=lambda entry: entry[0], default=None)
 
-    def _choose(self, heads: dict[Lane, tuple[Rank, _Group | TeacherBatch]]) -> Lane:
+    def _choose(self, heads: Heads) -> Lane:
+        """Return the lane that runs next, of those that have work."""
         if len(heads) == 1:
             [lane] = heads
             # Time that a lane did not want is not saved up for later.
@@ -394,6 +381,10 @@ class Scheduler:
             TeacherBatch(next(self._numbers), samples, bucket, samples[0].at.passes) if heavy else None
         )
         return Batch(chosen.work, samples, bucket, teacher_batch)
+
+
+def _remaining(samples: Iterable[Sample]) -> Iterator[RemainingWork]:
+    return itertools.chain.from_iterable(sample.remaining for sample in samples)
 
 
 def _live(samples: Iterable[Sample]) -> list[Sample]:

@@ -24,7 +24,7 @@ from dd_core.bundle import Bundle
 from dd_core.layout import TokenLayout
 from dd_core.models.protocols import Student
 from server.app import create_app
-from server.devices.worker import PRELOAD
+from server.devices.supervisor import PRELOAD
 from server.launcher import Server, bind, make_server
 from server.models.catalog import ServedModel, find
 from server.settings import Settings

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from server.devices import dealing
+from benchmarks.fifo_server import FifoScheduler
+from server.devices import pool as device_pool
 from tests.server.helpers import Gate, Running, eventually, running
 from tests.server.test_errors import refused
 from tests.server.test_refine import stream
@@ -34,7 +35,9 @@ def images(live: Running, body: dict[str, Any]) -> list[str]:
     return [image["data"] for image in live.post(body).raise_for_status().json()["images"]]
 
 
-def test_random_mixes_give_the_bytes_of_single_runs(bundle_folder: Path) -> None:
+def test_random_mixes_give_the_bytes_of_single_runs(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw = random.Random(3)
     bodies = [request(draw) for _ in range(160)]
     seen: dict[int, list[str]] = {}
@@ -45,7 +48,8 @@ def test_random_mixes_give_the_bytes_of_single_runs(bundle_folder: Path) -> None
             if body["seed"] not in seen:
                 seen[body["seed"]] = images(live, body)
             assert found == seen[body["seed"]], body
-    with running(bundle_folder, max_batch=1, policy="fifo", warmup=False) as live:
+    monkeypatch.setattr(device_pool, "Scheduler", FifoScheduler)
+    with running(bundle_folder, max_batch=1, warmup=False) as live:
         for body in bodies[:10]:
             assert images(live, body) == seen[body["seed"]], "another scheduler, other bytes"
 
@@ -66,7 +70,7 @@ def test_images_dealt_out_to_two_processes_have_the_same_bytes(
     body = {"label": 1, "seed": 5, "n": 3, "steps": 2}
     with running(bundle_folder, warmup=False) as live:
         alone, shown = images(live, body), pictures(live, body)
-    monkeypatch.setattr(dealing, "dispatch", dealing._evenly)
+    monkeypatch.setattr(device_pool, "dispatch", device_pool.split_evenly)
     with running(bundle_folder, device="cpu,cpu", warmup=False) as live:
         assert images(live, body) == alone
         assert pictures(live, body) == shown
@@ -82,7 +86,7 @@ def pictures(live: Running, body: dict[str, Any]) -> dict[tuple[int, int], str]:
 def test_what_fails_in_one_process_fails_the_request_alone(
     bundle_folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dealing, "dispatch", dealing._evenly)
+    monkeypatch.setattr(device_pool, "dispatch", device_pool.split_evenly)
     with running(bundle_folder, gate, device="cpu,cpu", warmup=False) as live:
         gate.poisoned.value = 5
         refused(live.post({"label": 5, "n": 4}), 500, "compute_failed")

@@ -1,4 +1,4 @@
-"""What the warm-up makes of what it measures, on a device that is numbers."""
+"""Costs and limits that the warm-up measures, on a device that is numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dd_core.plan import few_steps, hybrid, one_step, teacher
 from server.devices.process import Done, Failed, Forward
-from server.devices.warmup import steps_of, warm_up
+from server.devices.warmup import warm_up, warmup_steps
 from server.scheduling.costs import CostTable, Work, buckets_up_to
 from server.scheduling.jobs import stages
 from tests.server.helpers import running
@@ -35,14 +35,14 @@ class Numbers:
 
 def warmed(seconds: Callable[[int, int], float]) -> tuple[CostTable, Numbers]:
     costs, device = CostTable(buckets_up_to(8)), Numbers(seconds)
-    asyncio.run(warm_up(steps_of("tiny", PLANS), 0, costs, device))
+    asyncio.run(warm_up(warmup_steps("tiny", PLANS), 0, costs, device))
     return costs, device
 
 
 def test_every_kind_of_pass_is_measured_once() -> None:
     """Of two students' plans one, of each teacher's its own, with what they decode."""
     plans = [teacher(8), few_steps(8, 4), hybrid(8, 2, 4), one_step(8)]
-    found = steps_of("tiny", plans)
+    found = warmup_steps("tiny", plans)
     assert [step.plan.cost for step in found] == sorted(step.plan.cost for step in found)
     works = [step.stage.work for step in found]
     assert len(set(works)) == len(works)
@@ -52,16 +52,16 @@ def test_every_kind_of_pass_is_measured_once() -> None:
 
 def test_processes_on_a_cpu_share_what_there_is_to_measure(bundle_folder: Path) -> None:
     with running(bundle_folder, device="cpu,cpu", max_batch=2) as live:
-        engine = live.state.pool
-        assert engine is not None
-        first, second = engine._workers
+        pool = live.state.engine
+        assert pool is not None
+        first, second = pool._workers
         costs = first._scheduler.costs
         assert costs is second._scheduler.costs
         [model] = live.state.catalog.models.values()
-        steps = steps_of(model.name, [preset.plan for preset in model.presets if preset.offered])
+        steps = warmup_steps(model.name, [preset.plan for preset in model.presets if preset.offered])
         assert len(steps) > 2 and all(costs.seconds(step.stage.work, 1) > 0 for step in steps)
-        assert [*engine._shares(steps)] == [steps[::2], steps[1::2]]
-        assert [*engine._shares(steps[:1])] == [steps[:1], steps[:1]], "never nothing"
+        assert [*pool._shares(steps)] == [steps[::2], steps[1::2]]
+        assert [*pool._shares(steps[:1])] == [steps[:1], steps[:1]], "never nothing"
 
 
 def test_a_size_that_was_disturbed_once_is_not_given_up() -> None:

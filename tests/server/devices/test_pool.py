@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 
 from dd_core.plan import one_step
-from server.devices import dealing
-from server.devices.dealing import Part, dispatch
-from server.devices.worker import Watch
+from server.devices.pool import Part, combined_forecast, dispatch, submit_parts
+from server.devices.submission import Submission
 from server.errors import ComputeError, QueueFullError
-from server.generation.encoder import Pixels
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Job
-from tests.server.simulation import job
+from tests.server.scheduling.simulation import job
 
 PLAN = one_step(64)
 
@@ -31,33 +29,41 @@ class Worker:
     each: float = 1.0
     once: float = 0.0
     full: bool = False
-    jobs: dict[Job, asyncio.Future[list[Pixels]]] = field(default_factory=dict)
-    watches: dict[Job, Watch | None] = field(default_factory=dict)
+    jobs: dict[Job, Submission] = field(default_factory=dict)
     canceled: list[Job] = field(default_factory=list)
 
     def forecast(self, job: Job) -> Forecast:
         alone = self.once + job.count * self.each
         return Forecast(self.backlog, self.backlog + alone, alone)
 
-    def submit(self, job: Job, watch: Watch | None = None) -> asyncio.Future[list[Pixels]]:
+    def submit(self, job: Job, submission: Submission) -> None:
         if self.full:
             raise QueueFullError("full", retry_after=1)
-        self.jobs[job] = asyncio.get_running_loop().create_future()
-        self.watches[job] = watch
-        return self.jobs[job]
+        self.jobs[job] = submission
 
     def cancel(self, job: Job) -> None:
         self.canceled.append(job)
 
     def finish(self, at: float, compute_s: float = 0.5) -> None:
         """Answers everything with pictures whose values are the seeds' numbers."""
-        for taken, future in self.jobs.items():
+        for taken, submission in self.jobs.items():
             taken.finished, taken.compute_s = at, compute_s
-            pictures = [np.full((1, 1, 3), origin.number, np.uint8) for origin in taken.origins]
-            for index, pixels in enumerate(pictures):
-                if (watch := self.watches[taken]) is not None:
-                    watch(index, pixels, True)
-            future.set_result(pictures)
+            for index, origin in enumerate(taken.origins):
+                pixels = np.full((1, 1, 3), origin.number, np.uint8)
+                submission.deliver(taken, index, pixels, last=True)
+            submission.complete(taken)
+
+    def fail(self, message: str) -> None:
+        for submission in self.jobs.values():
+            submission.fail(ComputeError(message))
+
+
+class Hasty(Worker):
+    """Fails what it is given before it is asked for more, as a process that is found dead."""
+
+    def submit(self, job: Job, submission: Submission) -> None:
+        super().submit(job, submission)
+        self.fail("at once")
 
 
 def dealt(asked: Job, *workers: Worker) -> list[Part]:
@@ -113,69 +119,71 @@ def test_parts_keep_what_was_asked_for() -> None:
 
 def test_the_forecast_is_from_the_first_start_to_the_last_end() -> None:
     parts = dealt(job(PLAN, count=5), Worker(0.5), Worker(0.25))
-    assert dealing.forecast(parts) == Forecast(0.25, 3.25, 3.0)
+    assert combined_forecast(parts) == Forecast(0.25, 3.25, 3.0)
 
 
-def test_pictures_are_in_order_and_times_are_those_of_the_last_part() -> None:
+def test_pictures_have_their_place_and_times_are_those_of_the_last_part() -> None:
     async def scene() -> None:
         first, second = Worker(0.0), Worker(0.1)
         asked = job(PLAN, 1.0, count=5)
-        seen: list[tuple[int, int, bool]] = []
-        answer = dealing.submit(
-            asked,
-            dealt(asked, first, second),
-            lambda index, pixels, last: seen.append((index, int(pixels[0, 0, 0]), last)),
-        )
+        submission = submit_parts(asked, dealt(asked, first, second))
         second.finish(at=2.0, compute_s=0.75)
-        await asyncio.sleep(0)
-        assert not answer.done()
+        seen = [await anext(submission), await anext(submission)]
+        assert not submission.over
         assert (asked.finished, asked.compute_s) == (2.0, 0.75)
         first.finish(at=1.75, compute_s=0.25)
-        assert [int(pixels[0, 0, 0]) for pixels in await answer] == [0, 1, 2, 3, 4]
-        assert seen == [(number, number, True) for number in (3, 4, 0, 1, 2)]
+        seen += [sampled async for sampled in submission]
+        assert [(s.index, int(s.pixels[0, 0, 0]), s.last) for s in seen] == [
+            (number, number, True) for number in (3, 4, 0, 1, 2)
+        ]
         assert (asked.finished, asked.compute_s, asked.queue_s) == (2.0, 0.75, 0.25)
+        assert first.canceled == second.canceled == []
 
     run(scene)
 
 
 def test_a_part_that_is_refused_takes_the_others_back() -> None:
-    async def scene() -> None:
-        first, second = Worker(0.0), Worker(0.1, full=True)
-        asked = job(PLAN, count=4)
-        with pytest.raises(QueueFullError):
-            dealing.submit(asked, dealt(asked, first, second), None)
-        assert first.canceled == list(first.jobs)
-
-    run(scene)
+    first, second = Worker(0.0), Worker(0.1, full=True)
+    asked = job(PLAN, count=4)
+    with pytest.raises(QueueFullError):
+        submit_parts(asked, dealt(asked, first, second))
+    assert first.canceled == list(first.jobs)
 
 
-def test_a_part_that_fails_ends_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_that_fails_ends_the_others() -> None:
     """The second failure is nobody's news any more."""
 
     async def scene() -> None:
         workers = [Worker(), Worker(), Worker()]
         asked = job(PLAN, count=3)
-        answer = dealing.submit(asked, dealt(asked, *workers), None)
+        submission = submit_parts(asked, dealt(asked, *workers))
         for worker, message in zip(workers, ("mine", "late"), strict=False):
-            [future] = worker.jobs.values()
-            future.set_exception(ComputeError(message))
+            worker.fail(message)
         with pytest.raises(ComputeError, match="mine"):
-            await answer
-        await asyncio.sleep(0)
+            await anext(submission)
         assert workers[2].canceled == list(workers[2].jobs)
-        del future, answer, workers
 
     run(scene)
-    assert "never retrieved" not in caplog.text
+
+
+def test_a_part_that_fails_before_the_next_is_queued_ends_that_too() -> None:
+    async def scene() -> None:
+        first, second = Hasty(0.0), Worker(0.1)
+        asked = job(PLAN, count=4)
+        submission = submit_parts(asked, dealt(asked, first, second))
+        with pytest.raises(ComputeError, match="at once"):
+            await anext(submission)
+        assert second.canceled[-1:] == list(second.jobs)
+
+    run(scene)
 
 
 def test_a_client_that_leaves_cancels_every_part() -> None:
     async def scene() -> None:
         workers = [Worker(), Worker()]
         asked = job(PLAN, count=4)
-        answer = dealing.submit(asked, dealt(asked, *workers), None)
-        answer.cancel()
-        await asyncio.sleep(0)
+        submission = submit_parts(asked, dealt(asked, *workers))
+        submission.cancel()
         assert [worker.canceled for worker in workers] == [list(worker.jobs) for worker in workers]
 
     run(scene)

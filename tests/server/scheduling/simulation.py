@@ -1,4 +1,4 @@
-"""A device on a simulated clock: what the scheduler decides, without a model."""
+"""A device on a simulated clock, for decisions of the scheduler without a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dd_core.plan import Plan
 from server.generation.origins import origins_of
 from server.scheduling.costs import CostTable, Work, buckets_up_to
 from server.scheduling.jobs import Batch, Job
-from server.scheduling.scheduler import Policy, Refusal, Scheduler
+from server.scheduling.scheduler import Refusal, Scheduler
 
 STUDENT_S, TEACHER_S, DECODE_S = 0.010, 0.008, 0.004
 
@@ -46,9 +46,9 @@ class Simulation:
     slower: float = 1.0  # time from a pass to the next ÷ what the device says of it
 
     @classmethod
-    def of(cls, arrivals: list[Job], policy: Policy = "fair", queue_size: int = 10_000, limit: int = 8):
+    def of(cls, arrivals: list[Job], kind: type[Scheduler] = Scheduler, limit: int = 8):
         plans = {job.plan for job in arrivals}
-        return cls(Scheduler(costs(limit, plans), queue_size, policy=policy), arrivals)
+        return cls(kind(costs(limit, plans), 10_000), arrivals)
 
     def run(self) -> Simulation:
         """To the end of all work."""

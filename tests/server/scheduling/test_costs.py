@@ -1,4 +1,4 @@
-"""What a pass costs, from measurements."""
+"""Costs of passes, from measurements."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_what_the_images_go_through_besides_counts_at_its_own_size_of_batch() ->
 def test_what_every_pass_costs_besides_makes_large_batches_worth_more() -> None:
     costs = table(b1=1.0, b2=1.98, b4=3.9, b8=7.8)
     for _ in range(40):
-        costs.observe_between(0.5)
+        costs.observe_gap(0.5)
     assert costs.best(STUDENT, 8) == 8
     assert costs.best(STUDENT, 3) == 2, "a row that stays idle must still pay"
     for _ in range(40):
-        costs.observe_between(0.0)
+        costs.observe_gap(0.0)
     assert costs.best(STUDENT, 8) == 1
 
 

@@ -1,0 +1,230 @@
+"""The life of a device process: start it, talk to it, end it when it hangs, replace it when it dies.
+
+    start ─▶ up ─▶ dies or hangs ─▶ on_lost ─▶ another starts and loads the models ─▶ up, on_restored
+
+This is the only place that touches the pipe to the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from server.devices.process import Answer, Command, DeviceOptions, Done, Failed, Forward, Load, Loaded, Unload
+from server.errors import ComputeError
+
+log = logging.getLogger("dd_server.worker")
+
+Entry = Callable[[Connection, DeviceOptions], None]
+# A process that dies so often without finishing a pass will not get better.
+_MAX_DEATHS = 5
+_processes = multiprocessing.get_context("forkserver")
+# The fork server imports torch once; a device process then starts in milliseconds.
+PRELOAD = ["server.devices.preload"]
+_processes.set_forkserver_preload(PRELOAD)
+# Threads of one product wait for each other by spinning, which is fastest until somebody else wants a core:
+# then a pass takes fifty times as long. See docs/decisions/0003.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
+class Supervisor:
+    """One device process, and its successors. All methods run on the event loop, and so do the callbacks.
+
+    Args:
+        entry: function that the process runs.
+        options: its second argument.
+        hang_timeout: seconds after which a pass counts as hung, and the process as dead.
+        on_answer: called with the answer to each `Forward`.
+        on_lost: called when the process dies; the pass that it was at is not answered any more.
+        on_restored: called when another is up, with the seconds that it took.
+        on_failure: called when it cannot be brought back.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        options: DeviceOptions,
+        *,
+        hang_timeout: float,
+        on_answer: Callable[[Done | Failed], None],
+        on_lost: Callable[[], None],
+        on_restored: Callable[[float], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._entry = entry
+        self._options = options
+        self._hang_timeout = hang_timeout
+        self._on_answer = on_answer
+        self._on_lost = on_lost
+        self._on_restored = on_restored
+        self._on_failure = on_failure
+        self._models: dict[str, Path] = {}
+        self._loading: dict[str, asyncio.Future[None]] = {}
+        self._process: ForkServerProcess | None = None
+        self._connection: Connection | None = None
+        self._reviving: asyncio.Task[None] | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._deaths = 0
+        self._stopping = False
+
+    @property
+    def up(self) -> bool:
+        """True while the process lives and has its models."""
+        return self._connection is not None and self._reviving is None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, for operators and tests."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start the process."""
+        ours, theirs = _processes.Pipe()
+        process = _processes.Process(
+            target=self._entry, args=(theirs, self._options), name="dd-device", daemon=True
+        )
+        await asyncio.to_thread(process.start)
+        theirs.close()
+        self._process, self._connection = process, ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+
+    async def load(self, model: str, folder: Path) -> None:
+        """Load a model, now and in every process that follows; after an error, `unload` it.
+
+        Raises:
+            DDError: the bundle is damaged.
+            ComputeError: the process died meanwhile, or is being replaced.
+        """
+        await self._load(model, folder)
+        self._models[model] = folder
+
+    def unload(self, model: str) -> None:
+        """Let the process forget a model."""
+        self._models.pop(model, None)
+        self.send(Unload(model))
+
+    def forward(self, command: Forward) -> None:
+        """Send a pass, which `on_answer` or `on_lost` follows; one at a time."""
+        self._stop_watchdog()
+        self._watchdog = asyncio.get_running_loop().call_later(self._hang_timeout, self._hung)
+        self.send(command)
+
+    def send(self, command: Command) -> None:
+        """Send a command; without a process it is lost."""
+        if self._connection is None:
+            return
+        try:
+            self._connection.send(command)
+        except OSError:
+            self._lost()
+
+    async def stop(self) -> None:
+        """End the process for good, with the pass that it runs."""
+        self._stopping = True
+        self._stop_watchdog()
+        if self._reviving is not None:
+            self._reviving.cancel()
+        process = self._process
+        self._disconnect()
+        if process is not None:
+            await asyncio.to_thread(process.join, 5.0)
+            if process.is_alive():
+                process.kill()
+                await asyncio.to_thread(process.join)
+
+    async def _load(self, model: str, folder: Path) -> None:
+        if self._connection is None:
+            raise ComputeError("the device process is being replaced; try again in a moment")
+        future = self._loading[model] = asyncio.get_running_loop().create_future()
+        self.send(Load(model, folder))
+        try:
+            await future
+        finally:
+            self._loading.pop(model, None)
+
+    def _readable(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:  # one answer a call, without asking whether there is another: the loop calls again
+            answer: Answer = connection.recv()
+        except (EOFError, OSError):  # the process has closed its end
+            self._lost()
+            return
+        if isinstance(answer, Loaded):
+            future = self._loading.get(answer.model)
+            if future is not None:
+                _resolve(future, answer.error)
+            return
+        self._stop_watchdog()
+        if isinstance(answer, Done):
+            self._deaths = 0
+        self._on_answer(answer)
+
+    def _hung(self) -> None:
+        if self._process is not None:
+            log.error("a pass has taken more than %.0f s: the device process is ended", self._hang_timeout)
+            self._process.kill()
+
+    def _stop_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+            self._connection.close()
+            self._connection = None
+
+    def _lost(self) -> None:
+        """Replace the process, which is gone."""
+        self._disconnect()
+        if self._stopping:
+            return
+        died = time.perf_counter()
+        self._deaths += 1
+        self._stop_watchdog()
+        for future in self._loading.values():
+            _resolve(future, ComputeError("the device process died while it loaded the model"))
+        self._reviving = asyncio.get_running_loop().create_task(self._revive(died))
+        self._on_lost()
+
+    async def _revive(self, died: float) -> None:
+        process = self._process
+        try:
+            if process is not None:
+                await asyncio.to_thread(process.join, 5.0)
+                log.error("the device process died (exit code %s); starting another", process.exitcode)
+            if self._deaths > _MAX_DEATHS:
+                raise ComputeError(f"the device process died {self._deaths} times in a row")
+            await self.start()
+            for model, folder in list(self._models.items()):
+                if model in self._models:
+                    await self._load(model, folder)
+                if model not in self._models:  # unloaded in the meantime
+                    self.send(Unload(model))
+        except Exception as error:  # noqa: BLE001 (without a device nothing is left to do)
+            if self._reviving is asyncio.current_task():  # else it died again, and the next one sees to it
+                self._on_failure(error)
+            return
+        self._reviving = None
+        seconds = time.perf_counter() - died
+        log.info("the device process is back after %.2f s", seconds)
+        self._on_restored(seconds)
+
+
+def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():  # whoever waited has left in the meantime
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(None)

@@ -1,0 +1,66 @@
+"""The queue of a device whose process is made up here."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from dd_core.plan import one_step
+from server.devices.process import Command, DeviceOptions, Drop, Forward
+from server.devices.submission import Submission
+from server.devices.worker import DeviceWorker
+from server.observability.metrics import Metrics
+from server.scheduling.scheduler import Scheduler
+from tests.server.scheduling.simulation import costs, job
+
+
+@dataclass
+class Process:
+    """In place of a `Supervisor`; it dies of the first message of a kind."""
+
+    worker: DeviceWorker
+    deadly: type[Command] | None = None
+    up: bool = True
+    sent: list[Command] = field(default_factory=list)
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, self.deadly or ()):
+            self.up, self.deadly = False, None
+            self.worker._on_lost()
+        elif self.up:
+            self.sent.append(command)
+
+    forward = send
+
+
+@pytest.fixture
+def worker() -> DeviceWorker:
+    return DeviceWorker(
+        DeviceOptions("cpu"),
+        Scheduler(costs(), 64),
+        Metrics(),
+        hang_timeout=1.0,
+        on_change=lambda: None,
+        on_failure=lambda _: None,
+    )
+
+
+@pytest.mark.parametrize("deadly", [Drop, Forward])
+def test_a_process_that_is_found_dead_by_a_message_gets_its_work_later(
+    worker: DeviceWorker, deadly: type[Command]
+) -> None:
+    """Once a pass was taken for sent that no process had got, and the queue stood still until it hung."""
+
+    async def scene() -> None:
+        worker._supervisor = process = Process(worker, deadly)
+        worker._scheduler.dropped.append(7)
+        asked = job(one_step(4))
+        worker.submit(asked, Submission(asked, {asked: 0}, lambda: None))
+        assert not process.up and process.sent in ([], [Drop((7,))])
+        process.up = True
+        worker._on_restored(0.1)
+        assert isinstance(process.sent[-1], Forward)
+
+    asyncio.run(scene())
