@@ -22,9 +22,9 @@ from starlette.staticfiles import StaticFiles
 from server.api import admin, generate, health, images, metrics, openai
 from server.api import models as models_route
 from server.api import pages as page
+from server.devices.messages import Prepare
 from server.devices.placement import usable_cores, worker_specs
 from server.devices.pool import Engine
-from server.devices.process import Prepare
 from server.errors import install_error_handlers
 from server.generation.encoder import Encoder
 from server.middleware.stack import install_middleware
@@ -70,7 +70,7 @@ def create_app(
     Args:
         settings: see `server.settings`.
         models: what to serve; None = `settings.model` is found (and fetched) when the application starts.
-        prepare: see `server.devices.process.DeviceOptions`.
+        prepare: see `server.devices.messages.DeviceOptions`.
 
     Raises:
         InvalidRequestError: a file of keys cannot be used.

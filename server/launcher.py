@@ -15,7 +15,7 @@ import uvicorn
 
 from dd_core.errors import DDError, InvalidRequestError
 from server.app import create_app
-from server.devices.process import Prepare
+from server.devices.messages import Prepare
 from server.errors import ComputeError
 from server.middleware.auth import read_keys
 from server.middleware.connection import protocol, raise_file_limit

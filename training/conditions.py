@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dd_core.condition import Condition, TextCondition
+from dd_core.condition import ClassCondition, Condition, TextCondition
 from dd_core.text.encoder import padded_batch
 
 
@@ -37,7 +37,7 @@ class ClassConditions:
     count: int
 
     def __call__(self, labels_B: Tensor) -> Condition:
-        return labels_B
+        return ClassCondition(labels_B)
 
 
 @dataclass(frozen=True)

@@ -131,4 +131,4 @@ async def _events(
         }
         yield event("image", data)
     total = milliseconds(time.perf_counter() - account.arrived)
-    yield event("done", {"id": identity, "images": len(order.origins), "total_ms": total})
+    yield event("done", {"id": identity, "images": len(order.keys), "total_ms": total})

@@ -127,7 +127,7 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _entry(request: Request, body: ImagesRequest, order: Order, file: File) -> dict[str, Any]:
-    ours = {"receipt": file.receipt, "seed": order.origins[file.index].newest.seed}
+    ours = {"receipt": file.receipt, "seed": order.keys[file.index].newest.seed}
     if body.response_format == "url":
         link = request.url_for("image", receipt=file.receipt)
         return {"url": str(link.include_query_params(format=body.output_format or "png")), **ours}

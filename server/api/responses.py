@@ -19,9 +19,9 @@ _VARY = {"vary": "accept"}
 
 def image_entry(order: Order, file: File, image_format: ImageFormat) -> dict[str, Any]:
     """One image of a JSON reply."""
-    newest = order.origins[file.index].newest
+    newest = order.keys[file.index].newest
     return {
-        "index": newest.number,
+        "index": newest.index,
         "seed": newest.seed,
         "format": image_format,
         "width": file.width,
@@ -54,7 +54,7 @@ def raw_reply(order: Order, identity: str, made: Made, image_format: ImageFormat
     """The bytes of the one image, with the facts in `X-DD-*` headers."""
     [file] = made.files
     known = facts(order, order.plan, identity)
-    shown = {**known, "index": order.origins[0].newest.number, "receipt": file.receipt, **made.times}
+    shown = {**known, "index": order.keys[0].newest.index, "receipt": file.receipt, **made.times}
     headers = {f"x-dd-{name.replace('_', '-')}": str(value) for name, value in shown.items()}
     return Response(file.data, media_type=MEDIA_TYPES[image_format], headers={**_VARY, **headers})
 

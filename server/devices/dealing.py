@@ -93,7 +93,7 @@ def _evenly(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
     parts, first = [], 0
     for number, worker in enumerate(workers):
         last = first + each + (number < more)
-        parts.append(Part(worker, replace(job, origins=job.origins[first:last]), first))
+        parts.append(Part(worker, replace(job, keys=job.keys[first:last]), first))
         first = last
     return parts
 

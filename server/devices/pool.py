@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from server.devices import dealing
+from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec
-from server.devices.process import DeviceOptions, Prepare
 from server.devices.warmup import Step, steps_of
 from server.devices.worker import DeviceWorker, Watch
 from server.generation.encoder import Pixels

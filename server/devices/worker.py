@@ -24,7 +24,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from server.devices import process as device
-from server.devices.process import (
+from server.devices.messages import (
     Answer,
     Command,
     DeviceOptions,
@@ -458,7 +458,7 @@ def command_of(work: Batch) -> Forward:
         tuple(s.number for s in work.samples),
         tuple(s.at.segment for s in work.samples),
         work.bucket,
-        new=tuple(NewImage(s.number, s.job.plan, s.job.condition, s.job.origins[s.index]) for s in work.new),
+        new=tuple(NewImage(s.number, s.job.plan, s.job.condition, s.job.keys[s.index]) for s in work.new),
         teacher_batch=work.teacher_batch.number if work.teacher_batch is not None else None,
         finishing=tuple(s.number for s in work.finishing),
         previewing=tuple(s.number for s in work.previewing),

@@ -10,13 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dd_core.noise import NoiseKey
 from dd_core.plan import Plan, Preset
 from distilled_decoding.contract import GenerateRequest, Priority
 from server.devices.pool import Engine
 from server.errors import BadRequestError, OtherWeightsError
-from server.generation.origins import Origin, origins_of
 from server.generation.planner import PlanChoice, PlanQuery, choose
-from server.generation.receipts import MOST_CHANGES, Receipt, parse_receipt
+from server.generation.receipts import MOST_SPLICES, Receipt, parse_receipt
 from server.generation.rungs import RefinementStep, refinement_steps
 from server.models.catalog import ServedModel
 from server.scheduling.backlog import Forecast
@@ -36,7 +36,7 @@ class Order:
     Args:
         condition: class index, or prompt.
         seed: as the reply reports it.
-        origins: what each image is made of.
+        keys: the noise of each image.
         rungs: the plans to run: one, or in a stream one after the other.
         deadline: when it must be done, on `time.perf_counter`, or None.
     """
@@ -44,7 +44,7 @@ class Order:
     model: ServedModel
     condition: int | str
     seed: int
-    origins: tuple[Origin, ...]
+    keys: tuple[NoiseKey, ...]
     choice: PlanChoice
     rungs: tuple[RefinementStep, ...]
     priority: int
@@ -61,7 +61,7 @@ class Order:
             self.model.name,
             rung.plan,
             self.condition,
-            self.origins,
+            self.keys,
             time.perf_counter(),
             self.priority,
             self.deadline,
@@ -77,7 +77,7 @@ class Order:
     def receipt(self, index: int, plan: Plan) -> str:
         """What image `index` of the order, made by `plan`, follows from."""
         identity = self.model.identities[plan.name]
-        return str(Receipt.of(self.model.name, identity, self.condition, plan.name, self.origins[index]))
+        return str(Receipt.of(self.model.name, identity, self.condition, plan.name, self.keys[index]))
 
 
 def addressed(
@@ -122,13 +122,13 @@ def place(
     if receipt is None:
         condition, made_by = model.condition(body.label, body.prompt), None
         seed = _seed(body)
-        origins = origins_of(seed, body.n)
+        keys = NoiseKey.of_seed(seed, body.n)
     else:
         condition, made_by = model.condition_again(receipt.condition), model.preset(receipt.plan)
-        seed, origins = receipt.origin.newest.seed, (receipt.origin,)
+        seed, keys = receipt.key.newest.seed, (receipt.key,)
         if body.keep is not None:
             seed = _seed(body)
-            origins = _variations(receipt.origin, body.keep, seed, body.n, model.blocks)
+            keys = _variations(receipt.key, body.keep, seed, body.n, model.blocks)
 
     def steps_to(plan: Plan) -> tuple[RefinementStep, ...]:
         if not stream:
@@ -139,7 +139,7 @@ def place(
 
     def order(choice: PlanChoice) -> Order:
         steps = steps_to(choice.applied.plan)
-        return Order(model, condition, seed, origins, choice, steps, priority, deadline)
+        return Order(model, condition, seed, keys, choice, steps, priority, deadline)
 
     if made_by is not None and body.steps is None and body.quality is None and body.latency_budget_ms is None:
         if body.min_quality is not None and not made_by.reaches(body.min_quality):
@@ -227,18 +227,18 @@ def _redeem(text: str, state: ServerState) -> tuple[ServedModel, Receipt]:
             "image cannot be made here",
             param="receipt",
         )
-    changes = receipt.origin.changes
-    if changes and not 0 < changes[0].block <= changes[-1].block < model.blocks:
+    splices = receipt.key.splices
+    if splices and not 0 < splices[0].block <= splices[-1].block < model.blocks:
         raise BadRequestError("receipt is damaged: the model has no such block", param="receipt")
     return model, receipt
 
 
-def _variations(origin: Origin, keep: float, seed: int, count: int, blocks: int) -> tuple[Origin, ...]:
+def _variations(key: NoiseKey, keep: float, seed: int, count: int, blocks: int) -> tuple[NoiseKey, ...]:
     block = min(max(1, round(keep * blocks)), blocks - 1)
-    varied = tuple(origin.changed(block, seed, index) for index in range(count))
-    if len(varied[0].changes) > MOST_CHANGES:
+    varied = tuple(key.spliced(block, seed, index) for index in range(count))
+    if len(varied[0].splices) > MOST_SPLICES:
         raise BadRequestError(
-            f"this is a variation of a variation, {MOST_CHANGES} times over: begin anew from a seed",
+            f"this is a variation of a variation, {MOST_SPLICES} times over: begin anew from a seed",
             param="keep",
         )
     return varied

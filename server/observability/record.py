@@ -47,7 +47,7 @@ class RequestRecord:
     def ordered(self, order: Order) -> None:
         """The plan is known."""
         self._plan = order.plan.name
-        bind(self._request, steps=order.plan.cost, n=len(order.origins))
+        bind(self._request, steps=order.plan.cost, n=len(order.keys))
         if self._state.settings.log_prompts and isinstance(order.condition, str):
             bind(self._request, prompt=order.condition)
         requested = order.choice.requested.plan.name

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
-from server.generation.origins import Origin
 from server.scheduling.costs import Kind, Work
 
 Rank = tuple[int, float, int]  # what goes first: (−priority, due, order of arrival)
@@ -46,7 +46,7 @@ class Job:
     Args:
         model: name of a loaded model.
         condition: class index, or prompt.
-        origins: what each image is made of.
+        keys: the noise of each image.
         submitted: when it arrived.
         priority: of two that wait the higher goes first.
         deadline: when it must be done, or None.
@@ -56,7 +56,7 @@ class Job:
     model: str
     plan: Plan
     condition: int | str
-    origins: tuple[Origin, ...]
+    keys: tuple[NoiseKey, ...]
     submitted: float
     priority: int = 0
     deadline: float | None = None
@@ -72,7 +72,7 @@ class Job:
     @property
     def count(self) -> int:
         """Number of images."""
-        return len(self.origins)
+        return len(self.keys)
 
     @property
     def unfinished(self) -> list[Sample]:

@@ -14,6 +14,7 @@ import pytest
 
 import distilled_decoding as client
 from dd_core.errors import InvalidRequestError
+from dd_core.noise import NoiseKey
 from distilled_decoding import (
     AsyncClient,
     BadRequestError,
@@ -30,7 +31,6 @@ from distilled_decoding import (
     errors,
 )
 from distilled_decoding.contract import GenerateRequest
-from server.generation.origins import Origin
 from server.generation.receipts import Receipt
 from server.launcher import bind
 from tests.distilled_decoding.helpers import Asker
@@ -122,7 +122,7 @@ def test_a_refusal_says_what_the_server_says(
 
 
 def test_a_receipt_of_other_weights_is_a_conflict(ask: Asker, server: Running) -> None:
-    other = str(Receipt.of("tiny", "0" * 64, 1, "dd-1", Origin(1, 0)))
+    other = str(Receipt.of("tiny", "0" * 64, 1, "dd-1", NoiseKey(1, 0)))
     with pytest.raises(ConflictError) as caught:
         ask(server.url, lambda c: c.image(other))
     assert caught.value.code == "other_weights"

@@ -53,7 +53,7 @@ class Worker:
         """Answers everything with pictures whose values are the seeds' numbers."""
         for taken, future in self.jobs.items():
             taken.finished, taken.compute_s = at, compute_s
-            pictures = [np.full((1, 1, 3), origin.number, np.uint8) for origin in taken.origins]
+            pictures = [np.full((1, 1, 3), key.index, np.uint8) for key in taken.keys]
             for index, pixels in enumerate(pictures):
                 if (watch := self.watches[taken]) is not None:
                     watch(index, pixels, True)
@@ -91,7 +91,7 @@ def test_images_go_where_the_last_is_done_soonest(
     asked = job(PLAN, count=count)
     parts = dealt(asked, *(Worker(backlog) for backlog in backlogs))
     assert counts(parts) == expected
-    assert sum((part.job.origins for part in parts), ()) == asked.origins
+    assert sum((part.job.keys for part in parts), ()) == asked.keys
     assert [part.first for part in parts] == [
         sum(p.job.count for p in parts[:place]) for place in range(len(parts))
     ]
