@@ -16,21 +16,22 @@ from dd_core import plan
 from dd_core.bundle import Bundle
 from dd_core.cache import KVCache
 from dd_core.codebook import lookup, nearest
+from dd_core.condition import ClassCondition
 from dd_core.errors import InvalidPlanError
+from dd_core.exact import exact_rows
 from dd_core.flow import FlowSettings
 from dd_core.logits import LogitSettings
 from dd_core.models.llamagen import LlamaGenTeacher
-from dd_core.noise import batch_noise, gaussian_noise
+from dd_core.noise import NoiseKey, batch_noise, gaussian_noise
 from dd_core.plan import Plan, Segment
-from dd_core.runtime import exact_rows
 from dd_core.sampling import Sampler, renoise, run_plan, sample_images, student_jump
 
 T = 64
 
 
-def _inputs(bundle: Bundle, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    noise, uniform = batch_noise([(seed, i) for i in range(batch)], T, 4)
-    return torch.arange(batch) % 10, noise, uniform
+def _inputs(bundle: Bundle, batch: int, seed: int = 0) -> tuple[ClassCondition, Tensor, Tensor]:
+    noise, uniform = batch_noise(NoiseKey.of_seed(seed, batch), bundle.sampler.layout, 4)
+    return ClassCondition(torch.arange(batch) % 10), noise, uniform
 
 
 def _tokens(
@@ -51,7 +52,7 @@ def test_prefilled_cache_equals_stepwise_decoding(bundle: Bundle) -> None:
     """
     teacher = bundle.sampler.teacher
     assert isinstance(teacher, LlamaGenTeacher)
-    tokens, cond = torch.randint(64, (3, T)), torch.tensor([1, 5, 10])
+    tokens, cond = torch.randint(64, (3, T)), ClassCondition(torch.tensor([1, 5, 10]))
     forced = teacher(tokens, cond)
     stepwise, prefilled = teacher.new_cache(3), teacher.new_cache(3)
     for step in range(T):
@@ -89,9 +90,11 @@ def test_one_batch_may_mix_steps(bundle: Bundle) -> None:
     cond, noise, _ = _inputs(bundle, 3)
     steps = torch.tensor([0, 20, 40])
     x = renoise(lookup(codebook, torch.randint(64, (3, T))), noise, steps, student.layout)
-    mixed = student_jump(student, codebook, x, cond, steps, T)
+    split = torch.full((3,), T)
+    mixed = student_jump(student, codebook, x, cond, steps, split)
     for i in range(3):
-        alone = student_jump(student, codebook, x[i : i + 1], cond[i : i + 1], steps[i : i + 1], T)
+        one = slice(i, i + 1)
+        alone = student_jump(student, codebook, x[one], cond.select(one), steps[one], split[one])
         assert torch.equal(alone[0], mixed[i])
     assert torch.equal(mixed[2, :40], x[2, :40])
 
@@ -106,7 +109,7 @@ def test_two_steps_keep_the_first_steps_prefix_and_its_noise(bundle: Bundle) -> 
     cond, noise, _ = _inputs(bundle, 4)
     step = torch.full((4,), 20)
     x = renoise(lookup(codebook, one), noise, step, student.layout)
-    by_hand = nearest(codebook, student_jump(student, codebook, x, cond, step, T))
+    by_hand = nearest(codebook, student_jump(student, codebook, x, cond, step, torch.full((4,), T)))
     assert torch.equal(by_hand, two)
 
 
@@ -147,7 +150,7 @@ def test_algorithm_1_equals_teacher_sampling_in_distribution(bundle: Bundle) -> 
     tail = (Segment("marginal", 2, T),)
     by_flow = Plan("flow-2", (Segment("teacher", 0, 2), *tail), draw="flow")
     by_multinomial = Plan("multinomial-2", (Segment("teacher", 0, 2), *tail))
-    cond = torch.full((6000,), 3)
+    cond = ClassCondition(torch.full((6000,), 3))
     noise, uniform = torch.randn(6000, T, 4), torch.rand(6000, T)
     counts = []
     for chosen in (by_flow, by_multinomial):
@@ -202,11 +205,12 @@ def test_teacher_logits_round_alike_in_every_batch_on_two_threads(bundle: Bundle
     """The attention of one query rounded by the thread that an image fell to."""
     teacher = bundle.sampler.teacher
     assert teacher is not None
-    tokens, cond = torch.randint(64, (40, T)), torch.arange(40) % 10
+    tokens, cond = torch.randint(64, (40, T)), ClassCondition(torch.arange(40) % 10)
 
     def logits(size: int) -> Tensor:
         cache = teacher.new_cache(size)
-        steps = [teacher.block_logits(tokens[:size], cond[:size], k, cache) for k in range(T)]
+        few = cond.select(slice(size))
+        steps = [teacher.block_logits(tokens[:size], few, k, cache) for k in range(T)]
         return torch.cat(steps, 1)
 
     with torch.inference_mode():
@@ -234,7 +238,7 @@ def test_idle_rows_are_not_remembered_and_change_nothing(bundle: Bundle) -> None
     """They only make products large enough; a single image used to need the memory of eight."""
     teacher = bundle.sampler.teacher
     assert teacher is not None
-    tokens, cond = torch.randint(64, (16, T)), torch.arange(16) % 10
+    tokens, cond = torch.randint(64, (16, T)), ClassCondition(torch.arange(16) % 10)
     alone, among = teacher.new_cache(2), teacher.new_cache(16)
     for step in (0, 1, 2, 7):  # a prefill, steps and a jump
         few = teacher.block_logits(tokens, cond, step, alone)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dd_core import plan
 from dd_core.bundle import Bundle
+from dd_core.layout import TokenLayout
 from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry, read_manifest, write_manifest
 from dd_core.noise import NoiseKey, Splice, batch_noise
@@ -245,7 +246,7 @@ def test_a_variation_keeps_the_tokens_before_its_block(bundle: Bundle, chosen: p
         first, varied = sample_codes(bundle.sampler, chosen, [8, 8], keys)
     assert torch.equal(first[:32], varied[:32])
     assert not torch.equal(first[32:], varied[32:])
-    noise, uniform = batch_noise([*keys, (9, 1)], T, 4)
+    noise, uniform = batch_noise([*keys, (9, 1)], TokenLayout.raster(T), 4)
     assert torch.equal(noise[1], torch.cat([noise[0, :32], noise[2, 32:]]))
     assert torch.equal(uniform[1], torch.cat([uniform[0, :32], uniform[2, 32:]]))
 
