@@ -1,4 +1,4 @@
-"""One thread an image: order, errors, and that torch's own threads stay as they were."""
+"""Same bytes in any batch: rows of products, and one thread an image (order, errors, torch's own threads)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dd_core import plan
 from dd_core.bundle import Bundle
-from dd_core.exact import ImageByImage, on_one_thread_each
+from dd_core.exact import ImageByImage, exact_rows, on_one_thread_each
 from dd_core.sampling import decode, sample_codes
 
 
@@ -96,3 +97,18 @@ def test_what_depends_on_threads_is_drawn_on_one(bundle: Bundle) -> None:
     assert isinstance(shaky.to_images, ImageByImage) and not shaky.to_images.any_threads
     codes = torch.zeros(3, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
     assert torch.equal(decode(shaky, codes[:1])[0][0], decode(shaky, codes)[0][0])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_a_row_of_a_product_rounds_alike_in_every_batch(threads: int) -> None:
+    """With 18 rows for 16 threads some thread had one or two, which is another kernel."""
+    weight, rows = torch.randn(192, 64), torch.randn(48, 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        whole = F.linear(rows, weight)
+        for used in (1, 2, 3, 5, 15, 17, 18, 19, 25, 26, 34):
+            assert torch.equal(F.linear(rows[: exact_rows(used)], weight)[:used], whole[:used]), used
+    finally:
+        torch.set_num_threads(before)
+    assert [exact_rows(n) for n in (1, 16, 17, 127, 128, 681)] == [16, 16, 20, 128, 128, 681]
