@@ -34,7 +34,7 @@ Keys = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Lane:
-    """What is timed: a plan of the bundle, with images exact in any batch or not."""
+    """A subject of the timing: a plan of the bundle, with images exact in any batch or not."""
 
     plan: Plan
     offered: bool

@@ -1,4 +1,4 @@
-"""All that makes an image have the same bytes alone and in any batch.
+"""Exactness: an image has the same bytes alone and in any batch. Nothing of it is elsewhere.
 
 Libraries choose their kernels by the size of a batch, and kernels round differently. So products get idle
 rows until their number no longer matters, attention gets idle queries, and pictures are decoded one by one,
@@ -35,7 +35,7 @@ _LEAST_QUERIES = 4
 
 
 def exact_rows(rows: int) -> int:
-    """How many rows a product of `rows` needs so that each is rounded as in any other number of them."""
+    """Rows that a product of `rows` needs so that each is rounded as in any other number of them."""
     return rows if rows >= _MANY_ROWS else max(_LEAST_ROWS, -(-rows // _ROWS_TOGETHER) * _ROWS_TOGETHER)
 
 
@@ -47,7 +47,7 @@ def among_idle_rows(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def exact_sequences(used: int, tokens: int) -> int:
-    """How many sequences of `tokens` each a teacher's batch of `used` needs.
+    """Number of sequences, of `tokens` each, that a teacher's batch of `used` needs.
 
     At least two go together: a convolution of one is another kernel (VAR's teacher reads f̂).
     """

@@ -69,7 +69,7 @@ class Sampler:
 
 
 def run_plan(sampler: Sampler, plan: Plan, cond: Condition, noise_BLC: Tensor, uniform_BL: Tensor) -> Tensor:
-    """Runs a plan: noise → final codes `[B, L, C]` (Algorithms 1, 3 and 4 and the baselines).
+    """Run a plan: noise → final codes `[B, L, C]` (Algorithms 1, 3 and 4 and the baselines).
 
     Args:
         noise_BLC: the images' noise, standard normal; the same tensor serves every segment.
@@ -163,15 +163,17 @@ class SegmentRun(ABC):
             step_B = _per_image([p.segments[i].start for p, i in at], x_BLC.device)
             split_B = _per_image([p.first_continuous for p, _ in at], x_BLC.device)
             x_BLC = renoise(x_BLC, noise_BLC, step_B, sampler.layout)
-            jump = partial(student_jump, sampler.student, sampler.codebook_VC)
-            return _OnePass(x_BLC, partial(jump, cond=cond, step_B=step_B, split_B=split_B))
+            models = sampler.student, sampler.codebook_VC
+            jump = partial(student_jump, *models, cond=cond, step_B=step_B, split_B=split_B)
+            return _OnePass(x_BLC, jump)
         assert at.count(at[0]) == len(at), "only student segments of several plans share a run"
         if segment.actor == "teacher":
             return _TeacherRun(sampler, plan, segment, x_BLC, cond, noise_BLC, uniform_BL)
         assert sampler.marginals_KLV is not None
         tokens = slice(sampler.layout.starts[segment.start], sampler.layout.starts[segment.stop])
-        draw = partial(marginal_draw, sampler.marginals_KLV, sampler.codebook_VC)
-        return _OnePass(x_BLC, partial(draw, cond=cond, uniform_BL=uniform_BL, tokens=tokens))
+        tables = sampler.marginals_KLV, sampler.codebook_VC
+        draw = partial(marginal_draw, *tables, cond=cond, uniform_BL=uniform_BL, tokens=tokens)
+        return _OnePass(x_BLC, draw)
 
     @abstractmethod
     def advance(self) -> None:

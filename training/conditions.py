@@ -1,4 +1,4 @@
-"""What a stage's labels stand for: classes, or pictures and prompts that have texts.
+"""Conditions of a stage's labels: classes, or pictures and prompts that have texts.
 
 The stages know labels only: integers that come with images or pairs. `Conditions` makes of them what
 the models read.

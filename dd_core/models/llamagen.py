@@ -35,7 +35,7 @@ def _init(module: nn.Module) -> None:
 
 
 class _Trunk(nn.Module):
-    """What teacher and student have in common: the condition's embedding, blocks and logits."""
+    """The parts that teacher and student have in common: the condition's embedding, blocks and logits."""
 
     rope: Tensor
 

@@ -24,7 +24,7 @@ Prepare = Callable[["Bundle"], "Bundle"]
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """How the process computes.
+    """Settings of a device process.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
@@ -65,7 +65,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class NewImage:
-    """All that an image follows from; `condition` is a class index, or a prompt."""
+    """An image that the device does not know yet; `condition` is a class index, or a prompt."""
 
     number: int
     plan: Plan

@@ -33,7 +33,7 @@ _FIELDS: TypeAdapter[_Fields] = TypeAdapter(_Fields)
 
 @dataclass(frozen=True)
 class Receipt:
-    """All that an image follows from.
+    """The fields that an image follows from.
 
     Args:
         model: name of the model.

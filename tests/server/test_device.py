@@ -52,10 +52,10 @@ def run(
 
 @pytest.mark.parametrize("after", [1, 7, 11, 12, 70])
 @pytest.mark.parametrize("chosen", [plan.hybrid(T, 10, 20), plan.hybrid(T, 0, 20), plan.teacher(T)])
-def test_who_leaves_a_cohort_disturbs_nobody_and_leaves_nothing_behind(
+def test_who_leaves_a_teacher_batch_disturbs_nobody_and_leaves_nothing_behind(
     device: Device, bundle: Bundle, chosen: Plan, after: int
 ) -> None:
-    """Once the cohort went down with the image that was forgotten, or the image came back for good."""
+    """Once the batch went down with the image that was forgotten, or the image came back for good."""
     scheduler = Scheduler(CostTable((1, 2, 4)), 64)
     leaves, stays = (Job("tiny", chosen, label, NoiseKey.of_seed(label, 1), 0.0) for label in (1, 2))
     for job in (leaves, stays):
@@ -67,7 +67,7 @@ def test_who_leaves_a_cohort_disturbs_nobody_and_leaves_nothing_behind(
     assert (device.images, device.runs) == ({}, {})
 
 
-def test_a_cohort_that_all_have_left_is_forgotten(device: Device) -> None:
+def test_a_teacher_batch_that_all_have_left_is_forgotten(device: Device) -> None:
     scheduler = Scheduler(CostTable((1, 2, 4)), 64)
     job = Job("tiny", plan.teacher(T), 1, NoiseKey.of_seed(1, 2), 0.0)
     assert scheduler.admit(job, 0.0) is None
