@@ -20,11 +20,12 @@ from torch import Tensor
 
 from benchmarks import report
 from dd_core.bundle import Bundle, load_bundle
+from dd_core.condition import as_condition
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import batch_noise
 from dd_core.plan import Plan, Preset
 from dd_core.runtime import pick_device
-from dd_core.sampling import Sampler, run_plan, sample_images, to_images, to_pixels
+from dd_core.sampling import Sampler, run_plan, sample_images, to_pixels
 
 THEME = "engine"
 STAGES = ("noise", "plan", "decode", "to_uint8")
@@ -33,7 +34,7 @@ Keys = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Lane:
-    """What is timed: a plan of the bundle, with images exact in any batch or not."""
+    """A subject of the timing: a plan of the bundle, with images exact in any batch or not."""
 
     plan: Plan
     offered: bool
@@ -133,13 +134,13 @@ def run_stages(
     """
     marks = Marks(sampler.device)
     marks.add()
-    noise, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.tokenizer.codebook_VC.shape[1])
-    cond = torch.tensor(labels, dtype=torch.long)
-    cond, noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (cond, noise, uniform))
+    noise, uniform = batch_noise(keys, sampler.layout, sampler.codebook_VC.shape[1])
+    cond = as_condition(labels).to(sampler.device)
+    noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (noise, uniform))
     marks.add()
     codes = run_plan(sampler, plan, cond, noise, uniform)
     marks.add()
-    image = to_images(sampler, codes)
+    image = sampler.to_images(codes)
     marks.add()
     pixels = to_pixels(image).cpu()
     marks.add()

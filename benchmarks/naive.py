@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks import report
 from dd_core import plan
+from dd_core.condition import ClassCondition
 from dd_core.errors import InvalidRequestError
 from dd_core.layout import data_positions
 from dd_core.models.build import ModelConfig, TokenizerConfig, new_student, new_tokenizer
@@ -68,7 +69,7 @@ class Work:
 
     sampler: Sampler
     split: int
-    cond_B: Tensor
+    cond: ClassCondition
     noise_BLC: Tensor
     uniform_BL: Tensor
 
@@ -82,16 +83,16 @@ def prepare(size: Size, batch: int, device: torch.device) -> Work:
     # Both decode the whole batch at once; that images do not depend on it is measured by the engine.
     sampler = Sampler(student.layout, tokenizer, student, device=device, exact=False)
     keys = [(SEED, index) for index in range(batch)]
-    noise, uniform = batch_noise(keys, student.layout.num_tokens, sampler.codebook_VC.shape[1])
-    cond = torch.arange(batch) % size.student.num_classes
-    return Work(sampler, size.split, *(t.to(device) for t in (cond, noise, uniform)))
+    noise, uniform = batch_noise(keys, student.layout, sampler.codebook_VC.shape[1])
+    cond = ClassCondition(torch.arange(batch) % size.student.num_classes)
+    return Work(sampler, size.split, cond.to(device), noise.to(device), uniform.to(device))
 
 
 @torch.inference_mode()
 def ours(work: Work) -> Tensor:
     """The plan `dd-1` as the engine runs it → pixels."""
     chosen = plan.one_step(work.sampler.layout.num_blocks, work.split)
-    codes = run_plan(work.sampler, chosen, work.cond_B, work.noise_BLC, work.uniform_BL)
+    codes = run_plan(work.sampler, chosen, work.cond, work.noise_BLC, work.uniform_BL)
     return to_pixels(work.sampler.tokenizer.to_image(codes)).cpu()
 
 
@@ -101,7 +102,7 @@ def naive(work: Work) -> Tensor:
     student, tokenizer, x_BLC = work.sampler.student, work.sampler.tokenizer, work.noise_BLC
     assert student is not None
     step_B = torch.zeros(len(x_BLC), dtype=torch.long, device=x_BLC.device)
-    embeddings, logits = student.predict(x_BLC, work.cond_B, step_B)
+    embeddings, logits = student.predict(x_BLC, work.cond, step_B)
     differences_VBLC = tokenizer.codebook_VC[:, None, None] - x_BLC
     indices_BL = (differences_VBLC**2).sum(-1).argmin(0)
     known = torch.full_like(logits, -math.inf).scatter_(-1, indices_BL[..., None], 0.0)

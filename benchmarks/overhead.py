@@ -28,10 +28,11 @@ from benchmarks.accounts import cpu_seconds
 from benchmarks.client import PNG, Call, drive
 from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
 from dd_core import plan
+from dd_core.noise import NoiseKey
 from server.app import create_app
 from server.devices import process as device_process
-from server.devices.process import Device, DeviceOptions, Done, Forward, NewImage
-from server.generation.origins import Origin
+from server.devices.messages import DeviceOptions, Done, Forward, NewImage
+from server.devices.process import Device
 from server.launcher import bind, make_server
 from server.models.catalog import find
 from server.settings import load_settings
@@ -66,7 +67,7 @@ def message_ms(images: int, messages: int) -> float:
     one = plan.one_step(64)
     for number in range(messages):
         numbers = tuple(range(images * number, images * (number + 1)))
-        new = tuple(NewImage(n, one, 0, Origin(n, 0)) for n in numbers)
+        new = tuple(NewImage(n, one, 0, NoiseKey(n, 0)) for n in numbers)
         ours.send(Forward("cifar10", "student", numbers, (0,) * images, images, new, None, numbers))
         ours.recv()
     ours.close()

@@ -1,4 +1,4 @@
-"""What a servable model is on disk: a folder with `manifest.json` and safetensors files.
+"""A bundle, which is a servable model on disk: a folder with `manifest.json` and safetensors files.
 
     manifest.json            architecture, plans with their figures, hashes, data, licence
     tokenizer.safetensors    VQ encoder, codebook, decoder

@@ -1,23 +1,77 @@
-"""What an image is conditioned on: class indices, or the states of a text.
+"""The condition of an image: a class index, or the states of a text.
 
-The sampling loop treats both alike. A condition is one row an image, and can be joined with the
-model's "no condition" for classifier-free guidance, and padded to a size.
+The sampling loop treats both alike: a condition is one row an image, and a model's "no condition" is
+another condition of the same kind, for classifier-free guidance.
 
 Shapes: B batch, T text positions, N text state dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dd_core.errors import InvalidRequestError
 
-@dataclass(frozen=True)
-class TextCondition:
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """Conditions of B images. The fields of a kind are tensors whose first dimension is B."""
+
+    noun: ClassVar[str]
+
+    def __len__(self) -> int:
+        """B, the number of images."""
+        return len(getattr(self, fields(self)[0].name))
+
+    def to(self, device: torch.device) -> Self:
+        """The same on `device`."""
+        return self._each(lambda t: t.to(device, non_blocking=True))
+
+    def joined(self, *others: Self) -> Self:
+        """These rows, then those of the others."""
+        return self._each(lambda *t: torch.cat(t), *others)
+
+    def select(self, index: Tensor | slice) -> Self:
+        """Some rows, in the order of `index`."""
+        return self._each(lambda t: t[index])
+
+    def padded(self, idle: int) -> Self:
+        """With `idle` more rows of zeros: of class 0, or of a text that is all padding."""
+        return self._each(lambda t: F.pad(t, (0, 0) * (t.dim() - 1) + (0, idle)))
+
+    def where(self, first_B: Tensor, other: Self) -> Self:
+        """These rows where `first_B` is True, else those of `other`."""
+        return self._each(
+            lambda a, b: torch.where(first_B.view(-1, *[1] * (a.dim() - 1)), a, b),
+            other,
+        )
+
+    def _each(self, function: Callable[..., Tensor], *others: Self) -> Self:
+        """`function` of each field, of these conditions and of others of the same kind."""
+        assert all(type(other) is type(self) for other in others), "a model reads one kind of condition"
+        return type(self)(*(function(*(getattr(c, f.name) for c in (self, *others))) for f in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCondition(Condition):
+    """Class indices.
+
+    Args:
+        labels_B: int64.
+    """
+
+    noun = "class indices"
+    labels_B: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TextCondition(Condition):
     """States of a text encoder, left-padded: the last positions are the text's.
 
     Args:
@@ -25,17 +79,28 @@ class TextCondition:
         mask_BT: True at the text's own positions.
     """
 
+    noun = "text states"
     states_BTN: Tensor
     mask_BT: Tensor
 
-    def to(self, device: torch.device) -> TextCondition:
-        """The same on `device`."""
-        return TextCondition(
-            self.states_BTN.to(device, non_blocking=True), self.mask_BT.to(device, non_blocking=True)
-        )
+
+Kind = TypeVar("Kind", bound=Condition)
 
 
-Condition = Tensor | TextCondition
+def of_kind(cond: Condition, kind: type[Kind]) -> Kind:
+    """The condition as the kind that a model reads.
+
+    Raises:
+        InvalidRequestError: a class for a model that reads text, or the reverse.
+    """
+    if not isinstance(cond, kind):
+        raise InvalidRequestError(f"this model is conditioned on {kind.noun}", param="condition")
+    return cond
+
+
+def as_condition(cond: Sequence[int] | Tensor | Condition) -> Condition:
+    """A condition as it is; class indices, in a list or a tensor, as a condition."""
+    return cond if isinstance(cond, Condition) else ClassCondition(torch.as_tensor(cond, dtype=torch.long))
 
 
 def left_padded(states_BTN: Tensor, mask_BT: Tensor) -> TextCondition:
@@ -50,57 +115,3 @@ def left_padded(states_BTN: Tensor, mask_BT: Tensor) -> TextCondition:
     moved = states_BTN.gather(1, index[..., None].expand_as(states_BTN))
     mask = valid.flip(1)
     return TextCondition(moved * mask[..., None].to(moved.dtype), mask)
-
-
-def rows(cond: Condition) -> int:
-    """B, the number of images."""
-    return len(cond) if isinstance(cond, Tensor) else len(cond.states_BTN)
-
-
-def joined(a: Condition, b: Condition) -> Condition:
-    """Rows of `a`, then rows of `b`."""
-    if isinstance(a, Tensor):
-        assert isinstance(b, Tensor)
-        return torch.cat([a, b])
-    assert isinstance(b, TextCondition)
-    return TextCondition(
-        torch.cat([a.states_BTN, b.states_BTN.expand_as(a.states_BTN)]), torch.cat([a.mask_BT, b.mask_BT])
-    )
-
-
-def on_device(cond: Condition, device: torch.device) -> Condition:
-    """The same on `device`."""
-    return cond.to(device, non_blocking=True) if isinstance(cond, Tensor) else cond.to(device)
-
-
-def chosen(cond: Condition, index: Tensor | slice) -> Condition:
-    """Some rows, in the order of `index`."""
-    if isinstance(cond, Tensor):
-        return cond[index]
-    return TextCondition(cond.states_BTN[index], cond.mask_BT[index])
-
-
-def stacked(conds: Sequence[Condition]) -> Condition:
-    """All rows of conditions of one kind, as one."""
-    first = conds[0]
-    if isinstance(first, Tensor):
-        return torch.cat([c for c in conds if isinstance(c, Tensor)])
-    texts = [c for c in conds if isinstance(c, TextCondition)]
-    return TextCondition(torch.cat([c.states_BTN for c in texts]), torch.cat([c.mask_BT for c in texts]))
-
-
-def select(first_B: Tensor, a: Condition, b: Condition) -> Condition:
-    """Rows of `a` where `first_B` is True, else of `b`."""
-    if isinstance(a, Tensor):
-        assert isinstance(b, Tensor)
-        return torch.where(first_B, a, b)
-    assert isinstance(b, TextCondition)
-    states = torch.where(first_B[:, None, None], a.states_BTN, b.states_BTN)
-    return TextCondition(states, torch.where(first_B[:, None], a.mask_BT, b.mask_BT))
-
-
-def padded(cond: Condition, idle: int) -> Condition:
-    """`idle` more rows, of class 0 or of a text that is all padding."""
-    if isinstance(cond, Tensor):
-        return F.pad(cond, (0, idle))
-    return TextCondition(F.pad(cond.states_BTN, (0, 0, 0, 0, 0, idle)), F.pad(cond.mask_BT, (0, 0, 0, idle)))

@@ -1,4 +1,4 @@
-"""Which part of the package is installed: without extras it is the client alone."""
+"""The installed parts of the package: without extras it is the client alone."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ SOLVERS = {"euler": 1, "dpmpp-2m": 2, "dpmpp-3m": 3}
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """Which solver, and how many evaluations of x̂ it may spend.
+    """The solver, and the number of evaluations of x̂ that it may spend.
 
     Args:
         solver: `euler` (= DPM-Solver++ order 1), `dpmpp-2m` or `dpmpp-3m` (the paper's).

@@ -17,7 +17,7 @@ from dd_core.errors import InvalidRequestError
 
 @dataclass(frozen=True)
 class LogitSettings:
-    """How a teacher's logits become a distribution.
+    """Settings by which a teacher's logits become a distribution.
 
     Args:
         guidance: scale of classifier-free guidance, see `scale`.
@@ -59,7 +59,7 @@ class LogitSettings:
 
     @property
     def guided(self) -> bool:
-        """Whether any block needs the unconditional half."""
+        """True if any block needs the unconditional half."""
         return self.guidance != (0.0 if self.guidance_schedule == "linear" else 1.0)
 
     def scale(self, step: int, num_blocks: int) -> float:

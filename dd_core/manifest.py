@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 
 
 def _architecture(value: Any) -> str:
-    """Which family a config is of, told by a field that only VAR's have: for errors about the right one."""
+    """The family of a config, told by a field that only VAR's have: for errors about the right one."""
     names = value if isinstance(value, dict) else vars(value) if hasattr(value, "__dict__") else {}
     return "var" if "sides" in names else "llamagen"
 
@@ -192,7 +192,7 @@ class Manifest(_Strict):
 
     @property
     def reads_text(self) -> bool:
-        """Whether the condition is a text."""
+        """True if the condition is a text."""
         return isinstance(self.model, LlamaGenConfig) and self.model.text_dim > 0
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dd_core.layout import TokenLayout
 
 
 def stream_seed(seed: int, index: int, stream: str) -> int:
@@ -45,16 +47,22 @@ def uniform_noise(seed: int, index: int, tokens: int) -> Tensor:
     return torch.from_numpy(u).clamp_(max=1.0 - 2.0**-24)
 
 
-class Splice(NamedTuple):
-    """From token `token` on, the noise of image `number` of another seed."""
+@dataclass(frozen=True)
+class Splice:
+    """From block `block` on, the noise of image `index` of another seed."""
 
-    token: int
+    block: int
     seed: int
-    number: int
+    index: int
 
 
-class NoiseKey(NamedTuple):
-    """Which noise an image is made of: that of (seed, number), and of each splice from its token on.
+@dataclass(frozen=True)
+class NoiseKey:
+    """The noise that an image is made of: that of image `index` of a seed, and of each splice from its
+    block on. Splices ascend by block.
+
+        NoiseKey(7, 0)                             image 0 of seed 7
+        NoiseKey(7, 0, (Splice(20, 8, 2),))        the same up to block 20, then that of image 2 of seed 8
 
     A token follows from the noise up to itself and no further (both masks are causal by blocks), so images
     that share the noise of their first blocks share the tokens there, and the rest is drawn anew: X_t =
@@ -62,23 +70,41 @@ class NoiseKey(NamedTuple):
     """
 
     seed: int
-    number: int
+    index: int
     splices: tuple[Splice, ...] = ()
+
+    @classmethod
+    def of_seed(cls, seed: int, count: int) -> tuple[NoiseKey, ...]:
+        """Images 0 to `count` − 1 of a seed."""
+        return tuple(cls(seed, index) for index in range(count))
+
+    @property
+    def newest(self) -> NoiseKey | Splice:
+        """The seed and index that the last tokens are drawn from: a variation is named by them."""
+        return self.splices[-1] if self.splices else self
+
+    def spliced(self, block: int, seed: int, index: int) -> NoiseKey:
+        """A variation: the same up to `block`, and other noise from there on."""
+        kept = tuple(splice for splice in self.splices if splice.block < block)
+        return replace(self, splices=(*kept, Splice(block, seed, index)))
 
 
 Key = NoiseKey | tuple[int, int]
 
 
-def batch_noise(keys: Sequence[Key], tokens: int, code_dim: int) -> tuple[Tensor, Tensor]:
-    """Noise of several images: keys → `[B, L, C]` normal and `[B, L]` uniform."""
-    images = [_image_noise(NoiseKey(*key), tokens, code_dim) for key in keys]
+def batch_noise(keys: Sequence[Key], layout: TokenLayout, code_dim: int) -> tuple[Tensor, Tensor]:
+    """Noise of several images: keys → `[B, L, C]` normal and `[B, L]` uniform, float32 on the CPU."""
+    known = [key if isinstance(key, NoiseKey) else NoiseKey(*key) for key in keys]
+    images = [_image_noise(key, layout, code_dim) for key in known]
     return torch.stack([normal for normal, _ in images]), torch.stack([uniform for _, uniform in images])
 
 
-def _image_noise(key: NoiseKey, tokens: int, code_dim: int) -> tuple[Tensor, Tensor]:
-    normal = gaussian_noise(key.seed, key.number, tokens, code_dim)
-    uniform = uniform_noise(key.seed, key.number, tokens)
+def _image_noise(key: NoiseKey, layout: TokenLayout, code_dim: int) -> tuple[Tensor, Tensor]:
+    tokens = layout.num_tokens
+    normal = gaussian_noise(key.seed, key.index, tokens, code_dim)
+    uniform = uniform_noise(key.seed, key.index, tokens)
     for splice in key.splices:
-        normal[splice.token :] = gaussian_noise(splice.seed, splice.number, tokens, code_dim)[splice.token :]
-        uniform[splice.token :] = uniform_noise(splice.seed, splice.number, tokens)[splice.token :]
+        rest = slice(layout.starts[splice.block], None)
+        normal[rest] = gaussian_noise(splice.seed, splice.index, tokens, code_dim)[rest]
+        uniform[rest] = uniform_noise(splice.seed, splice.index, tokens)[rest]
     return normal, uniform

@@ -181,7 +181,7 @@ class Preset:
     offered: bool = True
 
     def reaches(self, fid: float) -> bool:
-        """Whether it is known to be at least as good as `fid`."""
+        """True if it is known to be at least as good as `fid`."""
         return self.fid is not None and self.fid <= fid
 
 

@@ -1,4 +1,4 @@
-"""Where a model runs and in which arithmetic.
+"""The device that a model runs on, and its arithmetic.
 
 Serving on a CPU is float32: bfloat16 would make results depend on the batch. Training uses
 bfloat16 products through autocast where the device multiplies bfloat16 in hardware; parameters
@@ -10,19 +10,6 @@ from __future__ import annotations
 import torch
 
 from dd_core.errors import InvalidRequestError
-
-# With fewer rows, BLAS libraries choose their kernel by the number of rows, and the rounding of a
-# row then depends on how many others there are. So it does when a thread is left with one to three rows:
-# seen up to 63 rows on 64 threads, and never where the rows were a multiple of four.
-_LEAST_ROWS, _ROWS_TOGETHER, _MANY_ROWS = 16, 4, 128
-# With fewer queries, attention on a CPU rounds by which thread an image's head falls to, and that is
-# decided by how many images there are.
-EXACT_QUERIES = 4
-
-
-def exact_rows(rows: int) -> int:
-    """How many rows a product of `rows` needs so that each is rounded as in any other number of them."""
-    return rows if rows >= _MANY_ROWS else max(_LEAST_ROWS, -(-rows // _ROWS_TOGETHER) * _ROWS_TOGETHER)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -47,7 +34,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware. A CPU that does not emulates it, 15 times slower."""
+    """True if `device` multiplies bfloat16 in hardware. A CPU that does not emulates it, 15 times slower."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -1,6 +1,6 @@
-"""The one loop that runs every plan, and what the segments do.
+"""The one loop that runs every plan, and the segments that it runs.
 
-    noise ─▶ renoise ─▶ student jump │ teacher steps │ marginal draw ─▶ next segment ─▶ codes
+    noise ─▶ renoise ─▶ student jump │ teacher steps │ marginal draw ─▶ next segment ─▶ codes ─▶ images
 
 All state is arguments. Inside a sample there is no host synchronisation, no branch on data and
 no shape that depends on data: the steps of a plan are Python integers, so the whole plan can
@@ -11,27 +11,24 @@ Shapes: B batch, L tokens, C code dimension, V codebook size, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import count
+from functools import cached_property, partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dd_core.cache import KVCache
 from dd_core.codebook import lookup, nearest
-from dd_core.condition import Condition, TextCondition, joined, on_device, padded, rows
+from dd_core.condition import ClassCondition, Condition, as_condition, of_kind
 from dd_core.errors import InvalidPlanError, InvalidRequestError
-from dd_core.exact import alike, each
+from dd_core.exact import ImageByImage, among_idle_rows, exact_block_logits, with_idle_sequences
 from dd_core.flow import FlowSettings, flow_map
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.logits import LogitSettings, guide, log_probabilities, multinomial
 from dd_core.models.protocols import Student, Teacher, Tokenizer
 from dd_core.noise import Key, batch_noise
-from dd_core.plan import Draw, Plan
-from dd_core.runtime import exact_rows
+from dd_core.plan import Plan, Segment
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,8 @@ class Sampler:
             of Proposition 3.1), for the baselines.
         draw: how the teacher's logits become probabilities, as the student was distilled.
         flow: solver of the noise-to-token map, for trajectory plans.
-        exact: an image has the same bytes alone and in any batch. Costs padding of small teacher
-            batches and decoding image by image (convolutions round differently by batch);
-            evaluation switches it off.
+        exact: an image has the same bytes alone and in any batch (`dd_core.exact`). Costs padding of
+            small teacher batches and decoding image by image; evaluation switches it off.
     """
 
     layout: TokenLayout
@@ -65,14 +61,33 @@ class Sampler:
         return self.tokenizer.codebook_VC.detach()
 
     @cached_property
-    def any_threads(self) -> bool:
-        """Whether a picture's bytes are the same on one thread of the CPU as on all. Where they are not,
-        each is decoded on one, whatever else there is to decode.
-        """
-        codes_VC = self.codebook_VC
-        tokens = torch.arange(self.layout.num_tokens, device=codes_VC.device) % len(codes_VC)
-        with torch.inference_mode():
-            return alike(self.tokenizer.to_image, codes_VC[tokens][None])
+    def to_images(self) -> Callable[[Tensor], Tensor]:
+        """The decoder: final codes → images `[B, 3, H, W]` in [−1, 1], not clamped."""
+        if self.exact:
+            return ImageByImage(self.tokenizer, self.layout.num_tokens)
+        return self.tokenizer.to_image
+
+
+def run_plan(sampler: Sampler, plan: Plan, cond: Condition, noise_BLC: Tensor, uniform_BL: Tensor) -> Tensor:
+    """Run a plan: noise → final codes `[B, L, C]` (Algorithms 1, 3 and 4 and the baselines).
+
+    Args:
+        noise_BLC: the images' noise, standard normal; the same tensor serves every segment.
+        uniform_BL: the images' numbers in (0, 1) for multinomial draws.
+
+    Raises:
+        InvalidPlanError: the plan is for another layout, or an actor that it needs is missing.
+        InvalidRequestError: the models read another kind of condition.
+    """
+    check_plan(sampler, plan)
+    x_BLC = noise_BLC
+    for index in range(len(plan.segments)):
+        at = [(plan, index)] * len(x_BLC)
+        run = SegmentRun.begin(sampler, at, x_BLC, cond, noise_BLC, uniform_BL)
+        while not run.done:
+            run.advance()
+        x_BLC = run.codes()
+    return x_BLC
 
 
 def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayout) -> Tensor:
@@ -86,15 +101,14 @@ def student_jump(
     x_BLC: Tensor,
     cond: Condition,
     step_B: Tensor,
-    split: Tensor | int,
+    split_B: Tensor,
 ) -> Tensor:
     """F_θ(X_t, t) of Eq. 6: final codes `[B, L, C]` from any point of a trajectory.
 
     Tokens before each sample's step stay as they are. Of the others, those of blocks before
-    `split` (`[B]`, or one for all) are codebook rows (argmax of the logits), the rest the embedding
-    head's output. A token whose logits are not numbers becomes NaN, so that it shows in its picture.
+    `split` are codebook rows (argmax of the logits), the rest the embedding head's output.
+    A token whose logits are not numbers becomes NaN, so that it shows in its picture.
     """
-    split_B = torch.full_like(step_B, split) if isinstance(split, int) else split
     embeddings, logits = student.predict(x_BLC, cond, step_B)
     best, index = logits.max(-1)
     codes = lookup(codebook_VC, index) + (best - best)[..., None]
@@ -102,166 +116,167 @@ def student_jump(
     return torch.where(data_positions(student.layout, step_B)[..., None], x_BLC, predicted)
 
 
-def student_pass(
-    sampler: Sampler,
+def marginal_draw(
+    marginals_KLV: Tensor,
+    codebook_VC: Tensor,
     x_BLC: Tensor,
     cond: Condition,
-    noise_BLC: Tensor,
-    step_B: Tensor,
-    split: Tensor | int,
+    uniform_BL: Tensor,
+    tokens: slice,
 ) -> Tensor:
-    """One jump of a batch whose samples may be at different steps of different plans."""
-    assert sampler.student is not None, "run_plan checks that the plan's actors are there"
-    x_BLC = renoise(x_BLC, noise_BLC, step_B, sampler.layout)
-    return student_jump(sampler.student, sampler.codebook_VC, x_BLC, cond, step_B, split)
+    """`x` with codes of `tokens` drawn independently from each token's frequency (Proposition 3.1)."""
+    labels_B = of_kind(cond, ClassCondition).labels_B
+    x_BLC = x_BLC.clone()
+    drawn = multinomial(marginals_KLV[labels_B, tokens].float(), uniform_BL[:, tokens])
+    x_BLC[:, tokens] = lookup(codebook_VC, drawn)
+    return x_BLC
 
 
-@dataclass
-class TeacherRun:
-    """A teacher segment under way for B images (Algorithms 1 and 4): `advance` draws one block.
+class SegmentRun(ABC):
+    """One segment under way for a batch of images: `begin`, then `advance` until `done`, then `codes`.
 
-    With `draw` "flow" a token is the image of its own noise under Eq. 4, else it is drawn with the
-    image's own uniform numbers. The prefix is snapped to its nearest codes, stays so, and is read in one
-    causal prefill: the condition is the teacher's true p(· | X[:t−1]).
+    An advance is one forward pass: a student's segment takes one, a teacher's one a block, a marginal's one
+    without a model. `run_plan` takes all advances in turn; the server, those of other batches in between.
     """
 
-    sampler: Sampler
-    draw: Draw
-    noise_BLC: Tensor
-    uniform_BL: Tensor
-    tokens_BL: Tensor
-    cond: Condition
-    cache: KVCache
-    step: int
-    finite_B: Tensor
-    padded: dict[int, Condition] = field(default_factory=dict)  # by the number of idle rows
+    done: bool = False
 
-    @classmethod
+    @staticmethod
     def begin(
-        cls,
         sampler: Sampler,
-        draw: Draw,
+        at: Sequence[tuple[Plan, int]],
         x_BLC: Tensor,
         cond: Condition,
         noise_BLC: Tensor,
         uniform_BL: Tensor,
-        start: int,
-    ) -> TeacherRun:
-        """A run whose first block is `start`; blocks before it are `x`'s."""
-        teacher = sampler.teacher
-        assert teacher is not None, "run_plan checks that the plan's actors are there"
-        final = slice(sampler.layout.starts[start])
-        tokens_BL = torch.zeros(x_BLC.shape[:2], dtype=torch.long, device=x_BLC.device)
-        tokens_BL[:, final] = nearest(sampler.codebook_VC, x_BLC[:, final])
-        finite_B = x_BLC[:, final].isfinite().flatten(1).all(1)
-        cond = joined(cond, teacher.null_like(cond)) if sampler.draw.guided else cond
-        cache = teacher.new_cache(rows(cond))
-        return cls(sampler, draw, noise_BLC, uniform_BL, tokens_BL, cond, cache, start, finite_B)
+    ) -> SegmentRun:
+        """A run of which nothing is computed yet. The plans have passed `check_plan`.
+
+        Args:
+            at: each image's plan, and the index of its segment there. Student segments of several plans may
+                share a run; a teacher's or a marginal's images are all at the same segment of one plan.
+            x_BLC: the images as the segment before left them; their noise where it is the first.
+        """
+        plan, segment = at[0][0], at[0][0].segments[at[0][1]]
+        if segment.actor == "student":
+            assert sampler.student is not None
+            step_B = _per_image([p.segments[i].start for p, i in at], x_BLC.device)
+            split_B = _per_image([p.first_continuous for p, _ in at], x_BLC.device)
+            x_BLC = renoise(x_BLC, noise_BLC, step_B, sampler.layout)
+            models = sampler.student, sampler.codebook_VC
+            jump = partial(student_jump, *models, cond=cond, step_B=step_B, split_B=split_B)
+            return _OnePass(x_BLC, jump)
+        assert at.count(at[0]) == len(at), "only student segments of several plans share a run"
+        if segment.actor == "teacher":
+            return _TeacherRun(sampler, plan, segment, x_BLC, cond, noise_BLC, uniform_BL)
+        assert sampler.marginals_KLV is not None
+        tokens = slice(sampler.layout.starts[segment.start], sampler.layout.starts[segment.stop])
+        tables = sampler.marginals_KLV, sampler.codebook_VC
+        draw = partial(marginal_draw, *tables, cond=cond, uniform_BL=uniform_BL, tokens=tokens)
+        return _OnePass(x_BLC, draw)
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Compute one forward pass."""
+
+    @abstractmethod
+    def codes(self) -> Tensor:
+        """The images after what was computed so far, `[B, L, C]`."""
+
+
+class _OnePass(SegmentRun):
+    """A segment that is one function of `x`: a student's jump, or the draw from marginals."""
+
+    def __init__(self, x_BLC: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+        self._x_BLC, self._function = x_BLC, function
 
     def advance(self) -> None:
-        """Draws the tokens of block `step` in one forward pass, and moves on."""
-        sampler, layout = self.sampler, self.sampler.layout
+        self._x_BLC = self._function(self._x_BLC)
+        self.done = True
+
+    def codes(self) -> Tensor:
+        return self._x_BLC
+
+
+class _TeacherRun(SegmentRun):
+    """A teacher segment, of which an advance draws one block (Algorithms 1 and 4).
+
+    With the plan's `draw` "flow" a token is the image of its own noise under Eq. 4, else it is drawn with
+    the image's own uniform numbers. The prefix is snapped to its nearest codes, stays so, and is read in one
+    causal prefill: the condition is the teacher's true p(· | X[:t−1]).
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        plan: Plan,
+        segment: Segment,
+        x_BLC: Tensor,
+        cond: Condition,
+        noise_BLC: Tensor,
+        uniform_BL: Tensor,
+    ) -> None:
         assert sampler.teacher is not None
-        block = slice(layout.starts[self.step], layout.starts[self.step + 1])
-        used, guided = rows(self.cond), sampler.draw.guided
-        idle = _idle_images(used, block.stop - block.start) if sampler.exact else 0
-        if idle not in self.padded:
-            self.padded[idle] = padded(self.cond, idle)
-        seen = torch.cat([self.tokens_BL, self.tokens_BL]) if guided else self.tokens_BL
-        seen = F.pad(seen, (0, 0, 0, idle))
-        logits = sampler.teacher.block_logits(seen, self.padded[idle], self.step, self.cache)[:used]
-        if guided:
-            logits = guide(logits, sampler.draw.scale(self.step, layout.num_blocks))
-        self.finite_B = self.finite_B & logits.isfinite().flatten(1).all(1)
+        self._sampler, self._teacher, self._draw = sampler, sampler.teacher, plan.draw
+        self._noise_BLC, self._uniform_BL = noise_BLC, uniform_BL
+        self._step, self._stop = segment.start, segment.stop
+        prefix = slice(sampler.layout.starts[segment.start])
+        self._tokens_BL = torch.zeros(x_BLC.shape[:2], dtype=torch.long, device=x_BLC.device)
+        self._tokens_BL[:, prefix] = nearest(sampler.codebook_VC, x_BLC[:, prefix])
+        self._finite_B = x_BLC[:, prefix].isfinite().flatten(1).all(1)
+        cond = cond.joined(self._teacher.null_like(cond)) if sampler.draw.guided else cond
+        self._cache = self._teacher.new_cache(len(cond))
+        sizes = sampler.layout.block_sizes[segment.start : segment.stop]
+        self._cond = with_idle_sequences(cond, sizes) if sampler.exact else cond
+
+    def advance(self) -> None:
+        sampler, starts = self._sampler, self._sampler.layout.starts
+        block = slice(starts[self._step], starts[self._step + 1])
+        logits = self._guided_logits()
+        self._finite_B = self._finite_B & logits.isfinite().flatten(1).all(1)
         log_p = log_probabilities(logits, sampler.draw)
-        if self.draw == "flow":
-            drawn = _exact_flow_map(sampler, self.noise_BLC[:, block], log_p)
+        if self._draw == "flow":
+            self._tokens_BL[:, block] = _flow_tokens(sampler, self._noise_BLC[:, block], log_p)
         else:
-            drawn = multinomial(log_p, self.uniform_BL[:, block])
-        self.tokens_BL[:, block] = drawn
-        self.step += 1
+            self._tokens_BL[:, block] = multinomial(log_p, self._uniform_BL[:, block])
+        self._step += 1
+        self.done = self._step == self._stop
 
-    def codes(self, x_BLC: Tensor) -> Tensor:
-        """`x` with the tokens so far in place; NaN where the teacher's logits were not numbers."""
-        stop = self.sampler.layout.starts[self.step]
-        x = x_BLC.clone()
-        x[:, :stop] = lookup(self.sampler.codebook_VC, self.tokens_BL[:, :stop])
-        return torch.where(self.finite_B[:, None, None], x, torch.nan)
+    def codes(self) -> Tensor:
+        """X_t: the tokens so far, then noise. All of it is NaN where the teacher's logits were no numbers."""
+        final = slice(self._sampler.layout.starts[self._step])
+        x_BLC = self._noise_BLC.clone()
+        x_BLC[:, final] = lookup(self._sampler.codebook_VC, self._tokens_BL[:, final])
+        return torch.where(self._finite_B[:, None, None], x_BLC, torch.nan)
 
-
-def teacher_steps(
-    sampler: Sampler,
-    plan: Plan,
-    x_BLC: Tensor,
-    cond: Condition,
-    noise_BLC: Tensor,
-    uniform_BL: Tensor,
-    start: int,
-    stop: int,
-) -> Tensor:
-    """The teacher draws blocks `start..stop-1` given what comes before (Algorithms 1 and 4)."""
-    run = TeacherRun.begin(sampler, plan.draw, x_BLC, cond, noise_BLC, uniform_BL, start)
-    for _ in range(start, stop):
-        run.advance()
-    return run.codes(x_BLC)
-
-
-def _idle_images(used: int, tokens: int) -> int:
-    """How many images of `tokens` each to add so that no rounding depends on how many there are.
-
-    At least two go together: a convolution of one is another kernel (VAR's teacher reads f̂).
-    """
-    enough = (n for n in count(max(used, 2)) if exact_rows(n * tokens) == n * tokens)
-    return next(enough) - used
-
-
-def _exact_flow_map(sampler: Sampler, noise_BSC: Tensor, log_p_BSV: Tensor) -> Tensor:
-    """Eq. 4 for the tokens of a block, `[B, S]`; idle rows for the same reason as in the models."""
-    used = log_p_BSV.shape[0] * log_p_BSV.shape[1]
-    idle = exact_rows(used) - used if sampler.exact else 0
-    noise, log_p = (F.pad(t.flatten(0, 1), (0, 0, 0, idle)) for t in (noise_BSC, log_p_BSV))
-    return flow_map(noise, log_p, sampler.codebook_VC, sampler.flow)[:used].view(log_p_BSV.shape[:2])
-
-
-def marginal_draw(
-    sampler: Sampler, x_BLC: Tensor, cond: Condition, uniform_BL: Tensor, start: int, stop: int
-) -> Tensor:
-    """Every token of blocks `start..stop-1` drawn independently from its frequency."""
-    assert sampler.marginals_KLV is not None, "run_plan checks that the plan's actors are there"
-    assert isinstance(cond, Tensor), "frequencies are of classes"
-    place = slice(sampler.layout.starts[start], sampler.layout.starts[stop])
-    tokens = multinomial(sampler.marginals_KLV[cond, place].float(), uniform_BL[:, place])
-    x = x_BLC.clone()
-    x[:, place] = lookup(sampler.codebook_VC, tokens)
-    return x
-
-
-def run_plan(sampler: Sampler, plan: Plan, cond: Condition, noise_BLC: Tensor, uniform_BL: Tensor) -> Tensor:
-    """Runs a plan: noise → final codes `[B, L, C]` (Algorithms 1, 3 and 4 and the baselines).
-
-    Args:
-        cond: class indices `[B]`, or texts.
-        noise_BLC: the images' noise, standard normal; the same tensor serves every segment.
-        uniform_BL: the images' numbers in (0, 1) for multinomial draws.
-
-    Raises:
-        InvalidPlanError: the plan is for another layout, or an actor that it needs is missing.
-    """
-    check_plan(sampler, plan)
-    x = noise_BLC
-    for segment in plan.segments:
-        if segment.actor == "teacher":
-            x = teacher_steps(sampler, plan, x, cond, noise_BLC, uniform_BL, segment.start, segment.stop)
-        elif segment.actor == "student":
-            step_B = torch.full((len(x),), segment.start, device=x.device)
-            x = student_pass(sampler, x, cond, noise_BLC, step_B, plan.first_continuous)
+    def _guided_logits(self) -> Tensor:
+        """Logits of the block that is next, `[B, block size, V]`."""
+        draw, layout = self._sampler.draw, self._sampler.layout
+        seen = torch.cat([self._tokens_BL, self._tokens_BL]) if draw.guided else self._tokens_BL
+        if self._sampler.exact:
+            logits = exact_block_logits(self._teacher, seen, self._cond, self._step, self._cache)
         else:
-            x = marginal_draw(sampler, x, cond, uniform_BL, segment.start, segment.stop)
-    return x
+            logits = self._teacher.block_logits(seen, self._cond, self._step, self._cache)
+        return guide(logits, draw.scale(self._step, layout.num_blocks)) if draw.guided else logits
+
+
+def _flow_tokens(sampler: Sampler, noise_BSC: Tensor, log_p_BSV: Tensor) -> Tensor:
+    """Eq. 4 for the tokens of a block, `[B, S]`."""
+    carry = partial(flow_map, codebook_VC=sampler.codebook_VC, settings=sampler.flow)
+    rows = noise_BSC.flatten(0, 1), log_p_BSV.flatten(0, 1)
+    tokens = among_idle_rows(carry, *rows) if sampler.exact else carry(*rows)
+    return tokens.view(log_p_BSV.shape[:2])
+
+
+def _per_image(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """`[B]`. A number that all share is not copied from the host, which no graph could capture."""
+    if numbers.count(numbers[0]) == len(numbers):
+        return torch.full((len(numbers),), numbers[0], device=device)
+    return torch.tensor(numbers, device=device)
 
 
 def check_plan(sampler: Sampler, plan: Plan) -> None:
-    """Whether `sampler` can run `plan`.
+    """Refuse a plan that `sampler` cannot run.
 
     Raises:
         InvalidPlanError: the plan is for another layout, or an actor that it needs is missing.
@@ -290,7 +305,7 @@ def to_pixels(image_B3HW: Tensor) -> Tensor:
 
 
 def sample_codes(
-    sampler: Sampler, plan: Plan, cond: Sequence[int] | Condition, keys: Sequence[Key]
+    sampler: Sampler, plan: Plan, cond: Sequence[int] | Tensor | Condition, keys: Sequence[Key]
 ) -> Tensor:
     """Final codes `[B, L, C]` on the sampler's device: one row for each condition and (seed, index) key.
 
@@ -301,42 +316,25 @@ def sample_codes(
         InvalidRequestError: not as many conditions as keys, or of another kind than the model's.
         InvalidPlanError: see `run_plan`.
     """
-    if not isinstance(cond, Tensor | TextCondition):
-        cond = torch.tensor(cond, dtype=torch.long)
-    if rows(cond) != len(keys):
-        raise InvalidRequestError(f"{rows(cond)} conditions for {len(keys)} images", param="condition")
-    noise, uniform = batch_noise(keys, sampler.layout.num_tokens, sampler.codebook_VC.shape[1])
+    cond = as_condition(cond)
+    if len(cond) != len(keys):
+        raise InvalidRequestError(f"{len(cond)} conditions for {len(keys)} images", param="condition")
+    noise, uniform = batch_noise(keys, sampler.layout, sampler.codebook_VC.shape[1])
     noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (noise, uniform))
-    return run_plan(sampler, plan, on_device(cond, sampler.device), noise, uniform)
+    return run_plan(sampler, plan, cond.to(sampler.device), noise, uniform)
 
 
 def decode(sampler: Sampler, codes_BLC: Tensor) -> tuple[Tensor, Tensor]:
-    """Final codes → images `[B, H, W, 3]` uint8, and whether each is a picture: `[B]`, False where
-    something on the way was not a number.
+    """Final codes → images `[B, H, W, 3]` uint8, and a mask `[B]`: False where something on the way was not
+    a number, so that it is no picture.
     """
-    image_B3HW = to_images(sampler, codes_BLC)
+    image_B3HW = sampler.to_images(codes_BLC)
     return to_pixels(image_B3HW), image_B3HW.isfinite().flatten(1).all(1)
-
-
-def to_images(sampler: Sampler, codes_BLC: Tensor) -> Tensor:
-    """Final codes → images `[B, 3, H, W]` in [-1, 1], as the decoder makes them (unclamped).
-
-    If bytes are to be exact each is decoded alone; on a CPU on one thread each, but for a few, which would
-    leave threads idle.
-    """
-    to_image = sampler.tokenizer.to_image
-    if not sampler.exact:
-        return to_image(codes_BLC)
-    lanes = torch.split(codes_BLC, 1)
-    few = 2 * len(lanes) <= torch.get_num_threads()
-    if codes_BLC.device.type == "cuda" or (few and sampler.any_threads):
-        return torch.cat([to_image(lane) for lane in lanes])
-    return torch.cat(each(to_image, lanes))
 
 
 @torch.inference_mode()
 def sample_images(
-    sampler: Sampler, plan: Plan, cond: Sequence[int] | Condition, keys: Sequence[Key]
+    sampler: Sampler, plan: Plan, cond: Sequence[int] | Tensor | Condition, keys: Sequence[Key]
 ) -> Tensor:
     """Images `[B, H, W, 3]` uint8 on the CPU: one for each condition and (seed, index) key.
 

@@ -20,9 +20,9 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from server.api import generate, health, images, models, openai, pages
+from server.devices.messages import Prepare
 from server.devices.placement import usable_cores, worker_specs
 from server.devices.pool import DevicePool
-from server.devices.process import Prepare
 from server.errors import install_error_handlers
 from server.generation.encoder import Encoder
 from server.middleware.stack import install_middleware

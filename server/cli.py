@@ -15,11 +15,11 @@ import typer
 from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE, load_bundle
 from dd_core.errors import BundleNotFoundError, DDError, InvalidRequestError
 from dd_core.hub.spec import PartName
+from dd_core.noise import NoiseKey
 from dd_core.runtime import pick_device
 from dd_core.sampling import sample_images
 from distilled_decoding.contract import MAX_SEED, ImageFormat
 from server.generation.encoder import encode, read_receipt
-from server.generation.origins import Origin
 from server.generation.receipts import Receipt, parse_receipt
 from server.models.catalog import find
 from server.models.listing import convert_model, listing, passes, pull_lines
@@ -91,7 +91,7 @@ def serve(
     ] = None,
     trusted_proxies: Annotated[str | None, _setting("trusted_proxies", "--trusted-proxies")] = None,
     otel_endpoint: Annotated[str | None, _setting("otel_endpoint", "--otel-endpoint")] = None,
-    cors_origins: Annotated[str | None, _setting("cors_origins", "--cors-origins")] = None,
+    cors_origins: Annotated[str | None, _setting("cors_origins", "--cors-keys")] = None,
     api_keys_file: Annotated[Path | None, _setting("api_keys_file", "--api-keys-file")] = None,
     admin_keys_file: Annotated[Path | None, _setting("admin_keys_file", "--admin-keys-file")] = None,
 ) -> None:
@@ -140,7 +140,7 @@ def generate(
         pixels = sample_images(bundle.sampler, plan, bundle.text.encode([condition]), [(seed, 0)])
     else:
         pixels = sample_images(bundle.sampler, plan, [condition], [(seed, 0)])
-    receipt = Receipt.of(served.name, served.identities[plan.name], condition, plan.name, Origin(seed, 0))
+    receipt = Receipt.of(served.name, served.identities[plan.name], condition, plan.name, NoiseKey(seed, 0))
     out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()], str(receipt)))
     what = condition if isinstance(condition, str) else served.classes[condition]
     typer.echo(f"{out}: {what}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")

@@ -1,4 +1,4 @@
-"""What a stage's labels stand for: classes, or pictures and prompts that have texts.
+"""Conditions of a stage's labels: classes, or pictures and prompts that have texts.
 
 The stages know labels only: integers that come with images or pairs. `Conditions` makes of them what
 the models read.
@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dd_core.condition import Condition, TextCondition
+from dd_core.condition import ClassCondition, Condition, TextCondition
 from dd_core.text.encoder import padded_batch
 
 
@@ -37,7 +37,7 @@ class ClassConditions:
     count: int
 
     def __call__(self, labels_B: Tensor) -> Condition:
-        return labels_B
+        return ClassCondition(labels_B)
 
 
 @dataclass(frozen=True)

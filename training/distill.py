@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from dd_core import plan
 from dd_core.codebook import lookup
-from dd_core.condition import on_device
 from dd_core.errors import RecipeError
 from dd_core.layout import data_positions
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
@@ -178,10 +177,8 @@ def distill_stage(
     def update(step: int) -> dict[str, Tensor]:
         chosen = batches.at(step)
         target = token_NL[chosen].long().to(device)
-        cond, noise = (
-            on_device(conditions(label_N[chosen]), device),
-            noise_NLC[chosen].float().to(device),
-        )
+        cond = conditions(label_N[chosen]).to(device)
+        noise = noise_NLC[chosen].float().to(device)
         t = choices[torch.randint(len(choices), (len(chosen),))].maximum(begin_N[chosen]).to(device)
         clean = lookup(codebook, target)
         open_BL = (~data_positions(layout, t)).float()

@@ -32,7 +32,7 @@ from dd_core import plan
 from dd_core.codebook import nearest
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
-from dd_core.noise import batch_noise
+from dd_core.noise import gaussian_noise
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training.conditions import ClassConditions, Conditions
@@ -57,9 +57,8 @@ class Pairs:
         """The noise of every pair, `[N, L, C]`, from (seed, i)."""
         length = self.tokens.shape[1]
         noise = torch.empty(len(self.tokens), length, code_dim, dtype=dtype)
-        for i in range(0, len(noise), 1000):
-            keys = [(self.seed, k) for k in range(i, min(i + 1000, len(noise)))]
-            noise[i : i + 1000] = batch_noise(keys, length, code_dim)[0].to(dtype)
+        for i in range(len(noise)):
+            noise[i] = gaussian_noise(self.seed, i, length, code_dim)
         return noise
 
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core import plan
-from dd_core.condition import on_device, select
 from dd_core.logits import LogitSettings
 from dd_core.models.llamagen import LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
@@ -98,8 +97,8 @@ def teacher_stage(
         chosen = batches.at(step)
         target = tokens[chosen].long().to(device)
         dropped = torch.rand(len(chosen)) < cfg.class_dropout
-        cond = on_device(conditions(labels[chosen]), device)
-        cond = select(dropped.to(device), model.null_like(cond), cond)
+        cond = conditions(labels[chosen]).to(device)
+        cond = model.null_like(cond).where(dropped.to(device), cond)
         with mixed_precision(device):
             logits = model(target, cond)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())

@@ -26,7 +26,7 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What is in a safetensors file, or in a torch file of either format.
+    """The contents of a safetensors file, or of a torch file of either format.
 
     Raises:
         WeightsError: no such file, damaged, or one that needs more than a reader of weights.
@@ -47,7 +47,7 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether torch can map the file: those from before torch 1.6 are no zip archives."""
+    """True if torch can map the file: those from before torch 1.6 are no zip archives."""
     with path.open("rb") as data:
         return data.read(4) == b"PK\x03\x04"
 

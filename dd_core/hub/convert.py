@@ -152,7 +152,7 @@ def _check_replaceable(target: Path) -> None:
 
 
 def manifest_of(spec: ModelSpec, sources: list[Source]) -> Manifest:
-    """What the bundle of `spec` says of itself, before it has files."""
+    """The manifest of the bundle of `spec`, before it has files."""
     return Manifest(
         name=spec.name,
         family=spec.family,
@@ -191,7 +191,7 @@ def _existing(target: Path) -> Manifest | None:
 
 
 def _planned(spec: ModelSpec, sources: list[Source], found: Manifest) -> Manifest:
-    """What a conversion would write, but for what only reading the weights can tell."""
+    """The manifest that a conversion would write, but for what only reading the weights can tell."""
     made = manifest_of(spec, sources).model_copy(update={"files": found.files})
     if isinstance(made.student, VARConfig) and isinstance(found.student, VARConfig):
         student = replace(made.student, student_mask=found.student.student_mask)

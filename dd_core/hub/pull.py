@@ -67,7 +67,7 @@ class PulledFile:
 
 @dataclass(frozen=True)
 class _Remote:
-    """What the hub says of a file; `etag` is its SHA-256 where it is large."""
+    """The hub's facts about a file; `etag` is its SHA-256 where it is large."""
 
     etag: str
     commit: str
@@ -114,7 +114,7 @@ def _cached(file: RemoteFile) -> Path | None:
 
 
 def _ask(file: RemoteFile, cached: Path | None) -> _Remote | None:
-    """What the hub says of the file; None where it cannot be asked, but the file is cached."""
+    """The hub's facts about the file; None where it cannot be asked, but the file is cached."""
     url = hf_hub_url(file.repo, file.file, revision=file.revision)
     try:
         with _hub_errors(file):

@@ -1,4 +1,4 @@
-"""What a published model is: where its parts lie, and what they must look like."""
+"""A published model: where its parts lie, and what they must look like."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ModelSpec:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the condition is a text."""
+        """True if the condition is a text."""
         model = self.student or self.teacher
         return isinstance(model, LlamaGenConfig) and model.text_dim > 0
 

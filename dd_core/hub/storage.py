@@ -1,4 +1,4 @@
-"""Where converted models live, whether there is room, and who may write."""
+"""The folder of converted models: where it is, its free space, and the lock of who writes."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def adapt_var_dd(state: Mapping[str, Tensor], source: str = "VAR-DD") -> Adapted
 
 
 def student_mask_of(state: Mapping[str, Tensor], cfg: VARConfig) -> tuple[str, Tensor | None]:
-    """Which mask a VAR-DD checkpoint was trained with: (`VARConfig.student_mask`, the mask or None).
+    """The mask that a VAR-DD checkpoint was trained with: (`VARConfig.student_mask`, the mask or None).
 
     The reference keeps its mask in the checkpoint, and would run with it. A mask that is neither
     the released formula nor the paper's comes back as a tensor, `[1 + L, 1 + L]` bool.

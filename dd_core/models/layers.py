@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core.cache import KVCache
+from dd_core.condition import ClassCondition, Condition, TextCondition, of_kind
+from dd_core.exact import cached_sequences, with_idle_queries, with_zero_sequences
 from dd_core.models.config import LlamaGenConfig, VARConfig
-from dd_core.runtime import EXACT_QUERIES
 
 
 def attend(
@@ -28,8 +29,8 @@ def attend(
 ) -> Tensor:
     """Attention of the newest positions over all: `[B, S, H·E]`, an image's rounding being its own.
 
-    Images beyond the cache's batch are idle rows: they attend to nothing, are not remembered, and
-    come back as zeros.
+    Sequences beyond the cache's batch are idle: they attend to nothing, are not remembered, and come back
+    as zeros.
 
     Args:
         mask: `[S, all]` or `[B, 1, S, all]`, True = may attend.
@@ -37,27 +38,18 @@ def attend(
     """
     batch, new = len(q_BHSE), q_BHSE.shape[2]
     if cache is not None:
-        used = cache.batch
-        q_BHSE, k_BHSE, v_BHSE = q_BHSE[:used], *cache.write(layer, k_BHSE[:used], v_BHSE[:used])
-        mask = mask[:used] if mask is not None and mask.dim() == 4 else mask
+        q_BHSE, k_BHSE, v_BHSE, mask = cached_sequences(cache, q_BHSE, k_BHSE, v_BHSE, mask)
+        k_BHSE, v_BHSE = cache.write(layer, k_BHSE, v_BHSE)
     on_cpu, rounded = q_BHSE.device.type == "cpu", torch.is_autocast_enabled(q_BHSE.device.type)
     if on_cpu and rounded and cache is not None:
         # Autocast would round the whole cache again at every step; exact bytes are not promised under it.
         with torch.autocast("cpu", enabled=False):
             out = _written_out(q_BHSE.type_as(k_BHSE), k_BHSE, v_BHSE, mask, causal, scale).type_as(q_BHSE)
-        return _rows_first(out, batch)
-    idle = max(0, EXACT_QUERIES - new) if on_cpu else 0
-    if idle:
-        q_BHSE = F.pad(q_BHSE, (0, 0, 0, idle))
-        mask = F.pad(mask, (0, 0, 0, idle), value=True) if mask is not None else None
-    attention = _written_out if q_BHSE.requires_grad and on_cpu else _fused
-    return _rows_first(attention(q_BHSE, k_BHSE, v_BHSE, mask, causal, scale)[:, :, :new], batch)
-
-
-def _rows_first(out_BHSE: Tensor, batch: int) -> Tensor:
-    """`[batch, S, H·E]` with zeros for idle rows."""
-    out = out_BHSE.transpose(1, 2).flatten(2)
-    return F.pad(out, (0, 0, 0, 0, 0, batch - len(out))) if len(out) < batch else out
+    else:
+        q_BHSE, mask = with_idle_queries(q_BHSE, mask)
+        attention = _written_out if q_BHSE.requires_grad and on_cpu else _fused
+        out = attention(q_BHSE, k_BHSE, v_BHSE, mask, causal, scale)[:, :, :new]
+    return with_zero_sequences(out.transpose(1, 2).flatten(2), batch)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
@@ -201,19 +193,41 @@ class CaptionEmbedding(nn.Module):
         start = torch.randn(cfg.text_tokens, cfg.text_dim) / cfg.text_dim**0.5
         self.register_buffer("uncond_embedding", start)
 
-    def forward(self, states_BTN: Tensor) -> Tensor:
+    def forward(self, cond: Condition) -> Tensor:
+        states_BTN = of_kind(cond, TextCondition).states_BTN
         return self.cap_proj(states_BTN.to(self.cap_proj.fc1.weight.dtype))  # type: ignore[no-any-return]
+
+    def visible(self, cond: Condition) -> Tensor | None:
+        """True at condition positions that may be attended to, `[B, P]`: a text's padding may not."""
+        return of_kind(cond, TextCondition).mask_BT
+
+    def null_like(self, cond: Condition) -> Condition:
+        """No text, for as many images, with the texts' own mask, as the reference has it."""
+        text = of_kind(cond, TextCondition)
+        states = self.uncond_embedding.to(text.states_BTN.dtype)
+        return TextCondition(states.expand_as(text.states_BTN), text.mask_BT)
 
 
 class LabelEmbedding(nn.Module):
-    """Class label → start token; the last row is the null class."""
+    """Class label → start token, the one condition position; the last row is the null class."""
 
     def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
+        self.null_class = cfg.null_class
         self.embedding_table = nn.Embedding(cfg.num_classes + 1, cfg.dim)
 
-    def forward(self, cond_B: Tensor) -> Tensor:
-        return self.embedding_table(cond_B)  # type: ignore[no-any-return]
+    def forward(self, cond: Condition) -> Tensor:
+        labels_B = of_kind(cond, ClassCondition).labels_B
+        return self.embedding_table(labels_B)[:, None]  # type: ignore[no-any-return]
+
+    def visible(self, cond: Condition) -> Tensor | None:  # noqa: ARG002 - as of a text
+        """None: every position may be attended to."""
+        return None
+
+    def null_like(self, cond: Condition) -> Condition:
+        """The null class, for as many images."""
+        labels_B = of_kind(cond, ClassCondition).labels_B
+        return ClassCondition(torch.full_like(labels_B, self.null_class))
 
 
 class FinalLayer(nn.Module):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.cache import KVCache
-from dd_core.condition import Condition, TextCondition, rows
-from dd_core.errors import InvalidRequestError
+from dd_core.condition import Condition
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.config import LlamaGenConfig
 from dd_core.models.layers import (
@@ -36,7 +35,7 @@ def _init(module: nn.Module) -> None:
 
 
 class _Trunk(nn.Module):
-    """What teacher and student have in common: the condition's embedding, blocks and logits."""
+    """The parts that teacher and student have in common: the condition's embedding, blocks and logits."""
 
     rope: Tensor
 
@@ -63,25 +62,20 @@ class _Trunk(nn.Module):
         Raises:
             InvalidRequestError: a class for a model that reads text, or the reverse.
         """
-        if isinstance(cond, TextCondition) != bool(self.cfg.text_dim):
-            wanted = "text states" if self.cfg.text_dim else "class indices"
-            raise InvalidRequestError(f"this model is conditioned on {wanted}", param="condition")
-        if isinstance(cond, TextCondition):
-            return self.cls_embedding(cond.states_BTN)  # type: ignore[no-any-return]
-        return self.cls_embedding(cond)[:, None]  # type: ignore[no-any-return]
+        return self.cls_embedding(cond)  # type: ignore[no-any-return]
 
     def mask(self, cond: Condition, first: int, stop: int) -> Tensor | None:
-        """Who positions `first..stop-1` may attend to, `[B, 1, new, stop]`; None = all earlier ones.
+        """True where positions `first..stop-1` may attend, `[B, 1, new, stop]`; None = to all earlier ones.
 
         A text's padding is seen by nobody, and by itself: attention over nothing is not a number.
         """
-        if isinstance(cond, Tensor):
+        visible_BP = self.cls_embedding.visible(cond)
+        if visible_BP is None:
             return None
-        text = self.cfg.text_tokens
-        position = torch.arange(stop, device=cond.mask_BT.device)
+        position = torch.arange(stop, device=visible_BP.device)
         query = position[first:, None]
-        ones = cond.mask_BT.new_ones(rows(cond), max(0, stop - text))
-        visible = torch.cat([cond.mask_BT, ones], 1)[:, None, None, :stop]
+        tokens = visible_BP.new_ones(len(cond), max(0, stop - self.cfg.prefix))
+        visible = torch.cat([visible_BP, tokens], 1)[:, None, None, :stop]
         return (visible & (position <= query)) | (position == query)
 
 
@@ -94,20 +88,8 @@ class LlamaGenTeacher(_Trunk):
         self.apply(_init)
 
     def null_like(self, cond: Condition) -> Condition:
-        """The condition that stands for none, for as many images.
-
-        For a text it keeps the text's own mask, as the reference does.
-        """
-        if isinstance(cond, Tensor):
-            return torch.full_like(cond, self.cfg.null_class)
-        assert isinstance(self.cls_embedding, CaptionEmbedding)
-        states = self.cls_embedding.uncond_embedding.to(cond.states_BTN.dtype)
-        return TextCondition(states.expand_as(cond.states_BTN), cond.mask_BT)
-
-    @property
-    def null_class(self) -> int:
-        """Index of the class that stands for none."""
-        return self.cfg.null_class
+        """The condition that stands for none, for as many images."""
+        return self.cls_embedding.null_like(cond)
 
     def forward(self, tokens_BL: Tensor, cond: Condition) -> Tensor:
         """Teacher forcing: logits of all tokens, `[B, L, V]`. The last token is never read."""

@@ -25,7 +25,7 @@ _PUBLISHED_PHI = 4
 
 
 def phi_index(scales: int, convolutions: int) -> tuple[int, ...]:
-    """Which of the shared φ convolutions each scale uses: the nearest tick to k / (K − 1).
+    """Indices of the shared φ convolutions that the scales use: the nearest tick to k / (K − 1).
 
     With K = 10 two scales lie exactly between two ticks, and the rounding of the ticks in float64
     decides; hence numpy's `linspace`, whose rounding the published weights were trained with. The
@@ -97,7 +97,7 @@ class MultiScaleVQ(nn.Module):
         return maps
 
     def next_inputs(self, tokens_BL: Tensor, first: int, stop: int) -> Tensor:
-        """What VAR's teacher reads for the scales `first..stop-1` (`first` ≥ 1): `[B, Σ p², C]`.
+        """The input of VAR's teacher for the scales `first..stop-1` (`first` ≥ 1): `[B, Σ p², C]`.
 
         For scale k, f̂ of the scales before k averaged down to p_k. Tokens from scale `stop − 1` on
         are not looked at.

@@ -1,4 +1,4 @@
-"""What the sampling loop asks of anything that has weights.
+"""Protocols of the models, as the sampling loop uses them.
 
 Shapes: B batch, L tokens, C code dimension, V codebook size. A model keeps no state between
 calls: the cache is an argument.

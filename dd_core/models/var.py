@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core.cache import KVCache
-from dd_core.condition import Condition
-from dd_core.errors import InvalidRequestError
+from dd_core.condition import ClassCondition, Condition, of_kind
+from dd_core.exact import among_idle_rows
 from dd_core.layout import TokenLayout, data_positions, paper_student_mask, student_mask, teacher_mask
 from dd_core.models.config import VARConfig
 from dd_core.models.layers import FinalLayer, attend
-from dd_core.runtime import exact_rows
 
 _NORM_EPS = 1e-6
 
@@ -56,8 +55,8 @@ class CosineAttention(nn.Module):
 class Modulation(nn.Sequential):
     """linear(silu(class embedding)): `count` vectors an image, `[B, D]` → `[B, 1, count, D]`.
 
-    This is the model's one product with a row an image and not a row a token: without idle rows, which
-    cost next to nothing, the rounding of an image would depend on its batch (see `exact_rows`).
+    This is the model's one product with a row an image and not a row a token, so the rounding of an image
+    would depend on its batch. The idle rows cost next to nothing.
     """
 
     def __init__(self, dim: int, count: int) -> None:
@@ -65,10 +64,8 @@ class Modulation(nn.Sequential):
         self.count = count
 
     def forward(self, cond_BD: Tensor) -> Tensor:
-        idle = exact_rows(len(cond_BD)) - len(cond_BD)
-        silu, linear = self
-        vectors: Tensor = linear(silu(F.pad(cond_BD, (0, 0, 0, idle))))
-        return vectors[: len(cond_BD)].reshape(len(cond_BD), 1, self.count, -1)
+        vectors = among_idle_rows(super().forward, cond_BD)
+        return vectors.reshape(len(cond_BD), 1, self.count, -1)
 
 
 class GeluFeedForward(nn.Module):
@@ -168,12 +165,10 @@ class _Trunk(nn.Module):
         Raises:
             InvalidRequestError: a text.
         """
-        if not isinstance(cond, Tensor):
-            raise InvalidRequestError("this model is conditioned on class indices", param="condition")
-        return self.class_emb(cond)  # type: ignore[no-any-return]
+        return self.class_emb(of_kind(cond, ClassCondition).labels_B)  # type: ignore[no-any-return]
 
     def modulation(self, cond_BD: Tensor) -> Tensor:
-        """What each block is given: the class embedding, or the vectors that all blocks share."""
+        """The input of each block: the class embedding, or the vectors that all blocks share."""
         if self.shared_ada_lin is None:
             return cond_BD
         return self.shared_ada_lin(cond_BD)  # type: ignore[no-any-return]
@@ -203,8 +198,8 @@ class VARTeacher(_Trunk):
 
     def null_like(self, cond: Condition) -> Condition:
         """The null class, for as many images."""
-        assert isinstance(cond, Tensor)
-        return torch.full_like(cond, self.cfg.null_class)
+        labels_B = of_kind(cond, ClassCondition).labels_B
+        return ClassCondition(torch.full_like(labels_B, self.cfg.null_class))
 
     def forward(self, tokens_BL: Tensor, cond: Condition) -> Tensor:
         """Teacher forcing: logits of all tokens, `[B, L, V]`. The last scale is never read."""
@@ -276,19 +271,17 @@ class VARStudent(_Trunk):
 
     def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """One pass: the embedding head's `[B, L, C]` and the logits head's `[B, L, V]`."""
-        return self._predict(x_BLC, self.label(cond), step_B)
-
-    def _predict(self, x_BLC: Tensor, cond: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+        class_BD = self.label(cond)
         data = data_positions(self.layout, step_B).long()
         extra = self.n_d_embed(torch.cat([torch.ones_like(data[:, :1]), data], 1))
-        start = (cond[:, None] + self.pos_start).expand(len(x_BLC), 1, -1)
+        start = (class_BD[:, None] + self.pos_start).expand(len(x_BLC), 1, -1)
         h = torch.cat([start, self.word_embed(x_BLC)], 1)
         h = h + self.lvl_embed(self.level_S) + self.pos_1LC + extra
-        six = self.modulation(cond)
+        six = self.modulation(class_BD)
         for i, block in enumerate(self.blocks):
             h = block(h, six, self.mask_SS, None, i, self.layerwise_n_d_embed[i](extra))
         h = (h + self.layerwise_n_d_embed[-1](extra))[:, 1:]
-        return self.final_layer_conti(h, cond), self.head(self.head_nm(h, cond))
+        return self.final_layer_conti(h, class_BD), self.head(self.head_nm(h, class_BD))
 
     def forward(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
         return self.predict(x_BLC, cond, step_B)

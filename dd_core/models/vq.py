@@ -19,7 +19,7 @@ from dd_core.models.config import VQConfig
 
 
 class Widths(Protocol):
-    """What encoder and decoder need of a config: this family's and VAR's."""
+    """Fields of a config that encoder and decoder read: this family's and VAR's."""
 
     @property
     def z_channels(self) -> int: ...

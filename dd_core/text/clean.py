@@ -63,7 +63,7 @@ _ENDS = ((r"^[\"'](.+)[\"']$", r"\1"), (r"^['_,\-:;]", ""), (r"['_,\-:+]$", ""),
 
 
 class _Text(HTMLParser):
-    """What is left of a caption when its tags are gone."""
+    """The text of a caption without its tags."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

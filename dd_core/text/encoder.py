@@ -1,4 +1,4 @@
-"""What every text encoder is to its callers, and the part that all of them share.
+"""The interface of text encoders, and the part that all of them share.
 
     prompts ─▶ checked ─▶ cache by prompt ─▶ states of one prompt at a time ─▶ left-padded batch
 

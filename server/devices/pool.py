@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import torch
 
+from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec
-from server.devices.process import DeviceOptions, Prepare
 from server.devices.submission import Submission
 from server.devices.warmup import WarmupStep, warmup_steps
 from server.devices.worker import DeviceWorker
@@ -200,7 +200,7 @@ def split_evenly(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
     parts, first = [], 0
     for number, worker in enumerate(workers):
         stop = first + each + (number < more)
-        parts.append(Part(worker, replace(job, origins=job.origins[first:stop]), first))
+        parts.append(Part(worker, replace(job, keys=job.keys[first:stop]), first))
         first = stop
     return parts
 

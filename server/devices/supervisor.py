@@ -17,7 +17,17 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from server.devices.process import Answer, Command, DeviceOptions, Done, Failed, Forward, Load, Loaded, Unload
+from server.devices.messages import (
+    Answer,
+    Command,
+    DeviceOptions,
+    Done,
+    Failed,
+    Forward,
+    Load,
+    Loaded,
+    Unload,
+)
 from server.errors import ComputeError
 
 log = logging.getLogger("dd_server.worker")

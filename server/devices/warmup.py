@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
+from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
-from server.devices.process import Done, Failed, Forward, NewImage
+from server.devices.messages import Done, Failed, Forward, NewImage
 from server.errors import ComputeError
-from server.generation.origins import Origin
 from server.scheduling.costs import CostTable, Work
 from server.scheduling.jobs import Stage, stages
 
@@ -154,7 +154,7 @@ async def _run_batch(
         (stage.segment,) * len(numbers),
         len(numbers),
         new=tuple(
-            NewImage(number, plan, condition, Origin(0, index)) for index, number in enumerate(numbers)
+            NewImage(number, plan, condition, NoiseKey(0, index)) for index, number in enumerate(numbers)
         ),
         teacher_batch=numbers[0] if heavy else None,
     )

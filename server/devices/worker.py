@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.devices import process
-from server.devices.process import DeviceOptions, Done, Drop, Failed, Forward, NewImage
+from server.devices.messages import DeviceOptions, Done, Drop, Failed, Forward, NewImage, Pixels
 from server.devices.submission import Submission
 from server.devices.supervisor import Supervisor
 from server.devices.warmup import WarmupStep, warm_up
@@ -32,7 +32,6 @@ from server.errors import (
     OutOfMemoryError,
     QueueFullError,
 )
-from server.generation.encoder import Pixels
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Batch, Job, Sample
@@ -338,7 +337,7 @@ def command_of(batch: Batch) -> Forward:
         tuple(s.number for s in batch.samples),
         tuple(s.at.segment for s in batch.samples),
         batch.bucket,
-        new=tuple(NewImage(s.number, s.job.plan, s.job.condition, s.job.origins[s.index]) for s in batch.new),
+        new=tuple(NewImage(s.number, s.job.plan, s.job.condition, s.job.keys[s.index]) for s in batch.new),
         teacher_batch=batch.teacher_batch.number if batch.teacher_batch is not None else None,
         finishing=tuple(s.number for s in batch.finishing),
         previewing=tuple(s.number for s in batch.previewing),

@@ -13,15 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dd_core.errors import InvalidRequestError
 from dd_core.plan import Plan
 from distilled_decoding.contract import ImageFormat
+from server.devices.messages import Pixels
 
-Pixels = NDArray[np.uint8]
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 QUALITY = 95  # of JPEG and WebP
 _CHUNK = "dd-receipt"

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from dd_core.noise import NoiseKey, Splice
 from distilled_decoding.contract import MAX_SEED
 from server.errors import BadRequestError
-from server.generation.origins import Change, Origin
 
 _PREFIX = "dd1."
 _DIGEST = 16  # hexadecimal digits of the weights' SHA-256: enough to tell models apart
 _CHECK = 6
 LONGEST = 8192  # characters; a prompt is most of it
-MOST_CHANGES = 8  # variations of variations
+MOST_SPLICES = 8  # variations of variations
 
 _Fields = tuple[str, str, int | str, str, int, int, list[tuple[int, int, int]]]
 _FIELDS: TypeAdapter[_Fields] = TypeAdapter(_Fields)
@@ -33,47 +33,46 @@ _FIELDS: TypeAdapter[_Fields] = TypeAdapter(_Fields)
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an image follows from.
+    """The fields that an image follows from.
 
     Args:
         model: name of the model.
         weights: first digits of `Manifest.identity`, of weights, settings and plan.
         condition: class index, or prompt.
         plan: name of the plan that made it.
-        origin: its noise.
+        key: its noise.
     """
 
     model: str
     weights: str
     condition: int | str
     plan: str
-    origin: Origin
+    key: NoiseKey
 
     @classmethod
-    def of(cls, model: str, identity: str, condition: int | str, plan: str, origin: Origin) -> Receipt:
+    def of(cls, model: str, identity: str, condition: int | str, plan: str, key: NoiseKey) -> Receipt:
         """The receipt of an image by a plan with the SHA-256 `identity`."""
-        return cls(model, identity[:_DIGEST], condition, plan, origin)
+        return cls(model, identity[:_DIGEST], condition, plan, key)
 
     def is_of(self, identity: str) -> bool:
-        """Whether it is of that identity."""
+        """True if it is of that identity."""
         return self.weights == identity[:_DIGEST]
 
     def lines(self) -> list[str]:
-        """What it says, for people."""
+        """Its fields in words, a line each."""
         label = "class" if isinstance(self.condition, int) else "prompt"
-        seed, number, changes = self.origin
-        varied = [f"from block {c.block} on: seed {c.seed}, image {c.number}" for c in changes]
+        varied = [f"from block {s.block} on: seed {s.seed}, image {s.index}" for s in self.key.splices]
         return [
             f"model {self.model}, weights {self.weights}",
             f"{label} {self.condition}, plan {self.plan}",
-            f"seed {seed}, image {number}",
+            f"seed {self.key.seed}, image {self.key.index}",
             *varied,
         ]
 
     def __str__(self) -> str:
-        seed, number, changes = self.origin
-        fields = [self.model, self.weights, self.condition, self.plan, seed, number, changes]
-        body = orjson.dumps(fields, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=list)
+        splices = [(s.block, s.seed, s.index) for s in self.key.splices]
+        noise = (self.key.seed, self.key.index, splices)
+        body = orjson.dumps([self.model, self.weights, self.condition, self.plan, *noise])
         return _PREFIX + base64.urlsafe_b64encode(body + _check(body)).decode("ascii").rstrip("=")
 
 
@@ -93,28 +92,27 @@ def parse_receipt(text: str) -> Receipt:
         body, check = raw[:-_CHECK], raw[-_CHECK:]
         if check != _check(body):
             raise ValueError("checksum")
-        model, weights, condition, plan, seed, number, changes = _FIELDS.validate_json(body, strict=True)
+        model, weights, condition, plan, seed, index, splices = _FIELDS.validate_json(body, strict=True)
     except (binascii.Error, ValueError, ValidationError):
         raise BadRequestError(
             "receipt is damaged: part of it is missing or changed", param="receipt"
         ) from None
-    origin = Origin(seed, number, tuple(Change(*change) for change in changes))
-    if not _plausible(origin):
+    key = NoiseKey(seed, index, tuple(Splice(*splice) for splice in splices))
+    if not _plausible(key):
         raise BadRequestError("receipt is damaged: its seeds are out of range", param="receipt")
-    return Receipt(model, weights, condition, plan, origin)
+    return Receipt(model, weights, condition, plan, key)
 
 
 def _check(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_CHECK).digest()
 
 
-def _plausible(origin: Origin) -> bool:
-    """Whoever computes a checksum may write anything into a receipt."""
-    parts = [(0, origin.seed, origin.number), *origin.changes]
-    numbers = [number for part in parts for number in part]
-    blocks = [change.block for change in origin.changes]
+def _plausible(key: NoiseKey) -> bool:
+    """False for numbers that no receipt has: anyone who computes a checksum may write what they like."""
+    blocks = [splice.block for splice in key.splices]
+    numbers = [key.seed, key.index, *blocks, *(n for s in key.splices for n in (s.seed, s.index))]
     return (
         all(0 <= number <= MAX_SEED for number in numbers)
         and all(a < b for a, b in itertools.pairwise(blocks))
-        and len(blocks) <= MOST_CHANGES
+        and len(blocks) <= MOST_SPLICES
     )

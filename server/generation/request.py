@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dd_core.noise import NoiseKey
 from dd_core.plan import Plan, Preset
 from distilled_decoding.contract import GenerateRequest, Priority
 from server.errors import BadRequestError, DeadlineUnreachableError, OtherWeightsError
-from server.generation.origins import Origin, origins_of
 from server.generation.planner import (
     PlanChoice,
     PlanQuery,
@@ -26,7 +26,7 @@ from server.generation.planner import (
     choose_again,
     refinement_steps,
 )
-from server.generation.receipts import MOST_CHANGES, Receipt, parse_receipt
+from server.generation.receipts import MOST_SPLICES, Receipt, parse_receipt
 from server.models.catalog import Catalog, ServedModel
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Job
@@ -54,7 +54,7 @@ class GenerationRequest:
     model: ServedModel
     condition: int | str
     seed: int
-    keys: tuple[Origin, ...]
+    keys: tuple[NoiseKey, ...]
     choice: PlanChoice
     steps: tuple[RefinementStep, ...]
     priority: int
@@ -121,7 +121,7 @@ class Redeemed(NamedTuple):
     """A receipt of a loaded model: its condition, its noise, and the plan that made its image."""
 
     condition: int | str
-    key: Origin
+    key: NoiseKey
     preset: Preset
 
 
@@ -156,10 +156,10 @@ def _redeem(receipt: Receipt, catalog: Catalog) -> tuple[ServedModel, Redeemed]:
             "image cannot be made here",
             param="receipt",
         )
-    changes = receipt.origin.changes
-    if changes and not 0 < changes[0].block <= changes[-1].block < model.blocks:
+    splices = receipt.key.splices
+    if splices and not 0 < splices[0].block <= splices[-1].block < model.blocks:
         raise BadRequestError("receipt is damaged: the model has no such block", param="receipt")
-    return model, Redeemed(model.condition_again(receipt.condition), receipt.origin, preset)
+    return model, Redeemed(model.condition_again(receipt.condition), receipt.key, preset)
 
 
 def resolve(
@@ -245,21 +245,21 @@ def check_fields(body: GenerateRequest, max_images: int, *, streamed: bool) -> N
         raise BadRequestError("a receipt is one image: n must be 1, or send keep to vary it", param="n")
 
 
-def _keys(body: GenerateRequest, redeemed: Redeemed | None, blocks: int) -> tuple[int, tuple[Origin, ...]]:
+def _keys(body: GenerateRequest, redeemed: Redeemed | None, blocks: int) -> tuple[int, tuple[NoiseKey, ...]]:
     """Return the seed that the reply reports, and the noise of new images, or of a receipt's image or its
     variations.
     """
     seed = secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else body.seed
     if redeemed is None:
-        return seed, origins_of(seed, body.n)
+        return seed, NoiseKey.of_seed(seed, body.n)
     key = redeemed.key
     if body.keep is None:
         return key.newest.seed, (key,)
     block = min(max(1, round(body.keep * blocks)), blocks - 1)
-    varied = tuple(key.changed(block, seed, index) for index in range(body.n))
-    if len(varied[0].changes) > MOST_CHANGES:
+    varied = tuple(key.spliced(block, seed, index) for index in range(body.n))
+    if len(varied[0].splices) > MOST_SPLICES:
         raise BadRequestError(
-            f"this is a variation of a variation, {MOST_CHANGES} times over: begin anew from a seed",
+            f"this is a variation of a variation, {MOST_SPLICES} times over: begin anew from a seed",
             param="keep",
         )
     return seed, varied

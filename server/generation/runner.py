@@ -123,7 +123,7 @@ class GenerationRun:
     ) -> GeneratedImage:
         newest, (height, width) = self._generation.keys[one.index].newest, one.pixels.shape[:2]
         return GeneratedImage(
-            one.index, newest.seed, newest.number, plan, stage, final, receipt, width, height, file, times
+            one.index, newest.seed, newest.index, plan, stage, final, receipt, width, height, file, times
         )
 
 

@@ -10,11 +10,13 @@ A student's earlier jump is a whole picture too: a job that asks for previews ha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dd_core.plan import Plan
-from server.generation.origins import Origin
 from server.scheduling.costs import Kind, RemainingWork, Work, lane_of
+
+if TYPE_CHECKING:  # torch, which scheduling can do without
+    from dd_core.noise import NoiseKey
 
 Rank = tuple[int, float, int]  # lowest first: (−priority, due, order of arrival)
 
@@ -46,7 +48,7 @@ class Job:
     Args:
         model: name of a loaded model.
         condition: class index, or prompt.
-        origins: the noise of each image.
+        keys: the noise of each image.
         submitted: time of arrival.
         priority: of two that wait the higher goes first.
         deadline: time by which it must be done, or None.
@@ -56,7 +58,7 @@ class Job:
     model: str
     plan: Plan
     condition: int | str
-    origins: tuple[Origin, ...]
+    keys: tuple[NoiseKey, ...]
     submitted: float
     priority: int = 0
     deadline: float | None = None
@@ -72,7 +74,7 @@ class Job:
     @property
     def count(self) -> int:
         """Number of images."""
-        return len(self.origins)
+        return len(self.keys)
 
     @property
     def unfinished(self) -> list[Sample]:

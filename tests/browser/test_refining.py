@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from server.generation.origins import Origin
+from dd_core.noise import NoiseKey
 from server.generation.receipts import Receipt
 from tests.browser.tools import (
     expected,
@@ -202,16 +202,16 @@ def test_variations_share_their_bases_receipt_chain(page: Page, server: Running)
     assert len({tile_of(page, i) for i in range(8)}) > 4
     page.locator("#tiles button").nth(3).click()
     first = read_receipt_of(page)
-    assert first.origin[:2] == base.origin[:2]
-    assert [(change.block, change.number) for change in first.origin.changes] == [(16, 2)]
+    assert (first.key.seed, first.key.index) == (base.key.seed, base.key.index)
+    assert [(splice.block, splice.index) for splice in first.key.splices] == [(16, 2)]
     assert first.plan == base.plan
     assert image_of(page) == expected(server, receipt=str(first))
 
     vary(page, 75)
     page.locator("#tiles button").nth(1).click()
     second = read_receipt_of(page)
-    assert second.origin.changes[:-1] == first.origin.changes
-    assert second.origin.changes[-1].block == 48
+    assert second.key.splices[:-1] == first.key.splices
+    assert second.key.splices[-1].block == 48
     assert image_of(page) == expected(server, receipt=str(second))
     expect(page.locator("#title")).to_have_text("cat, seed 21, varied 2 times")
 
@@ -322,7 +322,7 @@ def test_what_is_typed_while_a_picture_begins_stays(page: Page) -> None:
     expect(seed).to_have_value("77")
     page.get_by_role("button", name="Draw").click()
     settled(page)
-    assert read_receipt_of(page).origin.newest.seed == 77
+    assert read_receipt_of(page).key.newest.seed == 77
 
 
 def test_a_model_of_prompts_has_a_text_box(page: Page, server: Running) -> None:
@@ -332,7 +332,7 @@ def test_a_model_of_prompts_has_a_text_box(page: Page, server: Running) -> None:
         body = route.request.post_data_json
         bodies.append(body)
         condition = body.get("prompt", 8)
-        receipt = str(Receipt.of(body["model"], "0" * 16, condition, "dd-1", Origin(body["seed"], 0)))
+        receipt = str(Receipt.of(body["model"], "0" * 16, condition, "dd-1", NoiseKey(body["seed"], 0)))
         route.fulfill(content_type="text/event-stream", body=answered(server, receipt=receipt))
 
     def both(route: Route) -> None:
@@ -377,7 +377,7 @@ def test_of_several_models_the_page_opens_with_the_one_that_reads_text(page: Pag
         route.fulfill(json={"models": [tiny, TEXT_MODEL]})
 
     def draw(route: Route) -> None:
-        receipt = str(Receipt.of("words", "0" * 16, "a red circle", "dd-1", Origin(0, 0)))
+        receipt = str(Receipt.of("words", "0" * 16, "a red circle", "dd-1", NoiseKey(0, 0)))
         route.fulfill(content_type="text/event-stream", body=answered(server, receipt=receipt))
 
     page.route("**/models", both)

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from dd_core import plan
 from dd_core.codebook import lookup, nearest
-from dd_core.condition import Condition, joined, left_padded
+from dd_core.condition import ClassCondition, Condition, left_padded
 from dd_core.logits import LogitSettings, guide, keep_likely, log_probabilities
 from dd_core.models.adapters import adapt_llamagen_gpt, adapt_llamagen_vq, load_strictly
 from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
-from dd_core.sampling import Sampler, renoise, run_plan, student_jump, teacher_steps
+from dd_core.sampling import Sampler, run_plan, student_jump
 from tests.conformance.report import Fixture
-from tests.conformance.student import check_student
+from tests.conformance.student import check_student, segment
 
 
 def _to_unit(image: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def _generate(
     recorded = torch.cat([start_tokens, fixture.io[f"out.{name}.idx"].long()[:, start:]], 1)
     tokens = torch.zeros(len(recorded), layout.num_tokens, dtype=torch.long)
     tokens[:, : recorded.shape[1]] = recorded
-    doubled = joined(cond, model.null_like(cond)) if draw.guided else cond
+    doubled = cond.joined(model.null_like(cond)) if draw.guided else cond
     cache = model.new_cache(len(tokens) * (2 if draw.guided else 1))
     logits, chosen = [], []
     for step in range(start, stop):
@@ -199,7 +199,7 @@ def _check_generation(
 def check_class_teacher(fixture: Fixture) -> None:
     tokenizer = tokenizer_of(fixture)
     model = teacher_of(fixture, fixture.config["model"], "lg_gpt_c2i", tokenizer.cfg)
-    labels, cases = fixture.inputs("labels"), fixture.cases
+    labels, cases = ClassCondition(fixture.inputs("labels")), fixture.cases
     _check_forced(fixture, model, labels, cases["greedy"]["cfg_scale"], 1e-4)
     _check_generation(fixture, model, tokenizer, labels, 1e-4)
     for number, case in enumerate(cases.get("intermediate_generate", [])):
@@ -244,7 +244,7 @@ def check_hybrid(fixture: Fixture) -> None:
     tokenizer = tokenizer_of(fixture)
     student = student_of(fixture, fixture.config["student"], tokenizer.cfg)
     teacher = teacher_of(fixture, fixture.config["teacher"], "lg_gpt_c2i", tokenizer.cfg)
-    labels, noise = fixture.inputs("labels"), fixture.inputs("noise")
+    labels, noise = ClassCondition(fixture.inputs("labels")), fixture.inputs("noise")
     layout, uniform = student.layout, torch.full(noise.shape[:2], 0.5)
     for number, case in enumerate(fixture.cases["cases"]):
         start, stop, split = case["teacher_start_t"], case["t_list"][1], case["split_t"]
@@ -253,11 +253,10 @@ def check_hybrid(fixture: Fixture) -> None:
         codebook = sampler.codebook_VC
         x, step = noise, torch.zeros(len(noise), dtype=torch.long)
         if start:
-            x = student_jump(student, codebook, noise, labels, step, split)
+            x = student_jump(student, codebook, noise, labels, step, torch.full_like(step, split))
             fixture.compare(f"case{number}.dd_first", x)
             fixture.compare(f"case{number}.dd_first_idx", nearest(codebook, x[:, :start]))
-        x = renoise(x, noise, step + start, layout)
-        x = teacher_steps(sampler, chosen, x, labels, noise, uniform, start, stop)
+        x = segment(sampler, chosen, 1 if start else 0, x, labels, noise, uniform)
         fixture.compare(f"case{number}.teacher_idx", nearest(codebook, x[:, :stop]))
         final = run_plan(sampler, chosen, labels, noise, uniform)
         fixture.compare(f"case{number}.final_x", final)

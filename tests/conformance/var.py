@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dd_core import plan
 from dd_core.codebook import lookup, nearest
+from dd_core.condition import ClassCondition
 from dd_core.logits import LogitSettings, guide, keep_likely
 from dd_core.models.adapters import (
     adapt_var,
@@ -24,9 +25,9 @@ from dd_core.models.adapters import (
 from dd_core.models.config import MultiScaleConfig, VARConfig
 from dd_core.models.multiscale_vq import MultiScaleVQ, phi_index
 from dd_core.models.var import VARStudent, VARTeacher
-from dd_core.sampling import Sampler, renoise, run_plan, student_jump, teacher_steps
+from dd_core.sampling import Sampler, run_plan, student_jump
 from tests.conformance.report import Fixture
-from tests.conformance.student import check_student
+from tests.conformance.student import check_student, segment
 
 
 def _to_unit(image: Tensor) -> Tensor:
@@ -166,10 +167,9 @@ def _draw(case: dict[str, Any]) -> LogitSettings:
 def check_teacher(fixture: Fixture) -> None:
     tokenizer = tokenizer_of(fixture)
     model = teacher_of(fixture, fixture.config["model"], fixture.name, tokenizer)
-    labels, tokens = fixture.inputs("labels"), _indices(fixture)
+    labels, tokens = ClassCondition(fixture.inputs("labels")), _indices(fixture)
     layout = model.layout
     nothing = model.null_like(labels)
-    assert isinstance(nothing, Tensor)
     forced = model(tokens, labels), model(tokens, nothing)
     fixture.compare("logits", forced[0])
     fixture.compare("logits_uncond", forced[1])
@@ -191,10 +191,10 @@ def _check_sampling(
     fixture: Fixture, name: str, case: dict[str, Any], model: VARTeacher, tokenizer: MultiScaleVQ
 ) -> None:
     """Scale by scale on the recorded tokens: logits, guidance and filter do not depend on chance."""
-    layout, draw, labels = model.layout, _draw(case), fixture.inputs("labels")
+    layout, draw, labels = model.layout, _draw(case), ClassCondition(fixture.inputs("labels"))
     smooth = case.get("more_smooth", False)
     recorded = _indices(fixture, f"out.{name}.idx")
-    doubled = torch.cat([labels, torch.full_like(labels, model.cfg.null_class)])
+    doubled = labels.joined(model.null_like(labels))
     cache = model.new_cache(len(doubled))
     for k in range(layout.num_blocks):
         place = slice(layout.starts[k], layout.starts[k + 1])
@@ -232,10 +232,10 @@ def _check_intermediate(fixture: Fixture, number: int, case: dict[str, Any], tok
             f"intermediate_sample {number}: top_k {case['top_k']}: only greedy ones can be compared"
         )
     model = teacher_of(fixture, fixture.config["model"], fixture.name, tokenizer, prefix_mask=False)
-    layout, draw, labels = model.layout, _draw(case), fixture.inputs("labels")
+    layout, draw, labels = model.layout, _draw(case), ClassCondition(fixture.inputs("labels"))
     start, stop = case["start_t"], case["end_point"]
     tokens = _indices(fixture).clone()
-    doubled = torch.cat([labels, torch.full_like(labels, model.cfg.null_class)])
+    doubled = labels.joined(model.null_like(labels))
     cache = model.new_cache(len(doubled))
     for k in range(start, stop):
         place = slice(layout.starts[k], layout.starts[k + 1])
@@ -271,7 +271,7 @@ def check_hybrid(fixture: Fixture) -> None:
     """Algorithm 4, as released (the prefix unmasked) and as the paper has it (`causal.`)."""
     tokenizer = tokenizer_of(fixture)
     student = student_of(fixture, fixture.config["student"], tokenizer.cfg)
-    labels, noise = fixture.inputs("labels"), fixture.inputs("noise")
+    labels, noise = ClassCondition(fixture.inputs("labels")), fixture.inputs("noise")
     layout, uniform = student.layout, torch.full(noise.shape[:2], 0.5)
     for number, case in enumerate(fixture.cases["cases"]):
         start, stop, split = case["t_teacher_start"], case["t_list"][1], case["split_t"]
@@ -286,13 +286,14 @@ def check_hybrid(fixture: Fixture) -> None:
             sampler = Sampler(layout, tokenizer, student, teacher, draw=_draw(case))
             x, step = noise, torch.zeros(len(noise), dtype=torch.long)
             if start:
-                x = student_jump(student, sampler.codebook_VC, noise, labels, step, split)
+                x = student_jump(
+                    student, sampler.codebook_VC, noise, labels, step, torch.full_like(step, split)
+                )
                 if fixture.has(f"{prefix}dd_first"):
                     fixture.compare(f"{prefix}dd_first", x)
                     snapped = lookup(sampler.codebook_VC, nearest(sampler.codebook_VC, x))
                     fixture.compare(f"{prefix}dd_first_quant", snapped)
-            x = renoise(x, noise, step + start, layout)
-            x = teacher_steps(sampler, chosen, x, labels, noise, uniform, start, stop)
+            x = segment(sampler, chosen, 1 if start else 0, x, labels, noise, uniform)
             fixture.compare(f"{prefix}teacher_seq", x[:, : layout.starts[stop]])
             final = run_plan(sampler, chosen, labels, noise, uniform)
             fixture.compare(f"{prefix}final_seq", final)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dd_core.condition import TextCondition, joined, left_padded, padded, rows
+from dd_core.condition import ClassCondition, TextCondition, left_padded
 from dd_core.errors import InvalidRequestError
 from dd_core.logits import LogitSettings
 from dd_core.models.config import LlamaGenConfig
@@ -47,21 +47,28 @@ def test_left_padding_moves_the_words_to_the_end_and_clears_the_rest() -> None:
     assert torch.equal(as_bool.states_BTN, made.states_BTN)
 
 
-def test_rows_joined_and_padded_treat_both_kinds_alike() -> None:
-    text, labels = left_padded(*_encoded()), torch.tensor([3, 1, 4, 1])
+def test_both_kinds_are_joined_padded_and_chosen_alike() -> None:
+    text, labels = left_padded(*_encoded()), ClassCondition(torch.tensor([3, 1, 4, 1]))
     for cond in (text, labels):
-        assert rows(cond) == 4 and rows(joined(cond, cond)) == 8 and rows(padded(cond, 3)) == 7
-        assert rows(padded(cond, 0)) == 4
-    assert joined(labels, labels + 1).tolist() == [3, 1, 4, 1, 4, 2, 5, 2]  # type: ignore[union-attr]
-    assert padded(labels, 2).tolist() == [3, 1, 4, 1, 0, 0]  # type: ignore[union-attr]
-    wide = padded(text, 2)
-    assert isinstance(wide, TextCondition)
+        assert len(cond) == 4 and len(cond.joined(cond)) == 8 and len(cond.padded(3)) == 7
+        assert len(cond.padded(0)) == 4 and len(cond.joined()) == 4 and len(cond.joined(cond, cond)) == 12
+    other = ClassCondition(labels.labels_B + 1)
+    first = torch.tensor([True, False, False, True])
+    assert labels.joined(other).labels_B.tolist() == [3, 1, 4, 1, 4, 2, 5, 2]
+    assert labels.padded(2).labels_B.tolist() == [3, 1, 4, 1, 0, 0]
+    assert labels.select(torch.tensor([2, 0])).labels_B.tolist() == [4, 3]
+    assert labels.where(first, other).labels_B.tolist() == [3, 2, 5, 1]
+    wide = text.padded(2)
     assert torch.equal(wide.states_BTN[:4], text.states_BTN) and torch.equal(wide.mask_BT[:4], text.mask_BT)
     assert not wide.states_BTN[4:].any() and not wide.mask_BT[4:].any()
-    other = TextCondition(text.states_BTN + 1, text.mask_BT)
-    both = joined(text, other)
-    assert isinstance(both, TextCondition)
+    shifted = TextCondition(text.states_BTN + 1, text.mask_BT.roll(1, 0))
+    both = text.joined(shifted)
     assert torch.equal(both.states_BTN, torch.cat([text.states_BTN, text.states_BTN + 1]))
+    mixed = text.where(first, shifted)
+    for row in range(4):
+        source = (text if first[row] else shifted).select(slice(row, row + 1))
+        assert torch.equal(mixed.states_BTN[row], source.states_BTN[0])
+        assert torch.equal(mixed.mask_BT[row], source.mask_BT[0])
     moved = both.to(torch.device("meta"))
     assert moved.states_BTN.is_meta and moved.mask_BT.is_meta
 
@@ -119,7 +126,7 @@ def test_a_text_alone_equals_the_same_text_in_a_batch() -> None:
     whole = run_plan(sampler, teacher_plan(9), text, noise, uniform)
     for b in range(4):
         one = slice(b, b + 1)
-        alone = TextCondition(text.states_BTN[one], text.mask_BT[one])
+        alone = text.select(one)
         assert torch.equal(run_plan(sampler, teacher_plan(9), alone, noise[one], uniform[one])[0], whole[b])
 
 
@@ -139,7 +146,7 @@ def test_a_student_of_texts_runs_and_reads_them() -> None:
 @pytest.mark.parametrize("text_model", [True, False])
 def test_the_wrong_kind_of_condition_is_refused(text_model: bool) -> None:
     cfg = TEXT if text_model else LlamaGenConfig(1, 2, 16, 16, 4, 3, 7, hidden_multiple=8)
-    cond = torch.tensor([1]) if text_model else left_padded(*_encoded())
+    cond = ClassCondition(torch.tensor([1])) if text_model else left_padded(*_encoded())
     with pytest.raises(InvalidRequestError, match="text states" if text_model else "class indices") as caught:
-        LlamaGenTeacher(cfg)(torch.zeros(rows(cond), 9, dtype=torch.long), cond)
+        LlamaGenTeacher(cfg)(torch.zeros(len(cond), 9, dtype=torch.long), cond)
     assert caught.value.param == "condition"

@@ -13,7 +13,7 @@ from torch import Tensor
 from dd_core import plan
 from dd_core.bundle import Bundle, load_bundle, save_bundle
 from dd_core.codebook import lookup, nearest
-from dd_core.condition import TextCondition
+from dd_core.condition import ClassCondition, TextCondition, as_condition
 from dd_core.errors import InvalidRequestError, WeightsError
 from dd_core.layout import paper_student_mask, student_mask
 from dd_core.logits import LogitSettings, guide
@@ -22,7 +22,7 @@ from dd_core.models.config import MultiScaleConfig, VARConfig, VQConfig
 from dd_core.models.multiscale_vq import MultiScaleVQ, phi_index
 from dd_core.models.var import VARStudent, VARTeacher
 from dd_core.models.vq import VQTokenizer
-from dd_core.noise import batch_noise
+from dd_core.noise import NoiseKey, batch_noise
 from dd_core.sampling import Sampler, renoise, run_plan, sample_images, student_jump
 from tests.tiny_var import SIDES, VAR, VQ, L, T, tiny_var_bundle, tiny_var_manifest, tiny_var_models
 
@@ -49,9 +49,9 @@ def _sampler(models: Models, **settings: object) -> Sampler:
     return replace(Sampler(VAR.layout, tokenizer, student, teacher), **settings)  # type: ignore[arg-type]
 
 
-def _given(batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    noise, uniform = batch_noise([(5, i) for i in range(batch)], L, VAR.code_dim)
-    return torch.arange(batch) % 10, noise, uniform
+def _given(batch: int) -> tuple[ClassCondition, Tensor, Tensor]:
+    noise, uniform = batch_noise(NoiseKey.of_seed(5, batch), VAR.layout, VAR.code_dim)
+    return ClassCondition(torch.arange(batch) % 10), noise, uniform
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -60,7 +60,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def test_prefilled_cache_equals_stepwise_decoding_equals_teacher_forcing(models: Models) -> None:
     """A pass over several scales at once needs the block-causal mask, also when the cache holds some."""
-    teacher, tokens, cond = models[2], torch.randint(32, (3, L)), torch.tensor([1, 5, 10])
+    teacher, tokens, cond = models[2], torch.randint(32, (3, L)), ClassCondition(torch.tensor([1, 5, 10]))
     forced = teacher(tokens, cond)
     stepwise = teacher.new_cache(3)
     for k in range(T):
@@ -77,7 +77,7 @@ def test_prefilled_cache_equals_stepwise_decoding_equals_teacher_forcing(models:
 
 def test_a_teachers_scale_sees_the_scales_before_it_alone(models: Models) -> None:
     """Logits of scale k depend on tokens of scales < k; the last scale's tokens are never read."""
-    teacher, tokens, cond = models[2], torch.randint(32, (2, L)), torch.tensor([1, 5])
+    teacher, tokens, cond = models[2], torch.randint(32, (2, L)), ClassCondition(torch.tensor([1, 5]))
     before = teacher(tokens, cond)
     for k in range(T):
         changed = tokens.clone()
@@ -92,7 +92,7 @@ def test_a_prefix_without_a_mask_is_another_conditional(models: Models) -> None:
     tokenizer, _, masked = models
     released = VARTeacher(replace(VAR, prefix_mask=False), tokenizer.next_inputs).eval()
     released.load_state_dict(masked.state_dict())
-    tokens, cond = torch.randint(32, (2, L)), torch.tensor([1, 5])
+    tokens, cond = torch.randint(32, (2, L)), ClassCondition(torch.tensor([1, 5]))
     with torch.inference_mode():
         jumps = [m.block_logits(tokens, cond, 2, m.new_cache(2)) for m in (masked, released)]
         assert not torch.allclose(*jumps, atol=1e-2)
@@ -126,10 +126,11 @@ def test_one_batch_may_mix_steps(models: Models) -> None:
     cond, noise, _ = _given(T)
     steps = torch.arange(T)
     x = renoise(lookup(tokenizer.codebook_VC, torch.randint(32, (T, L))), noise, steps, VAR.layout)
-    mixed = student_jump(student, tokenizer.codebook_VC, x, cond, steps, 3)
+    split = torch.full((T,), 3)
+    mixed = student_jump(student, tokenizer.codebook_VC, x, cond, steps, split)
     for i in range(T):
         one = slice(i, i + 1)
-        alone = student_jump(student, tokenizer.codebook_VC, x[one], cond[one], steps[one], 3)
+        alone = student_jump(student, tokenizer.codebook_VC, x[one], cond.select(one), steps[one], split[one])
         assert torch.equal(alone[0], mixed[i])
         assert torch.equal(mixed[i, : STARTS[i]], x[i, : STARTS[i]])
 
@@ -141,15 +142,14 @@ def test_hybrid_is_the_student_then_the_teacher_then_the_student(models: Models)
     cond, noise, uniform = _given(3)
     made = run_plan(sampler, plan.hybrid(T, 1, 3, split=3), cond, noise, uniform)
     codebook, step = tokenizer.codebook_VC, torch.zeros(3, dtype=torch.long)
-    tokens = nearest(codebook, student_jump(student, codebook, noise, cond, step, 3))
+    tokens = nearest(codebook, student_jump(student, codebook, noise, cond, step, step + 3))
     nothing = teacher.null_like(cond)
-    assert isinstance(nothing, Tensor)
     for k in (1, 2):
         both = torch.cat([teacher(tokens, cond), teacher(tokens, nothing)])
         guided = guide(_block(both, k), 1 + 2.0 * k / (T - 1))
         _block(tokens, k).copy_(guided.argmax(-1))
     x = renoise(lookup(codebook, tokens), noise, step + 3, VAR.layout)
-    last = student_jump(student, codebook, x, cond, step + 3, 3)
+    last = student_jump(student, codebook, x, cond, step + 3, step + 3)
     assert torch.equal(nearest(codebook, made[:, : STARTS[3]]), tokens[:, : STARTS[3]])
     assert torch.allclose(made, last, atol=1e-4)
 
@@ -180,9 +180,9 @@ def test_one_request_alone_equals_the_same_request_in_a_mixed_batch(
     rng = random.Random(name)
 
     def codes(keys: list[tuple[int, int]], labels: list[int]) -> Tensor:
-        noise, uniform = batch_noise(keys, L, VAR.code_dim)
+        noise, uniform = batch_noise(keys, VAR.layout, VAR.code_dim)
         with torch.inference_mode():
-            return run_plan(sampler, chosen, torch.tensor(labels), noise, uniform)
+            return run_plan(sampler, chosen, as_condition(labels), noise, uniform)
 
     alone = codes([(11, 2)], [3])[0]
     image = sample_images(sampler, chosen, [3], [(11, 2)])[0]
@@ -196,12 +196,12 @@ def test_one_request_alone_equals_the_same_request_in_a_mixed_batch(
 
 
 def test_a_teachers_logits_round_alike_for_one_image_and_many(models: Models) -> None:
-    """As `teacher_steps` asks for them: idle rows while products have few, and none after."""
+    """As a `SegmentRun` asks for them: idle rows while products have few, and none after."""
     _, _, teacher = models
-    tokens, cond = torch.randint(VAR.codebook_size, (20, L)), torch.arange(20) % 10
+    tokens, cond = torch.randint(VAR.codebook_size, (20, L)), ClassCondition(torch.arange(20) % 10)
     one, many = teacher.new_cache(1), teacher.new_cache(20)
     for step, rows in enumerate((16, 4, 2, 2)):
-        few = teacher.block_logits(tokens[:rows], cond[:rows], step, one)
+        few = teacher.block_logits(tokens[:rows], cond.select(slice(rows)), step, one)
         assert torch.equal(few[:1], teacher.block_logits(tokens, cond, step, many)[:1]), step
 
 
@@ -212,7 +212,7 @@ def test_modulation_does_not_depend_on_the_batch(shared: bool) -> None:
     step = torch.zeros(20, dtype=torch.long)
     whole = student.predict(noise, cond, step)
     for size in (1, 2, 3, 7, 16):
-        part = student.predict(noise[:size], cond[:size], step[:size])
+        part = student.predict(noise[:size], cond.select(slice(size)), step[:size])
         assert all(torch.equal(a, b[:size]) for a, b in zip(part, whole, strict=True)), size
 
 

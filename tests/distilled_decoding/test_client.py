@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 import distilled_decoding as client
+from dd_core.noise import NoiseKey
 from distilled_decoding import (
     AsyncClient,
     BadRequestError,
@@ -31,7 +32,6 @@ from distilled_decoding import (
     errors,
 )
 from distilled_decoding.contract import GenerateRequest
-from server.generation.origins import Origin
 from server.generation.receipts import Receipt
 from server.launcher import bind
 from tests.distilled_decoding.helpers import Caller
@@ -124,7 +124,7 @@ def test_a_refusal_says_what_the_server_says(
 
 
 def test_a_receipt_of_other_weights_is_a_conflict(call: Caller, server: Running) -> None:
-    other = str(Receipt.of("tiny", "0" * 64, 1, "dd-1", Origin(1, 0)))
+    other = str(Receipt.of("tiny", "0" * 64, 1, "dd-1", NoiseKey(1, 0)))
     with pytest.raises(ConflictError) as caught:
         call(server.url, lambda c: c.image(other))
     assert caught.value.code == "other_weights"

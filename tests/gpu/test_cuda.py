@@ -10,7 +10,8 @@ import torch
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.codebook import nearest
-from dd_core.noise import batch_noise
+from dd_core.condition import as_condition
+from dd_core.noise import NoiseKey, batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import Sampler, run_plan, sample_images
 from tests.tiny import tiny_bundle
@@ -38,13 +39,13 @@ def test_cuda_draws_the_cpus_tokens(folder: Path, cuda: Bundle, name: str) -> No
     """Float32 on both sides; a near tie may fall either way, so 99% of tokens must agree."""
     cpu = load_bundle(folder, torch.device("cpu"))
     chosen = next(p.plan for p in cpu.presets if p.plan.name == name)
-    noise, uniform = batch_noise([(0, i) for i in range(8)], T, 4)
-    cond = torch.arange(8)
+    noise, uniform = batch_noise(NoiseKey.of_seed(0, 8), cpu.sampler.layout, 4)
+    cond = as_condition(range(8))
     tokens = []
     with torch.inference_mode():
         for bundle in (cpu, cuda):
             s = bundle.sampler
-            codes = run_plan(s, chosen, *(t.to(s.device) for t in (cond, noise, uniform)))
+            codes = run_plan(s, chosen, cond.to(s.device), noise.to(s.device), uniform.to(s.device))
             tokens.append(nearest(s.tokenizer.codebook_VC, codes).cpu())
     # After a first difference the teacher's continuation is free to differ: count leading tokens.
     agree = (tokens[0] == tokens[1]).cumprod(1).float().mean()
@@ -65,8 +66,8 @@ def test_a_plan_can_be_captured_as_a_graph(cuda: Bundle, name: str) -> None:
     """No host synchronisation, no data-dependent branch: capture would fail on either."""
     chosen = next(p.plan for p in cuda.presets if p.plan.name == name)
     sampler: Sampler = replace(cuda.sampler, exact=False)
-    noise, uniform = (t.cuda() for t in batch_noise([(0, i) for i in range(4)], T, 4))
-    cond = torch.arange(4, device="cuda")
+    noise, uniform = (t.cuda() for t in batch_noise(NoiseKey.of_seed(0, 4), sampler.layout, 4))
+    cond = as_condition(range(4)).to(sampler.device)
     with torch.inference_mode():
         eager = run_plan(sampler, chosen, cond, noise, uniform)
         stream = torch.cuda.Stream()

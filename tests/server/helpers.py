@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dd_core.bundle import Bundle
+from dd_core.condition import ClassCondition, Condition, of_kind
 from dd_core.layout import TokenLayout
 from dd_core.models.protocols import Student
 from server.app import create_app
@@ -117,8 +118,9 @@ class _Gated:
     def layout(self) -> TokenLayout:
         return self.student.layout
 
-    def predict(self, x_BLC: Tensor, cond_B: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        classes, gate = cond_B.tolist(), self.gate
+    def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
+        labels_B, gate = of_kind(cond, ClassCondition).labels_B, self.gate
+        classes = labels_B.tolist()
         gate.calls.append(classes)
         assert gate.open.wait(PATIENCE)
         if gate.deadly.value in classes:
@@ -127,8 +129,8 @@ class _Gated:
             raise torch.OutOfMemoryError("secret: the device is out of memory")
         if gate.poisoned.value in classes:
             raise RuntimeError("secret: the device is out of order")
-        embeddings, logits = self.student.predict(x_BLC, cond_B, step_B)
-        wrong = cond_B == gate.broken.value
+        embeddings, logits = self.student.predict(x_BLC, cond, step_B)
+        wrong = labels_B == gate.broken.value
         return embeddings, torch.where(wrong[:, None, None], torch.nan, logits)
 
 

@@ -14,14 +14,14 @@ from PIL import Image
 
 from dd_core import plan
 from dd_core.bundle import Bundle
+from dd_core.layout import TokenLayout
 from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry, read_manifest, write_manifest
 from dd_core.noise import NoiseKey, Splice, batch_noise
 from dd_core.sampling import sample_codes
 from distilled_decoding.contract import MAX_SEED
 from server.generation.encoder import read_receipt
-from server.generation.origins import Change, Origin
-from server.generation.receipts import MOST_CHANGES, Receipt, parse_receipt
+from server.generation.receipts import MOST_SPLICES, Receipt, parse_receipt
 from tests.server.helpers import Running, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
@@ -161,8 +161,8 @@ def test_a_damaged_receipt_is_told_from_a_good_one(server: Running) -> None:
 def test_a_made_up_receipt_cannot_ask_for_what_is_not_there(server: Running) -> None:
     """Whoever knows the form can write any receipt: it is checked like any other input."""
     good = parse_receipt(made(server)["receipt"])
-    weights, seed = good.weights, Origin(7, 0)
-    zero = (Change(0, 1, 0), Change(5, 1, 0))
+    weights, seed = good.weights, NoiseKey(7, 0)
+    zero = (Splice(0, 1, 0), Splice(5, 1, 0))
 
     def ask(*fields: Any) -> Any:
         return server.post({"receipt": str(Receipt(*fields))})
@@ -175,11 +175,11 @@ def test_a_made_up_receipt_cannot_ask_for_what_is_not_there(server: Running) -> 
         refused(ask("tiny", weights, 8, plan_name, seed), 409, "other_weights", "receipt")
     for fields in (
         (10, "dd-1", seed), (-1, "dd-1", seed), ("ship", "dd-1", seed),
-        (8, "dd-1", Origin(-1, 0)), (8, "dd-1", Origin(MAX_SEED + 1, 0)),
-        (8, "dd-1", Origin(7, 0, zero)), (8, "dd-1", Origin(7, 0, zero[:1])),
-        (8, "dd-1", Origin(7, 0, (Change(64, 1, 0),))),
-        (8, "dd-1", Origin(7, 0, (Change(9, 1, 0), Change(9, 1, 0)))),
-        (8, "dd-1", Origin(7, 0, tuple(Change(b + 1, 1, 0) for b in range(MOST_CHANGES + 1)))),
+        (8, "dd-1", NoiseKey(-1, 0)), (8, "dd-1", NoiseKey(MAX_SEED + 1, 0)),
+        (8, "dd-1", NoiseKey(7, 0, zero)), (8, "dd-1", NoiseKey(7, 0, zero[:1])),
+        (8, "dd-1", NoiseKey(7, 0, (Splice(64, 1, 0),))),
+        (8, "dd-1", NoiseKey(7, 0, (Splice(9, 1, 0), Splice(9, 1, 0)))),
+        (8, "dd-1", NoiseKey(7, 0, tuple(Splice(b + 1, 1, 0) for b in range(MOST_SPLICES + 1)))),
     ):  # fmt: skip
         refused(ask("tiny", weights, *fields), 400, "invalid_request", "receipt")
 
@@ -246,7 +246,7 @@ def test_a_variation_keeps_the_tokens_before_its_block(bundle: Bundle, chosen: p
         first, varied = sample_codes(bundle.sampler, chosen, [8, 8], keys)
     assert torch.equal(first[:32], varied[:32])
     assert not torch.equal(first[32:], varied[32:])
-    noise, uniform = batch_noise([*keys, (9, 1)], T, 4)
+    noise, uniform = batch_noise([*keys, (9, 1)], TokenLayout.raster(T), 4)
     assert torch.equal(noise[1], torch.cat([noise[0, :32], noise[2, 32:]]))
     assert torch.equal(uniform[1], torch.cat([uniform[0, :32], uniform[2, 32:]]))
 
@@ -265,10 +265,10 @@ def test_variations_over_http(server: Running) -> None:
     again = server.post({"receipt": second["receipt"]}).json()
     assert (again["images"], again["seed"]) == ([second], 9)
     deeper = server.post({"receipt": second["receipt"], "keep": 0.75, "seed": 1}).json()["images"][0]
-    assert parse_receipt(deeper["receipt"]).origin == Origin(7, 0, (Change(32, 9, 1), Change(48, 1, 0)))
+    assert parse_receipt(deeper["receipt"]).key == NoiseKey(7, 0, (Splice(32, 9, 1), Splice(48, 1, 0)))
     # What is varied further up is drawn anew from there: the later change is gone.
     higher = server.post({"receipt": deeper["receipt"], "keep": 0.25, "seed": 2}).json()["images"][0]
-    assert parse_receipt(higher["receipt"]).origin == Origin(7, 0, (Change(16, 2, 0),))
+    assert parse_receipt(higher["receipt"]).key == NoiseKey(7, 0, (Splice(16, 2, 0),))
 
 
 def test_a_seed_for_variations_is_drawn_where_it_is_left_out(server: Running) -> None:
@@ -278,7 +278,7 @@ def test_a_seed_for_variations_is_drawn_where_it_is_left_out(server: Running) ->
 
 def test_variations_of_variations_end(server: Running) -> None:
     word = made(server)["receipt"]
-    for depth in range(MOST_CHANGES):
+    for depth in range(MOST_SPLICES):
         reply = server.post({"receipt": word, "keep": (depth + 1) / 16, "seed": 1})
         word = reply.json()["images"][0]["receipt"]
     refused(server.post({"receipt": word, "keep": 0.9, "seed": 1}), 400, "invalid_request", "keep")
@@ -286,7 +286,7 @@ def test_variations_of_variations_end(server: Running) -> None:
 
 def test_the_largest_seeds_survive_a_receipt() -> None:
     receipt = Receipt.of(
-        "m", "ab" * 32, "a café \u202e 🐈", "dd-1", Origin(MAX_SEED, 255, (Change(3, MAX_SEED, 1),))
+        "m", "ab" * 32, "a café \u202e 🐈", "dd-1", NoiseKey(MAX_SEED, 255, (Splice(3, MAX_SEED, 1),))
     )
     assert parse_receipt(str(receipt)) == receipt
     assert receipt.is_of("ab" * 32) and not receipt.is_of("ac" * 32)

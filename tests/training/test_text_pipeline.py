@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dd_core.bundle import file_entry, load_bundle
-from dd_core.condition import chosen
 from dd_core.errors import HashMismatchError, InvalidRequestError, ManifestError, RecipeError, WeightsError
 from dd_core.manifest import read_manifest, write_manifest
 from dd_core.plan import plan_for_budget
@@ -220,7 +219,7 @@ def test_the_bundle_draws_prompts_the_same_alone_and_together(folder: Path) -> N
     for budget in (1, 2, 64):
         plan = plan_for_budget(bundle.presets, budget).plan
         together = sample_images(bundle.sampler, plan, cond, [(5, i) for i in range(3)])
-        alone = sample_images(bundle.sampler, plan, chosen(cond, slice(1, 2)), [(5, 1)])
+        alone = sample_images(bundle.sampler, plan, cond.select(slice(1, 2)), [(5, 1)])
         assert torch.equal(together[1], alone[0])
     with pytest.raises(InvalidRequestError, match="text states"):
         sample_images(bundle.sampler, plan, [3], [(0, 0)])

@@ -48,7 +48,7 @@ class Worker:
         """Answers everything with pictures whose values are the seeds' numbers."""
         for taken, submission in self.jobs.items():
             taken.finished, taken.compute_s = at, compute_s
-            for index, origin in enumerate(taken.origins):
+            for index, origin in enumerate(taken.keys):
                 pixels = np.full((1, 1, 3), origin.number, np.uint8)
                 submission.deliver(taken, index, pixels, last=True)
             submission.complete(taken)
@@ -97,7 +97,7 @@ def test_images_go_where_the_last_is_done_soonest(
     asked = job(PLAN, count=count)
     parts = dealt(asked, *(Worker(backlog) for backlog in backlogs))
     assert counts(parts) == expected
-    assert sum((part.job.origins for part in parts), ()) == asked.origins
+    assert sum((part.job.keys for part in parts), ()) == asked.keys
     assert [part.first for part in parts] == [
         sum(p.job.count for p in parts[:place]) for place in range(len(parts))
     ]

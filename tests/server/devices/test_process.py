@@ -10,12 +10,12 @@ import torch
 
 from dd_core import plan
 from dd_core.bundle import Bundle
+from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
 from dd_core.sampling import sample_images
-from server.devices.process import Device, DeviceOptions, Load
+from server.devices.messages import DeviceOptions, Load, Pixels
+from server.devices.process import Device
 from server.devices.worker import command_of
-from server.generation.encoder import Pixels
-from server.generation.origins import origins_of
 from server.scheduling.costs import CostTable
 from server.scheduling.jobs import Job
 from server.scheduling.scheduler import Scheduler
@@ -51,33 +51,33 @@ def run(
 
 @pytest.mark.parametrize("after", [1, 7, 11, 12, 70])
 @pytest.mark.parametrize("chosen", [plan.hybrid(T, 10, 20), plan.hybrid(T, 0, 20), plan.teacher(T)])
-def test_who_leaves_a_cohort_disturbs_nobody_and_leaves_nothing_behind(
+def test_who_leaves_a_teacher_batch_disturbs_nobody_and_leaves_nothing_behind(
     device: Device, bundle: Bundle, chosen: Plan, after: int
 ) -> None:
-    """Once the cohort went down with the image that was forgotten, or the image came back for good."""
+    """Once the batch went down with the image that was forgotten, or the image came back for good."""
     scheduler = Scheduler(CostTable((1, 2, 4)), 64)
-    leaves, stays = (Job("tiny", chosen, label, origins_of(label, 1), 0.0) for label in (1, 2))
+    leaves, stays = (Job("tiny", chosen, label, NoiseKey.of_seed(label, 1), 0.0) for label in (1, 2))
     for job in (leaves, stays):
         assert scheduler.admit(job, 0.0) is None
     pictures = run(device, scheduler, leaves, after)
     assert stays.over and not stays.unfinished
     expected = sample_images(bundle.sampler, chosen, [2], [(2, 0)])[0].numpy()
     assert np.array_equal(pictures[stays.samples[0].number], expected)
-    assert (device.images, device.teacher_batches) == ({}, {})
+    assert (device.images, device.runs) == ({}, {})
 
 
-def test_a_cohort_that_all_have_left_is_forgotten(device: Device) -> None:
+def test_a_teacher_batch_that_all_have_left_is_forgotten(device: Device) -> None:
     scheduler = Scheduler(CostTable((1, 2, 4)), 64)
-    job = Job("tiny", plan.teacher(T), 1, origins_of(1, 2), 0.0)
+    job = Job("tiny", plan.teacher(T), 1, NoiseKey.of_seed(1, 2), 0.0)
     assert scheduler.admit(job, 0.0) is None
     assert run(device, scheduler, job, 5) == {}
-    assert (device.images, device.teacher_batches) == ({}, {})
+    assert (device.images, device.runs) == ({}, {})
 
 
 def test_an_image_is_told_once(device: Device) -> None:
     """A teacher's later passes do not say again what its images follow from."""
     scheduler = Scheduler(CostTable((1, 2, 4)), 64)
-    scheduler.admit(Job("tiny", plan.teacher(T), 1, origins_of(1, 2), 0.0), 0.0)
+    scheduler.admit(Job("tiny", plan.teacher(T), 1, NoiseKey.of_seed(1, 2), 0.0), 0.0)
     told = []
     while (work := scheduler.next_batch()) is not None:
         told.append(len(command_of(work).new))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dd_core.plan import few_steps, hybrid, one_step, teacher
-from server.devices.process import Done, Failed, Forward
+from server.devices.messages import Done, Failed, Forward
 from server.devices.warmup import warm_up, warmup_steps
 from server.scheduling.costs import CostTable, Work, buckets_up_to
 from server.scheduling.jobs import stages

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
-from server.generation.origins import origins_of
 from server.scheduling.costs import CostTable, Work, buckets_up_to
 from server.scheduling.jobs import Batch, Job
 from server.scheduling.scheduler import Refusal, Scheduler
@@ -29,7 +29,7 @@ def costs(limit: int = 8, plans: Iterable[Plan] = ()) -> CostTable:
 
 def job(plan: Plan, at: float = 0.0, count: int = 1, **more: object) -> Job:
     """A request for images of class 3 at a time."""
-    return Job("tiny", plan, 3, origins_of(0, count), at, **more)  # type: ignore[arg-type]
+    return Job("tiny", plan, 3, NoiseKey.of_seed(0, count), at, **more)  # type: ignore[arg-type]
 
 
 @dataclass

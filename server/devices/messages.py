@@ -1,0 +1,137 @@
+"""Messages between the server and the process that owns a device.
+
+Load ─▶ Loaded      Forward ─▶ Done │ Failed      Unload, Drop: nothing is answered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dd_core.errors import DDError
+from dd_core.plan import Plan
+from server.scheduling.costs import Kind
+
+if TYPE_CHECKING:  # torch, which a process that only sends messages can do without
+    from dd_core.bundle import Bundle
+    from dd_core.noise import NoiseKey
+
+Prepare = Callable[["Bundle"], "Bundle"]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Settings of a device process.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        threads: of torch on a CPU; 0 = its choice.
+        exact: an image has the same bytes in every batch (`dd_core.sampling.Sampler.exact`).
+        prepare: applied to each bundle that is loaded; tests put their faults in here.
+    """
+
+    device: str
+    threads: int = 0
+    exact: bool = True
+    log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
+    prepare: Prepare | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load the bundle in `folder`; answered by `Loaded` while forward passes go on."""
+
+    model: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Forget a model. Nothing is answered."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Forget images and teacher batches, by number. Nothing is answered."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """An image that the device does not know yet; `condition` is a class index, or a prompt."""
+
+    number: int
+    plan: Plan
+    condition: int | str
+    key: NoiseKey
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass, or the decoding alone; answered by `Done` or `Failed`.
+
+    Args:
+        numbers, segments: the images, and the index of the segment that each is at in its plan.
+        new: the images among them that the device does not know yet.
+        teacher_batch: number of the teacher's batch; an unknown one begins.
+        bucket: rows of the batch.
+        finishing: images to decode afterwards, and to forget.
+        previewing: images of which a picture is wanted now, before they go on.
+    """
+
+    model: str
+    kind: Kind
+    numbers: tuple[int, ...]
+    segments: tuple[int, ...]
+    bucket: int
+    new: tuple[NewImage, ...] = ()
+    teacher_batch: int | None = None
+    finishing: tuple[int, ...] = ()
+    previewing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model is there, or `error` says why not."""
+
+    model: str
+    error: DDError | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A forward pass is done.
+
+    Args:
+        seconds, decode_seconds, text_seconds: of the pass, of the decoding, of reading new prompts.
+        pictures: `[H, W, 3]` by the image's number, of images that are finished or in between.
+        broken: numbers of images in which something was not a number.
+    """
+
+    seconds: float
+    decode_seconds: float
+    pictures: dict[int, Pixels]
+    broken: tuple[int, ...] = ()
+    text_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The pass raised; the images are as they were before it (those of a teacher batch: before it began)."""
+
+    out_of_memory: bool
+    reason: str
+
+
+Command = Load | Unload | Drop | Forward
+Answer = Loaded | Done | Failed
