@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -18,7 +20,7 @@ from server.app import create_app
 from server.devices.process import Prepare
 from server.errors import ComputeError
 from server.middleware.auth import read_keys
-from server.middleware.connection import protocol, raise_file_limit
+from server.middleware.connection import protocol
 from server.models.catalog import ServedModel
 from server.observability import logs
 from server.observability.tracing import require_sdk
@@ -131,13 +133,20 @@ def prepare(settings: Settings) -> None:
         require_sdk()
 
 
+def _raise_file_limit() -> None:
+    """Let this process have as many open files as it may ask for; the usual 1,024 are a default of old."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def serve(settings: Settings, models: Sequence[ServedModel], bound: socket.socket) -> None:
     """Serve `models` on `bound` until a signal, after `prepare`; returns after the drain.
 
     Raises:
         DDError: a bundle is damaged, the warm-up failed, or a device process could not be replaced.
     """
-    raise_file_limit()
+    _raise_file_limit()
     server = make_server(settings, models, bound)
     server.run(sockets=[bound])
     if server.failure is not None:

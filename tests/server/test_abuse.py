@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from server.middleware import stack as middleware
+from server.middleware import connection
 from tests.server.helpers import Running, eventually
 from tests.server.test_errors import refused
 
@@ -180,14 +180,16 @@ def until_cut_off(raw: socket.socket, data: bytes) -> None:
     pytest.fail("the server never closed the connection")
 
 
-def test_a_header_without_end_is_cut_off(abused: Running) -> None:
+def test_a_header_without_end_is_cut_off(abused: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_LINGER_BYTES", 2**22)
     with connected(abused) as raw:
         raw.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: ")
         until_cut_off(raw, b"a" * 10_000)
         assert statuses(rest(raw)) in ([], [400], [431])  # a reset may overtake the reply
 
 
-def test_headers_without_end_are_cut_off(abused: Running) -> None:
+def test_headers_without_end_are_cut_off(abused: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_LINGER_BYTES", 2**22)
     with connected(abused) as raw:
         raw.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n")
         until_cut_off(raw, b"x: a\r\n" * 2_000)
@@ -201,8 +203,7 @@ def test_ten_thousand_headers(abused: Running) -> None:
 
 def test_a_chunked_body_without_end_is_cut_off(abused: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one of single bytes, which costs the most to take apart."""
-    monkeypatch.setattr(middleware, "_DISCARD_SECONDS", 0.5)
-    monkeypatch.setattr(middleware, "_DISCARD_BYTES", 2**22)
+    monkeypatch.setattr(connection, "_LINGER_BYTES", 2**22)
     head = b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     for chunks in (b"10000\r\n" + b"x" * 2**16 + b"\r\n", b"1\r\nx\r\n" * 10_000):
         with connected(abused) as raw:
