@@ -48,9 +48,8 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._late, self._unread):
-            if timer is not None:
-                timer.cancel()
+        self._stop_waiting()
+        self.resume_writing()
         if self._running is not None:  # uvicorn tells the newest alone
             self._running.disconnected = True
             self._running.message_event.set()
@@ -83,7 +82,7 @@ class _BoundedProtocol(HttpToolsProtocol):
                 return self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 # The parser stops behind a head that offers another protocol, as the first one of Java's
-                # client does, and leaves its body to that protocol: one reads it again, without the offer.
+                # client does, and leaves its body to that protocol: another reads the head, without the offer.
                 method, version = self.parser.get_method(), self.parser.get_http_version().encode()
                 kept = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
                 start = b"%b %b HTTP/%b" % (method, self.url, version)
@@ -142,14 +141,14 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _linger(self) -> None:
         """Drop what is still sent: closing at once would reset the connection, and lose the reply."""
         self._dropped = 0
-        self._set_timers()
+        self._stop_waiting()
+        self._late = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
         self.pipeline.clear()
         self.flow.resume_reading()
         self.transport.write_eof()
-        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def _reply_is_due(self) -> bool:
-        """Whether a request that is there waits for its reply."""
+        """True where a request that is there waits for its reply."""
         running = self._running
         return running is not None and not (running.more_body or running.response_complete)
 
@@ -176,16 +175,21 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def _set_timers(self) -> None:
         """Start the time in which the rest of a request has to come, or stop it."""
-        if self._part and self._dropped is None:
+        if self._dropped is not None:
+            return
+        if self._part:
             self._late = self._late or self.loop.call_later(self.settings.receive_timeout, self._give_up)
             return
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        self._stop_waiting()
         if not self._reply_is_due():  # an empty line, or the end of a body that its reply did not wait for
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
     def _give_up(self) -> None:
         self._late = None

@@ -30,7 +30,7 @@ class CancelOnDisconnect:
         try:
             await self.app(scope, watched.receive, watched.send)
         except asyncio.CancelledError:
-            if not watched.left_alone():
+            if not watched.only_left():
                 raise
         finally:
             watched.end()
@@ -74,8 +74,8 @@ class _Watched:
             self._stop()
         await self._send(message)
 
-    def left_alone(self) -> bool:
-        """Whether the task is cancelled because the client left, and not by the server's end as well."""
+    def only_left(self) -> bool:
+        """True where the task is cancelled because the client left, and not by the server's end as well."""
         return self._left and self._request is not None and self._request.cancelling() == 1
 
     def end(self) -> None:

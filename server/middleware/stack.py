@@ -4,7 +4,7 @@ From the outside in:
 
     (tracing)           a span (`server.observability.tracing`)
     RequestContext      an id for the request, and its log line (`server.observability.logs`)
-    Cors                preflights, and what other pages may read (`server.middleware.cors`)
+    Cors                preflights, and the headers that other pages may read (`server.middleware.cors`)
     LastResort          a bug becomes a clean 500
     RequireKey          401 (`server.middleware.auth`)
     CancelOnDisconnect  ends what runs for a client that has left (`server.middleware.disconnect`)
@@ -71,7 +71,7 @@ def install_middleware(app: FastAPI, settings: Settings, direct: Sequence[Route]
 
 
 class RequestContext:
-    """Gives every request an id (`x-request-id`, the client's own if it is well formed) and, with
+    """Give every request an id (`x-request-id`, the client's own if it is well formed) and, with
     `access_log`, a line in the log when it has ended.
     """
 
@@ -108,7 +108,7 @@ class RequestContext:
 
 
 class LastResort:
-    """Turns an unexpected exception into a clean 500 whose traceback is in the log only."""
+    """Turn an unexpected exception into a clean 500 whose traceback is in the log only."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -141,7 +141,7 @@ class LastResort:
 
 
 class Direct:
-    """Calls endpoints that take the request and give a response: the router, its contexts and its
+    """Call endpoints that take the request and give a response: the router, its contexts and its
     parameters, of which they need nothing, would be a tenth of what a request costs.
 
     The router has them as well: it documents them and says what other methods get.
