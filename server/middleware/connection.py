@@ -82,7 +82,7 @@ class _BoundedProtocol(HttpToolsProtocol):
                 return self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 # The parser stops behind a head that offers another protocol, as the first one of Java's
-                # client does, and leaves its body to that protocol: another reads the head, without the offer.
+                # client does, and leaves its body to that protocol: another reads the head without the offer.
                 method, version = self.parser.get_method(), self.parser.get_http_version().encode()
                 kept = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
                 start = b"%b %b HTTP/%b" % (method, self.url, version)
