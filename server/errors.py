@@ -36,6 +36,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.responses import Response
 
 from dd_core.errors import DDError, InvalidRequestError
@@ -117,10 +118,17 @@ class SlowClientError(ApiError):
 
 
 class BodyTooLargeError(ApiError):
-    """The body is longer than the server reads."""
+    """The body is longer than `limit` bytes; the connection ends with the reply."""
 
     status = 413
     code = "body_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the body is longer than {limit} bytes")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"connection": "close"}
 
 
 class HeadTooLargeError(ApiError):
@@ -267,8 +275,10 @@ async def _on_dd_error(_request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def http_error_response(request: Request, error: HTTPException) -> Response:
+    """The reply to an error of Starlette's or FastAPI's own."""
+    if error.status_code == 413:
+        return error_response(BodyTooLargeError(request.scope[MAX_BODY_SIZE_SCOPE_KEY]))
     path, method = (
         text if len(text) <= _SHOWN else text[:_SHOWN] + "…" for text in (request.url.path, request.method)
     )
@@ -277,6 +287,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     )
     headers = dict(error.headers or {})
     return envelope(error.status_code, _CODES.get(error.status_code, "http_error"), message, None, headers)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return http_error_response(request, error)
 
 
 async def _on_validation_error(_request: Request, error: Exception) -> Response:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -17,7 +19,7 @@ from fastapi import FastAPI
 from dd_core.errors import DDError, InvalidRequestError
 from server.errors import ComputeError
 from server.middleware.auth import read_keys
-from server.middleware.connection import protocol, raise_file_limit
+from server.middleware.connection import protocol
 from server.observability import logs
 from server.observability.tracing import require_sdk
 from server.settings import Settings, unknown_variables
@@ -126,6 +128,13 @@ def prepare(settings: Settings) -> None:
     read_keys(settings)
     if settings.otel_endpoint:
         require_sdk()
+
+
+def _raise_file_limit() -> None:
+    """Let this process have as many open files as it may ask for; the usual 1,024 are a default of old."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""API keys: who may ask for what.
+"""API keys: which key a path needs.
 
     open        probes, /metrics, the page with its files, /docs and the OpenAPI document
     API key     everything else, where there is a file of API keys
@@ -39,7 +39,7 @@ _CHECK_SECONDS = 1.0
 
 
 def parse_keys(data: bytes) -> list[tuple[str, bytes]]:
-    """Names and SHA-256 digests of the keys in a file: `name:key` or `key` a line, `#` comments.
+    """Parse a file of keys, `name:key` or `key` a line and `#` comments, into names and SHA-256 digests.
 
     A key without a name is called after its line. One name may have several keys, so that the
     next one can be handed out before the last one is withdrawn.
@@ -88,13 +88,12 @@ class KeyFile:
         self._path = path
         self._param = param
         self._complaint = ""
+        self._seen = b""
         self._checked = time.monotonic()
         try:
-            content = self._content()
-            self._keys = parse_keys(content)
+            self._read()
         except (OSError, ValueError) as error:
             raise InvalidRequestError(f"{param}: {path}: {_reason(error)}", param=param) from None
-        self._seen = hashlib.sha256(content).digest()
 
     def name_of(self, key: bytes) -> str | None:
         """The name of `key`, or None. Takes the same time whichever of the keys it is, if any."""
@@ -106,9 +105,16 @@ class KeyFile:
                 found = name
         return found
 
-    def _content(self) -> bytes:
+    def _read(self) -> bool:
+        """Read the keys; False where the file is as it was."""
         with self._path.open("rb") as file:
-            return file.read(_MOST_BYTES + 1)
+            content = file.read(_MOST_BYTES + 1)
+        digest = hashlib.sha256(content).digest()
+        if digest == self._seen:
+            return False
+        self._keys = parse_keys(content)
+        self._seen = digest
+        return True
 
     def _refresh(self) -> None:
         now = time.monotonic()
@@ -116,20 +122,14 @@ class KeyFile:
             return
         self._checked = now
         try:
-            content = self._content()
-            digest = hashlib.sha256(content).digest()
-            if digest == self._seen:
-                self._complaint = ""
-                return
-            keys = parse_keys(content)
+            if self._read():
+                log.info("%s: %s: %d keys read", self._param, self._path, len(self._keys))
+            self._complaint = ""
         except (OSError, ValueError) as error:
             complaint = _reason(error)
             if complaint != self._complaint:
                 log.error("%s: %s: %s; the keys of before stay", self._param, self._path, complaint)
             self._complaint = complaint
-            return
-        log.info("%s: %s: %d keys read", self._param, self._path, len(keys))
-        self._seen, self._keys, self._complaint = digest, keys, ""
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -137,9 +137,9 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 class RequireKey:
-    """Answers 401 to a request whose path needs a key that it does not bring.
+    """Answer 401 to a request whose path needs a key that it does not bring.
 
-    The name of the key goes into the request's facts, the key itself nowhere.
+    The name of the key goes into the request context, the key itself nowhere.
     """
 
     def __init__(self, app: ASGIApp, api_keys: KeyFile | None, admin_keys: KeyFile | None) -> None:
@@ -167,7 +167,7 @@ class RequireKey:
 
 
 def is_open(path: str) -> bool:
-    """Whether `path` is answered without a key."""
+    """True for a path that is answered without a key."""
     return path in _OPEN or path.startswith(_OPEN_FOLDER)
 
 
@@ -183,7 +183,7 @@ def _unauthorized(admin: bool) -> UnauthorizedError:
 
 
 def read_keys(settings: Settings) -> tuple[KeyFile | None, KeyFile | None]:
-    """The API keys and the admin keys that `settings` name.
+    """Read the files of API keys and of admin keys that `settings` name.
 
     Raises:
         InvalidRequestError: a file is unreadable, empty or malformed.

@@ -1,309 +1,219 @@
-"""uvicorn's HTTP/1.1 protocol with bounds on what a client can hold, and our form of its refusals.
+"""uvicorn's HTTP/1.1 protocol with bounds on what a client can hold, and our envelope for its refusals.
 
-The middleware sees a request when its head is there. What goes wrong before that, or between two
-requests, is answered here: what is not HTTP, a head without an end, a client that sends nothing or
-too slowly, a connection too many.
+The middleware sees a request when its head is there. Here is what goes wrong before that or between two
+requests: what is not HTTP, a head without an end, a client that is silent, slow or does not read, a
+connection too many. docs/decisions/0005-the-connection-layer.md has the reasons.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
-import logging
-import resource
-import sys
-from collections import deque
-from contextlib import suppress
-from typing import cast
+import math
+from typing import Any, Literal, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from server.errors import (
-    ApiError,
-    CrowdedError,
-    HeadTooLargeError,
-    InvalidHTTPError,
-    SlowClientError,
-    error_response,
-)
+from server.errors import ApiError, CrowdedError, HeadTooLargeError, InvalidHTTPError, SlowClientError
+from server.errors import error_response as response_to
 from server.settings import Settings
 
-log = logging.getLogger("dd_server")
-
-_VERSIONS = ("1.0", "1.1")
-# A client that sends everything before it reads gets this long to see why it was refused.
-_LINGER_SECONDS = 2.0
-# And so many bytes: what is read in that time costs processor time.
-_LINGER_BYTES = 8 * 2**20
-# Requests of one connection that may wait for their replies: one read could bring ten thousand.
-_MOST_UNANSWERED = 1000
-# What offers another protocol, none of which is spoken here.
-_OFFERS = {b"upgrade", b"http2-settings"}
+# What a client still sends after its last reply is dropped for this long, and so many bytes of it.
+_LINGER_SECONDS = 10.0
+_LINGER_BYTES = 256 * 2**20
+# Requests of one connection that may wait behind the one that runs: one read could bring ten thousand.
+_MOST_WAITING = 1000
 
 
 def protocol(settings: Settings) -> type[HttpToolsProtocol]:
     """The protocol for `uvicorn.Config(http=…)`."""
-
-    class Bounded(_Bounded):
-        most_head = settings.max_header_bytes
-        most_connections = settings.max_connections
-        seconds = settings.receive_timeout
-
-    return Bounded
+    return type("BoundedProtocol", (_BoundedProtocol,), {"settings": settings})
 
 
-def raise_file_limit() -> None:
-    """Lets this process have as many open files as it may ask for; the usual 1,024 are a default of old."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-class _Part(enum.Enum):
-    """What of a request the next byte belongs to."""
-
-    NONE = enum.auto()
-    HEAD = enum.auto()
-    BODY = enum.auto()
-
-
-class _Bounded(HttpToolsProtocol):
-    most_head: int
-    most_connections: int
-    seconds: float
-    _timer: asyncio.TimerHandle | None = None
+class _BoundedProtocol(HttpToolsProtocol):
+    settings: Settings
+    _running: RequestResponseCycle | None = None  # `cycle` is the newest, which may wait in `pipeline`
+    _part: Literal["", "head", "body"] = ""  # of a request, to which the next byte belongs
+    _head: int | None = None  # bytes of a head that has not ended; None where it began in this read
+    _dropped: int | None = None  # bytes after the last reply; None where there is another to come
+    _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
-    _refused = False
-    _discarded = 0
-    _part = _Part.NONE
-    _head = 0  # bytes of a head that has not ended
-    _data = b""  # what the parser is at
-    _again: bytes | None = None  # what it is to be at next
-    _offers_upgrade = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not always an `asyncio.Transport`: uvicorn takes uvloop's where that is installed.
-        transport = cast(asyncio.Transport, transport)
-        super().connection_made(transport)
-        self._unanswered: deque[RequestResponseCycle] = deque()
-        if len(self.connections) > self.most_connections:
-            error = CrowdedError("the server has too many connections", retry_after=1)
-            self._answer(error)
-            transport.close()
-            return
-        self._start_timer()
+        super().connection_made(cast(asyncio.Transport, transport))
+        self.write, self.is_closing = self.transport.write, self.transport.is_closing  # for replies
+        self._late = self.loop.call_later(self.settings.receive_timeout, self._give_up)
+        if len(self.connections) > self.settings.max_connections:
+            self._refuse(CrowdedError("the server has too many connections", retry_after=1))
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        self.resume_writing()
+        if self._running is not None:  # uvicorn tells the newest alone
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+        self.cycle = self._running = None  # type: ignore[assignment]  # they refer to this
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            self._discarded += len(data)
-            if self._discarded > _LINGER_BYTES:
+        if self._dropped is not None:
+            self._dropped += len(data)
+            if self._dropped > _LINGER_BYTES:
                 self.transport.close()
             return
-        again: bytes | None = data
-        while again is not None and not self._refused:
-            self._data, self._again = again, None
-            super().data_received(again)
-            again = self._again
-        self._data = b""
-        if self._part is _Part.HEAD and not self._refused:
-            self._head += len(data)
-            if self._head > self.most_head:
-                self._refuse(_too_long(self.most_head))
-        if self._part is _Part.NONE:
-            self._stop_timer()
-        else:
-            self._start_timer()
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+            if self._part == "head":
+                self._head = self._head_size() if self._head is None else self._head + len(data)
+                self._check_head(self._head)
+        except (httptools.HttpParserError, ApiError) as error:
+            cause = error.__context__ or error  # what a callback raised
+            if not isinstance(cause, ApiError):
+                self.logger.warning("Invalid HTTP request received.")
+                cause = InvalidHTTPError(f"this is not HTTP/1.1: {cause}")
+            self._refuse(cause)
+        self._set_timers()
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                # The parser stops behind a head that offers another protocol, as the first one of Java's
+                # client does, and leaves its body to that protocol: another reads the head without the offer.
+                method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+                kept = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+                start = b"%b %b HTTP/%b" % (method, self.url, version)
+                data = b"\r\n".join([start, *kept, b"", data[offer.args[0] :]])
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._part, self._head = _Part.HEAD, 0
+        self._part, self._head = "head", None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._part is _Part.HEAD:  # what comes behind a chunked body is not of the head
+        if self._part == "head":  # what comes behind a chunked body is not of the head
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self.parser.get_http_version() not in _VERSIONS:
-            raise ValueError("the version is neither 1.0 nor 1.1")
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
-            raise ValueError("there must be one Host")
-        if len(self._unanswered) >= _MOST_UNANSWERED:
-            raise ValueError("too many requests of one connection wait for their replies")
-        self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
-        if self._offers_upgrade:
-            return
-        super().on_headers_complete()
-        self.cycle.transport = cast(asyncio.Transport, JoinedWrites(self.transport, self.loop))
-        self._part = _Part.BODY
-        self._unanswered.append(self.cycle)
+        hosts, version = [name for name, _ in self.headers].count(b"host"), self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise InvalidHTTPError("this is not HTTP/1.1: the version is neither 1.0 nor 1.1")
+        if hosts > 1 or (not hosts and version != "1.0"):
+            raise InvalidHTTPError("this is not HTTP/1.1: there must be one Host")
+        if len(self.pipeline) >= _MOST_WAITING:
+            raise InvalidHTTPError("too many requests of one connection wait for their replies")
+        self._check_head(self._head_size())
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+            self.cycle.transport = cast(asyncio.Transport, self)
+            self._part = "body"
+        elif self.parser.get_method() == b"CONNECT":
+            raise InvalidHTTPError("this is not a proxy")
 
     def on_message_complete(self) -> None:
-        if not self._offers_upgrade:
+        if not self.parser.should_upgrade():
             super().on_message_complete()
-            self._part = _Part.NONE
+            self._part = ""
 
-    def on_response_complete(self) -> None:
-        cast(JoinedWrites, self._unanswered.popleft().transport).flush()  # a reply to HEAD has no body
-        super().on_response_complete()
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _check_head(self, size: int) -> None:
+        most = self.settings.max_header_bytes
+        if size > most:
+            raise HeadTooLargeError(f"the request line and headers are longer than {most} bytes")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def close(self) -> None:
+        """End the connection behind a reply, which takes the protocol for its transport."""
+        if self._part:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Drop what is still sent: closing at once would reset the connection, and lose the reply."""
+        self._dropped = 0
+        self._stop_waiting()
+        self._late = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        self.pipeline.clear()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
+    def _reply_is_due(self) -> bool:
+        """True where a request that is there waits for its reply."""
+        running = self._running
+        return running is not None and not (running.more_body or running.response_complete)
+
+    def _refuse(self, error: ApiError) -> None:
+        """End the connection with a reply to what still comes, or with the replies that are due before it."""
+        if self._reply_is_due():
+            self._dropped = 0
+            if self._part == "body":
+                self.pipeline.popleft()
+            last = self.pipeline[0][0] if self.pipeline else self._running
+            cast(RequestResponseCycle, last).keep_alive = False
+            return
+        if self._part == "body":
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True  # the application need not reply
+            self.cycle.message_event.set()
+        reply = response_to(error)
+        reply.headers["connection"] = "close"
+        head = b"".join(b"%b: %b\r\n" % header for header in reply.raw_headers)
+        self.transport.write(STATUS_LINE[reply.status_code] + head + b"\r\n" + bytes(reply.body))
+        self._linger()
+
+    def _set_timers(self) -> None:
+        """Start the time in which the rest of a request has to come, or stop it."""
+        if self._dropped is not None:
+            return
+        if self._part:
+            self._late = self._late or self.loop.call_later(self.settings.receive_timeout, self._give_up)
+            return
+        self._stop_waiting()
+        if not self._reply_is_due():  # an empty line, or the end of a body that its reply did not wait for
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        self._late = None
+        if self._reply_is_due():
+            self._set_timers()  # the client waits itself
+        elif self._part:
+            seconds = self.settings.receive_timeout
+            self._refuse(SlowClientError(f"the request was not there after {seconds:g} s"))
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
-        """The system holds no more of a reply: the client has to read."""
         super().pause_writing()
-        self._watch_reader()
-
-    def _watch_reader(self) -> None:
-        left = self.transport.get_write_buffer_size()
-        self._unread = self.loop.call_later(self.seconds, self._check_reader, left)
-
-    def _check_reader(self, before: int) -> None:
-        """Give up a client that has read nothing since; one that reads slowly may go on."""
-        if self.transport.get_write_buffer_size() >= before:
-            self.transport.abort()
-        else:
-            self._watch_reader()
+        self._expect_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        if self._unread is not None:
-            self._unread.cancel()
-        for cycle in self._unanswered:  # uvicorn tells the newest alone, of several that came at once
-            cycle.disconnected = True
-            cycle.message_event.set()
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls where the parser has refused what came, while it handles its exception."""
-        found = sys.exception()
-        reason = found.__context__ if isinstance(found, httptools.HttpParserCallbackError) else found
-        self._refuse(InvalidHTTPError(f"this is not HTTP/1.1: {reason or msg}"))
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """What uvicorn calls where the parser has stopped behind a head that offers another protocol, as
-        Java's client does at every first request: it is read again without the offer.
-        """
-        found = sys.exception()
-        assert isinstance(found, httptools.HttpParserUpgrade)
-        rest, head = self._data[found.args[0] :], [self.parser.get_method(), b" ", self.url, b" HTTP/"]
-        head += [self.parser.get_http_version().encode(), b"\r\n"]
-        for name, value in self.headers:
-            if name == b"connection":
-                kept = [token for token in value.split(b",") if token.strip().lower() not in _OFFERS]
-                head += [b"connection: ", b",".join(kept), b"\r\n"]
-            elif name not in _OFFERS:
-                head += [name, b": ", value, b"\r\n"]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._again = b"".join([*head, b"\r\n", rest])
-
-    @property
-    def _last_whole(self) -> RequestResponseCycle | None:
-        """Of the requests that wait for their replies the last one that came whole."""
-        newest = self._unanswered[-1] if self._unanswered else None
-        if self._part is not _Part.BODY or newest is not self.cycle:
-            return newest
-        return self._unanswered[-2] if len(self._unanswered) > 1 else None
-
-    @property
-    def _answered(self) -> bool:
-        """The reply to the request that still comes has begun."""
-        return self._part is _Part.BODY and self.cycle.response_started
-
-    def _start_timer(self) -> None:
-        if self._timer is None:
-            self._timer = self.loop.call_later(self.seconds, self._too_slow)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_slow(self) -> None:
-        self._timer = None
-        if self._last_whole is not None:
-            self._start_timer()
-            return
-        if self._part is not _Part.NONE and not self._answered:
-            log.info("gave up a request that was not there after %g s", self.seconds)
-            self._answer(SlowClientError(f"the request was not there after {self.seconds:g} s"))
-        self.transport.close()
-
-    def _refuse(self, error: ApiError) -> None:
-        """End the connection with a reply, and let the client read it."""
-        self._stop_timer()
-        if self._answered:
-            self.transport.close()  # there is nothing left to say
-            return
-        last = self._last_whole
-        if last is not None:
-            self._refused, last.keep_alive = True, False  # the connection ends with its reply
-            if last is not self.cycle:
-                self._unanswered.pop()
-                self.pipeline.popleft()  # its task has not begun
-            return
-        self._answer(error)
-        self.transport.write_eof()
-        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
-
-    def _answer(self, error: ApiError) -> None:
-        """Reply in place of the application, for which the client has left."""
-        self._refused = True
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        if cycle is not None:
-            cast(JoinedWrites, cycle.transport).flush()
-        reply = error_response(error)
-        headers = b"".join(b"%b: %b\r\n" % header for header in reply.raw_headers)
-        head = STATUS_LINE[reply.status_code] + headers + b"connection: close\r\n\r\n"
-        self.transport.write(head + bytes(reply.body))
-
-
-class JoinedWrites:
-    """What a reply writes to its transport: what comes in one round of the event loop, as a head and its body
-    do, goes out together. Every segment wakes the client, which on a busy machine takes the core away.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held = b""
-        self._end_of_round: asyncio.Handle | None = None
-
-    def write(self, data: bytes) -> None:
-        """Send `data` with what is held; hold it where nothing is."""
-        if self._held:
-            self._held += data
-            self.flush()
-        elif data:
-            self._held = data
-            self._end_of_round = self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Send what is held."""
-        if self._end_of_round is not None:
-            self._end_of_round.cancel()
-            self._end_of_round = None
-        if self._held:
-            held, self._held = self._held, b""
-            self._transport.write(held)
-
-    def close(self) -> None:
-        """Close the transport behind what is held."""
-        self.flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        """Whether the transport takes nothing more."""
-        return self._transport.is_closing()
-
-
-def _too_long(most: int) -> ApiError:
-    return HeadTooLargeError(f"the request line and headers are longer than {most} bytes")
+    def _expect_reader(self, before: float = math.inf) -> None:
+        """Give up a client that has read nothing for the time; one that reads slowly may go on."""
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(self.settings.receive_timeout, self._expect_reader, left)

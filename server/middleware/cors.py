@@ -1,4 +1,4 @@
-"""CORS: which other pages may ask, and which headers of a reply they may read.
+"""CORS: the pages of other origins that may ask, and the headers of a reply that they may read.
 
 Keys travel in headers and never as cookies, so no credentials are allowed and `*` is safe.
 """
@@ -21,7 +21,7 @@ REQUEST_HEADERS = (
     "traceparent",
     "tracestate",
 )
-_FACTS = (
+_RESULTS = (
     "id",
     "model",
     "plan",
@@ -36,7 +36,7 @@ _FACTS = (
     "total-ms",
 )
 _OTHERS = ("x-request-id", "retry-after", "etag", "www-authenticate")
-REPLY_HEADERS = (*(f"x-dd-{fact}" for fact in _FACTS), *_OTHERS)
+REPLY_HEADERS = (*(f"x-dd-{name}" for name in _RESULTS), *_OTHERS)
 
 
 class Cors(CORSMiddleware):
