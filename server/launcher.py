@@ -143,7 +143,7 @@ def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> None:
     Raises:
         DDError: a bundle is damaged, the warm-up failed, or a device process could not be replaced.
     """
-    raise_file_limit()
+    _raise_file_limit()
     server = make_server(app, settings, bound)
     server.run(sockets=[bound])
     if server.failure is not None:
