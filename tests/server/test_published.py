@@ -22,7 +22,7 @@ from dd_core.hub.storage import models_folder
 from dd_core.manifest import read_manifest
 from dd_core.models.config import LlamaGenConfig, VARConfig
 from dd_core.text.config import T5Config
-from server.models import commands as models
+from server.models import catalog as models
 from tests.dd_core.small_text import pieces_file
 from tests.hub import COMMIT, FakeHub, content_of, publish, random_modules, saved, tiny_spec
 from tests.hub_fixtures import point_at

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from dd_core.plan import one_step
-from server.devices.process import Command, DeviceOptions, Drop, Forward
+from server.devices.messages import Command, DeviceOptions, Drop, Forward
 from server.devices.submission import Submission
 from server.devices.worker import DeviceWorker
 from server.observability.metrics import Metrics
