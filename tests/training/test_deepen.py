@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dd_core.condition import ClassCondition
 from dd_core.errors import RecipeError
 from dd_core.models.config import LlamaGenConfig
 from dd_core.models.llamagen import LlamaGenStudent
@@ -29,7 +30,7 @@ def _student() -> LlamaGenStudent:
 
 def _outputs(student: LlamaGenStudent) -> tuple[Tensor, Tensor]:
     noise = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(1))
-    return student(noise, torch.tensor([0, 4, 2]), torch.tensor([0, 7, 0]))
+    return student(noise, ClassCondition(torch.tensor([0, 4, 2])), torch.tensor([0, 7, 0]))
 
 
 @pytest.mark.parametrize("layers", [4, 5, 6, 8, 11])

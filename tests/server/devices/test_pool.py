@@ -49,7 +49,7 @@ class Worker:
         for taken, submission in self.jobs.items():
             taken.finished, taken.compute_s = at, compute_s
             for index, origin in enumerate(taken.keys):
-                pixels = np.full((1, 1, 3), origin.number, np.uint8)
+                pixels = np.full((1, 1, 3), origin.index, np.uint8)
                 submission.deliver(taken, index, pixels, last=True)
             submission.complete(taken)
 

@@ -52,7 +52,7 @@ def test_every_kind_of_pass_is_measured_once() -> None:
 
 def test_processes_on_a_cpu_share_what_there_is_to_measure(bundle_folder: Path) -> None:
     with running(bundle_folder, device="cpu,cpu", max_batch=2) as live:
-        pool = live.state.engine
+        pool = live.state.pool
         assert pool is not None
         first, second = pool._workers
         costs = first._scheduler.costs

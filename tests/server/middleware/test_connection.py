@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.app import create_app
 from server.launcher import bind, make_server
 from server.middleware import connection
 from server.settings import Settings
@@ -297,7 +298,8 @@ def test_only_a_trusted_proxy_names_the_client(
     """Asked of the application as uvicorn runs it, before a model is loaded."""
     caplog.set_level(logging.INFO)
     with bind("127.0.0.1", 0) as bound:
-        config = make_server(Settings(trusted_proxies=trusted), [], bound).config
+        settings = Settings(trusted_proxies=trusted)
+        config = make_server(create_app(settings, []), settings, bound).config
     config.load()
 
     async def ask() -> None:
