@@ -12,14 +12,16 @@ from server.errors import BodyTooLargeError, error_response
 class BodyLimit(RequestBodyLimitMiddleware):
     """Refuse with 413 a body that is declared to be, or comes out, longer than `max_body_size` bytes.
 
-    Starlette counts what comes, and raises an `HTTPException` where the application reads too much of it.
-    A declared length is refused here: for a route that reads no body, Starlette's reply has no envelope.
+    A body of a declared length ends there, whatever comes. Of others Starlette counts what comes, and raises
+    an `HTTPException` where the application reads too much of it.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            length = Headers(scope=scope).get("content-length", "")
-            if length.isdigit() and int(length[:20]) > self.max_body_size:
-                await error_response(BodyTooLargeError(self.max_body_size))(scope, receive, send)
-                return
-        await super().__call__(scope, receive, send)
+        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length[:20]) > self.max_body_size:
+            await error_response(BodyTooLargeError(self.max_body_size))(scope, receive, send)
+        elif length.isdigit() and "transfer-encoding" not in headers:
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
