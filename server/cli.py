@@ -91,7 +91,7 @@ def serve(
     ] = None,
     trusted_proxies: Annotated[str | None, _setting("trusted_proxies", "--trusted-proxies")] = None,
     otel_endpoint: Annotated[str | None, _setting("otel_endpoint", "--otel-endpoint")] = None,
-    cors_origins: Annotated[str | None, _setting("cors_origins", "--cors-keys")] = None,
+    cors_origins: Annotated[str | None, _setting("cors_origins", "--cors-origins")] = None,
     api_keys_file: Annotated[Path | None, _setting("api_keys_file", "--api-keys-file")] = None,
     admin_keys_file: Annotated[Path | None, _setting("admin_keys_file", "--admin-keys-file")] = None,
 ) -> None:
