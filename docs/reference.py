@@ -55,7 +55,7 @@ _PAGES_OF_THE_SERVER = {
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format a Markdown table with one line a row."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
-    first, *rest = [f"| {' | '.join(row)} |\n" for row in cells]
+    first, *rest = [f"|{'|'.join(row)}|\n" for row in cells]
     return first + "|---" * len(head) + "|\n" + "".join(rest)
 
 
