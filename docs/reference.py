@@ -110,7 +110,7 @@ def routes() -> str:
         for method, what in methods.items()
     ]
     rows += [[f"`{path}`", meaning] for path, meaning in _PAGES_OF_THE_SERVER.items()]
-    return table(["path", "answers with"], rows)
+    return table(["path", "does"], rows)
 
 
 def error_codes() -> str:
@@ -175,7 +175,7 @@ def make_targets() -> str:
 
 def _kinds(kind: type[errors.ApiError]) -> Iterator[type[errors.ApiError]]:
     yield kind
-    for child in kind.__subclasses__():
+    for child in (each for each in kind.__subclasses__() if each.__module__.startswith("server.")):
         yield from _kinds(child)
 
 
