@@ -20,9 +20,10 @@ PIP = $(RUN) -m pip --disable-pip-version-check
 EXTRAS_serve = [serve]
 EXTRAS_train = [train]
 EXTRAS_dev = [dev]
+EXTRAS_docs = [docs]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train bench conformance image browser prometheus node lock clean
+.PHONY: help serve test lint types format train bench conformance docs reference image browser prometheus node lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -54,6 +55,12 @@ bench: $(VENV)/.ready-dev  ## engine and HTTP benchmarks on this machine
 conformance: $(VENV)/.ready-dev  ## our models against recorded tensors (FIXTURES=DIR overrides)
 	$(RUN) -m tests.conformance $(FIXTURES) $(ARGS)
 
+docs: $(VENV)/.ready-docs  ## build the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict --config-file docs/mkdocs/mkdocs.yml $(ARGS)
+
+reference: $(VENV)/.ready-dev  ## write the generated tables of docs/ from the code
+	$(RUN) -m docs.reference
+
 image:  ## build the container image (IMAGE, DOCKER override)
 	$(DOCKER) build -f docker/Dockerfile -t $(IMAGE) .
 
@@ -78,17 +85,23 @@ node:  ## install Node.js for the tests of the JavaScript examples (Debian, as r
 lock:  ## resolve constraints.txt anew from pyproject.toml
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --no-deps $(TORCH_OPTIONS) $$(sed -n '/^torch==/p' constraints.txt)
-	$(VENV)-lock/bin/python -m pip install '.$(EXTRAS_dev)' setuptools
+	$(VENV)-lock/bin/python -m pip install '.[dev,docs]' setuptools
 	{ sed '/^[^#]/,$$d' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude distilled-decoding | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt && rm -rf $(VENV)-lock
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one with PYTHON=" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
+
+# The site is built from the sources as they lie, without importing them: it needs no PyTorch.
+$(VENV)/.ready-docs: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing MkDocs into $(VENV)"
+	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet --editable '.$(EXTRAS_docs)'
+	@touch $@
 
 # PyTorch goes first and alone, so that the CPU index is asked about nothing else; the second
 # command then finds it installed. The constraints hold for the build back end as well.

@@ -134,11 +134,11 @@ class StreamOptions(GenerateOptions, total=False):
 class ImageReply(BaseModel):
     """One image of a JSON reply."""
 
-    index: int
+    index: int = Field(description="0 for the first image of the request, and so on.")
     seed: int
     format: ImageFormat
-    width: int
-    height: int
+    width: int = Field(description="In pixels.")
+    height: int = Field(description="In pixels.")
     receipt: str = Field(description="All that the image follows from; also in the file's own metadata.")
     data: str = Field(description="The encoded image in base64.", repr=False)
 
@@ -146,27 +146,27 @@ class ImageReply(BaseModel):
 class Timings(BaseModel):
     """Times in milliseconds: waiting, on the device, encoding, and from arrival to reply."""
 
-    queue_ms: float
-    compute_ms: float
-    encode_ms: float
-    total_ms: float
+    queue_ms: float = Field(description="Waiting for a device.")
+    compute_ms: float = Field(description="On the device.")
+    encode_ms: float = Field(description="Encoding the files.")
+    total_ms: float = Field(description="From arrival to reply.")
 
 
 class GenerateReply(BaseModel):
     """The JSON reply of `POST /generate`."""
 
-    id: str
-    model: str
+    id: str = Field(description="Of the request, as in `x-request-id`; the client's own if it sent one.")
+    model: str = Field(description="Name of the model.")
     plan: str = Field(description="The sampler that was applied.")
     requested_plan: str = Field(
         description="The sampler that an idle server would have applied; `plan` may differ under load."
     )
     steps: int = Field(description="Forward passes that this plan spends on each image.")
-    seed: int
+    seed: int = Field(description="Given or drawn.")
     images: Sequence[ImageReply] = Field(
         description="For each image `index`, `seed`, `format`, `width`, `height`, `receipt` and `data`."
     )
-    timings: Timings
+    timings: Timings = Field(description="Milliseconds: `queue_ms`, `compute_ms`, `encode_ms`, `total_ms`.")
 
 
 class ImageEvent(BaseModel):

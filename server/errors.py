@@ -67,7 +67,7 @@ class InvalidJSONError(BadRequestError):
 
 
 class InvalidHTTPError(BadRequestError):
-    """What came is not HTTP."""
+    """The request is not HTTP/1.1."""
 
     code = "invalid_http"
 
@@ -98,7 +98,7 @@ class NotAcceptableError(ApiError):
 
 
 class ConflictError(ApiError):
-    """What is asked for is there already."""
+    """A model of this name is loaded already."""
 
     status = 409
     code = "conflict"

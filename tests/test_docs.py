@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
-import typer
 
 from distilled_decoding.contract import (
     DoneEvent,
@@ -17,6 +17,7 @@ from distilled_decoding.contract import (
     ImageReply,
     Timings,
 )
+from docs import reference
 from server import errors
 from server.api.content import parse
 from server.api.openai import ImagesReply, ImagesRequest
@@ -26,11 +27,15 @@ from server.observability.metrics import OUTCOMES, Metrics
 from server.settings import ENV_PREFIX, Settings, show
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "benchmarks" / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+)
 COMMANDS = [page for page in PAGES if page.name != "CHANGELOG.md"]
-
-# Defaults that are computed at the start.
-DEFAULTS_OF_THE_MACHINE = {"encode_threads": "cores, at most 4"}
 
 
 def _name(path: Path) -> str:
@@ -61,35 +66,27 @@ def test_make_targets_exist(page: Path) -> None:
 
 def test_every_make_target_is_documented() -> None:
     assert _make_targets() == {
-        row[0].removeprefix("make ") for row in _rows(_doc("01-quickstart.md")) if row[0].startswith("make ")
+        row[0].removeprefix("make ") for row in _rows(_doc("commands.md")) if row[0].startswith("make ")
     }
 
 
-def _settings_table() -> str:
-    """The table of docs/03-settings.md, made of the settings and of the command's own flags."""
-    command = typer.main.get_command(cli).commands["serve"]
-    flags = {p.name: [*p.opts, *p.secondary_opts] for p in command.params if p.param_type_name == "option"}
-    lines = ["| variable | flag | default | range | meaning |", "|---|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        flag = ", ".join(f"`{f}`" for f in flags[name]) if name in flags else "the argument"
-        default = DEFAULTS_OF_THE_MACHINE.get(name) or show(field.default)
-        default = default if default == "none" or name in DEFAULTS_OF_THE_MACHINE else f"`{default}`"
-        bounds = [str(getattr(m, k)) for k in ("ge", "le") for m in field.metadata if hasattr(m, k)]
-        within = " to ".join(bounds) if len(bounds) == 2 else f"from {bounds[0]}" if bounds else ""
-        meaning = field.description[0].lower() + field.description[1:].removesuffix(".")
-        lines.append(f"| `{ENV_PREFIX}{name.upper()}` | {flag} | {default} | {within or '–'} | {meaning} |")
-    return "\n".join(lines)
+@pytest.mark.parametrize("page", reference.PAGES, ids=_name)
+def test_generated_tables_are_those_of_the_code(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    wanted = reference.filled(text)
+    assert text == wanted, (
+        f"`make reference` writes the tables of {_name(page)} anew; it should be:\n{wanted}"
+    )
 
 
-def test_the_table_of_settings_is_that_of_the_settings() -> None:
-    """The failure prints the table to put in."""
-    table = _settings_table()
-    assert table in _doc("03-settings.md"), f"docs/03-settings.md should have this table:\n{table}"
+def test_every_generated_table_has_its_place() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in reference.PAGES)
+    assert Counter(re.findall(r"<!-- generated: (\S+) -->", text)) == dict.fromkeys(reference.TABLES, 1)
+    assert text.count("<!-- generated: ") == text.count("<!-- end -->")
 
 
 def test_the_help_names_every_variable_and_default() -> None:
-    command = typer.main.get_command(cli).commands["serve"]
-    text = " ".join(p.help for p in command.params)
+    text = " ".join(p.help for p in reference.commands_of(cli)["serve"].params)
     for name, field in Settings.model_fields.items():
         assert f"{ENV_PREFIX}{name.upper()}" in text
         if field.default_factory is None:
@@ -177,9 +174,41 @@ def test_json_examples_are_json(page: Path) -> None:
         json.loads(block)
 
 
+def _prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def _anchors(page: Path) -> list[str]:
+    """The anchors of a page's headings, as GitHub makes them, and the site (`docs/mkdocs/mkdocs.yml`)."""
+    headings = re.findall(r"^#{1,6} (.+)$", _prose(page), re.MULTILINE)
+    shown = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower() for heading in headings]
+    return [re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in shown]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=_name)
+def test_anchors_of_a_page_are_distinct(page: Path) -> None:
+    """GitHub and the site number equal ones in different ways."""
+    assert max(Counter(_anchors(page)).values()) == 1
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", _prose(page))
     for link in (first or second for first, second in links):
-        if not re.match(r"[a-z]+:|#", link):
-            assert (page.parent / link.partition("#")[0]).exists(), link
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in _anchors(target), link
+
+
+def test_pages_that_files_name_exist() -> None:
+    """Comments, messages and manifests name pages by their path."""
+    roots = ("dd_core", "distilled_decoding", "server", "training", "benchmarks", "deploy", "docker", "tests")
+    files = [p for root in roots for p in (ROOT / root).rglob("*") if p.suffix in (".py", ".yaml", ".yml")]
+    for file in files:
+        for name in re.findall(r"docs/((?:\w+/)*[\w-]+\.md)", file.read_text(encoding="utf-8")):
+            assert (ROOT / "docs" / name).exists(), f"{_name(file)} names docs/{name}"

@@ -99,6 +99,6 @@ def test_what_serves_installs_the_extra() -> None:
     """A bare package would start neither from `make serve` nor from the image."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     extras = dict(re.findall(r"^EXTRAS_(\w+) = \[(\w+)\]$", makefile, re.MULTILINE))
-    assert extras == {name: name for name in ("serve", "train", "dev")}
+    assert extras == {name: name for name in ("serve", "train", "dev", "docs")}
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     assert 'pip install ".[serve${EXTRAS:+,$EXTRAS}]"' in dockerfile

@@ -33,7 +33,7 @@ from tests.distilled_decoding.fakes import (
 )
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "02-http-api.md").read_text(encoding="utf-8")
-DOCUMENTED = [(int(s), code) for s, code in re.findall(r"^\| (\d{3}) \| `(\w+)` \|", PAGE, re.MULTILINE)]
+DOCUMENTED = [(int(s), code) for s, code in re.findall(r"^\|(\d{3})\|`(\w+)`\|", PAGE, re.MULTILINE)]
 KINDS: dict[int, type[DDClientError]] = {
     **dict.fromkeys((400, 405, 406, 408, 413, 415, 431), BadRequestError),
     401: UnauthorizedError,
