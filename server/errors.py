@@ -67,7 +67,7 @@ class InvalidJSONError(BadRequestError):
 
 
 class InvalidHTTPError(BadRequestError):
-    """The request is not HTTP/1.1."""
+    """The request is not well-formed HTTP/1.1, or breaks a rule of it."""
 
     code = "invalid_http"
 
