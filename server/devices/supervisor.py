@@ -2,7 +2,8 @@
 
     start ─▶ up ─▶ dies or hangs ─▶ on_lost ─▶ another starts and loads the models ─▶ up, on_restored
 
-This is the only place that touches the pipe to the process.
+Nothing here waits for the process on the event loop: one that stops, in the middle of a message too, is ended
+after `hang_timeout`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from server.devices.messages import (
     Loaded,
     Unload,
 )
+from server.devices.pipe import MessagePipe
 from server.errors import ComputeError
 
 log = logging.getLogger("dd_server.worker")
@@ -79,7 +81,7 @@ class Supervisor:
         self._models: dict[str, Path] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
         self._process: ForkServerProcess | None = None
-        self._connection: Connection | None = None
+        self._pipe: MessagePipe | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._deaths = 0
@@ -88,7 +90,7 @@ class Supervisor:
     @property
     def up(self) -> bool:
         """True while the process lives and has its models."""
-        return self._connection is not None and self._reviving is None
+        return self._pipe is not None and self._reviving is None
 
     @property
     def pid(self) -> int | None:
@@ -103,8 +105,8 @@ class Supervisor:
         )
         await asyncio.to_thread(process.start)
         theirs.close()
-        self._process, self._connection = process, ours
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+        self._process = process
+        self._pipe = await MessagePipe.open(ours, self._receive, self._lost)
 
     async def load(self, model: str, folder: Path) -> None:
         """Load a model, now and in every process that follows; after an error, `unload` it.
@@ -129,12 +131,8 @@ class Supervisor:
 
     def send(self, command: Command) -> None:
         """Send a command; without a process it is lost."""
-        if self._connection is None:
-            return
-        try:
-            self._connection.send(command)
-        except OSError:
-            self._lost()
+        if self._pipe is not None:
+            self._pipe.send(command)
 
     async def stop(self) -> None:
         """End the process for good, with the pass that it runs."""
@@ -151,7 +149,7 @@ class Supervisor:
                 await asyncio.to_thread(process.join)
 
     async def _load(self, model: str, folder: Path) -> None:
-        if self._connection is None:
+        if self._pipe is None:
             raise ComputeError("the device process is being replaced; try again in a moment")
         future = self._loading[model] = asyncio.get_running_loop().create_future()
         self.send(Load(model, folder))
@@ -160,15 +158,7 @@ class Supervisor:
         finally:
             self._loading.pop(model, None)
 
-    def _readable(self) -> None:
-        connection = self._connection
-        if connection is None:
-            return
-        try:  # one answer a call, without asking whether there is another: the loop calls again
-            answer: Answer = connection.recv()
-        except (EOFError, OSError):  # the process has closed its end
-            self._lost()
-            return
+    def _receive(self, answer: Answer) -> None:
         if isinstance(answer, Loaded):
             future = self._loading.get(answer.model)
             if future is not None:
@@ -189,10 +179,9 @@ class Supervisor:
             self._watchdog.cancel()
 
     def _disconnect(self) -> None:
-        if self._connection is not None:
-            asyncio.get_running_loop().remove_reader(self._connection.fileno())
-            self._connection.close()
-            self._connection = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
 
     def _lost(self) -> None:
         """Replace the process, which is gone."""

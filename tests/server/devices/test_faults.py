@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -175,3 +177,29 @@ def test_the_device_process_ends_with_the_server(bundle_folder: Path) -> None:
         pid = live.pid
         os.kill(pid, 0)
     eventually(lambda: not Path(f"/proc/{pid}").exists(), "it is gone")
+
+
+def test_a_device_that_stops_at_any_moment_does_not_stop_the_server(bundle_folder: Path) -> None:
+    """Stopped in the middle of reading, computing or writing an answer, hundreds of times."""
+    draw = random.Random(5)
+    with running(bundle_folder) as live, ThreadPoolExecutor(2) as pool:
+        for turn in range(200):
+            asked = pool.submit(live.post, {"label": turn % 10, "seed": turn, "n": 3, "format": "webp"})
+            time.sleep(draw.uniform(0.0, 0.02))
+            os.kill(live.pid, signal.SIGSTOP)
+            try:
+                assert httpx.get(f"{live.url}/healthz", timeout=1.0).status_code == 200
+            finally:
+                os.kill(live.pid, signal.SIGCONT)
+            assert asked.result().status_code == 200
+        assert live.metric("dd_worker_restarts_total") == 0
+
+
+def test_a_device_that_stops_for_good_is_replaced_and_its_work_done_again(bundle_folder: Path) -> None:
+    with running(bundle_folder, hang_timeout=0.5) as live, ThreadPoolExecutor(1) as pool:
+        expected = live.post({"label": 1, "seed": 2, "n": 16}).json()["images"]
+        os.kill(live.pid, signal.SIGSTOP)
+        asked = pool.submit(live.post, {"label": 1, "seed": 2, "n": 16})
+        assert httpx.get(f"{live.url}/healthz", timeout=1.0).status_code == 200
+        assert asked.result().json()["images"] == expected
+        assert live.metric("dd_worker_restarts_total") == 1
