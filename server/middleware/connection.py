@@ -36,13 +36,12 @@ class _BoundedProtocol(HttpToolsProtocol):
     _part: Literal["", "head", "body"] = ""  # of a request, to which the next byte belongs
     _head: int | None = None  # bytes of a head that has not ended; None where it began in this read
     _dropped: int | None = None  # bytes after the last reply; None where there is another to come
-    _held = b""  # the head of a reply whose body has not come
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
-        self.is_closing = self.transport.is_closing  # for replies
+        self.write, self.is_closing = self.transport.write, self.transport.is_closing  # for replies
         self._late = self.loop.call_later(self.settings.receive_timeout, self._give_up)
         if len(self.connections) > self.settings.max_connections:
             self._refuse(CrowdedError("the server has too many connections", retry_after=1))
@@ -132,25 +131,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def write(self, data: bytes) -> None:
-        """Send a part of a reply, which takes the protocol for its transport: a head with the body that comes
-        in the same round of the loop. A segment more is a system call more, and wakes the client twice.
-        """
-        if not self._held and data.startswith(b"HTTP/"):
-            self._held = data
-            self.loop.call_soon(self._flush)
-        else:
-            self._held += data
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._held:
-            self.transport.write(self._held)
-            self._held = b""
-
     def close(self) -> None:
-        """End the connection behind a reply."""
-        self._flush()
+        """End the connection behind a reply, which takes the protocol for its transport."""
         if self._part:
             self._linger()
         else:
@@ -179,7 +161,6 @@ class _BoundedProtocol(HttpToolsProtocol):
             last = self.pipeline[0][0] if self.pipeline else self._running
             cast(RequestResponseCycle, last).keep_alive = False
             return
-        self._flush()
         if self._part == "body":
             if self.cycle.response_started:
                 self.transport.close()
