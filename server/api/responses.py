@@ -1,7 +1,7 @@
 """Send what a run makes: as one body when all of it is there, or as a stream of events.
 
-A stream is sent by sse-starlette, with pings for proxies that close silent connections. Neither watches for
-a client that leaves: `server.middleware` does, and cancels the request's task.
+A stream is sent by sse-starlette, with pings for proxies that close silent connections. Nothing here
+watches for a client that leaves: `server.middleware.connection` cancels the request's task.
 """
 
 from __future__ import annotations

@@ -2,22 +2,27 @@
 
 The middleware sees a request when its head is there. Here is what goes wrong before that or between two
 requests: what is not HTTP, a head without an end, a client that is silent, slow or does not read, a
-connection too many. docs/decisions/0005-the-connection-layer.md has the reasons.
+connection too many. Here alone, too, it is noticed that a client has left.
+docs/decisions/0005-the-connection-layer.md has the reasons.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import Any, Literal, cast
 
 import httptools
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError, CrowdedError, HeadTooLargeError, InvalidHTTPError, SlowClientError
 from server.errors import error_response as response_to
 from server.settings import Settings
 
+# What runs for these is cancelled when the client leaves: nobody else wants it.
+_GENERATING = ("/generate", "/v1/images/", "/images/")
 # What a client still sends after its last reply is dropped for this long, and so many bytes of it.
 _LINGER_SECONDS = 10.0
 _LINGER_BYTES = 256 * 2**20
@@ -35,6 +40,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     _running: RequestResponseCycle | None = None  # `cycle` is the newest, which may wait in `pipeline`
     _part: Literal["", "head", "body"] = ""  # of a request, to which the next byte belongs
     _head: int | None = None  # bytes of a head that has not ended; None where it began in this read
+    _task: asyncio.Task[Any] | None = None  # of the request that runs
+    _abandoned = False  # it has been cancelled, because nobody will read its reply
     _dropped: int | None = None  # bytes after the last reply; None where there is another to come
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -51,8 +58,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         self.resume_writing()
         if self._running is not None:  # uvicorn tells the newest alone
-            self._running.disconnected = True
-            self._running.message_event.set()
+            self._abandon(self._running)
         super().connection_lost(exc)
         self.cycle = self._running = None  # type: ignore[assignment]  # they refer to this
 
@@ -128,8 +134,32 @@ class _BoundedProtocol(HttpToolsProtocol):
             raise HeadTooLargeError(f"the request line and headers are longer than {most} bytes")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        self._running, self._task = cycle, None
+        super()._start_asgi_task(cycle, partial(self._serve, cycle, app))
+
+    def _abandon(self, cycle: RequestResponseCycle) -> None:
+        """End a request whose reply nobody will read."""
+        cycle.disconnected = True
+        cycle.message_event.set()
+        wanted = not (cycle.more_body or cycle.scope["path"].startswith(_GENERATING))
+        if self._task is not None and not (cycle.response_complete or wanted):
+            self._abandoned = True
+            self._task.cancel()
+
+    async def _serve(
+        self, cycle: RequestResponseCycle, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Run the application for a request until it has replied, or is abandoned: the one place that
+        notices that a client has left.
+        """
+        if cycle.disconnected:
+            return
+        self._task = task = cast("asyncio.Task[Any]", asyncio.current_task())
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._abandoned or task.uncancel():  # the server's end cancels as well
+                raise
 
     def close(self) -> None:
         """End the connection behind a reply, which takes the protocol for its transport."""
@@ -165,8 +195,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             if self.cycle.response_started:
                 self.transport.close()
                 return
-            self.cycle.disconnected = True  # the application need not reply
-            self.cycle.message_event.set()
+            self._abandon(self.cycle)  # the application need not reply
         reply = response_to(error)
         reply.headers["connection"] = "close"
         head = b"".join(b"%b: %b\r\n" % header for header in reply.raw_headers)

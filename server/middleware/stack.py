@@ -7,13 +7,12 @@ From the outside in:
     Cors                preflights, and the headers that other pages may read (`server.middleware.cors`)
     LastResort          a bug becomes a clean 500
     RequireKey          401 (`server.middleware.auth`)
-    CancelOnDisconnect  ends what runs for a client that has left (`server.middleware.disconnect`)
     BodyLimit           413 (`server.middleware.limits`)
     Direct              the busiest endpoints, without the router
     the routes
 
-`BaseHTTPMiddleware` (`@app.middleware`) costs as much as the rest of a request, and takes the
-client's disconnection away from the routes.
+`BaseHTTPMiddleware` (`@app.middleware`) costs as much as the rest of a request. A client that leaves is
+noticed by the connection (`server.middleware.connection`), which cancels the task of its request.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from dd_core.errors import InvalidRequestError
 from server.errors import ApiError, error_response, http_error_response, internal_error
 from server.middleware.auth import RequireKey, read_keys
 from server.middleware.cors import Cors
-from server.middleware.disconnect import CancelOnDisconnect
 from server.middleware.limits import BodyLimit
 from server.observability.logs import CLIENT_LEFT, log_request, shown_path
 from server.observability.tracing import add_tracing, make_provider
@@ -60,7 +58,6 @@ def install_middleware(app: FastAPI, settings: Settings, direct: Sequence[Route]
     # The last one added is the outermost.
     app.add_middleware(Direct, routes=direct)
     app.add_middleware(BodyLimit, max_body_size=settings.max_body_bytes)
-    app.add_middleware(CancelOnDisconnect)
     app.add_middleware(RequireKey, api_keys=api_keys, admin_keys=admin_keys)
     app.add_middleware(LastResort)
     if settings.cors_origins:

@@ -40,11 +40,18 @@ def in_chunks(body: bytes, trailers: bytes = b"") -> bytes:
 def connected(live: Running, receive_buffer: int | None = None) -> Iterator[socket.socket]:
     """A connection to a server."""
     host, port = live.url.removeprefix("http://").split(":")
+    with connected_to((host, int(port)), receive_buffer) as raw:
+        yield raw
+
+
+@contextmanager
+def connected_to(address: tuple[str, int], receive_buffer: int | None = None) -> Iterator[socket.socket]:
+    """A connection to an address."""
     with socket.socket() as raw:
         if receive_buffer is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         raw.settimeout(PATIENCE)
-        raw.connect((host, int(port)))
+        raw.connect(address)
         yield raw
 
 

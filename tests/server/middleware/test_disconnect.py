@@ -1,59 +1,46 @@
-"""Clients that leave: what runs for them is cancelled, by one task, and nothing else is."""
+"""Clients that leave: what runs for them is cancelled, and nothing else is."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
-from server.middleware.disconnect import CancelOnDisconnect
-from tests.server.helpers import Gate, Running, eventually, running
-from tests.server.middleware.sockets import CHUNKED, HEAD, REQUEST, connected, post, vanish
+from server.launcher import bind
+from server.middleware.connection import protocol
+from server.settings import Settings
+from tests.server.helpers import PATIENCE, Gate, Running, eventually, running
+from tests.server.middleware.sockets import (
+    CHUNKED,
+    HEAD,
+    REQUEST,
+    connected,
+    connected_to,
+    post,
+    rest,
+    vanish,
+)
 from tests.server.test_errors import OK
 
 MANY = post(json.dumps({"label": "ship", "n": 16}).encode())
-LEAVES = {"type": "http.disconnect"}
-App = Callable[[Any, Any, Any], Awaitable[None]]
-
-
-class Client:
-    """The other side of an ASGI application: it sends parts of a body, and leaves when it is told to."""
-
-    def __init__(self, *parts: bytes) -> None:
-        self._parts = [
-            {"type": "http.request", "body": part, "more_body": number + 1 < len(parts)}
-            for number, part in enumerate(parts)
-        ]
-        self.leaves = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
-
-    async def receive(self) -> dict[str, Any]:
-        if self._parts:
-            return self._parts.pop(0)
-        await self.leaves.wait()
-        return LEAVES
-
-    async def send(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
-        await asyncio.sleep(0)
-
-    def ask(self, app: App, path: str = "/generate", method: str = "POST") -> asyncio.Task[None]:
-        scope = {"type": "http", "path": path, "method": method}
-        run = CancelOnDisconnect(app)(scope, self.receive, self.send)  # type: ignore[arg-type]
-        return asyncio.create_task(run)  # type: ignore[arg-type]
 
 
 class Application:
-    """Reads the body, then computes for ever, or streams for ever, or answers; keeps what happened."""
+    """Read the body, then compute for ever, stream for ever, or answer; keep what happened."""
 
     def __init__(self, does: str = "computes") -> None:
         self.does = does
         self.body = b""
-        self.began = asyncio.Event()
+        self.began = threading.Event()
+        self.ended = threading.Event()
         self.cancelled = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -66,110 +53,101 @@ class Application:
             self.began.set()
             if self.does == "computes":
                 await asyncio.Event().wait()
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            while self.does == "streams":
-                await send({"type": "http.response.body", "body": b"event", "more_body": True})
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
             if self.does == "listens":
                 await receive()
+                await asyncio.Event().wait()
             await send({"type": "http.response.body", "body": b"done"})
             await asyncio.sleep(0.05)  # closes what it opened
         except asyncio.CancelledError:
             self.cancelled = True
             raise
+        finally:
+            self.ended.set()
 
 
-@pytest.mark.parametrize("does", ["computes", "streams", "listens"])
+@contextmanager
+def serving(app: Any) -> Iterator[tuple[uvicorn.Server, tuple[str, int]]]:
+    """uvicorn with our protocol, in a thread."""
+    with bind("127.0.0.1", 0) as bound:
+        config = uvicorn.Config(
+            app, http=protocol(Settings()), lifespan="off", log_config=None, timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            eventually(lambda: server.started, "it listens")
+            yield server, bound.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join(PATIENCE)
+
+
+def asked(method: str, path: str, body: bytes = b"") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize("does", ["computes", "listens"])
 @pytest.mark.parametrize(
-    ("path", "method", "parts"),
-    [
-        ("/generate", "POST", (b"{}",)),
-        ("/v1/images/generations", "POST", (b'{"la', b'bel": ', b"1}")),
-        ("/images/receipt", "GET", ()),
-        ("/images/receipt", "HEAD", (b"",)),
-    ],
+    ("path", "method"),
+    [("/generate", "POST"), ("/v1/images/generations", "POST"), ("/images/r", "GET"), ("/images/r", "HEAD")],
 )
 def test_what_runs_for_a_client_that_leaves_is_cancelled(
-    does: str, path: str, method: str, parts: tuple[bytes, ...]
+    does: str, path: str, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While it computes, streams, or itself waits for the client; the task ends as if it had returned."""
-
-    async def scenario() -> None:
-        app, client = Application(does), Client(*parts)
-        task = client.ask(app, path, method)
-        await app.began.wait()
-        await asyncio.sleep(0.01)
-        assert not task.done()
-        client.leaves.set()
-        await asyncio.wait_for(task, 5)
-        assert app.cancelled and not task.cancelling()
-        assert app.body == (b"".join(parts) if method == "POST" else b"")
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(scenario())
+    """While it computes, or waits between two parts of its reply; the task ends as if it had returned."""
+    app = Application(does)
+    with serving(app) as (_, address):
+        with connected_to(address) as raw:
+            raw.sendall(asked(method, path, b"{}"))
+            assert app.began.wait(PATIENCE)
+        assert app.ended.wait(PATIENCE)
+    assert app.cancelled and app.body == (b"{}" if method == "POST" else b"")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
     """The application does not see a body that is shorter than what was sent."""
-
-    async def scenario() -> None:
-        app, client = Application(), Client(b"{", b"}")
-        client._parts.pop()
-        client.leaves.set()
-        await asyncio.wait_for(client.ask(app), 5)
-        assert app.cancelled and not app.began.is_set() and client.sent == []
-
-    asyncio.run(scenario())
+    app = Application()
+    with serving(app) as (_, address):
+        with connected_to(address) as raw:
+            raw.sendall(asked("POST", "/generate", b"{}")[:-1])
+            eventually(lambda: app.body == b"{", "the first part is read")
+        assert app.ended.wait(PATIENCE)
+    assert app.cancelled and not app.began.is_set()
 
 
-@pytest.mark.parametrize("leaves", [False, True])
-def test_nobody_is_cancelled_once_the_reply_is_sent(leaves: bool) -> None:
-    """Servers say that the client has left where the reply is over."""
-
-    async def scenario() -> None:
-        app, client = Application("answers"), Client(b"{}")
-        task = client.ask(app)
-        while len(client.sent) < 2:
-            await asyncio.sleep(0)
-        if leaves:
-            client.leaves.set()
-        await asyncio.wait_for(task, 5)
-        assert not app.cancelled
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(scenario())
+def test_nobody_is_cancelled_once_the_reply_is_sent() -> None:
+    app = Application("answers")
+    with serving(app) as (_, address):
+        with connected_to(address) as raw:
+            raw.sendall(asked("POST", "/generate", b"{}"))
+            assert raw.recv(65536).startswith(b"HTTP/1.1 200")
+        assert app.ended.wait(PATIENCE)
+    assert not app.cancelled
 
 
-@pytest.mark.parametrize("leaves", [False, True])
-def test_a_server_that_shuts_down_cancels_as_before(leaves: bool) -> None:
-    """Also where the client leaves in the same moment."""
-
-    async def scenario() -> None:
-        app, client = Application(), Client(b"{}")
-        task = client.ask(app)
-        await app.began.wait()
-        if leaves:
-            client.leaves.set()
-            await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(asyncio.shield(task), 5)
-        assert task.cancelled()
-
-    asyncio.run(scenario())
+def test_other_requests_of_a_client_that_leaves_go_on() -> None:
+    """To load a model, for example: the client may ask later what became of it."""
+    app = Application()
+    with serving(app) as (_, address):
+        with connected_to(address) as raw:
+            raw.sendall(asked("POST", "/admin/models", b"{}"))
+            assert app.began.wait(PATIENCE)
+        assert not app.ended.wait(0.2)
 
 
-def test_probes_have_no_task() -> None:
-    async def scenario() -> None:
-        seen: list[Any] = []
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            seen.extend([receive, send, len(asyncio.all_tasks())])
-
-        client = Client()
-        await client.ask(app, "/healthz", "GET")
-        assert seen == [client.receive, client.send, 2]
-
-    asyncio.run(scenario())
+def test_a_server_that_shuts_down_cancels_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    app = Application()
+    with serving(app) as (server, address), connected_to(address) as raw:
+        raw.sendall(asked("POST", "/generate", b"{}"))
+        assert app.began.wait(PATIENCE)
+        server.should_exit = True
+        rest(raw)
+    assert app.cancelled
+    assert "CancelledError" in caplog.text
 
 
 # ---- over HTTP
