@@ -30,16 +30,7 @@ from torch import Tensor, nn
 from dd_core.errors import BundleNotFoundError, HashMismatchError, ManifestError, WeightsError
 from dd_core.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from dd_core.models.adapters import load_strictly
-from dd_core.models.build import (
-    AnyStudent,
-    AnyTeacher,
-    AnyTokenizer,
-    new_student,
-    new_teacher,
-    new_tokenizer,
-    on_meta,
-    restore,
-)
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_models, on_meta, restore
 from dd_core.plan import Preset
 from dd_core.sampling import Sampler
 from dd_core.text.config import T5Config
@@ -108,14 +99,10 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
     folder = find_bundle(source)
     manifest = read_manifest(folder)
     with on_meta():
-        tokenizer = new_tokenizer(manifest.vq)
-        student = None if manifest.student is None else new_student(manifest.student)
-        teacher = None if manifest.teacher is None else new_teacher(manifest.teacher, tokenizer)
-    _load_module(tokenizer, folder, manifest, "tokenizer", device)
-    if student is not None:
-        _load_module(student, folder, manifest, "student", device)
-    if teacher is not None:
-        _load_module(teacher, folder, manifest, "teacher", device)
+        tokenizer, student, teacher = new_models(manifest.vq, manifest.student, manifest.teacher)
+    for name, module in {"tokenizer": tokenizer, "student": student, "teacher": teacher}.items():
+        if module is not None:
+            _load_module(module, folder, manifest, name, device)
     marginals = _load_marginals(folder, manifest, device)
     layout = manifest.model.layout
     sampler = Sampler(layout, tokenizer, student, teacher, marginals, manifest.draw, manifest.flow, device)

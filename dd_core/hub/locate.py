@@ -63,8 +63,7 @@ def fetch(spec: ModelSpec, target: Path) -> None:
         HubError, StorageError, BundleError: see `pull` and `convert`.
     """
     # The hub's library takes half a second to import, which only this needs.
-    from dd_core.hub.convert import LocalFile, convert
+    from dd_core.hub.convert import convert
     from dd_core.hub.pull import pull
 
-    pulled = pull(spec.files)
-    convert(spec, {part: LocalFile.of_hub(part, file) for part, file in pulled.items()}, target)
+    convert(spec, pull(spec.files), target)

@@ -42,6 +42,18 @@ def new_teacher(cfg: ModelConfig, tokenizer: AnyTokenizer) -> AnyTeacher:
     return VARTeacher(cfg, tokenizer.next_inputs)
 
 
+def new_models(
+    vq: TokenizerConfig, student: ModelConfig | None, teacher: ModelConfig | None
+) -> tuple[AnyTokenizer, AnyStudent | None, AnyTeacher | None]:
+    """Tokenizer, student and teacher; raises as `new_teacher`."""
+    tokenizer = new_tokenizer(vq)
+    return (
+        tokenizer,
+        None if student is None else new_student(student),
+        None if teacher is None else new_teacher(teacher, tokenizer),
+    )
+
+
 def on_meta() -> torch.device:
     """A context in which modules are built without memory or initialisation.
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from dd_core import bundle as bundle_module
 from dd_core.bundle import load_bundle
 from dd_core.errors import BundleNotFoundError, InvalidRequestError, StorageError, WeightsError
-from dd_core.hub.convert import LocalFile, convert
+from dd_core.hub.convert import convert
 from dd_core.hub.locate import existing, fetch, locate
+from dd_core.hub.pull import LocalFile
 from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec, PartName
 from dd_core.hub.storage import models_folder

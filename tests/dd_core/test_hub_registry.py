@@ -46,8 +46,8 @@ def test_a_spec_is_a_manifest_whose_plans_fit(spec: ModelSpec) -> None:
         manifest.model.layout.block_sizes[-1] if spec.family == "var" else manifest.model.layout.num_tokens
     )
     assert tokens == sides**2
-    assert (spec.student_file is None) == (spec.student is None)
-    assert (spec.teacher_file is None) == (spec.teacher is None)
+    assert ("student" in spec.files) == (spec.student is not None)
+    assert ("teacher" in spec.files) == (spec.teacher is not None)
 
 
 # Elements of parameters, counted on the authors' own modules.
