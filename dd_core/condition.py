@@ -69,6 +69,10 @@ class ClassCondition(Condition):
     noun = "class indices"
     labels_B: Tensor
 
+    def filled(self, label: int) -> ClassCondition:
+        """The same class for as many images."""
+        return ClassCondition(torch.full_like(self.labels_B, label))
+
 
 @dataclass(frozen=True, eq=False)
 class TextCondition(Condition):

@@ -166,13 +166,13 @@ class Block(nn.Module):
         return h + self.feed_forward(self.ffn_norm(h))  # type: ignore[no-any-return]
 
 
-class CaptionProjection(nn.Module):
-    """fc2(gelu(fc1 x)), with the tanh form of GELU and no biases."""
+class GeluFeedForward(nn.Module):
+    """fc2(gelu(fc1 x)), with the tanh form of GELU: VAR's feed-forward layer, LlamaGen's of text states."""
 
-    def __init__(self, text_dim: int, dim: int) -> None:
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(text_dim, dim, bias=False)
-        self.fc2 = nn.Linear(dim, dim, bias=False)
+        self.fc1 = nn.Linear(in_dim, hidden, bias)
+        self.fc2 = nn.Linear(hidden, out_dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
@@ -189,7 +189,7 @@ class CaptionEmbedding(nn.Module):
 
     def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
-        self.cap_proj = CaptionProjection(cfg.text_dim, cfg.dim)
+        self.cap_proj = GeluFeedForward(cfg.text_dim, cfg.dim, cfg.dim, bias=False)
         start = torch.randn(cfg.text_tokens, cfg.text_dim) / cfg.text_dim**0.5
         self.register_buffer("uncond_embedding", start)
 
@@ -226,8 +226,7 @@ class LabelEmbedding(nn.Module):
 
     def null_like(self, cond: Condition) -> Condition:
         """The null class, for as many images."""
-        labels_B = of_kind(cond, ClassCondition).labels_B
-        return ClassCondition(torch.full_like(labels_B, self.null_class))
+        return of_kind(cond, ClassCondition).filled(self.null_class)
 
 
 class FinalLayer(nn.Module):

@@ -153,5 +153,4 @@ class LlamaGenStudent(_Trunk):
         h = h[:, prefix:]
         return self.final_layer_conti(h, start[:, -1]), self.output(self.norm(h))
 
-    def forward(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        return self.predict(x_BLC, cond, step_B)
+    forward = predict

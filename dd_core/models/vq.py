@@ -8,27 +8,15 @@ checkpoints (`vq_ds16_c2i.pt`), except that the codebook is `codebook_raw` here.
 from __future__ import annotations
 
 import itertools
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core.codebook import lookup, nearest
-from dd_core.models.config import VQConfig
+from dd_core.models.config import MultiScaleConfig, VQConfig
 
-
-class Widths(Protocol):
-    """Fields of a config that encoder and decoder read: this family's and VAR's."""
-
-    @property
-    def z_channels(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def channel_multipliers(self) -> tuple[int, ...]: ...
-    @property
-    def res_blocks(self) -> int: ...
+Config = VQConfig | MultiScaleConfig
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -60,10 +48,7 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = _norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.norm(x)
@@ -97,24 +82,20 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, with attention at the lowest, and a change of scale."""
 
+    downsample: nn.Module
+    upsample: nn.Module
+
     def __init__(self, widths: list[int], attention: bool) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
         self.res = nn.ModuleList(ResBlock(a, b) for a, b in pairs)
-        self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs) if attention else nn.ModuleList()
-        self.downsample: Downsample | None = None
-        self.upsample: Upsample | None = None
+        self.attn = nn.ModuleList(AttnBlock(b) if attention else nn.Identity() for _, b in pairs)
+        self.downsample, self.upsample = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, res in enumerate(self.res):
-            x = res(x)
-            if self.attn:
-                x = self.attn[i](x)
-        if self.downsample is not None:
-            x = self.downsample(x)
-        if self.upsample is not None:
-            x = self.upsample(x)
-        return x
+        for res, attn in zip(self.res, self.attn, strict=True):
+            x = attn(res(x))
+        return self.upsample(self.downsample(x))  # type: ignore[no-any-return]
 
 
 def _middle(channels: int) -> nn.ModuleList:
@@ -124,22 +105,20 @@ def _middle(channels: int) -> nn.ModuleList:
 class Encoder(nn.Module):
     """Image → `[B, z, h, w]`, one level a resolution, the lowest with attention."""
 
-    def __init__(self, cfg: Widths) -> None:
+    def __init__(self, cfg: Config) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in cfg.channel_multipliers]
-        last = len(widths) - 1
         self.conv_in = nn.Conv2d(3, cfg.channels, 3, padding=1)
         self.conv_blocks = nn.ModuleList()
-        before = cfg.channels
-        for i, width in enumerate(widths):
+        last = len(widths) - 1
+        for i, (before, width) in enumerate(itertools.pairwise([cfg.channels, *widths])):
             level = Level([before] + [width] * cfg.res_blocks, attention=i == last)
             if i != last:
                 level.downsample = Downsample(width)
             self.conv_blocks.append(level)
-            before = width
-        self.mid = _middle(before)
-        self.norm_out = _norm(before)
-        self.conv_out = nn.Conv2d(before, cfg.z_channels, 3, padding=1)
+        self.mid = _middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], cfg.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -151,22 +130,19 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Levels in order of execution: level 0 is the lowest resolution and has the attention."""
 
-    def __init__(self, cfg: Widths) -> None:
+    def __init__(self, cfg: Config) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in reversed(cfg.channel_multipliers)]
-        last = len(widths) - 1
         self.conv_in = nn.Conv2d(cfg.z_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
         self.conv_blocks = nn.ModuleList()
-        before = widths[0]
-        for i, width in enumerate(widths):
+        for i, (before, width) in enumerate(itertools.pairwise([widths[0], *widths])):
             level = Level([before] + [width] * (cfg.res_blocks + 1), attention=i == 0)
-            if i != last:
+            if i != len(widths) - 1:
                 level.upsample = Upsample(width)
             self.conv_blocks.append(level)
-            before = width
-        self.norm_out = _norm(before)
-        self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_in(z)
