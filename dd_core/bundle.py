@@ -34,7 +34,7 @@ from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_model
 from dd_core.plan import Preset
 from dd_core.sampling import Sampler
 from dd_core.text.config import T5Config
-from dd_core.text.encoder import PromptEncoder, TextEncoder
+from dd_core.text.encoder import PromptEncoder
 from dd_core.text.minilm import MiniLM, MiniLMStates, packed, read_tokenizer, unpacked
 from dd_core.text.t5 import T5States
 
@@ -55,7 +55,7 @@ class Bundle:
     manifest: Manifest
     sampler: Sampler
     presets: tuple[Preset, ...]
-    text: TextEncoder | None = None
+    text: PromptEncoder | None = None
 
     @property
     def name(self) -> str:
@@ -212,7 +212,7 @@ def _load_module(
     module.to(device).eval().requires_grad_(False)
 
 
-def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> TextEncoder | None:
+def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> PromptEncoder | None:
     """The encoder of prompts; one on the hub is fetched when the first prompt comes."""
     cfg = manifest.text
     if cfg is None:

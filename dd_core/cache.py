@@ -5,9 +5,9 @@ Shapes: N layers, B batch, H heads, S positions (start token and tokens), E head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -24,22 +24,9 @@ class KVCache:
     length: int = 0
 
     @classmethod
-    def allocate(
-        cls,
-        layers: int,
-        batch: int,
-        heads: int,
-        capacity: int,
-        head_dim: int,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> KVCache:
-        """An empty cache of `[N, B, H, S, E]` twice."""
-        shape = (layers, batch, heads, capacity, head_dim)
-        return cls(
-            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        )
+    def allocate(cls, shape: Sequence[int], like: Tensor) -> KVCache:
+        """An empty cache of `[N, B, H, S, E]` twice, on the device and of the type of `like`."""
+        return cls(like.new_zeros(shape), like.new_zeros(shape))
 
     @property
     def batch(self) -> int:
@@ -60,7 +47,3 @@ class KVCache:
     def advance(self, positions: int) -> None:
         """Counts `positions` as valid, once every layer has written them."""
         self.length += positions
-
-    def reset(self) -> None:
-        """Forgets everything; the memory stays."""
-        self.length = 0

@@ -310,7 +310,7 @@ def sample_codes(
     """Final codes `[B, L, C]` on the sampler's device: one row for each condition and (seed, index) key.
 
     Args:
-        cond: class indices, or texts (`TextEncoder.encode`).
+        cond: class indices, or texts (`PromptEncoder.encode`).
 
     Raises:
         InvalidRequestError: not as many conditions as keys, or of another kind than the model's.

@@ -81,19 +81,12 @@ def state_dict_at(
         found: Any = content
         for key in place:
             found = found.get(key) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping) and found and all(_is_tensor_item(i) for i in found.items()):
-            return dict(found), place
+        items = found.items() if isinstance(found, Mapping) else ()
+        if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
+            return dict(items), place
     there = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-    looked = " or ".join(_place_name(p) for p in places)
+    looked = " or ".join("".join(f"[{key!r}]" for key in place) or "its top level" for place in places)
     shown = there if len(there) <= 200 else there[:200] + "…"
     raise WeightsError(
         f"{source}: no state dict in {looked}; the file holds {shown}", param=Path(source).name
     )
-
-
-def _is_tensor_item(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _place_name(place: tuple[str, ...]) -> str:
-    return "".join(f"[{key!r}]" for key in place) or "its top level"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dd_core.bundle import builtin_bundles, find_bundle
+from dd_core.bundle import find_bundle
 from dd_core.errors import BundleNotFoundError
 from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec
@@ -30,12 +30,11 @@ def locate(source: str | Path, *, known: dict[str, ModelSpec] | None = None) -> 
         return folder
     spec = known.get(str(source))
     if spec is None:
-        raise BundleNotFoundError(
-            f"no bundle {str(source)!r}: neither a folder with a manifest.json nor one of the built-in "
-            f"models ({', '.join(builtin_bundles()) or 'none in this installation'}), nor a published one "
-            f"({', '.join(known)})",
-            param="model",
-        )
+        try:
+            return find_bundle(source)
+        except BundleNotFoundError as error:
+            says = f"{error}, nor a published one ({', '.join(known)})"
+            raise BundleNotFoundError(says, param="model") from None
     fetch(spec, models_folder() / spec.name)
     return models_folder() / spec.name
 

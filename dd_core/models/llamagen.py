@@ -101,10 +101,9 @@ class LlamaGenTeacher(_Trunk):
         return self.output(self.norm(h[:, self.cfg.prefix - 1 :]))  # type: ignore[no-any-return]
 
     def new_cache(self, batch: int) -> KVCache:
-        weight = self.output.weight
         cfg = self.cfg
         shape = (cfg.layers, batch, cfg.heads, cfg.prefix - 1 + self.layout.num_tokens, cfg.head_dim)
-        return KVCache.allocate(*shape, device=weight.device, dtype=weight.dtype)
+        return KVCache.allocate(shape, like=self.output.weight)
 
     def block_logits(self, tokens_BL: Tensor, cond: Condition, step: int, cache: KVCache) -> Tensor:
         """Logits of token `step`, `[B, 1, V]`, reading what the cache does not hold yet.

@@ -184,9 +184,9 @@ class VARTeacher(_Trunk):
         return self._run(tokens_BL, cond, 0, len(self.cfg.sides), None)
 
     def new_cache(self, batch: int) -> KVCache:
-        weight, cfg = self.head.weight, self.cfg
+        cfg = self.cfg
         shape = (cfg.depth, batch, cfg.heads, self.layout.num_tokens, cfg.head_dim)
-        return KVCache.allocate(*shape, device=weight.device, dtype=weight.dtype)
+        return KVCache.allocate(shape, like=self.head.weight)
 
     def block_logits(self, tokens_BL: Tensor, cond: Condition, step: int, cache: KVCache) -> Tensor:
         """Logits of the tokens of scale `step`, `[B, p², V]`.
