@@ -37,7 +37,7 @@ from dd_core.models.adapters import (
     student_mask_of,
 )
 from dd_core.models.build import new_models, on_meta
-from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig
+from dd_core.models.config import MultiScaleConfig, VARConfig
 from dd_core.text.config import T5Config
 
 log = logging.getLogger("dd_core.hub")
@@ -97,9 +97,8 @@ def manifest_of(spec: ModelSpec, sources: list[Source]) -> Manifest:
     LlamaGen's text models read FLAN-T5-XL, which it names.
     """
     shared = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "files"}
-    model, text = spec.student or spec.teacher, None
-    if isinstance(model, LlamaGenConfig) and model.text_dim:
-        text = T5Config(length=model.text_tokens, dim=model.text_dim)
+    model = spec.student or spec.teacher
+    text = T5Config(length=model.text_tokens, dim=model.text_dim) if model and model.text_dim else None
     return Manifest(**shared, text=text, flow=FlowSettings(), sources=sources)
 
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from dd_core.errors import InvalidRequestError
 from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry
-from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import ModelConfig, TokenizerConfig, VARConfig
 
 PartName = Literal["tokenizer", "student", "teacher"]
 PARTS = get_args(PartName)
@@ -55,9 +55,9 @@ class ModelSpec:
     image_size: int
     classes: tuple[str, ...]
     files: Mapping[PartName, RemoteFile]
-    vq: VQConfig | MultiScaleConfig
-    student: LlamaGenConfig | VARConfig | None = None
-    teacher: LlamaGenConfig | VARConfig | None
+    vq: TokenizerConfig
+    student: ModelConfig | None = None
+    teacher: ModelConfig | None
     draw: LogitSettings
     presets: tuple[PresetEntry, ...]
     data: str
@@ -67,7 +67,7 @@ class ModelSpec:
     def reads_text(self) -> bool:
         """True if the condition is a text."""
         model = self.student or self.teacher
-        return isinstance(model, LlamaGenConfig) and model.text_dim > 0
+        return model is not None and model.text_dim > 0
 
     def without_teacher(self) -> ModelSpec:
         """The student alone, and the plans that it can run.

@@ -6,14 +6,12 @@ import torch
 from torch import nn
 
 from dd_core.errors import WeightsError
-from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import ModelConfig, MultiScaleConfig, TokenizerConfig, VARConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.multiscale_vq import MultiScaleVQ
 from dd_core.models.var import VARStudent, VARTeacher
 from dd_core.models.vq import VQTokenizer
 
-TokenizerConfig = VQConfig | MultiScaleConfig
-ModelConfig = LlamaGenConfig | VARConfig
 AnyTokenizer = VQTokenizer | MultiScaleVQ
 AnyStudent = LlamaGenStudent | VARStudent
 AnyTeacher = LlamaGenTeacher | VARTeacher

@@ -27,12 +27,16 @@ class _Autoencoder:
 
 
 class _Transformer:
-    """The last row of the label table, `num_classes`, is the null class."""
+    """The last row of the label table, `num_classes`, is the null class. Without `text_dim` the condition is
+    a class.
+    """
 
     __pydantic_config__: ClassVar = STRICT
     dim: int
     heads: int
     num_classes: int
+    text_tokens: int = 0
+    text_dim: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -164,3 +168,7 @@ class VARConfig(_Transformer, _Scales):
     def hidden(self) -> int:
         """Feed-forward width."""
         return round(self.dim * self.mlp_ratio)
+
+
+TokenizerConfig = VQConfig | MultiScaleConfig
+ModelConfig = LlamaGenConfig | VARConfig

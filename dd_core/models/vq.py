@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core.codebook import lookup, nearest
-from dd_core.models.config import MultiScaleConfig, VQConfig
-
-Config = VQConfig | MultiScaleConfig
+from dd_core.models.config import TokenizerConfig, VQConfig
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -105,7 +103,7 @@ def _middle(channels: int) -> nn.ModuleList:
 class Encoder(nn.Module):
     """Image → `[B, z, h, w]`, one level a resolution, the lowest with attention."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: TokenizerConfig) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in cfg.channel_multipliers]
         self.conv_in = nn.Conv2d(3, cfg.channels, 3, padding=1)
@@ -130,7 +128,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Levels in order of execution: level 0 is the lowest resolution and has the attention."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: TokenizerConfig) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in reversed(cfg.channel_multipliers)]
         self.conv_in = nn.Conv2d(cfg.z_channels, widths[0], 3, padding=1)
