@@ -102,7 +102,7 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
         tokenizer, student, teacher = new_models(manifest.vq, manifest.student, manifest.teacher)
     for name, module in {"tokenizer": tokenizer, "student": student, "teacher": teacher}.items():
         if module is not None:
-            _load_module(module, folder, manifest, name, device)
+            _fill(module, _read_checked(folder, manifest, name), folder / name, device)
     marginals = _load_marginals(folder, manifest, device)
     layout = manifest.model.layout
     sampler = Sampler(layout, tokenizer, student, teacher, marginals, manifest.draw, manifest.flow, device)
@@ -201,13 +201,10 @@ def _read_checked(folder: Path, manifest: Manifest, name: str) -> dict[str, Tens
         raise WeightsError(f"{path}: not a safetensors file: {error}", param=path.name) from error
 
 
-def _load_module(
-    module: nn.Module, folder: Path, manifest: Manifest, name: str, device: torch.device
-) -> None:
+def _fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, device: torch.device) -> None:
     """Fills a module that was built on the meta device; its weights become float32 on `device`."""
-    state = _read_checked(folder, manifest, name)
     state = {k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for k, v in state.items()}
-    load_strictly(module, state, f"{folder / name}.safetensors")
+    load_strictly(module, state, f"{source}.safetensors")
     restore(module)
     module.to(device).eval().requires_grad_(False)
 
@@ -225,8 +222,7 @@ def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> Prompt
     state = unpacked(_read_checked(folder, manifest, "text"), f"{folder / 'text'}.safetensors")
     with on_meta():
         module = MiniLM(cfg)
-    load_strictly(module, state, f"{folder / 'text'}.safetensors")
-    module.to(device).eval().requires_grad_(False)
+    _fill(module, state, folder / "text", device)
     return PromptEncoder(MiniLMStates(module, pieces), cfg.length, cfg.dim)
 
 
@@ -237,7 +233,7 @@ def _load_marginals(folder: Path, manifest: Manifest, device: torch.device) -> T
     cfg = manifest.model
     shape = (cfg.num_classes, cfg.layout.num_tokens, cfg.codebook_size)
     found = state.get("log_frequency")
-    if found is None or tuple(found.shape) != shape:
+    if found is None or found.shape != shape:
         got = None if found is None else list(found.shape)
         raise WeightsError(
             f"{folder}: marginals need log_frequency of shape {list(shape)}, got {got}",

@@ -286,11 +286,7 @@ def check_plan(sampler: Sampler, plan: Plan) -> None:
             f"plan {plan.name} is for {plan.num_blocks} blocks, this model has {sampler.layout.num_blocks}",
             param="plan",
         )
-    present = {
-        "student": sampler.student,
-        "teacher": sampler.teacher,
-        "marginal": sampler.marginals_KLV,
-    }
+    present = {"student": sampler.student, "teacher": sampler.teacher, "marginal": sampler.marginals_KLV}
     missing = sorted(actor for actor in plan.needs if present[actor] is None)
     if missing:
         raise InvalidPlanError(

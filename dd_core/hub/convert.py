@@ -114,11 +114,9 @@ def _existing(target: Path) -> Manifest | None:
 
 def _planned(spec: ModelSpec, sources: list[Source], found: Manifest) -> Manifest:
     """The manifest that a conversion would write, but for what only reading the weights can tell."""
-    made = manifest_of(spec, sources).model_copy(update={"files": found.files})
-    if isinstance(made.student, VARConfig) and isinstance(found.student, VARConfig):
-        student = replace(made.student, student_mask=found.student.student_mask)
-        made = made.model_copy(update={"student": student})
-    return made
+    if isinstance(spec.student, VARConfig) and isinstance(found.student, VARConfig):
+        spec = replace(spec, student=replace(spec.student, student_mask=found.student.student_mask))
+    return manifest_of(spec, sources).model_copy(update={"files": found.files})
 
 
 def _checked(spec: ModelSpec, files: Mapping[PartName, LocalFile]) -> tuple[dict[str, Any], ModelSpec]:

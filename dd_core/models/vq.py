@@ -8,6 +8,7 @@ checkpoints (`vq_ds16_c2i.pt`), except that the codebook is `codebook_raw` here.
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + self.nin_shortcut(x)  # type: ignore[no-any-return]
+        return self.conv2(F.silu(self.norm2(h))) + self.nin_shortcut(x)  # type: ignore[no-any-return]
 
 
 class AttnBlock(nn.Module):
@@ -55,26 +55,16 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(out[:, 0].transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
-class Downsample(nn.Module):
+def downsample(channels: int) -> nn.Module:
     """Stride-2 convolution; zero padding on the right and at the bottom only."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+    pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv))
 
 
-class Upsample(nn.Module):
+def upsample(channels: int) -> nn.Module:
     """Nearest neighbour ×2, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+    larger, conv = nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(larger=larger, conv=conv))
 
 
 class Level(nn.Module):
@@ -112,7 +102,7 @@ class Encoder(nn.Module):
         for i, (before, width) in enumerate(itertools.pairwise([cfg.channels, *widths])):
             level = Level([before] + [width] * cfg.res_blocks, attention=i == last)
             if i != last:
-                level.downsample = Downsample(width)
+                level.downsample = downsample(width)
             self.conv_blocks.append(level)
         self.mid = _middle(widths[-1])
         self.norm_out = _norm(widths[-1])
@@ -137,7 +127,7 @@ class Decoder(nn.Module):
         for i, (before, width) in enumerate(itertools.pairwise([widths[0], *widths])):
             level = Level([before] + [width] * (cfg.res_blocks + 1), attention=i == 0)
             if i != len(widths) - 1:
-                level.upsample = Upsample(width)
+                level.upsample = upsample(width)
             self.conv_blocks.append(level)
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
