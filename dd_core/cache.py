@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class KVCache:
-    """Keys and values of the positions seen so far; `length` of `capacity` positions are valid.
+    """Keys and values of the positions seen so far; the first `length` positions are valid.
 
     The tensors have their full size from the start and are written in place, so that their
     addresses and shapes stay the same for all steps of a sample.
@@ -32,14 +32,10 @@ class KVCache:
     def batch(self) -> int:
         return self.keys.shape[1]
 
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
     def write(self, layer: int, keys_BHSE: Tensor, values_BHSE: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new positions of one layer after `length`; returns all valid keys and values."""
-        stop = self.length + keys_BHSE.shape[2]
-        assert stop <= self.capacity, f"cache of {self.capacity} positions asked to hold {stop}"
+        stop, capacity = self.length + keys_BHSE.shape[2], self.keys.shape[3]
+        assert stop <= capacity, f"cache of {capacity} positions asked to hold {stop}"
         self.keys[layer, :, :, self.length : stop] = keys_BHSE
         self.values[layer, :, :, self.length : stop] = values_BHSE
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]

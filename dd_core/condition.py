@@ -47,10 +47,7 @@ class Condition:
 
     def where(self, first_B: Tensor, other: Self) -> Self:
         """These rows where `first_B` is True, else those of `other`."""
-        return self._each(
-            lambda a, b: torch.where(first_B.view(-1, *[1] * (a.dim() - 1)), a, b),
-            other,
-        )
+        return self._each(lambda a, b: torch.where(first_B.view(-1, *[1] * (a.dim() - 1)), a, b), other)
 
     def _each(self, function: Callable[..., Tensor], *others: Self) -> Self:
         """`function` of each field, of these conditions and of others of the same kind."""

@@ -96,12 +96,7 @@ def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayou
 
 
 def student_jump(
-    student: Student,
-    codebook_VC: Tensor,
-    x_BLC: Tensor,
-    cond: Condition,
-    step_B: Tensor,
-    split_B: Tensor,
+    student: Student, codebook_VC: Tensor, x_BLC: Tensor, cond: Condition, step_B: Tensor, split_B: Tensor
 ) -> Tensor:
     """F_θ(X_t, t) of Eq. 6: final codes `[B, L, C]` from any point of a trajectory.
 

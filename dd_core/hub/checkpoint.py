@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -36,20 +37,15 @@ def read_checkpoint(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        archive = is_zipfile(path)  # which torch can map; files from before torch 1.6 are none
         with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a safetensors file: {error}", param=path.name) from error
     except OSError:
         raise
     except Exception as error:  # a damaged pickle fails in any way there is
         raise WeightsError(f"{path}: {_why(error)}", param=path.name) from error
-
-
-def _is_archive(path: Path) -> bool:
-    """True if torch can map the file: those from before torch 1.6 are no zip archives."""
-    with path.open("rb") as data:
-        return data.read(4) == b"PK\x03\x04"
 
 
 def _why(error: Exception) -> str:

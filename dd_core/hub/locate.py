@@ -35,7 +35,11 @@ def locate(source: str | Path, *, known: dict[str, ModelSpec] | None = None) -> 
         except BundleNotFoundError as error:
             says = f"{error}, nor a published one ({', '.join(known)})"
             raise BundleNotFoundError(says, param="model") from None
-    fetch(spec, models_folder() / spec.name)
+    # The hub's library takes half a second to import, which only this needs.
+    from dd_core.hub.convert import convert
+    from dd_core.hub.pull import pull
+
+    convert(spec, pull(spec.files), models_folder() / spec.name)
     return models_folder() / spec.name
 
 
@@ -53,16 +57,3 @@ def existing(source: str | Path) -> Path | None:
 def converted() -> list[str]:
     """Names of the models that were converted on this machine."""
     return sorted(path.parent.name for path in models_folder().glob("*/manifest.json"))
-
-
-def fetch(spec: ModelSpec, target: Path) -> None:
-    """Pulls a published model's files and converts them.
-
-    Raises:
-        HubError, StorageError, BundleError: see `pull` and `convert`.
-    """
-    # The hub's library takes half a second to import, which only this needs.
-    from dd_core.hub.convert import convert
-    from dd_core.hub.pull import pull
-
-    convert(spec, pull(spec.files), target)

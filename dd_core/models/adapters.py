@@ -113,12 +113,9 @@ def adapt_llamagen_vq(state: Mapping[str, Tensor], source: str = "LlamaGen VQ") 
 def adapt_llamagen_gpt(state: Mapping[str, Tensor], source: str = "LlamaGen GPT") -> Adapted:
     """`c2i_*.pt`, `t2i_*.pt`, and the students `llamagen-{B,L}.pt`."""
     rules: dict[str, Name] = {
-        r"((layers|tok_embeddings|norm|output|cls_embedding|n_d_embed|final_layer_conti)\..*)": r"\1",
+        r"((layers|tok_embeddings|norm|output|cls_embedding|n_d_embed|final_layer_conti)\..*)": r"\1"
     }
-    ignorable = {
-        r"layers\.\d+\.attention\.kv_cache\..*": _CACHE,
-        r"freqs_cis|causal_mask": _DERIVED,
-    }
+    ignorable = {r"layers\.\d+\.attention\.kv_cache\..*": _CACHE, r"freqs_cis|causal_mask": _DERIVED}
     return adapt(state, rules, ignorable, source)
 
 

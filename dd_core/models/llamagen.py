@@ -16,14 +16,7 @@ from dd_core.cache import KVCache
 from dd_core.condition import Condition
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.config import LlamaGenConfig
-from dd_core.models.layers import (
-    Block,
-    CaptionEmbedding,
-    FinalLayer,
-    LabelEmbedding,
-    RMSNorm,
-    rope_table,
-)
+from dd_core.models.layers import Block, CaptionEmbedding, FinalLayer, LabelEmbedding, RMSNorm, rope_table
 
 
 def _init(module: nn.Module) -> None:
