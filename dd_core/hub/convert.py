@@ -26,16 +26,7 @@ from dd_core.hub.pull import LocalFile
 from dd_core.hub.spec import PARTS, ModelSpec, PartName
 from dd_core.hub.storage import check_room, exclusive, room_errors
 from dd_core.manifest import Manifest, Source, read_manifest
-from dd_core.models.adapters import (
-    Adapted,
-    adapt_llamagen_gpt,
-    adapt_llamagen_vq,
-    adapt_var,
-    adapt_var_dd,
-    adapt_var_vqvae,
-    load_strictly,
-    student_mask_of,
-)
+from dd_core.models import adapters
 from dd_core.models.build import new_models, on_meta
 from dd_core.models.config import MultiScaleConfig, VARConfig
 from dd_core.text.config import T5Config
@@ -133,7 +124,7 @@ def _checked(spec: ModelSpec, files: Mapping[PartName, LocalFile]) -> tuple[dict
     for part, state in states.items():
         module = modules[part]
         assert module is not None, "a part with a file has an architecture"
-        load_strictly(module, state, str(files[part].path))
+        adapters.load_strictly(module, state, str(files[part].path))
     return modules, spec
 
 
@@ -152,20 +143,22 @@ def _read(part: PartName, spec: ModelSpec, path: Path) -> tuple[dict[str, Tensor
     return adapted.state, _with_mask(spec, raw, adapted) if part == "student" else spec
 
 
-def _adapt(part: PartName, spec: ModelSpec, raw: Mapping[str, Tensor], source: str) -> Adapted:
+def _adapt(part: PartName, spec: ModelSpec, raw: Mapping[str, Tensor], source: str) -> adapters.Adapted:
     if spec.family == "llamagen":
-        return adapt_llamagen_vq(raw, source) if part == "tokenizer" else adapt_llamagen_gpt(raw, source)
-    if part == "tokenizer":
+        adapt = adapters.adapt_llamagen_vq if part == "tokenizer" else adapters.adapt_llamagen_gpt
+    elif part == "tokenizer":
         assert isinstance(spec.vq, MultiScaleConfig)
-        return adapt_var_vqvae(raw, len(spec.vq.channel_multipliers), source)
-    return adapt_var_dd(raw, source) if part == "student" else adapt_var(raw, source)
+        return adapters.adapt_var_vqvae(raw, len(spec.vq.channel_multipliers), source)
+    else:
+        adapt = adapters.adapt_var_dd if part == "student" else adapters.adapt_var
+    return adapt(raw, source)
 
 
-def _with_mask(spec: ModelSpec, raw: Mapping[str, Tensor], adapted: Adapted) -> ModelSpec:
+def _with_mask(spec: ModelSpec, raw: Mapping[str, Tensor], adapted: adapters.Adapted) -> ModelSpec:
     """The attention mask that a VAR student's file brings along wins over the released code's."""
     if not isinstance(spec.student, VARConfig):
         return spec
-    kind, mask = student_mask_of(raw, spec.student)
+    kind, mask = adapters.student_mask_of(raw, spec.student)
     if kind != "released":
         log.warning("%s: the file's attention mask is not the released code's but %s; it is used", spec.name,
                     {"paper": "the paper's", "checkpoint": "one of its own"}[kind])  # fmt: skip

@@ -19,17 +19,7 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors as hub
 from huggingface_hub.file_download import hf_hub_download, http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -183,7 +173,7 @@ def _transfer(remote: _Remote) -> None:
                 expected_size=remote.size,
                 displayed_filename=file.file,
             )
-        except HfHubHTTPError as error:
+        except hub.HfHubHTTPError as error:
             if error.response.status_code == _RANGE_NOT_SATISFIABLE:
                 out.truncate(0)  # the file is shorter there than what is here: begin anew next time
             raise
@@ -222,19 +212,19 @@ def _hub_errors(file: RemoteFile) -> Iterator[None]:
     revision = file.revision or "main"
     try:
         yield
-    except (GatedRepoError, LocalTokenNotFoundError) as error:
+    except (hub.GatedRepoError, hub.LocalTokenNotFoundError) as error:
         raise HubAccessError(f"{file}: {_first(error)}; accept its terms and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
+    except hub.RepositoryNotFoundError as error:
         raise HubFileMissingError(
             f"the hub has no repository {file.repo}, or it is private: set HF_TOKEN if you may read it"
         ) from error
-    except RevisionNotFoundError as error:
+    except hub.RevisionNotFoundError as error:
         raise HubFileMissingError(f"{file.repo} has no revision {revision}") from error
-    except RemoteEntryNotFoundError as error:
+    except hub.RemoteEntryNotFoundError as error:
         raise HubFileMissingError(
             f"{file.repo} has no file {file.file} at revision {revision}: it may have been renamed"
         ) from error
-    except HfHubHTTPError as error:
+    except hub.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             says = f"{file}: the hub refuses ({status}): set HF_TOKEN to a token that may read it"
@@ -246,9 +236,9 @@ def _hub_errors(file: RemoteFile) -> Iterator[None]:
     except (
         httpx2.HTTPError,
         httpx2.InvalidURL,
-        OfflineModeIsEnabled,
-        FileMetadataError,
-        LocalEntryNotFoundError,
+        hub.OfflineModeIsEnabled,
+        hub.FileMetadataError,
+        hub.LocalEntryNotFoundError,
     ) as error:
         raise HubUnreachableError(
             f"{file}: {constants.ENDPOINT} cannot be reached or broke off ({_first(error)}). Run the "

@@ -14,10 +14,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from dd_core import plan
 from dd_core.errors import BundleNotFoundError
-from dd_core.hub.classes import imagenet_classes
 from dd_core.hub.spec import ModelSpec, RemoteFile
 from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry
@@ -47,6 +47,14 @@ _VAR_DRAW = LogitSettings(guidance=1.5, guidance_schedule="linear", top_k=900, t
 _VAR_DD_DRAW = LogitSettings(guidance=2.0, guidance_schedule="linear", top_k=900, top_p=0.95)
 _LLAMAGEN_DD_DRAW = LogitSettings(guidance=2.0, top_k=8000)
 _T2I_DRAW = LogitSettings(guidance=7.5, top_k=1000)
+
+
+@cache
+def imagenet_classes() -> tuple[str, ...]:
+    """The names of ImageNet's 1,000 classes, each the words of a WordNet synset, in the order of the models'
+    indices. "crane" and "maillot" each stand for two classes, as in the data set itself.
+    """
+    return tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
 
 
 def _published(what: Plan, fid: float | None) -> PresetEntry:

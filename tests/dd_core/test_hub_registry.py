@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from dd_core.errors import BundleNotFoundError, InvalidRequestError
-from dd_core.hub.classes import imagenet_classes
 from dd_core.hub.convert import manifest_of
-from dd_core.hub.registry import find_spec, registry
+from dd_core.hub.registry import find_spec, imagenet_classes, registry
 from dd_core.hub.spec import ModelSpec
 from dd_core.manifest import Manifest
 from dd_core.models.build import new_student, new_teacher, new_tokenizer, on_meta
