@@ -30,8 +30,15 @@ from dd_core import plan
 from dd_core.condition import ClassCondition
 from dd_core.errors import InvalidRequestError
 from dd_core.layout import data_positions
-from dd_core.models.build import ModelConfig, TokenizerConfig, new_student, new_tokenizer
-from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.build import new_student, new_tokenizer
+from dd_core.models.config import (
+    LlamaGenConfig,
+    ModelConfig,
+    MultiScaleConfig,
+    TokenizerConfig,
+    VARConfig,
+    VQConfig,
+)
 from dd_core.noise import batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import Sampler, run_plan, to_pixels

@@ -30,20 +30,11 @@ from torch import Tensor, nn
 from dd_core.errors import BundleNotFoundError, HashMismatchError, ManifestError, WeightsError
 from dd_core.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from dd_core.models.adapters import load_strictly
-from dd_core.models.build import (
-    AnyStudent,
-    AnyTeacher,
-    AnyTokenizer,
-    new_student,
-    new_teacher,
-    new_tokenizer,
-    on_meta,
-    restore,
-)
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_models, on_meta, restore
 from dd_core.plan import Preset
 from dd_core.sampling import Sampler
 from dd_core.text.config import T5Config
-from dd_core.text.encoder import PromptEncoder, TextEncoder
+from dd_core.text.encoder import PromptEncoder
 from dd_core.text.minilm import MiniLM, MiniLMStates, packed, read_tokenizer, unpacked
 from dd_core.text.t5 import T5States
 
@@ -64,7 +55,7 @@ class Bundle:
     manifest: Manifest
     sampler: Sampler
     presets: tuple[Preset, ...]
-    text: TextEncoder | None = None
+    text: PromptEncoder | None = None
 
     @property
     def name(self) -> str:
@@ -108,14 +99,10 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
     folder = find_bundle(source)
     manifest = read_manifest(folder)
     with on_meta():
-        tokenizer = new_tokenizer(manifest.vq)
-        student = None if manifest.student is None else new_student(manifest.student)
-        teacher = None if manifest.teacher is None else new_teacher(manifest.teacher, tokenizer)
-    _load_module(tokenizer, folder, manifest, "tokenizer", device)
-    if student is not None:
-        _load_module(student, folder, manifest, "student", device)
-    if teacher is not None:
-        _load_module(teacher, folder, manifest, "teacher", device)
+        tokenizer, student, teacher = new_models(manifest.vq, manifest.student, manifest.teacher)
+    for name, module in {"tokenizer": tokenizer, "student": student, "teacher": teacher}.items():
+        if module is not None:
+            _fill(module, _read_checked(folder, manifest, name), folder / name, device)
     marginals = _load_marginals(folder, manifest, device)
     layout = manifest.model.layout
     sampler = Sampler(layout, tokenizer, student, teacher, marginals, manifest.draw, manifest.flow, device)
@@ -214,18 +201,15 @@ def _read_checked(folder: Path, manifest: Manifest, name: str) -> dict[str, Tens
         raise WeightsError(f"{path}: not a safetensors file: {error}", param=path.name) from error
 
 
-def _load_module(
-    module: nn.Module, folder: Path, manifest: Manifest, name: str, device: torch.device
-) -> None:
+def _fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, device: torch.device) -> None:
     """Fills a module that was built on the meta device; its weights become float32 on `device`."""
-    state = _read_checked(folder, manifest, name)
     state = {k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for k, v in state.items()}
-    load_strictly(module, state, f"{folder / name}.safetensors")
+    load_strictly(module, state, f"{source}.safetensors")
     restore(module)
     module.to(device).eval().requires_grad_(False)
 
 
-def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> TextEncoder | None:
+def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> PromptEncoder | None:
     """The encoder of prompts; one on the hub is fetched when the first prompt comes."""
     cfg = manifest.text
     if cfg is None:
@@ -238,8 +222,7 @@ def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> TextEn
     state = unpacked(_read_checked(folder, manifest, "text"), f"{folder / 'text'}.safetensors")
     with on_meta():
         module = MiniLM(cfg)
-    load_strictly(module, state, f"{folder / 'text'}.safetensors")
-    module.to(device).eval().requires_grad_(False)
+    _fill(module, state, folder / "text", device)
     return PromptEncoder(MiniLMStates(module, pieces), cfg.length, cfg.dim)
 
 
@@ -250,7 +233,7 @@ def _load_marginals(folder: Path, manifest: Manifest, device: torch.device) -> T
     cfg = manifest.model
     shape = (cfg.num_classes, cfg.layout.num_tokens, cfg.codebook_size)
     found = state.get("log_frequency")
-    if found is None or tuple(found.shape) != shape:
+    if found is None or found.shape != shape:
         got = None if found is None else list(found.shape)
         raise WeightsError(
             f"{folder}: marginals need log_frequency of shape {list(shape)}, got {got}",

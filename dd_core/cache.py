@@ -5,15 +5,15 @@ Shapes: N layers, B batch, H heads, S positions (start token and tokens), E head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
 @dataclass
 class KVCache:
-    """Keys and values of the positions seen so far; `length` of `capacity` positions are valid.
+    """Keys and values of the positions seen so far; the first `length` positions are valid.
 
     The tensors have their full size from the start and are written in place, so that their
     addresses and shapes stay the same for all steps of a sample.
@@ -24,35 +24,18 @@ class KVCache:
     length: int = 0
 
     @classmethod
-    def allocate(
-        cls,
-        layers: int,
-        batch: int,
-        heads: int,
-        capacity: int,
-        head_dim: int,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> KVCache:
-        """An empty cache of `[N, B, H, S, E]` twice."""
-        shape = (layers, batch, heads, capacity, head_dim)
-        return cls(
-            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        )
+    def allocate(cls, shape: Sequence[int], like: Tensor) -> KVCache:
+        """An empty cache of `[N, B, H, S, E]` twice, on the device and of the type of `like`."""
+        return cls(like.new_zeros(shape), like.new_zeros(shape))
 
     @property
     def batch(self) -> int:
         return self.keys.shape[1]
 
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
     def write(self, layer: int, keys_BHSE: Tensor, values_BHSE: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new positions of one layer after `length`; returns all valid keys and values."""
-        stop = self.length + keys_BHSE.shape[2]
-        assert stop <= self.capacity, f"cache of {self.capacity} positions asked to hold {stop}"
+        stop, capacity = self.length + keys_BHSE.shape[2], self.keys.shape[3]
+        assert stop <= capacity, f"cache of {capacity} positions asked to hold {stop}"
         self.keys[layer, :, :, self.length : stop] = keys_BHSE
         self.values[layer, :, :, self.length : stop] = values_BHSE
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
@@ -60,7 +43,3 @@ class KVCache:
     def advance(self, positions: int) -> None:
         """Counts `positions` as valid, once every layer has written them."""
         self.length += positions
-
-    def reset(self) -> None:
-        """Forgets everything; the memory stays."""
-        self.length = 0

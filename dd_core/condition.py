@@ -47,10 +47,7 @@ class Condition:
 
     def where(self, first_B: Tensor, other: Self) -> Self:
         """These rows where `first_B` is True, else those of `other`."""
-        return self._each(
-            lambda a, b: torch.where(first_B.view(-1, *[1] * (a.dim() - 1)), a, b),
-            other,
-        )
+        return self._each(lambda a, b: torch.where(first_B.view(-1, *[1] * (a.dim() - 1)), a, b), other)
 
     def _each(self, function: Callable[..., Tensor], *others: Self) -> Self:
         """`function` of each field, of these conditions and of others of the same kind."""
@@ -68,6 +65,10 @@ class ClassCondition(Condition):
 
     noun = "class indices"
     labels_B: Tensor
+
+    def filled(self, label: int) -> ClassCondition:
+        """The same class for as many images."""
+        return ClassCondition(torch.full_like(self.labels_B, label))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,17 +102,3 @@ def of_kind(cond: Condition, kind: type[Kind]) -> Kind:
 def as_condition(cond: Sequence[int] | Tensor | Condition) -> Condition:
     """A condition as it is; class indices, in a list or a tensor, as a condition."""
     return cond if isinstance(cond, Condition) else ClassCondition(torch.as_tensor(cond, dtype=torch.long))
-
-
-def left_padded(states_BTN: Tensor, mask_BT: Tensor) -> TextCondition:
-    """From an encoder's right-padded output: valid rows move to the end, the others become zero.
-
-    Args:
-        mask_BT: 1 or True for valid positions, which come first.
-    """
-    length, valid = states_BTN.shape[1], mask_BT.bool()
-    shift = valid.sum(1, keepdim=True)
-    index = (torch.arange(length, device=states_BTN.device) + shift) % length
-    moved = states_BTN.gather(1, index[..., None].expand_as(states_BTN))
-    mask = valid.flip(1)
-    return TextCondition(moved * mask[..., None].to(moved.dtype), mask)

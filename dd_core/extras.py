@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _OURS = {"dd_core", "distilled_decoding", "server", "training"}
 
 
 def run_command(module: str, *, extra: str, command: str) -> None:
-    """Run `main` of a module that needs `extra`.
+    """Run `main` of a module that needs `extra`; where a package of it is missing, say what to install.
 
     Args:
         command: as the message about a missing package names it.
@@ -19,20 +17,8 @@ def run_command(module: str, *, extra: str, command: str) -> None:
     Raises:
         SystemExit: 2, after that message.
     """
-    with needing(extra, command):
-        found = importlib.import_module(module)
-    found.main()
-
-
-@contextmanager
-def needing(extra: str, command: str) -> Iterator[None]:
-    """For the imports of a command: where a package of `extra` is missing, one line says what to install.
-
-    Raises:
-        SystemExit: 2, after that line.
-    """
     try:
-        yield
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in _OURS:  # our own mistake
@@ -42,3 +28,4 @@ def needing(extra: str, command: str) -> Iterator[None]:
             f"pip install 'distilled-decoding[{extra}]'\n"
         )
         raise SystemExit(2) from None
+    found.main()

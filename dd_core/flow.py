@@ -96,13 +96,12 @@ def flow_map(noise_NC: Tensor, log_p_NV: Tensor, codebook_VC: Tensor, settings: 
 def _solve(x: Tensor, log_p: Tensor, codes: Tensor, settings: FlowSettings) -> Tensor:
     """Carries `x` from t = 0 to x̂ at the last grid time, `evaluations` look-ups of x̂ in all."""
     n, order = settings.evaluations, SOLVERS[settings.solver]
-    times = [i / n for i in range(n)]
     history: list[tuple[float, Tensor]] = []  # (λ, x̂), newest first; only finite λ
-    for i, t in enumerate(times):
+    for i in range(n):
+        t, after = i / n, (i + 1) / n
         mean = posterior_mean(x, t, log_p, codes)
         if i == n - 1:
             return mean
-        after = times[i + 1]
         if t > 0:
             history = [(math.log(t / (1 - t)), mean), *history][:order]
         decay = (1 - after) / (1 - t)

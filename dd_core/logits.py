@@ -41,21 +41,20 @@ class LogitSettings:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.guidance < 0:
-            raise InvalidRequestError(f"guidance must not be negative, got {self.guidance}", param="guidance")
-        if self.guidance_schedule not in ("constant", "linear"):
-            raise InvalidRequestError(
-                f"guidance_schedule must be constant or linear, not {self.guidance_schedule!r}",
-                param="guidance_schedule",
-            )
-        if self.temperature <= 0:
-            raise InvalidRequestError(
-                f"temperature must be positive, got {self.temperature}", param="temperature"
-            )
-        if self.top_k < 0:
-            raise InvalidRequestError(f"top_k must be 0 (all) or more, got {self.top_k}", param="top_k")
-        if not 0 < self.top_p <= 1:
-            raise InvalidRequestError(f"top_p must be in (0, 1], got {self.top_p}", param="top_p")
+        rules = (
+            ("guidance", self.guidance < 0, "not be negative, got"),
+            (
+                "guidance_schedule",
+                self.guidance_schedule not in ("constant", "linear"),
+                "be constant or linear, not",
+            ),
+            ("temperature", self.temperature <= 0, "be positive, got"),
+            ("top_k", self.top_k < 0, "be 0 (all) or more, got"),
+            ("top_p", not 0 < self.top_p <= 1, "be in (0, 1], got"),
+        )
+        for name, broken, rule in rules:
+            if broken:
+                raise InvalidRequestError(f"{name} must {rule} {getattr(self, name)!r}", param=name)
 
     @property
     def guided(self) -> bool:

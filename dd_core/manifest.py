@@ -153,18 +153,17 @@ class Manifest(_Strict):
             raise ValueError(f"{len(self.classes)} class names for {wanted} classes")
         if self.text is not None:
             for m in models:
-                read = (m.text_tokens, m.text_dim) if isinstance(m, LlamaGenConfig) else (0, 0)
-                if read != (self.text.length, self.text.dim):
+                if (m.text_tokens, m.text_dim) != (self.text.length, self.text.dim):
                     raise ValueError(
                         f"text gives {self.text.length} states of {self.text.dim}, the model reads "
-                        f"{read[0]} of {read[1]}"
+                        f"{m.text_tokens} of {m.text_dim}"
                     )
         return self
 
     @property
     def model(self) -> LlamaGenConfig | VARConfig:
         """The student's architecture, or the teacher's where there is none: layout and classes."""
-        found = self.student if self.student is not None else self.teacher
+        found = self.student or self.teacher
         assert found is not None, "the validator asks for one"
         return found
 
@@ -193,7 +192,7 @@ class Manifest(_Strict):
     @property
     def reads_text(self) -> bool:
         """True if the condition is a text."""
-        return isinstance(self.model, LlamaGenConfig) and self.model.text_dim > 0
+        return self.model.text_dim > 0
 
 
 def read_manifest(folder: Path) -> Manifest:

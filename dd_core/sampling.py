@@ -96,12 +96,7 @@ def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayou
 
 
 def student_jump(
-    student: Student,
-    codebook_VC: Tensor,
-    x_BLC: Tensor,
-    cond: Condition,
-    step_B: Tensor,
-    split_B: Tensor,
+    student: Student, codebook_VC: Tensor, x_BLC: Tensor, cond: Condition, step_B: Tensor, split_B: Tensor
 ) -> Tensor:
     """F_θ(X_t, t) of Eq. 6: final codes `[B, L, C]` from any point of a trajectory.
 
@@ -286,11 +281,7 @@ def check_plan(sampler: Sampler, plan: Plan) -> None:
             f"plan {plan.name} is for {plan.num_blocks} blocks, this model has {sampler.layout.num_blocks}",
             param="plan",
         )
-    present = {
-        "student": sampler.student,
-        "teacher": sampler.teacher,
-        "marginal": sampler.marginals_KLV,
-    }
+    present = {"student": sampler.student, "teacher": sampler.teacher, "marginal": sampler.marginals_KLV}
     missing = sorted(actor for actor in plan.needs if present[actor] is None)
     if missing:
         raise InvalidPlanError(
@@ -310,7 +301,7 @@ def sample_codes(
     """Final codes `[B, L, C]` on the sampler's device: one row for each condition and (seed, index) key.
 
     Args:
-        cond: class indices, or texts (`TextEncoder.encode`).
+        cond: class indices, or texts (`PromptEncoder.encode`).
 
     Raises:
         InvalidRequestError: not as many conditions as keys, or of another kind than the model's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import sleep
 from collections.abc import AsyncGenerator
-from types import TracebackType
+from contextlib import aclosing
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
@@ -12,15 +12,9 @@ import httpx2
 from distilled_decoding import calls
 from distilled_decoding.calls import MAX_EVENT_BYTES, Call
 from distilled_decoding.contract import GenerateOptions, ImageFormat, StreamOptions
-from distilled_decoding.errors import (
-    ConnectionFailedError,
-    DDClientError,
-    OverloadedError,
-    error_of,
-    translated,
-)
+from distilled_decoding.errors import DDClientError, error_of, translated
 from distilled_decoding.results import Generation, ImageEvent, Model
-from distilled_decoding.retries import Attempts, Limits
+from distilled_decoding.retries import Attempts
 
 T = TypeVar("T")
 
@@ -37,15 +31,13 @@ class AsyncClient:
         *,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self._limits = Limits(timeout, retries)
+        self._limits = timeout, retries
         self._http = httpx2.AsyncClient(**calls.http_options(base_url, api_key), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -59,16 +51,13 @@ class AsyncClient:
     async def stream(self, **options: Unpack[StreamOptions]) -> AsyncGenerator[ImageEvent, None]:
         """See `Client.stream`. To stop early, wrap it in `contextlib.aclosing`."""
         call = calls.stream(options)
-        response = await self._open(call)
-        try:
+        async with aclosing(await self._open(call)) as response:
             reader = call.read(response)
             with translated():
                 async for event in httpx2.EventSource(response, MAX_EVENT_BYTES):
                     for picture in reader.read(event):
                         yield picture
             reader.end()
-        finally:
-            await response.aclose()
 
     async def image(self, receipt: str, format: ImageFormat | None = None) -> bytes:  # noqa: A002
         """See `Client.image`."""
@@ -81,21 +70,18 @@ class AsyncClient:
     async def ready(self) -> bool:
         """See `Client.ready`."""
         try:
-            return await self._answer(calls.ready(), Limits(self._limits.timeout, retries=0))
-        except (OverloadedError, ConnectionFailedError):
+            return await self._answer(calls.ready())
+        except calls.NOT_READY:
             return False
 
-    async def _answer(self, call: Call[T], limits: Limits | None = None) -> T:
-        response = await self._open(call, limits)
-        try:
+    async def _answer(self, call: Call[T]) -> T:
+        async with aclosing(await self._open(call)) as response:
             with translated():
                 await response.aread()
-        finally:
-            await response.aclose()
         return call.read(response)
 
-    async def _open(self, call: Call[Any], limits: Limits | None = None) -> httpx2.Response:
-        attempts = Attempts(call, limits or self._limits)
+    async def _open(self, call: Call[Any]) -> httpx2.Response:
+        attempts = Attempts(call, *self._limits)
         while True:
             try:
                 with translated():
@@ -103,10 +89,8 @@ class AsyncClient:
                     response = await self._http.send(request, stream=True)
                     if response.is_success:
                         return response
-                    try:
+                    async with aclosing(response):
                         await response.aread()
-                    finally:
-                        await response.aclose()
                 raise error_of(response)
             except DDClientError as error:
                 pause = attempts.wait_after(error)

@@ -6,6 +6,7 @@ server validates them, and a newer server may allow more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -20,6 +21,7 @@ from distilled_decoding.errors import (
     ConnectionFailedError,
     InvalidReplyError,
     InvalidURLError,
+    OverloadedError,
     error_in_stream,
 )
 from distilled_decoding.results import Generation, ImageEvent, Model, Models
@@ -28,6 +30,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 MAX_EVENT_BYTES = 64 * 2**20  # an image in base64: far more than any needs
+NOT_READY = (OverloadedError, ConnectionFailedError)
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ class Call(Generic[T]):
     path: str
     body: Mapping[str, Any] | None = None
     accept: str = "application/json"
+    retried: bool = True
 
     @property
-    def deadline(self) -> float | None:
-        """`deadline_ms` in seconds; None where it is absent, or no number: the server refuses that."""
+    def deadline(self) -> float:
+        """`deadline_ms` in seconds; infinite where it is absent, or no number: the server refuses that."""
         deadline_ms = (self.body or {}).get("deadline_ms")
-        return deadline_ms / 1e3 if isinstance(deadline_ms, int | float) else None
+        return deadline_ms / 1e3 if isinstance(deadline_ms, int | float) else math.inf
 
 
 def http_options(base_url: str, api_key: str | None) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def http_options(base_url: str, api_key: str | None) -> dict[str, Any]:
 
 def generate(options: Mapping[str, Any]) -> Call[Generation]:
     """`POST /generate` with one JSON reply."""
-    return Call(lambda reply: _valid(Generation, reply.content, reply), "POST", "/generate", _given(options))
+    return Call(lambda reply: _valid(Generation, reply), "POST", "/generate", _given(options))
 
 
 def stream(options: Mapping[str, Any]) -> Call[EventReader]:
@@ -86,12 +90,12 @@ def image(receipt: str, image_format: ImageFormat | None) -> Call[bytes]:
 
 def models() -> Call[list[Model]]:
     """`GET /models`."""
-    return Call(lambda reply: _valid(Models, reply.content, reply).models, "GET", "/models")
+    return Call(lambda reply: _valid(Models, reply).models, "GET", "/models")
 
 
 def ready() -> Call[bool]:
-    """`GET /readyz`."""
-    return Call(lambda reply: reply.is_success, "GET", "/readyz")
+    """`GET /readyz`, once; one of `NOT_READY` is raised where the answer is no, or none comes."""
+    return Call(lambda reply: reply.is_success, "GET", "/readyz", retried=False)
 
 
 class EventReader:
@@ -108,11 +112,11 @@ class EventReader:
             DDClientError: it is the `error` event, or does not follow the contract.
         """
         if event.event == "image":
-            return [_valid(ImageEvent, event.data, self._response)]
+            return [_valid(ImageEvent, self._response, event.data)]
         if event.event == "error":
             raise error_in_stream(event.data, self._response.headers.get(REQUEST_ID))
         if event.event == "done":
-            _valid(DoneEvent, event.data, self._response)
+            _valid(DoneEvent, self._response, event.data)
             self._done = True
         return []
 
@@ -132,9 +136,9 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _valid(model: type[M], data: bytes | str, reply: httpx2.Response) -> M:
+def _valid(model: type[M], reply: httpx2.Response, event: str | None = None) -> M:
     try:
-        return model.model_validate_json(data)
+        return model.model_validate_json(reply.content if event is None else event)
     except ValidationError as error:
         raise InvalidReplyError(
             f"the reply of {reply.url.path} does not follow the contract: {error}",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from time import sleep
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
@@ -12,15 +12,9 @@ import httpx2
 from distilled_decoding import calls
 from distilled_decoding.calls import MAX_EVENT_BYTES, Call
 from distilled_decoding.contract import GenerateOptions, ImageFormat, StreamOptions
-from distilled_decoding.errors import (
-    ConnectionFailedError,
-    DDClientError,
-    OverloadedError,
-    error_of,
-    translated,
-)
+from distilled_decoding.errors import DDClientError, error_of, translated
 from distilled_decoding.results import Generation, ImageEvent, Model
-from distilled_decoding.retries import Attempts, Limits
+from distilled_decoding.retries import Attempts
 
 T = TypeVar("T")
 
@@ -51,15 +45,13 @@ class Client:
         *,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self._limits = Limits(timeout, retries)
+        self._limits = timeout, retries
         self._http = httpx2.Client(**calls.http_options(base_url, api_key), transport=transport)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -77,15 +69,12 @@ class Client:
         the loop over it does: the server then cancels the rest.
         """
         call = calls.stream(options)
-        response = self._open(call)
-        try:
+        with closing(self._open(call)) as response:
             reader = call.read(response)
             with translated():
                 for event in httpx2.EventSource(response, MAX_EVENT_BYTES):
                     yield from reader.read(event)
             reader.end()
-        finally:
-            response.close()
 
     def image(self, receipt: str, format: ImageFormat | None = None) -> bytes:  # noqa: A002  # the contract's
         """Fetch the file of the image that a receipt names: the same bytes every time."""
@@ -98,32 +87,26 @@ class Client:
     def ready(self) -> bool:
         """True where the server accepts requests now, False also where none answers. Never retries."""
         try:
-            return self._answer(calls.ready(), Limits(self._limits.timeout, retries=0))
-        except (OverloadedError, ConnectionFailedError):
+            return self._answer(calls.ready())
+        except calls.NOT_READY:
             return False
 
-    def _answer(self, call: Call[T], limits: Limits | None = None) -> T:
-        response = self._open(call, limits)
-        try:
-            with translated():
-                response.read()
-        finally:
-            response.close()
+    def _answer(self, call: Call[T]) -> T:
+        with closing(self._open(call)) as response, translated():
+            response.read()
         return call.read(response)
 
-    def _open(self, call: Call[Any], limits: Limits | None = None) -> httpx2.Response:
+    def _open(self, call: Call[Any]) -> httpx2.Response:
         """Send a call until it succeeds; returns the reply, whose body has not been read."""
-        attempts = Attempts(call, limits or self._limits)
+        attempts = Attempts(call, *self._limits)
         while True:
             try:
                 with translated():
                     response = self._http.send(self._http.build_request(**attempts.request()), stream=True)
                     if response.is_success:
                         return response
-                    try:
+                    with closing(response):
                         response.read()
-                    finally:
-                        response.close()
                 raise error_of(response)
             except DDClientError as error:
                 pause = attempts.wait_after(error)

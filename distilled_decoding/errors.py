@@ -144,19 +144,12 @@ _STATUSES = {
 
 def error_of(response: httpx2.Response) -> DDClientError:
     """Build the error for an unsuccessful reply, whose body has been read."""
-    status, headers = response.status_code, response.headers
     try:
         body = ErrorReply.model_validate_json(response.content).error
     except ValidationError:
         body = _foreign(response)
-    return _kind(status, body.code)(
-        body.message,
-        status=status,
-        code=body.code,
-        param=body.param,
-        request_id=headers.get(REQUEST_ID),
-        retry_after=_seconds(headers.get("retry-after")),
-    )
+    headers = response.headers
+    return _error(response.status_code, body, headers.get(REQUEST_ID), _seconds(headers.get("retry-after")))
 
 
 def error_in_stream(data: str, request_id: str | None) -> DDClientError:
@@ -171,9 +164,7 @@ def error_in_stream(data: str, request_id: str | None) -> DDClientError:
         raise InvalidReplyError(
             f"an event does not follow the contract: {error}", request_id=request_id
         ) from None
-    status = _STATUSES.get(body.code, 500)
-    kind = _kind(status, body.code)
-    return kind(body.message, status=status, code=body.code, param=body.param, request_id=request_id)
+    return _error(_STATUSES.get(body.code, 500), body, request_id)
 
 
 @contextmanager
@@ -191,12 +182,23 @@ def translated() -> Iterator[None]:
         raise ConnectionFailedError(f"no reply from {where}: {reason}") from error
 
 
-def _kind(status: int, code: str) -> type[DDClientError]:
-    if code == "deadline_exceeded":  # and not by 504, which a proxy sends for reasons of its own
-        return DeadlineExceededError
-    if status < 400:
-        return InvalidReplyError
-    return _KINDS.get(status, BadRequestError if status < 500 else ServerError)
+def _error(
+    status: int, body: ErrorBody, request_id: str | None, retry_after: float | None = None
+) -> DDClientError:
+    if body.code == "deadline_exceeded":  # and not by 504, which a proxy sends for reasons of its own
+        kind: type[DDClientError] = DeadlineExceededError
+    elif status < 400:
+        kind = InvalidReplyError
+    else:
+        kind = _KINDS.get(status, BadRequestError if status < 500 else ServerError)
+    return kind(
+        body.message,
+        status=status,
+        code=body.code,
+        param=body.param,
+        request_id=request_id,
+        retry_after=retry_after,
+    )
 
 
 def _foreign(response: httpx2.Response) -> ErrorBody:

@@ -45,7 +45,7 @@ class TextConditions:
     """A label has one or more texts, of which one is drawn from torch's generator each time.
 
     Args:
-        states_MTD, mask_MT: the states of all texts, as `TextEncoder` gives them, in half precision.
+        states_MTD, mask_MT: the states of all texts, as `PromptEncoder` gives them, in half precision.
         texts_NK: each label's texts; with K = 1 nothing is drawn.
     """
 

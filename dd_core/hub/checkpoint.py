@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -36,20 +37,15 @@ def read_checkpoint(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        archive = is_zipfile(path)  # which torch can map; files from before torch 1.6 are none
         with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a safetensors file: {error}", param=path.name) from error
     except OSError:
         raise
     except Exception as error:  # a damaged pickle fails in any way there is
         raise WeightsError(f"{path}: {_why(error)}", param=path.name) from error
-
-
-def _is_archive(path: Path) -> bool:
-    """True if torch can map the file: those from before torch 1.6 are no zip archives."""
-    with path.open("rb") as data:
-        return data.read(4) == b"PK\x03\x04"
 
 
 def _why(error: Exception) -> str:
@@ -81,19 +77,12 @@ def state_dict_at(
         found: Any = content
         for key in place:
             found = found.get(key) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping) and found and all(_is_tensor_item(i) for i in found.items()):
-            return dict(found), place
+        items = found.items() if isinstance(found, Mapping) else ()
+        if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
+            return dict(items), place
     there = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-    looked = " or ".join(_place_name(p) for p in places)
+    looked = " or ".join("".join(f"[{key!r}]" for key in place) or "its top level" for place in places)
     shown = there if len(there) <= 200 else there[:200] + "…"
     raise WeightsError(
         f"{source}: no state dict in {looked}; the file holds {shown}", param=Path(source).name
     )
-
-
-def _is_tensor_item(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _place_name(place: tuple[str, ...]) -> str:
-    return "".join(f"[{key!r}]" for key in place) or "its top level"

@@ -8,93 +8,30 @@ conversion holds no copy of the weights. The folder appears under its name only 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dd_core.bundle import save_bundle
-from dd_core.errors import InvalidRequestError, ManifestError, WeightsError
+from dd_core.errors import InvalidRequestError, ManifestError
 from dd_core.flow import FlowSettings
 from dd_core.hub.checkpoint import read_checkpoint, state_dict_at
-from dd_core.hub.pull import PulledFile
-from dd_core.hub.spec import ModelSpec, PartName
+from dd_core.hub.pull import LocalFile
+from dd_core.hub.spec import PARTS, ModelSpec, PartName
 from dd_core.hub.storage import check_room, exclusive, room_errors
 from dd_core.manifest import Manifest, Source, read_manifest
-from dd_core.models.adapters import (
-    Adapted,
-    adapt_llamagen_gpt,
-    adapt_llamagen_vq,
-    adapt_var,
-    adapt_var_dd,
-    adapt_var_vqvae,
-    load_strictly,
-    student_mask_of,
-)
-from dd_core.models.build import (
-    AnyStudent,
-    AnyTeacher,
-    AnyTokenizer,
-    new_student,
-    new_teacher,
-    new_tokenizer,
-    on_meta,
-)
-from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig
+from dd_core.models import adapters
+from dd_core.models.build import new_models, on_meta
+from dd_core.models.config import MultiScaleConfig, VARConfig
 from dd_core.text.config import T5Config
 
 log = logging.getLogger("dd_core.hub")
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A checkpoint on this disk, and what is known of where it came from."""
-
-    path: Path
-    source: Source
-
-    @classmethod
-    def by_hand(cls, part: PartName, path: Path) -> LocalFile:
-        """A file that the user has.
-
-        Raises:
-            WeightsError: it cannot be read.
-        """
-        try:
-            with path.open("rb") as data:
-                sha256 = hashlib.file_digest(data, "sha256").hexdigest()
-        except OSError as error:
-            raise WeightsError(f"{path}: {error.strerror or error}", param=part) from error
-        return cls(path, Source(part=part, file=path.name, sha256=sha256))
-
-    @classmethod
-    def of_hub(cls, part: PartName, pulled: PulledFile) -> LocalFile:
-        """A file of the hub."""
-        remote = pulled.remote
-        source = Source(
-            part=part, file=remote.file, sha256=pulled.sha256, repo=remote.repo, revision=pulled.revision
-        )
-        return cls(pulled.path, source)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """The model on the meta device, its weights being the files' own tensors."""
-
-    tokenizer: AnyTokenizer
-    student: AnyStudent | None
-    teacher: AnyTeacher | None
-
-    @property
-    def nbytes(self) -> int:
-        modules = [m for m in (self.tokenizer, self.student, self.teacher) if m is not None]
-        return sum(t.nbytes for m in modules for t in m.state_dict().values())
 
 
 def convert(spec: ModelSpec, files: Mapping[PartName, LocalFile], target: Path) -> Manifest:
@@ -118,21 +55,15 @@ def convert(spec: ModelSpec, files: Mapping[PartName, LocalFile], target: Path) 
         if found is not None and found == _planned(spec, sources, found):
             log.info("%s is up to date", target)
             return found
-        parts, spec = _checked(spec, files)
-        check_room(target, parts.nbytes, f"the bundle of {spec.name}")
+        modules, spec = _checked(spec, files)
+        size = sum(t.nbytes for m in modules.values() if m is not None for t in m.state_dict().values())
+        check_room(target, size, f"the bundle of {spec.name}")
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
         try:
             with room_errors(target.parent, "the conversion"):
-                manifest = save_bundle(
-                    partial,
-                    manifest_of(spec, sources),
-                    tokenizer=parts.tokenizer,
-                    student=parts.student,
-                    teacher=parts.teacher,
-                    marginals_KLV=None,
-                    dtype=None,
-                )
+                made = manifest_of(spec, sources)
+                manifest = save_bundle(partial, made, **modules, marginals_KLV=None, dtype=None)
             shutil.rmtree(target, ignore_errors=True)
             partial.replace(target)
         finally:
@@ -152,32 +83,14 @@ def _check_replaceable(target: Path) -> None:
 
 
 def manifest_of(spec: ModelSpec, sources: list[Source]) -> Manifest:
-    """The manifest of the bundle of `spec`, before it has files."""
-    return Manifest(
-        name=spec.name,
-        family=spec.family,
-        description=spec.description,
-        image_size=spec.image_size,
-        classes=list(spec.classes),
-        vq=spec.vq,
-        student=spec.student,
-        teacher=spec.teacher,
-        text=_encoder_of(spec),
-        draw=spec.draw,
-        flow=FlowSettings(),
-        presets=list(spec.presets),
-        data=spec.data,
-        licence=spec.licence,
-        sources=sources,
-    )
+    """The manifest of the bundle of `spec`, before it has files.
 
-
-def _encoder_of(spec: ModelSpec) -> T5Config | None:
-    """FLAN-T5-XL for LlamaGen's text models, named and not copied."""
+    LlamaGen's text models read FLAN-T5-XL, which it names.
+    """
+    shared = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "files"}
     model = spec.student or spec.teacher
-    if not isinstance(model, LlamaGenConfig) or not model.text_dim:
-        return None
-    return T5Config(length=model.text_tokens, dim=model.text_dim)
+    text = T5Config(length=model.text_tokens, dim=model.text_dim) if model and model.text_dim else None
+    return Manifest(**shared, text=text, flow=FlowSettings(), sources=sources)
 
 
 def _existing(target: Path) -> Manifest | None:
@@ -192,45 +105,31 @@ def _existing(target: Path) -> Manifest | None:
 
 def _planned(spec: ModelSpec, sources: list[Source], found: Manifest) -> Manifest:
     """The manifest that a conversion would write, but for what only reading the weights can tell."""
-    made = manifest_of(spec, sources).model_copy(update={"files": found.files})
-    if isinstance(made.student, VARConfig) and isinstance(found.student, VARConfig):
-        student = replace(made.student, student_mask=found.student.student_mask)
-        made = made.model_copy(update={"student": student})
-    return made
+    if isinstance(spec.student, VARConfig) and isinstance(found.student, VARConfig):
+        spec = replace(spec, student=replace(spec.student, student_mask=found.student.student_mask))
+    return manifest_of(spec, sources).model_copy(update={"files": found.files})
 
 
-def _checked(spec: ModelSpec, files: Mapping[PartName, LocalFile]) -> tuple[_Parts, ModelSpec]:
-    """Reads all files and holds them against the architecture; the spec comes back with its mask."""
+def _checked(spec: ModelSpec, files: Mapping[PartName, LocalFile]) -> tuple[dict[str, Any], ModelSpec]:
+    """Reads all files and holds them against the architecture; the spec comes back with its mask.
+
+    Returns:
+        The modules (None for a part that the model lacks), whose weights are the files' own tensors.
+    """
+    states = {}
+    for part in spec.files:
+        states[part], spec = _read(part, spec, files[part].path)
     with on_meta():
-        tokenizer = new_tokenizer(spec.vq)
-    _fill(tokenizer, "tokenizer", spec, files)
-    student, teacher = None, None
-    if spec.student is not None:
-        raw, adapted = _read("student", spec, files)
-        spec = _with_mask(spec, raw, adapted)
-        assert spec.student is not None
-        with on_meta():
-            student = new_student(spec.student)
-        load_strictly(student, adapted.state, str(files["student"].path))
-    if spec.teacher is not None:
-        with on_meta():
-            teacher = new_teacher(spec.teacher, tokenizer)
-        _fill(teacher, "teacher", spec, files)
-    return _Parts(tokenizer, student, teacher), spec
+        modules = dict(zip(PARTS, new_models(spec.vq, spec.student, spec.teacher), strict=True))
+    for part, state in states.items():
+        module = modules[part]
+        assert module is not None, "a part with a file has an architecture"
+        adapters.load_strictly(module, state, str(files[part].path))
+    return modules, spec
 
 
-def _fill(
-    module: AnyTokenizer | AnyTeacher, part: PartName, spec: ModelSpec, files: Mapping[PartName, LocalFile]
-) -> None:
-    _, adapted = _read(part, spec, files)
-    load_strictly(module, adapted.state, str(files[part].path))
-
-
-def _read(
-    part: PartName, spec: ModelSpec, files: Mapping[PartName, LocalFile]
-) -> tuple[Mapping[str, Tensor], Adapted]:
-    """A part's tensors under their published names, and under ours."""
-    path = files[part].path
+def _read(part: PartName, spec: ModelSpec, path: Path) -> tuple[dict[str, Tensor], ModelSpec]:
+    """A part's tensors under our names; and the spec, with the mask that a VAR student's file brings."""
     # A safetensors file has no levels: it is the state dict.
     places = ((),) if path.suffix == ".safetensors" else spec.files[part].places
     raw, place = state_dict_at(read_checkpoint(path), places, str(path))
@@ -241,23 +140,25 @@ def _read(
     adapted = _adapt(part, spec, raw, str(path))
     if adapted.ignored:
         log.debug("%s: not needed: %s", path, ", ".join(adapted.ignored))
-    return raw, adapted
+    return adapted.state, _with_mask(spec, raw, adapted) if part == "student" else spec
 
 
-def _adapt(part: PartName, spec: ModelSpec, raw: Mapping[str, Tensor], source: str) -> Adapted:
+def _adapt(part: PartName, spec: ModelSpec, raw: Mapping[str, Tensor], source: str) -> adapters.Adapted:
     if spec.family == "llamagen":
-        return adapt_llamagen_vq(raw, source) if part == "tokenizer" else adapt_llamagen_gpt(raw, source)
-    if part == "tokenizer":
+        adapt = adapters.adapt_llamagen_vq if part == "tokenizer" else adapters.adapt_llamagen_gpt
+    elif part == "tokenizer":
         assert isinstance(spec.vq, MultiScaleConfig)
-        return adapt_var_vqvae(raw, len(spec.vq.channel_multipliers), source)
-    return adapt_var_dd(raw, source) if part == "student" else adapt_var(raw, source)
+        return adapters.adapt_var_vqvae(raw, len(spec.vq.channel_multipliers), source)
+    else:
+        adapt = adapters.adapt_var_dd if part == "student" else adapters.adapt_var
+    return adapt(raw, source)
 
 
-def _with_mask(spec: ModelSpec, raw: Mapping[str, Tensor], adapted: Adapted) -> ModelSpec:
+def _with_mask(spec: ModelSpec, raw: Mapping[str, Tensor], adapted: adapters.Adapted) -> ModelSpec:
     """The attention mask that a VAR student's file brings along wins over the released code's."""
     if not isinstance(spec.student, VARConfig):
         return spec
-    kind, mask = student_mask_of(raw, spec.student)
+    kind, mask = adapters.student_mask_of(raw, spec.student)
     if kind != "released":
         log.warning("%s: the file's attention mask is not the released code's but %s; it is used", spec.name,
                     {"paper": "the paper's", "checkpoint": "one of its own"}[kind])  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dd_core.bundle import builtin_bundles, find_bundle
+from dd_core.bundle import find_bundle
 from dd_core.errors import BundleNotFoundError
 from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec
@@ -30,13 +30,16 @@ def locate(source: str | Path, *, known: dict[str, ModelSpec] | None = None) -> 
         return folder
     spec = known.get(str(source))
     if spec is None:
-        raise BundleNotFoundError(
-            f"no bundle {str(source)!r}: neither a folder with a manifest.json nor one of the built-in "
-            f"models ({', '.join(builtin_bundles()) or 'none in this installation'}), nor a published one "
-            f"({', '.join(known)})",
-            param="model",
-        )
-    fetch(spec, models_folder() / spec.name)
+        try:
+            return find_bundle(source)
+        except BundleNotFoundError as error:
+            says = f"{error}, nor a published one ({', '.join(known)})"
+            raise BundleNotFoundError(says, param="model") from None
+    # The hub's library takes half a second to import, which only this needs.
+    from dd_core.hub.convert import convert
+    from dd_core.hub.pull import pull
+
+    convert(spec, pull(spec.files), models_folder() / spec.name)
     return models_folder() / spec.name
 
 
@@ -54,17 +57,3 @@ def existing(source: str | Path) -> Path | None:
 def converted() -> list[str]:
     """Names of the models that were converted on this machine."""
     return sorted(path.parent.name for path in models_folder().glob("*/manifest.json"))
-
-
-def fetch(spec: ModelSpec, target: Path) -> None:
-    """Pulls a published model's files and converts them.
-
-    Raises:
-        HubError, StorageError, BundleError: see `pull` and `convert`.
-    """
-    # The hub's library takes half a second to import, which only this needs.
-    from dd_core.hub.convert import LocalFile, convert
-    from dd_core.hub.pull import pull
-
-    pulled = pull(spec.files)
-    convert(spec, {part: LocalFile.of_hub(part, file) for part, file in pulled.items()}, target)

@@ -19,29 +19,20 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors as hub
 from huggingface_hub.file_download import hf_hub_download, http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from dd_core.errors import (
     HashMismatchError,
     HubAccessError,
-    HubError,
     HubFileMissingError,
     HubUnreachableError,
+    WeightsError,
 )
 from dd_core.hub.spec import PartName, RemoteFile
 from dd_core.hub.storage import check_room, exclusive, gigabytes, room_errors
+from dd_core.manifest import Source
 
 log = logging.getLogger("dd_core.hub")
 
@@ -51,30 +42,54 @@ _BY_HAND = "or fetch the files elsewhere and convert them: dd-server convert NAM
 
 
 @dataclass(frozen=True)
-class PulledFile:
-    """A file of the hub on this disk.
+class LocalFile:
+    """A checkpoint on this disk, and what is known of where it came from.
 
-    Args:
-        revision: the commit that it is of; None where the cache does not tell.
-        sha256: of its bytes, which were checked where the hub states it.
+    Its SHA-256 was checked where the hub states it. The revision is a commit; None where the cache does not
+    tell.
     """
 
     path: Path
-    remote: RemoteFile
-    revision: str | None
-    sha256: str
+    source: Source
+
+    @classmethod
+    def by_hand(cls, part: PartName, path: Path) -> LocalFile:
+        """A file that the user has.
+
+        Raises:
+            WeightsError: it cannot be read.
+        """
+        try:
+            return cls(path, Source(part=part, file=path.name, sha256=_sha256(path)))
+        except OSError as error:
+            raise WeightsError(f"{path}: {error.strerror or error}", param=part) from error
 
 
 @dataclass(frozen=True)
 class _Remote:
-    """The hub's facts about a file; `etag` is its SHA-256 where it is large."""
+    """The hub's facts about a file, and its places in the cache; `etag` is its SHA-256 where it is large."""
 
+    file: RemoteFile
     etag: str
     commit: str
     size: int
 
+    @property
+    def blob(self) -> Path:
+        folder = repo_folder_name(repo_id=self.file.repo, repo_type="model")
+        return Path(constants.HF_HUB_CACHE) / folder / "blobs" / self.etag
 
-def pull(files: Mapping[PartName, RemoteFile]) -> dict[PartName, PulledFile]:
+    @property
+    def partial(self) -> Path:
+        return self.blob.with_name(f"{self.etag}.dd-partial")
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come."""
+        return next((path.stat().st_size for path in (self.blob, self.partial) if path.exists()), 0)
+
+
+def pull(files: Mapping[PartName, RemoteFile]) -> dict[PartName, LocalFile]:
     """Brings the files of a model here, unless they are; room is checked for all before the first.
 
     Raises:
@@ -83,28 +98,22 @@ def pull(files: Mapping[PartName, RemoteFile]) -> dict[PartName, PulledFile]:
         HashMismatchError: what came is not what the hub announced; it is deleted.
     """
     cached = {part: _cached(file) for part, file in files.items()}
-    if constants.is_offline_mode():
-        missing = [f"{f.repo}/{f.file}" for part, f in files.items() if cached[part] is None]
-        if missing:
-            raise HubUnreachableError(
-                f"HF_HUB_OFFLINE is set and {', '.join(missing)} is not in {constants.HF_HUB_CACHE}: "
-                f"unset it, {_BY_HAND}",
-                param="HF_HUB_OFFLINE",
-            )
-        return {part: _finished(files[part], path) for part, path in cached.items() if path is not None}
-    remote = {part: _ask(file, cached[part]) for part, file in files.items()}
-    wanted = {part: r for part, r in remote.items() if r is not None and not _blob(files[part], r).exists()}
-    folder = Path(constants.HF_HUB_CACHE)
-    check_room(folder, sum(_left(files[part], r) for part, r in wanted.items()), "the download")
-    out: dict[PartName, PulledFile] = {}
-    for part, file in files.items():
-        found = remote[part]
-        if found is None:
-            path = cached[part]
-            assert path is not None, "_ask raises where nothing is cached"
-        else:
-            path = _fetch(file, found)
-        out[part] = _finished(file, path)
+    offline = constants.is_offline_mode()
+    missing = [str(file) for part, file in files.items() if cached[part] is None]
+    if offline and missing:
+        raise HubUnreachableError(
+            f"HF_HUB_OFFLINE is set and {', '.join(missing)} is not in {constants.HF_HUB_CACHE}: "
+            f"unset it, {_BY_HAND}",
+            param="HF_HUB_OFFLINE",
+        )
+    remote = {part: None if offline else _ask(file, cached[part]) for part, file in files.items()}
+    left = sum(found.size - found.received for found in remote.values() if found is not None)
+    check_room(Path(constants.HF_HUB_CACHE), left, "the download")
+    out: dict[PartName, LocalFile] = {}
+    for part, found in remote.items():
+        path = cached[part] if found is None else _fetch(found)
+        assert path is not None, "_ask raises where nothing is cached"
+        out[part] = _finished(part, files[part], path)
     return out
 
 
@@ -115,61 +124,45 @@ def _cached(file: RemoteFile) -> Path | None:
 
 def _ask(file: RemoteFile, cached: Path | None) -> _Remote | None:
     """The hub's facts about the file; None where it cannot be asked, but the file is cached."""
-    url = hf_hub_url(file.repo, file.file, revision=file.revision)
     try:
         with _hub_errors(file):
-            found = get_hf_file_metadata(url)
+            found = get_hf_file_metadata(hf_hub_url(file.repo, file.file, revision=file.revision))
     except HubUnreachableError:
         if cached is None:
             raise
-        log.warning("the hub cannot be reached: %s/%s is taken from the cache", file.repo, file.file)
+        log.warning("the hub cannot be reached: %s is taken from the cache", file)
         return None
     if found.etag is None or found.commit_hash is None or found.size is None:
         raise HubUnreachableError(
-            f"{constants.ENDPOINT} answers about {file.repo}/{file.file}, but not as a hub does: is "
+            f"{constants.ENDPOINT} answers about {file}, but not as a hub does: is "
             "HF_ENDPOINT right, or does a proxy stand between?",
             param="HF_ENDPOINT",
         )
-    return _Remote(found.etag, found.commit_hash, found.size)
+    return _Remote(file, found.etag, found.commit_hash, found.size)
 
 
-def _blob(file: RemoteFile, remote: _Remote) -> Path:
-    folder = repo_folder_name(repo_id=file.repo, repo_type="model")
-    return Path(constants.HF_HUB_CACHE) / folder / "blobs" / remote.etag
-
-
-def _partial(file: RemoteFile, remote: _Remote) -> Path:
-    blob = _blob(file, remote)
-    return blob.with_name(f"{blob.name}.dd-partial")
-
-
-def _left(file: RemoteFile, remote: _Remote) -> int:
-    partial = _partial(file, remote)
-    return remote.size - (partial.stat().st_size if partial.exists() else 0)
-
-
-def _fetch(file: RemoteFile, remote: _Remote) -> Path:
+def _fetch(remote: _Remote) -> Path:
     """Downloads what is left of a file, checks it, and puts it into the cache."""
-    blob, partial = _blob(file, remote), _partial(file, remote)
+    file, blob, partial = remote.file, remote.blob, remote.partial
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock = Path(constants.HF_HUB_CACHE) / ".locks" / blob.parent.parent.name / f"{partial.name}.lock"
     with exclusive(lock):
         if not blob.exists():
             with _hub_errors(file), room_errors(blob.parent, "the download"):
-                _transfer(file, remote, partial)
-            _check_hash(partial, remote.etag, f"{file.repo}/{file.file}")
+                _transfer(remote)
+            _check_hash(partial, remote.etag, str(file))
             partial.replace(blob)
     # The library finds the blob and links it into its snapshot, without a transfer.
     with _hub_errors(file):
         return Path(hf_hub_download(file.repo, file.file, revision=file.revision))
 
 
-def _transfer(file: RemoteFile, remote: _Remote, partial: Path) -> None:
-    """Adds to `partial` what it lacks; what has come stays there, whatever happens."""
-    have = partial.stat().st_size if partial.exists() else 0
+def _transfer(remote: _Remote) -> None:
+    """Adds to the partial file what it lacks; what has come stays there, whatever happens."""
+    file, have = remote.file, remote.received
     if have:
-        log.info("%s/%s: going on after %s", file.repo, file.file, gigabytes(have))
-    with partial.open("ab") as out:
+        log.info("%s: going on after %s", file, gigabytes(have))
+    with remote.partial.open("ab") as out:
         try:
             http_get(
                 # Of the commit, not of the branch: a branch that moves must not mix two versions.
@@ -180,24 +173,29 @@ def _transfer(file: RemoteFile, remote: _Remote, partial: Path) -> None:
                 expected_size=remote.size,
                 displayed_filename=file.file,
             )
-        except HfHubHTTPError as error:
+        except hub.HfHubHTTPError as error:
             if error.response.status_code == _RANGE_NOT_SATISFIABLE:
                 out.truncate(0)  # the file is shorter there than what is here: begin anew next time
             raise
 
 
-def _finished(file: RemoteFile, path: Path) -> PulledFile:
+def _finished(part: PartName, file: RemoteFile, path: Path) -> LocalFile:
     """A cached file, read once more: the disk may have lost a bit since."""
     blob = path.resolve()
     sha256 = _check_hash(blob, blob.name, str(path))
     commit = next((p.name for p in path.parents if p.parent.name == "snapshots"), None)
-    return PulledFile(path, file, commit, sha256)
+    source = Source(part=part, file=file.file, sha256=sha256, repo=file.repo, revision=commit)
+    return LocalFile(path, source)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _check_hash(path: Path, etag: str, what: str) -> str:
     """The file's SHA-256. Large files have theirs as the hub's tag; another tag says nothing of it."""
-    with path.open("rb") as data:
-        found = hashlib.file_digest(data, "sha256").hexdigest()
+    found = _sha256(path)
     if _SHA256.fullmatch(etag) and found != etag:
         path.unlink()
         raise HashMismatchError(
@@ -211,33 +209,39 @@ def _check_hash(path: Path, etag: str, what: str) -> str:
 @contextmanager
 def _hub_errors(file: RemoteFile) -> Iterator[None]:
     """The library's many exceptions → ours, each with what to do."""
-    what = f"{file.repo}/{file.file}"
+    revision = file.revision or "main"
     try:
         yield
-    except (GatedRepoError, LocalTokenNotFoundError) as error:
-        raise HubAccessError(f"{what}: {_first(error)}; accept its terms and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
+    except (hub.GatedRepoError, hub.LocalTokenNotFoundError) as error:
+        raise HubAccessError(f"{file}: {_first(error)}; accept its terms and set HF_TOKEN") from error
+    except hub.RepositoryNotFoundError as error:
         raise HubFileMissingError(
             f"the hub has no repository {file.repo}, or it is private: set HF_TOKEN if you may read it"
         ) from error
-    except RevisionNotFoundError as error:
-        raise HubFileMissingError(f"{file.repo} has no revision {file.revision or 'main'}") from error
-    except RemoteEntryNotFoundError as error:
+    except hub.RevisionNotFoundError as error:
+        raise HubFileMissingError(f"{file.repo} has no revision {revision}") from error
+    except hub.RemoteEntryNotFoundError as error:
         raise HubFileMissingError(
-            f"{file.repo} has no file {file.file} at revision {file.revision or 'main'}: it may have been "
-            "renamed"
+            f"{file.repo} has no file {file.file} at revision {revision}: it may have been renamed"
         ) from error
-    except HfHubHTTPError as error:
-        raise _refused(what, error) from error
+    except hub.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            says = f"{file}: the hub refuses ({status}): set HF_TOKEN to a token that may read it"
+            raise HubAccessError(says) from error
+        if status == 404:
+            raise HubFileMissingError(f"{file}: the hub has no such file") from error
+        says = f"{file}: the hub answers with status {status}; try later, {_BY_HAND}"
+        raise HubUnreachableError(says) from error
     except (
         httpx2.HTTPError,
         httpx2.InvalidURL,
-        OfflineModeIsEnabled,
-        FileMetadataError,
-        LocalEntryNotFoundError,
+        hub.OfflineModeIsEnabled,
+        hub.FileMetadataError,
+        hub.LocalEntryNotFoundError,
     ) as error:
         raise HubUnreachableError(
-            f"{what}: {constants.ENDPOINT} cannot be reached or broke off ({_first(error)}). Run the "
+            f"{file}: {constants.ENDPOINT} cannot be reached or broke off ({_first(error)}). Run the "
             f"command again to go on where it ended, {_BY_HAND}",
             param="HF_ENDPOINT",
         ) from error
@@ -245,17 +249,8 @@ def _hub_errors(file: RemoteFile) -> Iterator[None]:
         if not str(error).startswith("Consistency check failed"):
             raise
         raise HubUnreachableError(
-            f"{what}: the transfer ended before the file did; run the command again to go on"
+            f"{file}: the transfer ended before the file did; run the command again to go on"
         ) from error
-
-
-def _refused(what: str, error: HfHubHTTPError) -> HubError:
-    status = error.response.status_code
-    if status in (401, 403):
-        return HubAccessError(f"{what}: the hub refuses ({status}): set HF_TOKEN to a token that may read it")
-    if status == 404:
-        return HubFileMissingError(f"{what}: the hub has no such file")
-    return HubUnreachableError(f"{what}: the hub answers with status {status}; try later, {_BY_HAND}")
 
 
 def _first(error: Exception) -> str:

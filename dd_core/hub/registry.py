@@ -11,11 +11,13 @@ A plan counts blocks: VAR's scales, LlamaGen's tokens.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from dd_core import plan
 from dd_core.errors import BundleNotFoundError
-from dd_core.hub.classes import imagenet_classes
 from dd_core.hub.spec import ModelSpec, RemoteFile
 from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry
@@ -47,8 +49,37 @@ _LLAMAGEN_DD_DRAW = LogitSettings(guidance=2.0, top_k=8000)
 _T2I_DRAW = LogitSettings(guidance=7.5, top_k=1000)
 
 
+@cache
+def imagenet_classes() -> tuple[str, ...]:
+    """The names of ImageNet's 1,000 classes, each the words of a WordNet synset, in the order of the models'
+    indices. "crane" and "maillot" each stand for two classes, as in the data set itself.
+    """
+    return tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+
+
 def _published(what: Plan, fid: float | None) -> PresetEntry:
     return PresetEntry.of(what, published=fid is not None, metrics={} if fid is None else {"fid": fid})
+
+
+def _distilled(
+    base: ModelSpec,
+    name: str,
+    model: str,
+    file: RemoteFile,
+    draw: LogitSettings,
+    plans: Sequence[tuple[Plan, float]],
+) -> ModelSpec:
+    """The student of a teacher, with it: `plans` and their FIDs come before the teacher's own."""
+    return replace(
+        base,
+        name=name,
+        description=f"Distilled Decoding of {model} on ImageNet at 256×256, with teacher.",
+        files={"tokenizer": base.files["tokenizer"], "student": file, "teacher": base.files["teacher"]},
+        student=base.teacher,
+        draw=draw,
+        presets=(*(_published(*p) for p in plans), *base.presets),
+        licence=f"{_DD_LICENCE} {base.licence}",
+    )
 
 
 # VAR: depth → FID of the teacher, of one step and of two.
@@ -63,25 +94,21 @@ _VAR_HYBRIDS = (
 
 
 def _var_teacher(depth: int) -> ModelSpec:
-    large = depth == 36
-    cfg = VARConfig.of_depth(depth)
-    vq = MultiScaleConfig()
-    if large:
-        cfg = VARConfig(depth=36, dim=2304, heads=36, sides=_VAR_512, shared_adaln=True)
-        vq = MultiScaleConfig(sides=_VAR_512)
+    size, cfg, vq = 256, VARConfig.of_depth(depth), MultiScaleConfig()
+    if depth == 36:
+        size, cfg, vq = 512, replace(cfg, sides=_VAR_512, shared_adaln=True), replace(vq, sides=_VAR_512)
     fid = _VAR_FID[depth][0] if depth in _VAR_FID else None
-    size = 512 if large else 256
     return ModelSpec(
         name=f"var-d{depth}",
         family="var",
         description=f"VAR-d{depth}, next-scale prediction on ImageNet at {size}×{size}: the teacher alone.",
         image_size=size,
         classes=imagenet_classes(),
-        tokenizer_file=RemoteFile(_VAR, "vae_ch160v4096z32.pth", _PLAIN),
+        files={
+            "tokenizer": RemoteFile(_VAR, "vae_ch160v4096z32.pth", _PLAIN),
+            "teacher": RemoteFile(_VAR, f"var_d{depth}.pth", _PLAIN),
+        },
         vq=vq,
-        student_file=None,
-        student=None,
-        teacher_file=RemoteFile(_VAR, f"var_d{depth}.pth", _PLAIN),
         teacher=cfg,
         draw=_VAR_DRAW,
         presets=(_published(plan.teacher(len(cfg.sides)), fid),),
@@ -91,29 +118,12 @@ def _var_teacher(depth: int) -> ModelSpec:
 
 
 def _var_dd(depth: int) -> ModelSpec:
-    base = _var_teacher(depth)
-    teacher_fid, one, two = _VAR_FID[depth]
+    _, one, two = _VAR_FID[depth]
     second = _VAR_SECOND[depth]
     plans = [(plan.one_step(10, second), one), (plan.few_steps(10, second, split=second), two)]
     plans += _VAR_HYBRIDS if depth == 16 else ()
-    plans += [(plan.teacher(10), teacher_fid)]
-    return ModelSpec(
-        name=f"var-dd-d{depth}",
-        family="var",
-        description=f"Distilled Decoding of VAR-d{depth} on ImageNet at 256×256, with teacher.",
-        image_size=256,
-        classes=base.classes,
-        tokenizer_file=base.tokenizer_file,
-        vq=base.vq,
-        student_file=RemoteFile(_DD, f"VAR-DD/var-d{depth}.pth", _VAR_EMA),
-        student=base.teacher,
-        teacher_file=base.teacher_file,
-        teacher=base.teacher,
-        draw=_VAR_DD_DRAW,
-        presets=tuple(_published(*p) for p in plans),
-        data=_IMAGENET,
-        licence=f"{_DD_LICENCE} {_VAR_LICENCE}{_TERMS}",
-    )
+    file = RemoteFile(_DD, f"VAR-DD/var-d{depth}.pth", _VAR_EMA)
+    return _distilled(_var_teacher(depth), f"var-dd-d{depth}", f"VAR-d{depth}", file, _VAR_DD_DRAW, plans)
 
 
 # Size → layers, heads, width, and the guidance of the authors' own FID.
@@ -135,9 +145,9 @@ _LLAMAGEN_HYBRIDS = (
 )
 
 
-def _gpt(size: str, pixels: int) -> LlamaGenConfig:
+def _gpt(size: str, pixels: int, **text: int) -> LlamaGenConfig:
     layers, heads, dim, _ = _GPT[size]
-    return LlamaGenConfig(layers=layers, heads=heads, dim=dim, grid=pixels // 16)
+    return LlamaGenConfig(layers=layers, heads=heads, dim=dim, grid=pixels // 16, **text)
 
 
 def _llamagen_teacher(size: str, pixels: int) -> ModelSpec:
@@ -150,11 +160,11 @@ def _llamagen_teacher(size: str, pixels: int) -> ModelSpec:
         "the teacher alone.",
         image_size=pixels,
         classes=imagenet_classes(),
-        tokenizer_file=RemoteFile(_LLAMAGEN, "vq_ds16_c2i.pt", _MODEL),
+        files={
+            "tokenizer": RemoteFile(_LLAMAGEN, "vq_ds16_c2i.pt", _MODEL),
+            "teacher": RemoteFile(_LLAMAGEN, f"c2i_{size.upper()}_{pixels}.pt", _MODEL),
+        },
         vq=VQConfig(),
-        student_file=None,
-        student=None,
-        teacher_file=RemoteFile(_LLAMAGEN, f"c2i_{size.upper()}_{pixels}.pt", _MODEL),
         teacher=cfg,
         draw=LogitSettings(guidance=_GPT[size][3]),
         presets=(_published(plan.teacher(cfg.layout.num_blocks), fid),),
@@ -164,55 +174,34 @@ def _llamagen_teacher(size: str, pixels: int) -> ModelSpec:
 
 
 def _llamagen_dd(size: str) -> ModelSpec:
-    base = _llamagen_teacher(size, 256)
-    teacher_fid, one, two = _LLAMAGEN_FID[size]
+    _, one, two = _LLAMAGEN_FID[size]
     split = _LLAMAGEN_SPLIT[size]
     plans = [(plan.one_step(256, split), one), (plan.few_steps(256, 80, split=split), two)]
     plans += _LLAMAGEN_HYBRIDS if size == "l" else ()
-    plans += [(plan.teacher(256), teacher_fid)]
-    return ModelSpec(
-        name=f"llamagen-dd-{size}",
-        family="llamagen",
-        description=f"Distilled Decoding of LlamaGen-{size.upper()} on ImageNet at 256×256, with teacher.",
-        image_size=256,
-        classes=base.classes,
-        tokenizer_file=base.tokenizer_file,
-        vq=base.vq,
-        student_file=RemoteFile(_DD, f"LlamaGen-DD/llamagen-{size.upper()}.pt", _LLAMAGEN_EMA),
-        student=base.teacher,
-        teacher_file=base.teacher_file,
-        teacher=base.teacher,
-        draw=_LLAMAGEN_DD_DRAW,
-        presets=tuple(_published(*p) for p in plans),
-        data=_IMAGENET,
-        licence=f"{_DD_LICENCE} {_LLAMAGEN_LICENCE}{_TERMS}",
-    )
+    base, model = _llamagen_teacher(size, 256), f"LlamaGen-{size.upper()}"
+    file = RemoteFile(_DD, f"LlamaGen-DD/llamagen-{size.upper()}.pt", _LLAMAGEN_EMA)
+    return _distilled(base, f"llamagen-dd-{size}", model, file, _LLAMAGEN_DD_DRAW, plans)
 
 
 def _llamagen_t2i(pixels: int) -> ModelSpec:
-    stage, trained_on = {
-        256: (1, "LAION-COCO, by the model's authors."),
-        512: (2, "Data of the model's authors that is not public."),
+    stage, fid, trained_on = {
+        256: (1, 25.70, "LAION-COCO, by the model's authors."),
+        512: (2, None, "Data of the model's authors that is not public."),
     }[pixels]
-    layers, heads, dim, _ = _GPT["xl"]
-    grid = pixels // 16
-    cfg = LlamaGenConfig(layers, heads, dim, grid=grid, text_tokens=120, text_dim=2048)
-    return ModelSpec(
+    cfg = _gpt("xl", pixels, text_tokens=120, text_dim=2048)
+    return replace(
+        _llamagen_teacher("xl", pixels),
         name=f"llamagen-t2i-{pixels}",
-        family="llamagen",
         description=f"LlamaGen-XL from text at {pixels}×{pixels}, stage {stage}: the teacher alone.",
-        image_size=pixels,
         classes=(),
-        tokenizer_file=RemoteFile(_LLAMAGEN_T2I, "vq_ds16_t2i.pt", _MODEL),
-        vq=VQConfig(),
-        student_file=None,
-        student=None,
-        teacher_file=RemoteFile(_LLAMAGEN_T2I, f"t2i_XL_stage{stage}_{pixels}.pt", _MODEL),
+        files={
+            "tokenizer": RemoteFile(_LLAMAGEN_T2I, "vq_ds16_t2i.pt", _MODEL),
+            "teacher": RemoteFile(_LLAMAGEN_T2I, f"t2i_XL_stage{stage}_{pixels}.pt", _MODEL),
+        },
         teacher=cfg,
         draw=_T2I_DRAW,
-        presets=(_published(plan.teacher(grid * grid), 25.70 if pixels == 256 else None),),
+        presets=(_published(plan.teacher(cfg.layout.num_blocks), fid),),
         data=trained_on,
-        licence=_LLAMAGEN_LICENCE + _TERMS,
     )
 
 

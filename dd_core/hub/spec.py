@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from dd_core.errors import InvalidRequestError
 from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry
-from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import ModelConfig, TokenizerConfig, VARConfig
 
 PartName = Literal["tokenizer", "student", "teacher"]
+PARTS = get_args(PartName)
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,18 @@ class RemoteFile:
     places: tuple[tuple[str, ...], ...] = ((),)
     revision: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.file}"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A model by name: its files, its architectures, and what its bundle's manifest will say.
 
     Args:
         image_size: side of an image in pixels.
         classes: names in the order of the indices; empty where a text is the condition.
+        files: one for each part that the model has.
         vq, student, teacher: the architectures; a part without a file has none.
         presets: the plans, with the authors' figures.
         licence: what is known of the terms, in words.
@@ -48,32 +54,20 @@ class ModelSpec:
     description: str
     image_size: int
     classes: tuple[str, ...]
-    tokenizer_file: RemoteFile
-    vq: VQConfig | MultiScaleConfig
-    student_file: RemoteFile | None
-    student: LlamaGenConfig | VARConfig | None
-    teacher_file: RemoteFile | None
-    teacher: LlamaGenConfig | VARConfig | None
+    files: Mapping[PartName, RemoteFile]
+    vq: TokenizerConfig
+    student: ModelConfig | None = None
+    teacher: ModelConfig | None
     draw: LogitSettings
     presets: tuple[PresetEntry, ...]
     data: str
     licence: str
 
     @property
-    def files(self) -> dict[PartName, RemoteFile]:
-        """The parts that there are."""
-        found: dict[PartName, RemoteFile | None] = {
-            "tokenizer": self.tokenizer_file,
-            "student": self.student_file,
-            "teacher": self.teacher_file,
-        }
-        return {part: file for part, file in found.items() if file is not None}
-
-    @property
     def reads_text(self) -> bool:
         """True if the condition is a text."""
         model = self.student or self.teacher
-        return isinstance(model, LlamaGenConfig) and model.text_dim > 0
+        return model is not None and model.text_dim > 0
 
     def without_teacher(self) -> ModelSpec:
         """The student alone, and the plans that it can run.
@@ -86,7 +80,9 @@ class ModelSpec:
                 f"{self.name} is a teacher alone: without it nothing is left", param="no-teacher"
             )
         presets = tuple(p for p in self.presets if "teacher" not in p.preset().plan.needs)
-        return replace(self, teacher_file=None, teacher=None, presets=presets)
+        files = dict(self.files)
+        files.pop("teacher", None)
+        return replace(self, files=files, teacher=None, presets=presets)
 
     def with_unmasked_prefix(self) -> ModelSpec:
         """The teacher reads a prefix without a mask, as the released hybrid script has it.

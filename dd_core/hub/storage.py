@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dd_core.errors import StorageError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def models_folder() -> Path:
@@ -57,18 +56,14 @@ def room_errors(folder: Path, what: str) -> Iterator[None]:
     """Turns "the disk is full", however a library says it, into a StorageError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except (OSError, SafetensorError) as error:
+        number = re.search(r"os error (\d+)", str(error))  # in safetensors' words
+        code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
+        if code not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _full(folder, what) from error
-    except SafetensorError as error:
-        if not any(f"os error {code}" in str(error) for code in _FULL):
-            raise
-        raise _full(folder, what) from error
-
-
-def _full(folder: Path, what: str) -> StorageError:
-    return StorageError(f"the disk of {folder} became full during {what}; free some room there", param="disk")
+        raise StorageError(
+            f"the disk of {folder} became full during {what}; free some room there", param="disk"
+        ) from error
 
 
 def gigabytes(size: int) -> str:

@@ -53,28 +53,28 @@ def adapt(
     unknown = []
     for key, value in state.items():
         reason = next((why for p, why in ignorable.items() if re.fullmatch(p, key)), None)
+        match = next(filter(None, (re.fullmatch(pattern, key) for pattern in rules)), None)
         if reason is not None:
             out.ignored[key] = reason
-            continue
-        for pattern, name in rules.items():
-            match = re.fullmatch(pattern, key)
-            if match is None:
-                continue
+        elif match is None:
+            unknown.append(key)
+        else:
+            name = rules[match.re.pattern]
             made = {match.expand(name): value} if isinstance(name, str) else name(match, value)
             for ours, tensor in made.items():
                 if ours in out.state:
                     raise WeightsError(f"{source}: two tensors for {ours}, one of them {key}", param=key)
                 out.state[ours] = tensor
-            break
-        else:
-            unknown.append(key)
     if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise WeightsError(
-            f"{source}: unexpected {', '.join(unknown[:5])}{more}: not a checkpoint of this kind",
-            param=unknown[0],
+            f"{source}: unexpected {_first(unknown, ', ')}: not a checkpoint of this kind", param=unknown[0]
         )
     return out
+
+
+def _first(items: list[str], separator: str) -> str:
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return separator.join(items[:5]) + more
 
 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -87,19 +87,17 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: 
     expected = module.state_dict()
     problems = [f"missing {k}" for k in expected if k not in state]
     problems += [f"unexpected {k}" for k in state if k not in expected]
+    both = [(k, state[k], expected[k]) for k in expected if k in state]
     problems += [
-        f"{k} has shape {list(state[k].shape)}, needs {list(expected[k].shape)}"
-        for k in expected
-        if k in state and state[k].shape != expected[k].shape
+        f"{k} has shape {list(t.shape)}, needs {list(e.shape)}" for k, t, e in both if t.shape != e.shape
     ]
     problems += [
-        f"{k} has type {state[k].dtype}, needs {expected[k].dtype} or alike"
-        for k in expected
-        if k in state and state[k].is_floating_point() != expected[k].is_floating_point()
+        f"{k} has type {t.dtype}, needs {e.dtype} or alike"
+        for k, t, e in both
+        if t.is_floating_point() != e.is_floating_point()
     ]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise WeightsError(f"{source}: {'; '.join(problems[:5])}{more}", param=Path(source).name)
+        raise WeightsError(f"{source}: {_first(problems, '; ')}", param=Path(source).name)
     module.load_state_dict(state, assign=True)
 
 
@@ -115,12 +113,9 @@ def adapt_llamagen_vq(state: Mapping[str, Tensor], source: str = "LlamaGen VQ") 
 def adapt_llamagen_gpt(state: Mapping[str, Tensor], source: str = "LlamaGen GPT") -> Adapted:
     """`c2i_*.pt`, `t2i_*.pt`, and the students `llamagen-{B,L}.pt`."""
     rules: dict[str, Name] = {
-        r"((layers|tok_embeddings|norm|output|cls_embedding|n_d_embed|final_layer_conti)\..*)": r"\1",
+        r"((layers|tok_embeddings|norm|output|cls_embedding|n_d_embed|final_layer_conti)\..*)": r"\1"
     }
-    ignorable = {
-        r"layers\.\d+\.attention\.kv_cache\..*": _CACHE,
-        r"freqs_cis|causal_mask": _DERIVED,
-    }
+    ignorable = {r"layers\.\d+\.attention\.kv_cache\..*": _CACHE, r"freqs_cis|causal_mask": _DERIVED}
     return adapt(state, rules, ignorable, source)
 
 
@@ -158,6 +153,10 @@ def adapt_var_vqvae(state: Mapping[str, Tensor], levels: int, source: str = "VAR
     return adapt(flat, rules, {r"quantize\.ema_vocab_hit_SV": _STATISTIC}, source)
 
 
+_VAR_RULES: dict[str, Name] = {
+    r"((blocks|word_embed|class_emb|lvl_embed|shared_ada_lin|head_nm|head)\..*)": r"\1",
+    r"(pos_start|pos_1LC)": r"\1",
+}
 _VAR_DERIVED = {
     r"lvl_1L": _DERIVED,
     r"attn_bias_for_masking": _DERIVED,
@@ -167,22 +166,13 @@ _VAR_DERIVED = {
 
 def adapt_var(state: Mapping[str, Tensor], source: str = "VAR") -> Adapted:
     """`var_d{16,20,24,30,36}.pth`."""
-    rules: dict[str, Name] = {
-        r"((blocks|word_embed|class_emb|lvl_embed|shared_ada_lin|head_nm|head)\..*)": r"\1",
-        r"(pos_start|pos_1LC)": r"\1",
-    }
-    return adapt(state, rules, _VAR_DERIVED, source)
+    return adapt(state, _VAR_RULES, _VAR_DERIVED, source)
 
 
 def adapt_var_dd(state: Mapping[str, Tensor], source: str = "VAR-DD") -> Adapted:
     """`var-d{16,20,24}.pth` (`['trainer']['ema_parameters']`). See `student_mask_of` for the mask."""
-    rules: dict[str, Name] = {
-        r"((blocks|word_embed|class_emb|lvl_embed|shared_ada_lin|head_nm|head)\..*)": r"\1",
-        r"((n_d_embed|layerwise_n_d_embed|final_layer_conti)\..*)": r"\1",
-        r"(pos_start|pos_1LC)": r"\1",
-    }
-    ignorable = {**_VAR_DERIVED, r"attn_bias_for_masking": _COMPARED}
-    return adapt(state, rules, ignorable, source)
+    rules = {**_VAR_RULES, r"((n_d_embed|layerwise_n_d_embed|final_layer_conti)\..*)": r"\1"}
+    return adapt(state, rules, {**_VAR_DERIVED, r"attn_bias_for_masking": _COMPARED}, source)
 
 
 def student_mask_of(state: Mapping[str, Tensor], cfg: VARConfig) -> tuple[str, Tensor | None]:

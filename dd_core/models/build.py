@@ -6,14 +6,12 @@ import torch
 from torch import nn
 
 from dd_core.errors import WeightsError
-from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import ModelConfig, MultiScaleConfig, TokenizerConfig, VARConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.multiscale_vq import MultiScaleVQ
 from dd_core.models.var import VARStudent, VARTeacher
 from dd_core.models.vq import VQTokenizer
 
-TokenizerConfig = VQConfig | MultiScaleConfig
-ModelConfig = LlamaGenConfig | VARConfig
 AnyTokenizer = VQTokenizer | MultiScaleVQ
 AnyStudent = LlamaGenStudent | VARStudent
 AnyTeacher = LlamaGenTeacher | VARTeacher
@@ -40,6 +38,18 @@ def new_teacher(cfg: ModelConfig, tokenizer: AnyTokenizer) -> AnyTeacher:
     if not isinstance(tokenizer, MultiScaleVQ):
         raise WeightsError("a VAR teacher needs a multi-scale tokenizer", param="teacher")
     return VARTeacher(cfg, tokenizer.next_inputs)
+
+
+def new_models(
+    vq: TokenizerConfig, student: ModelConfig | None, teacher: ModelConfig | None
+) -> tuple[AnyTokenizer, AnyStudent | None, AnyTeacher | None]:
+    """Tokenizer, student and teacher; raises as `new_teacher`."""
+    tokenizer = new_tokenizer(vq)
+    return (
+        tokenizer,
+        None if student is None else new_student(student),
+        None if teacher is None else new_teacher(teacher, tokenizer),
+    )
 
 
 def on_meta() -> torch.device:

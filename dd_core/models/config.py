@@ -15,15 +15,51 @@ from dd_core.layout import TokenLayout
 STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
-@dataclass(frozen=True)
-class VQConfig:
-    """LlamaGen's VQ tokenizer: encoder, l2-normalised codebook, decoder.
+class _Autoencoder:
+    """Down-sampling is `2 ** (len(channel_multipliers) - 1)`."""
 
-    Down-sampling is `2 ** (len(channel_multipliers) - 1)`. VQ-16 is the default of the class;
-    VQ-8 has one level less.
+    __pydantic_config__: ClassVar = STRICT
+    channel_multipliers: tuple[int, ...]
+
+    @property
+    def downsampling(self) -> int:
+        return int(2 ** (len(self.channel_multipliers) - 1))
+
+
+class _Transformer:
+    """The last row of the label table, `num_classes`, is the null class. Without `text_dim` the condition is
+    a class.
     """
 
     __pydantic_config__: ClassVar = STRICT
+    dim: int
+    heads: int
+    num_classes: int
+    text_tokens: int = 0
+    text_dim: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def null_class(self) -> int:
+        return self.num_classes
+
+
+class _Scales:
+    """`sides` are those of the scales, in tokens."""
+
+    sides: tuple[int, ...]
+
+    @property
+    def layout(self) -> TokenLayout:
+        return TokenLayout(tuple(p * p for p in self.sides))
+
+
+@dataclass(frozen=True)
+class VQConfig(_Autoencoder):
+    """LlamaGen's VQ tokenizer: encoder, l2-normalised codebook, decoder; the defaults are VQ-16."""
 
     codebook_size: int = 16384
     code_dim: int = 8
@@ -32,22 +68,15 @@ class VQConfig:
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = 2
 
-    @property
-    def downsampling(self) -> int:
-        return int(2 ** (len(self.channel_multipliers) - 1))
-
 
 @dataclass(frozen=True)
-class LlamaGenConfig:
+class LlamaGenConfig(_Transformer):
     """LlamaGen's transformer, as a teacher and as a DD student.
 
-    `grid` is the side of the square token grid (the layout is raster order over it),
-    `num_classes` does not count the null class, which is the last row of the label table. With
+    `grid` is the side of the square token grid (the layout is raster order over it). With
     `text_dim` the condition is `text_tokens` states of that size (120 of 2,048 for FLAN-T5-XL)
     instead of a class. The feed-forward width is a multiple of `hidden_multiple`.
     """
-
-    __pydantic_config__: ClassVar = STRICT
 
     layers: int = 12
     heads: int = 12
@@ -63,10 +92,6 @@ class LlamaGenConfig:
     text_dim: int = 0
 
     @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    @property
     def hidden(self) -> int:
         """Feed-forward width: two thirds of 4·dim, rounded up."""
         return -(-int(8 * self.dim / 3) // self.hidden_multiple) * self.hidden_multiple
@@ -80,23 +105,17 @@ class LlamaGenConfig:
     def layout(self) -> TokenLayout:
         return TokenLayout.raster(self.grid * self.grid)
 
-    @property
-    def null_class(self) -> int:
-        return self.num_classes
-
 
 _VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
 @dataclass(frozen=True)
-class MultiScaleConfig:
+class MultiScaleConfig(_Autoencoder, _Scales):
     """VAR's multi-scale VQVAE; the defaults are the published one (`vae_ch160v4096z32`).
 
-    `sides` are the scales' sides in tokens. φ of a scale is one of `shared_phi` convolutions, mixed
+    φ of a scale is one of `shared_phi` convolutions, mixed
     with its input by `phi_ratio`. The code dimension is `z_channels`.
     """
-
-    __pydantic_config__: ClassVar = STRICT
 
     codebook_size: int = 4096
     z_channels: int = 32
@@ -111,17 +130,9 @@ class MultiScaleConfig:
     def code_dim(self) -> int:
         return self.z_channels
 
-    @property
-    def downsampling(self) -> int:
-        return int(2 ** (len(self.channel_multipliers) - 1))
-
-    @property
-    def layout(self) -> TokenLayout:
-        return TokenLayout(tuple(p * p for p in self.sides))
-
 
 @dataclass(frozen=True)
-class VARConfig:
+class VARConfig(_Transformer, _Scales):
     """VAR's transformer, as a teacher and as a DD student.
 
     Args:
@@ -134,8 +145,6 @@ class VARConfig:
             (what the released checkpoints were trained with), `paper` = also its own scale (App. B),
             `checkpoint` = a mask that came with the weights.
     """
-
-    __pydantic_config__: ClassVar = STRICT
 
     depth: int = 16
     dim: int = 1024
@@ -156,18 +165,10 @@ class VARConfig:
         return cls(depth=depth, dim=64 * depth, heads=depth)
 
     @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    @property
     def hidden(self) -> int:
         """Feed-forward width."""
         return round(self.dim * self.mlp_ratio)
 
-    @property
-    def layout(self) -> TokenLayout:
-        return TokenLayout(tuple(p * p for p in self.sides))
 
-    @property
-    def null_class(self) -> int:
-        return self.num_classes
+TokenizerConfig = VQConfig | MultiScaleConfig
+ModelConfig = LlamaGenConfig | VARConfig

@@ -44,20 +44,17 @@ def attend(
     if on_cpu and rounded and cache is not None:
         # Autocast would round the whole cache again at every step; exact bytes are not promised under it.
         with torch.autocast("cpu", enabled=False):
-            out = _written_out(q_BHSE.type_as(k_BHSE), k_BHSE, v_BHSE, mask, causal, scale).type_as(q_BHSE)
+            q = q_BHSE.type_as(k_BHSE)
+            out = _written_out(q, k_BHSE, v_BHSE, mask, is_causal=causal, scale=scale).type_as(q_BHSE)
     else:
         q_BHSE, mask = with_idle_queries(q_BHSE, mask)
-        attention = _written_out if q_BHSE.requires_grad and on_cpu else _fused
-        out = attention(q_BHSE, k_BHSE, v_BHSE, mask, causal, scale)[:, :, :new]
+        attention = _written_out if q_BHSE.requires_grad and on_cpu else F.scaled_dot_product_attention
+        out = attention(q_BHSE, k_BHSE, v_BHSE, mask, is_causal=causal, scale=scale)[:, :, :new]
     return with_zero_sequences(out.transpose(1, 2).flatten(2), batch)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-
-
 def _written_out(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None
 ) -> Tensor:
     """softmax(q kᵀ · scale) v, written out.
 
@@ -66,7 +63,7 @@ def _written_out(
     written out, a step takes 0.64 of the time.
     """
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
+    if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -166,13 +163,13 @@ class Block(nn.Module):
         return h + self.feed_forward(self.ffn_norm(h))  # type: ignore[no-any-return]
 
 
-class CaptionProjection(nn.Module):
-    """fc2(gelu(fc1 x)), with the tanh form of GELU and no biases."""
+class GeluFeedForward(nn.Module):
+    """fc2(gelu(fc1 x)), with the tanh form of GELU: VAR's feed-forward layer, LlamaGen's of text states."""
 
-    def __init__(self, text_dim: int, dim: int) -> None:
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(text_dim, dim, bias=False)
-        self.fc2 = nn.Linear(dim, dim, bias=False)
+        self.fc1 = nn.Linear(in_dim, hidden, bias)
+        self.fc2 = nn.Linear(hidden, out_dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
@@ -189,7 +186,7 @@ class CaptionEmbedding(nn.Module):
 
     def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
-        self.cap_proj = CaptionProjection(cfg.text_dim, cfg.dim)
+        self.cap_proj = GeluFeedForward(cfg.text_dim, cfg.dim, cfg.dim, bias=False)
         start = torch.randn(cfg.text_tokens, cfg.text_dim) / cfg.text_dim**0.5
         self.register_buffer("uncond_embedding", start)
 
@@ -226,8 +223,7 @@ class LabelEmbedding(nn.Module):
 
     def null_like(self, cond: Condition) -> Condition:
         """The null class, for as many images."""
-        labels_B = of_kind(cond, ClassCondition).labels_B
-        return ClassCondition(torch.full_like(labels_B, self.null_class))
+        return of_kind(cond, ClassCondition).filled(self.null_class)
 
 
 class FinalLayer(nn.Module):

@@ -16,14 +16,7 @@ from dd_core.cache import KVCache
 from dd_core.condition import Condition
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.config import LlamaGenConfig
-from dd_core.models.layers import (
-    Block,
-    CaptionEmbedding,
-    FinalLayer,
-    LabelEmbedding,
-    RMSNorm,
-    rope_table,
-)
+from dd_core.models.layers import Block, CaptionEmbedding, FinalLayer, LabelEmbedding, RMSNorm, rope_table
 
 
 def _init(module: nn.Module) -> None:
@@ -101,10 +94,9 @@ class LlamaGenTeacher(_Trunk):
         return self.output(self.norm(h[:, self.cfg.prefix - 1 :]))  # type: ignore[no-any-return]
 
     def new_cache(self, batch: int) -> KVCache:
-        weight = self.output.weight
         cfg = self.cfg
         shape = (cfg.layers, batch, cfg.heads, cfg.prefix - 1 + self.layout.num_tokens, cfg.head_dim)
-        return KVCache.allocate(*shape, device=weight.device, dtype=weight.dtype)
+        return KVCache.allocate(shape, like=self.output.weight)
 
     def block_logits(self, tokens_BL: Tensor, cond: Condition, step: int, cache: KVCache) -> Tensor:
         """Logits of token `step`, `[B, 1, V]`, reading what the cache does not hold yet.
@@ -153,5 +145,4 @@ class LlamaGenStudent(_Trunk):
         h = h[:, prefix:]
         return self.final_layer_conti(h, start[:, -1]), self.output(self.norm(h))
 
-    def forward(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        return self.predict(x_BLC, cond, step_B)
+    forward = predict

@@ -22,7 +22,7 @@ from dd_core.condition import ClassCondition, Condition, of_kind
 from dd_core.exact import among_idle_rows
 from dd_core.layout import TokenLayout, data_positions, paper_student_mask, student_mask, teacher_mask
 from dd_core.models.config import VARConfig
-from dd_core.models.layers import FinalLayer, attend
+from dd_core.models.layers import FinalLayer, GeluFeedForward, attend
 
 _NORM_EPS = 1e-6
 
@@ -68,18 +68,6 @@ class Modulation(nn.Sequential):
         return vectors.reshape(len(cond_BD), 1, self.count, -1)
 
 
-class GeluFeedForward(nn.Module):
-    """fc2(gelu(fc1 x)), with the tanh form of GELU."""
-
-    def __init__(self, cfg: VARConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(cfg.dim, cfg.hidden)
-        self.fc2 = nn.Linear(cfg.hidden, cfg.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
-
-
 class AdaptiveBlock(nn.Module):
     """x += γ₁·attention(LN(x)·(1 + s₁) + b₁); [x += extra]; x += γ₂·feed_forward(LN(x)·(1 + s₂) + b₂).
 
@@ -90,13 +78,10 @@ class AdaptiveBlock(nn.Module):
     def __init__(self, cfg: VARConfig) -> None:
         super().__init__()
         self.attn = CosineAttention(cfg)
-        self.ffn = GeluFeedForward(cfg)
-        self.ada_lin: nn.Module | None = None
-        self.ada_gss: nn.Parameter | None = None
+        self.ffn = GeluFeedForward(cfg.dim, cfg.hidden, cfg.dim)
+        self.ada_lin = None if cfg.shared_adaln else Modulation(cfg.dim, 6)
         if cfg.shared_adaln:
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, cfg.dim) / cfg.dim**0.5)
-        else:
-            self.ada_lin = Modulation(cfg.dim, 6)
 
     def forward(
         self,
@@ -108,11 +93,7 @@ class AdaptiveBlock(nn.Module):
         extra_BSD: Tensor | None = None,
     ) -> Tensor:
         """`cond` is the class embedding `[B, D]`, or the shared six vectors `[B, 1, 6, D]`."""
-        if self.ada_lin is not None:
-            six = self.ada_lin(cond)
-        else:
-            assert self.ada_gss is not None
-            six = self.ada_gss + cond
+        six = self.ada_gss + cond if self.ada_lin is None else self.ada_lin(cond)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
         n = _norm(x_BSD) * (1 + scale1) + shift1
         x_BSD = x_BSD + gamma1 * self.attn(n, mask, cache, layer)
@@ -169,9 +150,7 @@ class _Trunk(nn.Module):
 
     def modulation(self, cond_BD: Tensor) -> Tensor:
         """The input of each block: the class embedding, or the vectors that all blocks share."""
-        if self.shared_ada_lin is None:
-            return cond_BD
-        return self.shared_ada_lin(cond_BD)  # type: ignore[no-any-return]
+        return cond_BD if self.shared_ada_lin is None else self.shared_ada_lin(cond_BD)
 
 
 class VARTeacher(_Trunk):
@@ -198,17 +177,16 @@ class VARTeacher(_Trunk):
 
     def null_like(self, cond: Condition) -> Condition:
         """The null class, for as many images."""
-        labels_B = of_kind(cond, ClassCondition).labels_B
-        return ClassCondition(torch.full_like(labels_B, self.cfg.null_class))
+        return of_kind(cond, ClassCondition).filled(self.cfg.null_class)
 
     def forward(self, tokens_BL: Tensor, cond: Condition) -> Tensor:
         """Teacher forcing: logits of all tokens, `[B, L, V]`. The last scale is never read."""
         return self._run(tokens_BL, cond, 0, len(self.cfg.sides), None)
 
     def new_cache(self, batch: int) -> KVCache:
-        weight, cfg = self.head.weight, self.cfg
+        cfg = self.cfg
         shape = (cfg.depth, batch, cfg.heads, self.layout.num_tokens, cfg.head_dim)
-        return KVCache.allocate(*shape, device=weight.device, dtype=weight.dtype)
+        return KVCache.allocate(shape, like=self.head.weight)
 
     def block_logits(self, tokens_BL: Tensor, cond: Condition, step: int, cache: KVCache) -> Tensor:
         """Logits of the tokens of scale `step`, `[B, p², V]`.
@@ -283,8 +261,7 @@ class VARStudent(_Trunk):
         h = (h + self.layerwise_n_d_embed[-1](extra))[:, 1:]
         return self.final_layer_conti(h, class_BD), self.head(self.head_nm(h, class_BD))
 
-    def forward(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        return self.predict(x_BLC, cond, step_B)
+    forward = predict
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -8,27 +8,14 @@ checkpoints (`vq_ds16_c2i.pt`), except that the codebook is `codebook_raw` here.
 from __future__ import annotations
 
 import itertools
-from typing import Protocol
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core.codebook import lookup, nearest
-from dd_core.models.config import VQConfig
-
-
-class Widths(Protocol):
-    """Fields of a config that encoder and decoder read: this family's and VAR's."""
-
-    @property
-    def z_channels(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def channel_multipliers(self) -> tuple[int, ...]: ...
-    @property
-    def res_blocks(self) -> int: ...
+from dd_core.models.config import TokenizerConfig, VQConfig
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -50,8 +37,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + self.nin_shortcut(x)  # type: ignore[no-any-return]
+        return self.conv2(F.silu(self.norm2(h))) + self.nin_shortcut(x)  # type: ignore[no-any-return]
 
 
 class AttnBlock(nn.Module):
@@ -60,10 +46,7 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = _norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.norm(x)
@@ -72,49 +55,35 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(out[:, 0].transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
-class Downsample(nn.Module):
+def downsample(channels: int) -> nn.Module:
     """Stride-2 convolution; zero padding on the right and at the bottom only."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+    pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv))
 
 
-class Upsample(nn.Module):
+def upsample(channels: int) -> nn.Module:
     """Nearest neighbour ×2, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+    larger, conv = nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(larger=larger, conv=conv))
 
 
 class Level(nn.Module):
     """Residual blocks at one resolution, with attention at the lowest, and a change of scale."""
 
+    downsample: nn.Module
+    upsample: nn.Module
+
     def __init__(self, widths: list[int], attention: bool) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
         self.res = nn.ModuleList(ResBlock(a, b) for a, b in pairs)
-        self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs) if attention else nn.ModuleList()
-        self.downsample: Downsample | None = None
-        self.upsample: Upsample | None = None
+        self.attn = nn.ModuleList(AttnBlock(b) if attention else nn.Identity() for _, b in pairs)
+        self.downsample, self.upsample = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, res in enumerate(self.res):
-            x = res(x)
-            if self.attn:
-                x = self.attn[i](x)
-        if self.downsample is not None:
-            x = self.downsample(x)
-        if self.upsample is not None:
-            x = self.upsample(x)
-        return x
+        for res, attn in zip(self.res, self.attn, strict=True):
+            x = attn(res(x))
+        return self.upsample(self.downsample(x))  # type: ignore[no-any-return]
 
 
 def _middle(channels: int) -> nn.ModuleList:
@@ -124,22 +93,20 @@ def _middle(channels: int) -> nn.ModuleList:
 class Encoder(nn.Module):
     """Image → `[B, z, h, w]`, one level a resolution, the lowest with attention."""
 
-    def __init__(self, cfg: Widths) -> None:
+    def __init__(self, cfg: TokenizerConfig) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in cfg.channel_multipliers]
-        last = len(widths) - 1
         self.conv_in = nn.Conv2d(3, cfg.channels, 3, padding=1)
         self.conv_blocks = nn.ModuleList()
-        before = cfg.channels
-        for i, width in enumerate(widths):
+        last = len(widths) - 1
+        for i, (before, width) in enumerate(itertools.pairwise([cfg.channels, *widths])):
             level = Level([before] + [width] * cfg.res_blocks, attention=i == last)
             if i != last:
-                level.downsample = Downsample(width)
+                level.downsample = downsample(width)
             self.conv_blocks.append(level)
-            before = width
-        self.mid = _middle(before)
-        self.norm_out = _norm(before)
-        self.conv_out = nn.Conv2d(before, cfg.z_channels, 3, padding=1)
+        self.mid = _middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], cfg.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -151,22 +118,19 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Levels in order of execution: level 0 is the lowest resolution and has the attention."""
 
-    def __init__(self, cfg: Widths) -> None:
+    def __init__(self, cfg: TokenizerConfig) -> None:
         super().__init__()
         widths = [cfg.channels * m for m in reversed(cfg.channel_multipliers)]
-        last = len(widths) - 1
         self.conv_in = nn.Conv2d(cfg.z_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
         self.conv_blocks = nn.ModuleList()
-        before = widths[0]
-        for i, width in enumerate(widths):
+        for i, (before, width) in enumerate(itertools.pairwise([widths[0], *widths])):
             level = Level([before] + [width] * (cfg.res_blocks + 1), attention=i == 0)
-            if i != last:
-                level.upsample = Upsample(width)
+            if i != len(widths) - 1:
+                level.upsample = upsample(width)
             self.conv_blocks.append(level)
-            before = width
-        self.norm_out = _norm(before)
-        self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_in(z)

@@ -1,4 +1,4 @@
-"""The interface of text encoders, and the part that all of them share.
+"""The part that all text encoders share.
 
     prompts ─▶ checked ─▶ cache by prompt ─▶ states of one prompt at a time ─▶ left-padded batch
 
@@ -10,10 +10,9 @@ Shapes: B prompts, T positions, n positions that a prompt fills, N state dimensi
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from threading import Lock
-from typing import Protocol
 from unicodedata import category
 
 import torch
@@ -23,32 +22,6 @@ from dd_core.condition import TextCondition
 from dd_core.errors import InvalidRequestError
 
 MAX_CHARACTERS = 1_000
-
-
-class TextEncoder(Protocol):
-    """Prompts → a condition, one row a prompt."""
-
-    @property
-    def length(self) -> int:
-        """T, the positions of a condition."""
-
-    @property
-    def dim(self) -> int:
-        """N, the size of a state."""
-
-    def load(self) -> None:
-        """Fetch and load now what would be loaded with the first prompt.
-
-        Raises:
-            EncoderError: it cannot be had.
-        """
-
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
-        """States `[B, T, N]` float32, left-padded, and their mask, on the encoder's device.
-
-        Raises:
-            InvalidRequestError: no prompts, or one that is empty or too long.
-        """
 
 
 def checked_prompt(prompt: object) -> str:
@@ -85,12 +58,14 @@ def padded_batch(states: Sequence[Tensor], length: int) -> TextCondition:
 
 
 class PromptEncoder:
-    """A `TextEncoder` from a function of one prompt; safe to call from several threads.
+    """Prompts → a condition, one row a prompt; safe to call from several threads.
 
     Args:
         compute: a checked prompt → its states `[n, N]` float32, n ≤ `length`.
+        length, dim: T and N of the condition.
         cache: how many prompts' states are kept; the one that was not asked for the longest goes first.
-        load: loads what `compute` needs, where that is not there from the start.
+        load: fetches and loads now what `compute` would load with the first prompt, where that is not there
+            from the start; raises EncoderError where it cannot be had.
     """
 
     def __init__(
@@ -99,39 +74,22 @@ class PromptEncoder:
         length: int,
         dim: int,
         cache: int = 512,
-        load: Callable[[], None] | None = None,
+        load: Callable[[], None] = lambda: None,
     ) -> None:
-        self.compute, self._length, self._dim, self._size = compute, length, dim, cache
-        self._load = load
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self.compute, self.length, self.dim, self.load = compute, length, dim, load
+        self._states = lru_cache(cache)(compute)
         self._lock = Lock()
 
-    @property
-    def length(self) -> int:
-        return self._length
-
-    @property
-    def dim(self) -> int:
-        return self._dim
-
-    def load(self) -> None:
-        if self._load is not None:
-            self._load()
-
     def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """States `[B, T, N]` float32, left-padded, and their mask, on the encoder's device.
+
+        Raises:
+            InvalidRequestError: no prompts, or one that is empty or too long.
+        """
         if not prompts or isinstance(prompts, str):
             raise InvalidRequestError("prompts are a list of one or more texts", param="prompt")
-        texts = [checked_prompt(p) for p in prompts]
-        found = {text: self._states(text) for text in dict.fromkeys(texts)}
-        return padded_batch([found[text] for text in texts], self._length)
-
-    def _states(self, text: str) -> Tensor:
-        with self._lock:
-            if text in self._known:
-                self._known.move_to_end(text)
-                return self._known[text]
-            states = self.compute(text)
-            self._known[text] = states
-            while len(self._known) > self._size:
-                self._known.popitem(last=False)
-            return states
+        states = []
+        for text in [checked_prompt(p) for p in prompts]:
+            with self._lock:
+                states.append(self._states(text))
+        return padded_batch(states, self.length)

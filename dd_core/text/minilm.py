@@ -176,13 +176,12 @@ class MiniLMStates:
         pieces = [self._pieces(p) for p in prompts]
         for i, p in enumerate(pieces):
             by_length[len(p)].append(i)
-        found: list[Tensor] = [torch.empty(0)] * len(prompts)
+        found: dict[int, Tensor] = {}
         for group in by_length.values():
             for start in range(0, len(group), batch):
                 part = group[start : start + batch]
-                for i, states in zip(part, self._of([pieces[i] for i in part]), strict=True):
-                    found[i] = states
-        return found
+                found |= zip(part, self._of([pieces[i] for i in part]), strict=True)
+        return [found[i] for i in range(len(prompts))]
 
     def _pieces(self, prompt: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(spoken(prompt)).ids

@@ -20,8 +20,8 @@ def pull_lines(name: str, *, no_teacher: bool) -> Iterator[str]:
 
     spec = _variant(name, no_teacher=no_teacher)
     for part, file in pull(spec.files).items():
-        size = gigabytes(file.path.stat().st_size)
-        yield f"{part}: {file.remote.repo}/{file.remote.file}, {size}, revision {file.revision or 'unknown'}"
+        size, source = gigabytes(file.path.stat().st_size), file.source
+        yield f"{part}: {source.repo}/{source.file}, {size}, revision {source.revision or 'unknown'}"
         yield f"  {file.path}"
 
 
@@ -38,8 +38,8 @@ def convert_model(
     Raises:
         InvalidRequestError: a file for a part that the model does not have.
     """
-    from dd_core.hub.convert import LocalFile, convert
-    from dd_core.hub.pull import pull
+    from dd_core.hub.convert import convert
+    from dd_core.hub.pull import LocalFile, pull
 
     spec = _variant(name, no_teacher=no_teacher, unmasked_prefix=unmasked_prefix)
     unused = [part for part in by_hand if part not in spec.files]
@@ -48,7 +48,7 @@ def convert_model(
     files = {part: LocalFile.by_hand(part, path) for part, path in by_hand.items()}
     wanted = {part: file for part, file in spec.files.items() if part not in files}
     if wanted:
-        files |= {part: LocalFile.of_hub(part, file) for part, file in pull(wanted).items()}
+        files |= pull(wanted)
     target = models_folder() / spec.name if to is None else to
     manifest = convert(spec, files, target)
     size = gigabytes(sum(entry.bytes for entry in manifest.files.values()))

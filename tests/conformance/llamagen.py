@@ -13,13 +13,14 @@ from torch import Tensor
 
 from dd_core import plan
 from dd_core.codebook import lookup, nearest
-from dd_core.condition import ClassCondition, Condition, left_padded
+from dd_core.condition import ClassCondition, Condition
 from dd_core.logits import LogitSettings, guide, keep_likely, log_probabilities
 from dd_core.models.adapters import adapt_llamagen_gpt, adapt_llamagen_vq, load_strictly
 from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.sampling import Sampler, run_plan, student_jump
+from dd_core.text.encoder import padded_batch
 from tests.conformance.report import Fixture
 from tests.conformance.student import check_student, segment
 
@@ -213,7 +214,8 @@ def check_class_teacher(fixture: Fixture) -> None:
 def check_text_teacher(fixture: Fixture) -> None:
     tokenizer = tokenizer_of(fixture)
     model = teacher_of(fixture, fixture.config["model"], "lg_gpt_t2i", tokenizer.cfg)
-    cond = left_padded(fixture.inputs("t5_embs"), fixture.inputs("t5_masks"))
+    states, mask = fixture.inputs("t5_embs"), fixture.inputs("t5_masks").bool()
+    cond = padded_batch([row[kept] for row, kept in zip(states, mask, strict=True)], states.shape[1])
     fixture.compare("cond", cond.states_BTN)
     fixture.compare("emb_masks", cond.mask_BT.long())
     fixture.compare("cap_embed", model.condition(cond))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from dd_core import bundle as bundle_module
 from dd_core.bundle import load_bundle
 from dd_core.errors import BundleNotFoundError, InvalidRequestError, StorageError, WeightsError
-from dd_core.hub.convert import LocalFile, convert
-from dd_core.hub.locate import existing, fetch, locate
+from dd_core.hub.convert import convert
+from dd_core.hub.locate import existing, locate
+from dd_core.hub.pull import LocalFile
 from dd_core.hub.registry import registry
 from dd_core.hub.spec import ModelSpec, PartName
 from dd_core.hub.storage import models_folder
@@ -105,8 +106,7 @@ def test_a_text_model_is_converted_with_its_null_condition(hub: FakeHub) -> None
     spec = tiny_spec("llamagen-t2i-256")
     modules = random_modules(spec)
     publish(hub, spec, modules)
-    fetch(spec, models_folder() / spec.name)
-    loaded = load_bundle(models_folder() / spec.name, CPU)
+    loaded = load_bundle(locate(spec.name, known={spec.name: spec}), CPU)
     assert loaded.manifest.reads_text and loaded.manifest.classes == []
     expected = modules["teacher"].state_dict()["cls_embedding.uncond_embedding"]
     teacher: Any = loaded.sampler.teacher

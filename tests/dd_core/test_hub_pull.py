@@ -24,7 +24,7 @@ from dd_core.errors import (
     StorageError,
 )
 from dd_core.hub import pull as pull_module
-from dd_core.hub.pull import PulledFile, pull
+from dd_core.hub.pull import LocalFile, pull
 from dd_core.hub.spec import RemoteFile
 from tests.hub import COMMIT, FakeHub
 from tests.hub_fixtures import point_at
@@ -40,7 +40,7 @@ def _one_file(hub: FakeHub) -> None:
     hub.files[KEY] = BODY
 
 
-def _pull() -> PulledFile:
+def _pull() -> LocalFile:
     return pull({"teacher": REMOTE})["teacher"]
 
 
@@ -48,7 +48,7 @@ def test_a_file_comes_once_and_says_where_it_is_from(hub: FakeHub) -> None:
     first, second = _pull(), _pull()
     assert first == second
     assert first.path.read_bytes() == BODY
-    assert (first.revision, first.sha256) == (COMMIT, hashlib.sha256(BODY).hexdigest())
+    assert (first.source.revision, first.source.sha256) == (COMMIT, hashlib.sha256(BODY).hexdigest())
     assert hub.asked[f"GET {KEY}"] == 1
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from dd_core.errors import BundleNotFoundError, InvalidRequestError
-from dd_core.hub.classes import imagenet_classes
 from dd_core.hub.convert import manifest_of
-from dd_core.hub.registry import find_spec, registry
+from dd_core.hub.registry import find_spec, imagenet_classes, registry
 from dd_core.hub.spec import ModelSpec
 from dd_core.manifest import Manifest
 from dd_core.models.build import new_student, new_teacher, new_tokenizer, on_meta
@@ -46,8 +45,8 @@ def test_a_spec_is_a_manifest_whose_plans_fit(spec: ModelSpec) -> None:
         manifest.model.layout.block_sizes[-1] if spec.family == "var" else manifest.model.layout.num_tokens
     )
     assert tokens == sides**2
-    assert (spec.student_file is None) == (spec.student is None)
-    assert (spec.teacher_file is None) == (spec.teacher is None)
+    assert ("student" in spec.files) == (spec.student is not None)
+    assert ("teacher" in spec.files) == (spec.teacher is not None)
 
 
 # Elements of parameters, counted on the authors' own modules.

@@ -62,7 +62,7 @@ def test_prefilled_cache_equals_stepwise_decoding(bundle: Bundle) -> None:
     jump = teacher.block_logits(tokens, cond, 50, prefilled)
     assert torch.allclose(jump[:, 0], forced[:, 50], atol=2e-4)
     assert torch.allclose(prefilled.keys[:, :, :, :51], stepwise.keys[:, :, :, :51], atol=2e-4)
-    prefilled.reset()
+    prefilled.length = 0
     assert torch.allclose(teacher.block_logits(tokens, cond, 0, prefilled)[:, 0], forced[:, 0], atol=2e-4)
 
 

@@ -88,9 +88,9 @@ def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
     encoder.encode(["a", "c"])
     assert asked == ["a", "b", "c"]
     encoder.encode(["b"])
-    assert asked == ["a", "b", "c", "b"] and len(encoder._known) == 2
+    assert asked == ["a", "b", "c", "b"] and encoder._states.cache_info().currsize == 2
     encoder.encode(["p", "q", "r", "s"])  # more at once than are kept
-    assert len(encoder._known) == 2
+    assert encoder._states.cache_info().currsize == 2
 
 
 def test_threads_get_what_one_thread_gets(encoder: PromptEncoder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dd_core.hub.classes import imagenet_classes
+from dd_core.hub.registry import imagenet_classes
 from server.errors import BadRequestError
 from server.models.labels import LabelTable
 from tests.tiny import CLASSES

@@ -134,8 +134,8 @@ def test_a_mistake_gets_one_clear_line(
 def _publish_student(hub: FakeHub, spec: ModelSpec, change: Callable[[Any], object]) -> None:
     content = content_of(spec, "student", random_modules(spec)["student"])
     change(content["trainer"]["ema_parameters"])
-    assert spec.student_file is not None
-    hub.add(spec.student_file.repo, spec.student_file.file, saved(content))
+    remote = spec.files["student"]
+    hub.add(remote.repo, remote.file, saved(content))
 
 
 def _full(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, spec: ModelSpec) -> None:
