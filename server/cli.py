@@ -7,6 +7,8 @@ that does not exist), 1 for everything else.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,11 +42,26 @@ _NAME = "Published model, as `dd-server models` lists them."
 _SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
-def _setting(name: str, *flags: str) -> Any:
-    field = Settings.model_fields[name]
-    default = field.get_default(call_default_factory=True, validated_data={})
-    text = f"{field.description} [env: {ENV_PREFIX}{name.upper()}; default: {show(default)}]"
-    return typer.Option(*flags, help=text, show_default=False)
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every setting but the models, which are its argument."""
+    own = signature(command, eval_str=True).parameters.values()
+    parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+    for name, field in Settings.model_fields.items():
+        if name == "model":
+            continue
+        kinds = {int: int, float: float, bool: bool, Path | None: Path}
+        kind = kinds.get(field.annotation, str)  # type: ignore[call-overload]
+        flag = name.replace("_", "-")
+        default = show(field.get_default(call_default_factory=True, validated_data={}))
+        option = typer.Option(
+            f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
+            help=f"{field.description} [env: {ENV_PREFIX}{name.upper()}; default: {default}]",
+            show_default=False,
+        )
+        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return command
 
 
 @app.callback(invoke_without_command=True)
@@ -55,6 +72,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
+@_with_settings
 def serve(
     models: Annotated[
         list[str] | None,
@@ -63,37 +81,7 @@ def serve(
             f"[env: DD_SERVER_MODEL; default: {show(Settings.model_fields['model'].default)}]"
         ),
     ] = None,
-    host: Annotated[str | None, _setting("host", "--host")] = None,
-    port: Annotated[int | None, _setting("port", "--port")] = None,
-    device: Annotated[str | None, _setting("device", "--device")] = None,
-    threads: Annotated[int | None, _setting("threads", "--threads")] = None,
-    max_batch: Annotated[int | None, _setting("max_batch", "--max-batch")] = None,
-    queue_size: Annotated[int | None, _setting("queue_size", "--queue-size")] = None,
-    cohorts: Annotated[int | None, _setting("cohorts", "--cohorts")] = None,
-    determinism: Annotated[str | None, _setting("determinism", "--determinism")] = None,
-    brownout_ms: Annotated[float | None, _setting("brownout_ms", "--brownout-ms")] = None,
-    auto_latency_ms: Annotated[float | None, _setting("auto_latency_ms", "--auto-latency-ms")] = None,
-    hang_timeout: Annotated[float | None, _setting("hang_timeout", "--hang-timeout")] = None,
-    max_images: Annotated[int | None, _setting("max_images", "--max-images")] = None,
-    max_body_bytes: Annotated[int | None, _setting("max_body_bytes", "--max-body-bytes")] = None,
-    encode_threads: Annotated[int | None, _setting("encode_threads", "--encode-threads")] = None,
-    drain_timeout: Annotated[float | None, _setting("drain_timeout", "--drain-timeout")] = None,
-    warmup: Annotated[bool | None, _setting("warmup", "--warmup/--no-warmup")] = None,
-    log_level: Annotated[str | None, _setting("log_level", "--log-level")] = None,
-    log_format: Annotated[str | None, _setting("log_format", "--log-format")] = None,
-    access_log: Annotated[bool | None, _setting("access_log", "--access-log/--no-access-log")] = None,
-    log_prompts: Annotated[bool | None, _setting("log_prompts", "--log-prompts/--no-log-prompts")] = None,
-    max_header_bytes: Annotated[int | None, _setting("max_header_bytes", "--max-header-bytes")] = None,
-    max_connections: Annotated[int | None, _setting("max_connections", "--max-connections")] = None,
-    receive_timeout: Annotated[float | None, _setting("receive_timeout", "--receive-timeout")] = None,
-    keep_alive_timeout: Annotated[
-        float | None, _setting("keep_alive_timeout", "--keep-alive-timeout")
-    ] = None,
-    trusted_proxies: Annotated[str | None, _setting("trusted_proxies", "--trusted-proxies")] = None,
-    otel_endpoint: Annotated[str | None, _setting("otel_endpoint", "--otel-endpoint")] = None,
-    cors_origins: Annotated[str | None, _setting("cors_origins", "--cors-origins")] = None,
-    api_keys_file: Annotated[Path | None, _setting("api_keys_file", "--api-keys-file")] = None,
-    admin_keys_file: Annotated[Path | None, _setting("admin_keys_file", "--admin-keys-file")] = None,
+    **flags: Any,
 ) -> None:
     """Serve models over HTTP; published ones are fetched first. A flag wins over its variable."""
     # FastAPI and uvicorn: the other commands start faster without.
@@ -101,7 +89,6 @@ def serve(
     from server.app import create_app
     from server.devices.placement import devices_of
 
-    flags = {name: value for name, value in locals().items() if name in Settings.model_fields}
     settings = load_settings(**flags, model=",".join(models) if models else None)
     devices_of(settings.device)
     launcher.prepare(settings)

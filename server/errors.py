@@ -48,80 +48,56 @@ class ApiError(DDError):
     status = 500
     code = "internal_error"
 
+    def __init_subclass__(cls, status: int | None = None, code: str | None = None) -> None:
+        cls.status, cls.code = status or cls.status, code or cls.code
+
     @property
     def headers(self) -> dict[str, str]:
         return {}
 
 
-class BadRequestError(ApiError, InvalidRequestError):
+class BadRequestError(ApiError, InvalidRequestError, status=400, code="invalid_request"):
     """The request contradicts the contract; `param` names the field."""
 
-    status = 400
-    code = "invalid_request"
 
-
-class InvalidJSONError(BadRequestError):
+class InvalidJSONError(BadRequestError, code="invalid_json"):
     """The body is not JSON."""
 
-    code = "invalid_json"
 
-
-class InvalidHTTPError(BadRequestError):
+class InvalidHTTPError(BadRequestError, code="invalid_http"):
     """The request is not well-formed HTTP/1.1, or breaks a rule of it."""
 
-    code = "invalid_http"
 
-
-class UnauthorizedError(ApiError):
+class UnauthorizedError(ApiError, status=401, code="unauthorized"):
     """The path needs a key that the request did not bring."""
-
-    status = 401
-    code = "unauthorized"
 
     @property
     def headers(self) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
 
 
-class UnknownModelError(ApiError):
+class UnknownModelError(ApiError, status=404, code="unknown_model"):
     """No model of that name is loaded."""
 
-    status = 404
-    code = "unknown_model"
 
-
-class NotAcceptableError(ApiError):
+class NotAcceptableError(ApiError, status=406, code="not_acceptable"):
     """`Accept` admits nothing that this request could be answered with."""
 
-    status = 406
-    code = "not_acceptable"
 
-
-class ConflictError(ApiError):
+class ConflictError(ApiError, status=409, code="conflict"):
     """A model of this name is loaded already."""
 
-    status = 409
-    code = "conflict"
 
-
-class OtherWeightsError(ConflictError):
+class OtherWeightsError(ConflictError, code="other_weights"):
     """A receipt of weights, or of a plan, that are not here: the image cannot be made again."""
 
-    code = "other_weights"
 
-
-class SlowClientError(ApiError):
+class SlowClientError(ApiError, status=408, code="request_timeout"):
     """The client took too long to send its request."""
 
-    status = 408
-    code = "request_timeout"
 
-
-class BodyTooLargeError(ApiError):
+class BodyTooLargeError(ApiError, status=413, code="body_too_large"):
     """The body is longer than `limit` bytes; the connection ends with the reply."""
-
-    status = 413
-    code = "body_too_large"
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the body is longer than {limit} bytes")
@@ -131,37 +107,24 @@ class BodyTooLargeError(ApiError):
         return {"connection": "close"}
 
 
-class HeadTooLargeError(ApiError):
+class HeadTooLargeError(ApiError, status=431, code="headers_too_large"):
     """The request line and headers are longer than the server reads."""
 
-    status = 431
-    code = "headers_too_large"
 
-
-class MediaTypeError(ApiError):
+class MediaTypeError(ApiError, status=415, code="unsupported_media_type"):
     """The body is declared to be something other than JSON."""
 
-    status = 415
-    code = "unsupported_media_type"
 
-
-class ComputeError(ApiError):
+class ComputeError(ApiError, code="compute_failed"):
     """The device failed on this request; the log has the reason."""
 
-    code = "compute_failed"
 
-
-class OutOfMemoryError(ComputeError):
+class OutOfMemoryError(ComputeError, code="out_of_memory"):
     """The device has no room for this request, even alone."""
 
-    code = "out_of_memory"
 
-
-class DeadlineError(ApiError):
+class DeadlineError(ApiError, status=504, code="deadline_exceeded"):
     """`deadline_ms` passed before the images were done; nothing more is computed for them."""
-
-    status = 504
-    code = "deadline_exceeded"
 
 
 class _RetryError(ApiError):
@@ -180,38 +143,24 @@ class _RetryError(ApiError):
         return {"retry-after": str(self.retry_after)}
 
 
-class QueueFullError(_RetryError):
+class QueueFullError(_RetryError, status=429, code="queue_full"):
     """No room for the request's images; `retry_after` is in seconds."""
 
-    status = 429
-    code = "queue_full"
 
-
-class DeadlineUnreachableError(_RetryError):
+class DeadlineUnreachableError(_RetryError, status=503, code="deadline_unreachable"):
     """The queue is too long for the request's `deadline_ms`: refused before it costs anything."""
 
-    status = 503
-    code = "deadline_unreachable"
 
-
-class CrowdedError(_RetryError):
+class CrowdedError(_RetryError, status=503, code="too_many_connections"):
     """As many connections are open as the server keeps."""
 
-    status = 503
-    code = "too_many_connections"
 
-
-class UnavailableError(_RetryError):
+class UnavailableError(_RetryError, status=503, code="not_ready"):
     """The model is still being warmed up."""
 
-    status = 503
-    code = "not_ready"
 
-
-class DrainingError(UnavailableError):
+class DrainingError(UnavailableError, code="draining"):
     """The server is shutting down and takes no new work."""
-
-    code = "draining"
 
 
 _SHOWN = 64  # characters of a path or method that a refusal repeats

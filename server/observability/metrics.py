@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -56,82 +56,57 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._requests = Counter(
-            "dd_requests_total",
-            "Generate requests by outcome.",
-            ["model", "plan", "outcome"],
-            registry=registry,
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        seconds = partial(histogram, buckets=SECONDS)
+        request = ["model", "plan", "outcome"]
+        self._requests = counter("dd_requests_total", "Generate requests by outcome.", request)
+        self._duration = seconds(
+            "dd_request_duration_seconds", "From a generate request's arrival to its reply.", request
         )
-        self._duration = Histogram(
-            "dd_request_duration_seconds",
-            "From a generate request's arrival to its reply.",
-            ["model", "plan", "outcome"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._images = Counter("dd_images_total", "Images delivered.", ["model", "plan"], registry=registry)
-        self.queue_wait = Histogram(
+        self._images = counter("dd_images_total", "Images delivered.", ["model", "plan"])
+        self.queue_wait = seconds(
             "dd_queue_wait_seconds",
             "Time that a request, or its part for one of several devices, waited for a device.",
-            buckets=SECONDS,
-            registry=registry,
         )
-        self._execution = Histogram(
+        self._execution = seconds(
             "dd_batch_execution_seconds",
             "Device time of one forward pass over a batch, by actor, and of decoding.",
             ["model", "actor"],
-            buckets=SECONDS,
-            registry=registry,
         )
-        self.batch_size = Histogram(
-            "dd_batch_size", "Images that shared a forward pass.", buckets=BATCH_SIZES, registry=registry
+        self.batch_size = histogram(
+            "dd_batch_size", "Images that shared a forward pass.", buckets=BATCH_SIZES
         )
-        self._encode = Histogram(
-            "dd_encode_seconds",
-            "Time to encode a request's images.",
-            ["format"],
-            buckets=SECONDS,
-            registry=registry,
+        self._encode = seconds("dd_encode_seconds", "Time to encode a request's images.", ["format"])
+        self.text_encode = seconds(
+            "dd_text_encode_seconds", "Time that the prompts which are new in a pass took to encode."
         )
-        self.text_encode = Histogram(
-            "dd_text_encode_seconds",
-            "Time that the prompts which are new in a pass took to encode.",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.first_preview = Histogram(
+        self.first_preview = seconds(
             "dd_time_to_first_preview_seconds",
             "From the arrival of a request for a stream to its first picture.",
-            buckets=SECONDS,
-            registry=registry,
         )
-        self._downgrades = Counter(
+        self._downgrades = counter(
             "dd_plan_downgrades_total",
             "Requests that got a cheaper plan than on an idle server.",
             ["requested", "applied"],
-            registry=registry,
         )
-        self.discarded = Counter(
+        self.discarded = counter(
             "dd_discarded_compute_seconds_total",
             "Device time spent on images that nobody waited for any more, shared out by image.",
-            registry=registry,
         )
-        self.queue_depth = Gauge("dd_queue_depth", "Images that wait for the device.", registry=registry)
-        self.worker_restarts = Counter(
-            "dd_worker_restarts_total", "Device processes that died and were replaced.", registry=registry
+        self.queue_depth = gauge("dd_queue_depth", "Images that wait for the device.")
+        self.worker_restarts = counter(
+            "dd_worker_restarts_total", "Device processes that died and were replaced."
         )
-        self.worker_recovery = Histogram(
+        self.worker_recovery = seconds(
             "dd_worker_recovery_seconds",
             "From the death of a device process to the next one with its models loaded.",
-            buckets=SECONDS,
-            registry=registry,
         )
-        self.inflight = Gauge("dd_inflight_requests", "Generate requests being handled.", registry=registry)
-        self.ready = Gauge("dd_ready", "1 when warmed up and accepting.", registry=registry)
-        info = Gauge(
-            "dd_build_info", "Constant 1, labelled with the version.", ["version"], registry=registry
-        )
-        info.labels(package_version()).set(1)
+        self.inflight = gauge("dd_inflight_requests", "Generate requests being handled.")
+        self.ready = gauge("dd_ready", "1 when warmed up and accepting.")
+        gauge("dd_build_info", "Constant 1, labelled with the version.", ["version"]).labels(
+            package_version()
+        ).set(1)
         self._labels: Callable[..., Any] = lru_cache(maxsize=None)(_labels)
         for name in FORMATS:
             self._labels(self._encode, name)
