@@ -54,7 +54,7 @@ class GenerateRequest(BaseModel):
         gt=0,
         le=MAX_DEADLINE_MS,
         description="The best plan that is expected to be done within so many milliseconds; the cheapest one "
-        "where none is. A wish, unlike `deadline_ms`.",
+        "where none is. A preference, where `deadline_ms` is a limit.",
     )
     min_quality: float | None = Field(
         None, gt=0, le=MAX_FID, description="The highest measured FID to accept of a plan; lower is better."

@@ -97,7 +97,7 @@ class SlowClientError(ApiError, status=408, code="request_timeout"):
 
 
 class BodyTooLargeError(ApiError, status=413, code="body_too_large"):
-    """The body is longer than `limit` bytes; the connection ends with the reply."""
+    """The body is longer than the server reads; the connection ends with the reply."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the body is longer than {limit} bytes")
@@ -144,7 +144,7 @@ class _RetryError(ApiError):
 
 
 class QueueFullError(_RetryError, status=429, code="queue_full"):
-    """No room for the request's images; `retry_after` is in seconds."""
+    """The queue has no room for the request's images."""
 
 
 class DeadlineUnreachableError(_RetryError, status=503, code="deadline_unreachable"):
