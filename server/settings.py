@@ -31,7 +31,7 @@ _ORIGIN = re.compile(r"https?://(?:[a-z0-9.\-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
 class Settings(BaseSettings):
-    """How the server listens, what it loads and how much it admits."""
+    """Settings of the server: its address, its models, its limits."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 

@@ -165,3 +165,12 @@ def test_plans_need_no_torch(module: str) -> None:
 
 def test_every_package_is_typed() -> None:
     assert [p for p in PACKAGES if not (ROOT / p / "py.typed").exists()] == []
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if _name(p).split("/")[0] != "training"], ids=_name)
+def test_docstrings_say_what_a_thing_is_or_does(path: Path) -> None:
+    """None begins as a riddle: "What …", "Whether …", "Those …"."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [ast.get_docstring(node) for node in ast.walk(_tree(path)) if isinstance(node, kinds)]
+    words = {"What", "Whether", "Those", "How", "All", "Who", "When", "Where", "Why"}
+    assert [text for text in found if text and text.split()[0].strip(",:;") in words] == []

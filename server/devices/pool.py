@@ -1,4 +1,4 @@
-"""All device workers, each a process with every model.
+"""The device workers, each a process with every model.
 
     submit(job) ─ dispatch ─▶ Parts, each the job of one worker ─▶ its scheduler, its device ─▶ Submission
 

@@ -24,7 +24,7 @@ from server.scheduling.backlog import Forecast
 
 @dataclass(frozen=True)
 class PlanQuery:
-    """What a request says about its plan; times are in seconds from now.
+    """The part of a request that is about its plan; times are in seconds from now.
 
     Args:
         steps, quality: how much to spend at most; at most one of them is set.

@@ -60,7 +60,7 @@ class LabelTable:
         raise BadRequestError(f"unknown class {shown!r}; {self.choices(label[:_LONGEST])}", param="label")
 
     def choices(self, near: str = "") -> str:
-        """What may be sent, for a refusal: all names of few classes, or the ones like `near`."""
+        """List what may be sent, for a refusal: all names of few classes, or the ones like `near`."""
         last = len(self.classes) - 1
         if len(self.classes) <= _LISTED:
             return f"classes are 0 to {last}: {', '.join(self.classes)}"

@@ -1,4 +1,4 @@
-"""What is logged, and in which form: text for a terminal, JSON for machines; one record, one line.
+"""Log lines, one a record: text for a terminal, JSON for machines.
 
 Paths, methods and ids come from clients. In both forms every character that is not printable is
 written as an escape, so that a request can neither begin a line of its own nor reach the terminal.

@@ -90,7 +90,7 @@ class Scheduler:
 
     @property
     def jobs(self) -> list[Job]:
-        """All that are not over, in order of arrival."""
+        """Jobs that are not over, in order of arrival."""
         return list(self._jobs)
 
     @property
