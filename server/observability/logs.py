@@ -52,7 +52,7 @@ def log_request(scope: MutableMapping[str, Any], status: int, sent: int) -> None
     """The one line about a request that has ended.
 
     Args:
-        scope: with `request_id`, `arrived` and the facts in its state.
+        scope: with `request_id`, `arrived` and the context in its state.
         status: as sent, or `CLIENT_LEFT`.
         sent: bytes of the reply's body.
     """

@@ -1,7 +1,7 @@
 """Traces by OpenTelemetry, where `--otel-endpoint` asks for them: a span for every request.
 
 Starlette's middleware makes the span (names and attributes by the semantic conventions, the parent
-from `traceparent`); ours adds the request's facts to it. The SDK and the exporter are the extra
+from `traceparent`); ours adds the request's context to it. The SDK and the exporter are the extra
 `otel` and are imported here alone, and only when they are asked for.
 """
 
@@ -74,12 +74,12 @@ def add_tracing(app: FastAPI, provider: TracerProvider) -> None:
     """Make a span of `provider` around everything that `app` does for a request."""
     from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
 
-    app.add_middleware(SpanFacts, provider=provider)
+    app.add_middleware(SpanFields, provider=provider)
     app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider, excluded_urls=_UNTRACED)
 
 
-class SpanFacts:
-    """Puts a request's id and facts on its span (`dd.model`, …), and the trace's id into its facts.
+class SpanFields:
+    """Put a request's id and context on its span (`dd.model`, …), and the trace's id into its context.
 
     At the end of the application it sends what has not been sent, for a bounded time.
     """
@@ -99,12 +99,12 @@ class SpanFacts:
         if not span.is_recording():
             await self.app(scope, receive, send)
             return
-        facts = context_of(scope)
-        facts["trace_id"] = self.trace.format_trace_id(span.get_span_context().trace_id)
+        context = context_of(scope)
+        context["trace_id"] = self.trace.format_trace_id(span.get_span_context().trace_id)
         try:
             await self.app(scope, receive, send)
         finally:
-            noted = {name: value for name, value in facts.items() if name != "trace_id"}
+            noted = {name: value for name, value in context.items() if name != "trace_id"}
             noted["request_id"] = scope["state"]["request_id"]
             span.set_attributes({f"dd.{name}": value for name, value in noted.items()})
             span.set_attribute("url.path", shown_path(scope["path"]))
