@@ -32,6 +32,7 @@ from server.settings import Settings
 from server.state import Phase, ServerState
 
 PATIENCE = 120.0
+OK = {"label": "ship", "seed": 7}
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload([*PRELOAD, "pytest", "tests.server.helpers"])
 
@@ -202,3 +203,18 @@ def running(
         server.should_exit = True
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def refused(reply: httpx.Response, status: int, code: str, param: str | None = None) -> str:
+    """Check the envelope of an error, and return its message."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    body = reply.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"type", "code", "message", "param"}
+    assert (body["error"]["code"], body["error"]["param"]) == (code, param)
+    message = body["error"]["message"]
+    assert message
+    assert "Traceback" not in reply.text
+    assert len(message) < 400
+    return str(message)

@@ -11,9 +11,8 @@ import pytest
 
 from benchmarks.fifo_server import FifoScheduler
 from server.devices import pool as device_pool
-from tests.server.helpers import Gate, Running, eventually, running
-from tests.server.test_errors import refused
-from tests.server.test_refine import stream
+from tests.server.generation.test_runner import stream
+from tests.server.helpers import Gate, Running, eventually, refused, running
 
 STEPS = (1, 1, 1, 2, 2, 12, 21, 64)
 

@@ -13,24 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.helpers import Gate, Running, busy, eventually, running
-
-OK = {"label": "ship", "seed": 7}
-
-
-def refused(reply: httpx.Response, status: int, code: str, param: str | None = None) -> str:
-    """Checks the envelope; returns its message."""
-    assert reply.status_code == status, reply.text
-    assert reply.headers["content-type"] == "application/json"
-    body = reply.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"type", "code", "message", "param"}
-    assert (body["error"]["code"], body["error"]["param"]) == (code, param)
-    message = body["error"]["message"]
-    assert message
-    assert "Traceback" not in reply.text
-    assert len(message) < 400
-    return str(message)
+from tests.server.helpers import OK, Gate, Running, busy, eventually, refused, running
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Variables that would change nothing are reported; Kubernetes' own are not."""
+"""Flags over variables over defaults; variables that would change nothing are reported, Kubernetes' own are not."""
 
 from __future__ import annotations
 
@@ -57,3 +57,29 @@ def test_a_trusted_proxy_is_an_address_or_network(value: str) -> None:
     with pytest.raises(InvalidRequestError, match="DD_SERVER_TRUSTED_PROXIES"):
         load_settings(trusted_proxies=value)
     assert load_settings(trusted_proxies="10.0.0.0/8, ::1").trusted_proxies
+
+
+def test_settings_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DD_SERVER_PORT", "9001")
+    monkeypatch.setenv("DD_SERVER_MAX_BATCH", "7")
+    settings = load_settings(port=9002, max_batch=None)
+    assert (settings.port, settings.max_batch) == (9002, 7)
+
+
+def test_a_kubernetes_service_link_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service named dd-server makes Kubernetes set DD_SERVER_PORT=tcp://… in every pod."""
+    monkeypatch.setenv("DD_SERVER_PORT", "tcp://10.0.0.1:8000")
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", 70000), ("max_batch", 0), ("log_level", "loud"), ("queue_size", 3), ("drain_timeout", -1)],
+)
+def test_a_bad_setting_names_itself(name: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match=name):
+        load_settings(**{name: value})
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())

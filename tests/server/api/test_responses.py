@@ -18,7 +18,7 @@ from server.errors import DrainingError
 from server.generation.encoder import Encoding, GeneratedImage
 from server.observability.metrics import Metrics
 from server.observability.record import RequestRecord
-from tests.server.test_refine import parse
+from tests.server.generation.test_runner import parse
 
 
 class Writer(ReplyWriter):

@@ -12,8 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.helpers import Gate, Running, busy, eventually, running
-from tests.server.test_errors import OK, refused
+from tests.server.helpers import OK, Gate, Running, busy, eventually, refused, running
 
 LABELS = (1, 2, 3, 4, 5)
 LATE = {**OK, "deadline_ms": 1, "brownout": False}

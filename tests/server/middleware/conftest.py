@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.helpers import Running, eventually
-from tests.server.test_errors import OK
+from tests.server.helpers import OK, Running, eventually
 
 
 def gauge(live: Running, name: str) -> float:

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from tests.server.helpers import PATIENCE, Running
-from tests.server.test_errors import OK
+from tests.server.helpers import OK, PATIENCE, Running
 
 BODY = json.dumps(OK).encode()
 CHUNKED = b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"

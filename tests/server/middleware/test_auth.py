@@ -18,10 +18,9 @@ from server.middleware import auth
 from server.middleware.auth import KeyFile, is_open, parse_keys
 from server.models.catalog import find
 from server.settings import Settings
-from tests.server.helpers import Running, running
+from tests.server.helpers import OK, Running, refused, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
-from tests.server.test_errors import OK, refused
 
 ALICE = "alice-0123456789abcdef"
 ALICE_NEXT = "alice-next-0123456789abcdef"

@@ -22,7 +22,7 @@ from server.app import create_app
 from server.launcher import bind, make_server
 from server.middleware import connection
 from server.settings import Settings
-from tests.server.helpers import PATIENCE, Gate, Running, busy, eventually, running
+from tests.server.helpers import OK, PATIENCE, Gate, Running, busy, eventually, running
 from tests.server.middleware.conftest import gauge
 from tests.server.middleware.sockets import (
     BODY,
@@ -39,7 +39,6 @@ from tests.server.middleware.sockets import (
     until_cut_off,
     vanish,
 )
-from tests.server.test_errors import OK
 
 KEY = "a-key-0123456789"
 DOCUMENTS = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 900  # 10 MB of replies

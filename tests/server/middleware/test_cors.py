@@ -10,8 +10,7 @@ import pytest
 
 from dd_core.errors import InvalidRequestError
 from server.settings import load_settings
-from tests.server.helpers import Running, running
-from tests.server.test_errors import OK, refused
+from tests.server.helpers import OK, Running, refused, running
 
 PAGE = "https://page.example"
 KEY = "page-0123456789abcdef"

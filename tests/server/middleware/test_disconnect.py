@@ -17,7 +17,7 @@ import uvicorn
 from server.launcher import bind
 from server.middleware.connection import protocol
 from server.settings import Settings
-from tests.server.helpers import PATIENCE, Gate, Running, eventually, running
+from tests.server.helpers import OK, PATIENCE, Gate, Running, eventually, running
 from tests.server.middleware.sockets import (
     CHUNKED,
     HEAD,
@@ -28,7 +28,6 @@ from tests.server.middleware.sockets import (
     rest,
     vanish,
 )
-from tests.server.test_errors import OK
 
 MANY = post(json.dumps({"label": "ship", "n": 16}).encode())
 

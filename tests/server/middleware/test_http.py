@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.server.helpers import Running
+from tests.server.helpers import OK, Running
 from tests.server.middleware.sockets import (
     BODY,
     CHUNKED,
@@ -23,7 +23,6 @@ from tests.server.middleware.sockets import (
     say,
     statuses,
 )
-from tests.server.test_errors import OK
 
 GET = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
 

@@ -12,7 +12,7 @@ import pytest
 from server.app import create_app
 from server.middleware import connection
 from server.settings import Settings
-from tests.server.helpers import Running
+from tests.server.helpers import OK, Running, refused
 from tests.server.middleware.sockets import (
     BODY,
     CHUNKED,
@@ -26,7 +26,6 @@ from tests.server.middleware.sockets import (
     until_cut_off,
     vanish,
 )
-from tests.server.test_errors import OK, refused
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/images/generations", "/nothing", "/models"])

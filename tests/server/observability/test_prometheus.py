@@ -23,7 +23,7 @@ from tests.server.helpers import Gate, Running, busy, eventually, running
 
 pytestmark = needs_prometheus
 
-ALERTS = Path(__file__).parent.parent.parent / "deploy" / "prometheus" / "alerts.yml"
+ALERTS = Path(__file__).parents[3] / "deploy" / "prometheus" / "alerts.yml"
 Series = dict[frozenset[tuple[str, str]], float]
 
 

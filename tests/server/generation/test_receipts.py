@@ -22,10 +22,9 @@ from dd_core.sampling import sample_codes
 from distilled_decoding.contract import MAX_SEED
 from server.generation.encoder import read_receipt
 from server.generation.receipts import MOST_SPLICES, Receipt, parse_receipt
-from tests.server.helpers import Running, running
+from tests.server.helpers import Running, refused, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
-from tests.server.test_errors import refused
 from tests.tiny import tiny_bundle
 
 T = 64

@@ -29,10 +29,9 @@ from server.models.catalog import find
 from server.observability.context import bind
 from server.observability.tracing import add_tracing, make_provider
 from server.settings import Settings, load_settings
-from tests.server.helpers import running
+from tests.server.helpers import OK, running
 from tests.server.test_cli import ROOT, Run
 from tests.server.test_cli import run as run
-from tests.server.test_errors import OK
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADERS = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine-1"}

@@ -26,9 +26,8 @@ from server.observability import logs
 from server.observability.context import bind, context_of
 from server.observability.logs import JsonFormatter, TextFormatter
 from server.settings import Settings
-from tests.server.helpers import PATIENCE, Running, eventually, running
+from tests.server.helpers import OK, PATIENCE, Running, eventually, running
 from tests.server.test_cli import ROOT
-from tests.server.test_errors import OK
 
 Lines = Callable[[], list[str]]
 FORGED = "/nothing%0a%0d%1b[31m%e2%80%a8%7b%22level%22:%22forged%22%7d"

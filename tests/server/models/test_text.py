@@ -23,11 +23,10 @@ from dd_core.errors import InvalidRequestError
 from dd_core.sampling import sample_images
 from dd_core.text.config import T5Config
 from server.models.catalog import ServedModel, check_encoder, find
-from tests.server.helpers import Running, running
+from tests.server.generation.test_runner import EVENTS, parse
+from tests.server.helpers import Running, refused, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
-from tests.server.test_errors import refused
-from tests.server.test_refine import EVENTS, parse
 from tests.tiny_text import EXAMPLES, tiny_text_bundle, tiny_text_manifest
 
 OURS = ("dd_", "uvicorn")  # not what the client of the same process logs

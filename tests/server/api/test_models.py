@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from dd_core.manifest import read_manifest, write_manifest
-from tests.server.helpers import Gate, Running, busy, eventually, running
-from tests.server.test_errors import OK, refused
+from tests.server.helpers import OK, Gate, Running, busy, eventually, refused, running
 from tests.tiny import tiny_bundle
 
 KEY = {"authorization": "Bearer admin-key-of-a-test"}

@@ -25,8 +25,7 @@ from dd_core.plan import Preset
 from dd_core.sampling import sample_codes
 from server.api.responses import EventReply
 from server.generation.planner import RefinementStep, refinement_steps
-from tests.server.helpers import Gate, Running, busy, eventually, running
-from tests.server.test_errors import refused
+from tests.server.helpers import Gate, Running, busy, eventually, refused, running
 
 EVENTS = {"accept": "text/event-stream"}
 T = 64

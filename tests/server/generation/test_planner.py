@@ -15,8 +15,7 @@ from server.errors import BadRequestError
 from server.generation.planner import PlanChoice, PlanQuery, choose
 from server.models.budgets import BudgetTable
 from server.scheduling.backlog import Forecast
-from tests.server.helpers import Gate, Running, busy, eventually, running
-from tests.server.test_errors import refused
+from tests.server.helpers import Gate, Running, busy, eventually, refused, running
 
 T = 64
 ONE, TWO = Preset(plan.one_step(T), 50.0), Preset(plan.few_steps(T, 20), 40.0)

@@ -1,0 +1,35 @@
+"""Metrics by the conventions."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from dd_core.plan import Preset, few_steps, hybrid, one_step, onestep, teacher
+from server.observability.metrics import SECONDS, Metrics
+
+PRESETS = (
+    Preset(one_step(64), fid=40.0),
+    Preset(few_steps(64, 20), fid=35.0),
+    Preset(hybrid(64, 10, 20), fid=36.0),
+    Preset(teacher(64), fid=30.0),
+    Preset(onestep(64), fid=1.0, offered=False),
+)
+
+
+def test_metrics_follow_the_conventions() -> None:
+    metrics = Metrics()
+    metrics.bind("tiny", [preset.plan for preset in PRESETS])
+    metrics.request("tiny", "dd-1", "ok", 0.004)
+    metrics.executed("tiny", "student", 3, 0.01)
+    families = {f.name: f for f in text_string_to_metric_families(metrics.exposition().decode())}
+    ours = [name for name in families if not name.startswith("process_")]
+    assert ours
+    assert all(name.startswith("dd_") for name in ours)
+    buckets = [
+        float(s.labels["le"]) for s in families["dd_batch_execution_seconds"].samples if "bucket" in s.name
+    ]
+    assert min(buckets) == SECONDS[0] == 0.002
+    actors = {s.labels["actor"] for s in families["dd_batch_execution_seconds"].samples}
+    assert actors == {"student", "teacher", "marginal", "decode"}
+    counted = [s for s in families["dd_requests"].samples if s.name.endswith("_total") and s.value == 1]
+    assert [s.labels for s in counted] == [{"model": "tiny", "plan": "dd-1", "outcome": "ok"}]
