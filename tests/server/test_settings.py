@@ -1,4 +1,4 @@
-"""Flags over variables over defaults; variables that would change nothing are reported, Kubernetes' own are not."""
+"""Flags win over variables; variables that would change nothing are reported, Kubernetes' own are not."""
 
 from __future__ import annotations
 
