@@ -26,7 +26,7 @@ from server.devices.pool import DevicePool
 from server.errors import install_error_handlers
 from server.generation.encoder import Encoder
 from server.middleware.stack import install_middleware
-from server.models.catalog import ServedModel, find
+from server.models.catalog import ServedModel, find_all
 from server.observability.metrics import package_version
 from server.settings import Settings
 from server.state import Phase, ServerState
@@ -43,7 +43,7 @@ async def _load(state: ServerState, pool: DevicePool, served: Sequence[ServedMod
     try:
         await pool.start()
         for model in served:
-            state.metrics.bind(model.name, [preset.plan for preset in model.presets])
+            state.metrics.bind(model.name, model.presets)
             await pool.load(model)
             state.catalog.models[model.name] = model
     except Exception as error:
@@ -78,7 +78,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         found = served
         if found is None:
-            found = [await asyncio.to_thread(find, name.strip()) for name in settings.model.split(",")]
+            found = await asyncio.to_thread(find_all, settings.model.split(","))
         weights = sum(model.bytes for model in found)
         pool = state.pool = DevicePool(
             settings,

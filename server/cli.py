@@ -23,7 +23,7 @@ from dd_core.sampling import sample_images
 from distilled_decoding.contract import MAX_SEED, ImageFormat
 from server.generation.encoder import encode, read_receipt
 from server.generation.receipts import Receipt, parse_receipt
-from server.models.catalog import find
+from server.models.catalog import find, find_all
 from server.models.listing import convert_model, listing, passes, pull_lines
 from server.observability.metrics import package_version
 from server.settings import ENV_PREFIX, Settings, load_settings, show
@@ -94,7 +94,7 @@ def serve(
     launcher.prepare(settings)
     bound = launcher.bind(settings.host, settings.port)
     with bound:  # a port that is taken is told before a model is fetched
-        served = [find(name.strip()) for name in settings.model.split(",")]
+        served = find_all(settings.model.split(","))
         launcher.serve(create_app(settings, served), settings, bound)
 
 

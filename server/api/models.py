@@ -62,7 +62,7 @@ async def _load(state: ServerState, source: str) -> dict[str, object]:
         model = await asyncio.to_thread(find, source)
         if model.name in state.catalog.models:
             raise ConflictError(f"a model {model.name} is loaded already", param="model")
-        state.metrics.bind(model.name, [preset.plan for preset in model.presets])
+        state.metrics.bind(model.name, model.presets)
         await pool.load(model)
     except ApiError:
         raise

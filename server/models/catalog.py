@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -233,6 +234,25 @@ def find(source: str | Path) -> ServedModel:
         require_t5(spec.name)  # before gigabytes are fetched
     folder = locate(source)
     return ServedModel.of(folder, read_manifest(folder))
+
+
+def find_all(sources: Sequence[str]) -> list[ServedModel]:
+    """Find every model that is to be served; raises as `find`.
+
+    Raises:
+        InvalidRequestError: two of them have the same name.
+    """
+    found: dict[str, tuple[str, ServedModel]] = {}
+    for source in map(str.strip, sources):
+        model = find(source)
+        if model.name in found:
+            raise InvalidRequestError(
+                f"two models are called {model.name}: {found[model.name][0]} and {source}; "
+                "one of them needs another name in its manifest",
+                param="model",
+            )
+        found[model.name] = source, model
+    return [model for _, model in found.values()]
 
 
 def check_encoder(manifest: Manifest) -> None:

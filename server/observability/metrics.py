@@ -23,7 +23,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from dd_core.plan import Plan
+from dd_core.plan import Preset
 from server.scheduling.costs import Kind
 
 # Otherwise every counter and histogram gets a second series with the time of its making.
@@ -112,9 +112,13 @@ class Metrics:
             self._labels(self._encode, name)
         self.bind(UNKNOWN, ())
 
-    def bind(self, model: str, plans: Sequence[Plan]) -> None:
+    def bind(self, model: str, presets: Sequence[Preset]) -> None:
         """Make the series of a loaded model, so that they exist before its first request."""
+        plans = [preset.plan for preset in presets]
         names = [plan.name for plan in plans]
+        offered = sorted((p.plan for p in presets if p.offered), key=lambda plan: plan.cost)
+        for applied, requested in itertools.combinations(offered, 2):
+            self._labels(self._downgrades, requested.name, applied.name)
         for name, outcome in itertools.product((UNKNOWN, *names), OUTCOMES):
             self._labels(self._requests, model, name, outcome)
         for name in names:

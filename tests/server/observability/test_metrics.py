@@ -18,7 +18,7 @@ PRESETS = (
 
 def test_metrics_follow_the_conventions() -> None:
     metrics = Metrics()
-    metrics.bind("tiny", [preset.plan for preset in PRESETS])
+    metrics.bind("tiny", PRESETS)
     metrics.request("tiny", "dd-1", "ok", 0.004)
     metrics.executed("tiny", "student", 3, 0.01)
     families = {f.name: f for f in text_string_to_metric_families(metrics.exposition().decode())}
@@ -33,3 +33,17 @@ def test_metrics_follow_the_conventions() -> None:
     assert actors == {"student", "teacher", "marginal", "decode"}
     counted = [s for s in families["dd_requests"].samples if s.name.endswith("_total") and s.value == 1]
     assert [s.labels for s in counted] == [{"model": "tiny", "plan": "dd-1", "outcome": "ok"}]
+
+
+def test_a_downgrade_can_be_seen_before_the_first_one() -> None:
+    """A rate over a series that begins with its first event misses that event."""
+    metrics = Metrics()
+    metrics.bind("tiny", PRESETS)
+    found = {
+        (s.labels["requested"], s.labels["applied"])
+        for family in metrics.registry.collect()
+        for s in family.samples
+        if s.name == "dd_plan_downgrades_total"
+    }
+    assert ("teacher", "dd-1") in found and ("dd-2", "dd-1") in found
+    assert ("dd-1", "dd-2") not in found and not any("onestep" in pair for pair in found)
