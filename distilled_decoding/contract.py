@@ -26,6 +26,17 @@ def _index_or_name(value: Any) -> Any:
     raise PydanticCustomError("label_type", "must be a class index (an integer) or a class name (a string)")
 
 
+def _or(default: Any) -> BeforeValidator:
+    """Take null for left out, as it is in every other field."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """Describe a field that also takes null."""
+    kept = {key: schema.pop(key) for key in ("type", "minimum", "enum") if key in schema}
+    schema["anyOf"] = [kept, {"type": "null"}]
+
+
 class GenerateRequest(BaseModel):
     """The body of `POST /generate`. Types are strict: `"1"`, `1.0` and `true` are not integers."""
 
@@ -59,12 +70,15 @@ class GenerateRequest(BaseModel):
     min_quality: float | None = Field(
         None, gt=0, le=MAX_FID, description="The highest measured FID to accept of a plan; lower is better."
     )
-    brownout: bool = Field(
+    brownout: Annotated[bool, _or(True)] = Field(
         True,
+        json_schema_extra=_nullable,
         description="`true`: a busy server may use a cheaper plan; the reply names both plans. `false`: the "
         "request waits, or is refused, instead.",
     )
-    n: int = Field(1, ge=1, description="Number of images, up to the server's limit.")
+    n: Annotated[int, _or(1)] = Field(
+        1, ge=1, json_schema_extra=_nullable, description="Number of images, up to the server's limit."
+    )
     seed: int | None = Field(
         None,
         ge=0,
@@ -95,7 +109,9 @@ class GenerateRequest(BaseModel):
     format: ImageFormat | None = Field(
         None, description="`png` (default), `jpeg` or `webp`; left out, `Accept` may decide."
     )
-    priority: Priority = Field("normal", description="Of requests that wait, the higher goes first.")
+    priority: Annotated[Priority, _or("normal")] = Field(
+        "normal", json_schema_extra=_nullable, description="Of requests that wait, the higher goes first."
+    )
     deadline_ms: float | None = Field(
         None,
         gt=0,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dd_core.bundle import Bundle
 from dd_core.sampling import sample_images
+from distilled_decoding.contract import GenerateRequest
 from tests.server.helpers import Gate, Running, busy, eventually, running
 
 Body = dict[str, Any]
@@ -167,3 +168,12 @@ def test_requests_that_wait_together_are_computed_together(bundle_folder: Path, 
         assert sorted(gate.calls[-1]) == [1, 2, 3, 4, 5, 6]
         assert live.metric("dd_queue_depth") == 0
         assert live.metric("dd_requests_total", model="tiny", plan="dd-1", outcome="ok") == 7
+
+
+def test_null_is_left_out_in_every_field(server: Running) -> None:
+    """Clients that write all their fields write null where they have nothing to say."""
+    wanted = {"label": "ship", "seed": 7}
+    nulls = {name: None for name in GenerateRequest.model_fields if name not in wanted}
+    reply = server.post({**wanted, **nulls})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["images"] == server.post(wanted).json()["images"]
