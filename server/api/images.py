@@ -13,7 +13,7 @@ from distilled_decoding.contract import GenerateRequest, ImageFormat
 from server.api.content import negotiate
 from server.api.responses import ERRORS, IMAGES, GenerateWriter, send
 from server.errors import BadRequestError
-from server.generation.encoder import Encoding
+from server.generation.encoder import MEDIA_TYPES, Encoding
 from server.generation.request import GenerationRequest, resolve, resolve_model
 from server.generation.runner import GenerationRun
 from server.observability.metrics import package_version
@@ -59,6 +59,10 @@ async def image(
         headers = _cache_headers(generation, form.image_format, pool.kind, settings)
         if _unchanged(request.headers.get("if-none-match"), headers["etag"]):
             return Response(status_code=304, headers=headers)
+        if "head" in request.scope:
+            reply = Response(media_type=MEDIA_TYPES[form.image_format], headers=headers)
+            del reply.headers["content-length"]  # it would have to be computed
+            return reply
         writer = GenerateWriter(generation, Encoding(form.image_format), record, raw=True)
         run = owned.enter_context(GenerationRun(generation, pool, encoder, writer.encoding, record))
         reply = await send(run, writer, owned)

@@ -8,6 +8,7 @@ From the outside in:
     LastResort          a bug becomes a clean 500
     RequireKey          401 (`server.middleware.auth`)
     BodyLimit           413 (`server.middleware.limits`)
+    HeadAsGet           HEAD wherever there is GET
     Direct              the busiest endpoints, without the router
     the routes
 
@@ -57,6 +58,7 @@ def install_middleware(app: FastAPI, settings: Settings, direct: Sequence[Route]
     api_keys, admin_keys = read_keys(settings)
     # The last one added is the outermost.
     app.add_middleware(Direct, routes=direct)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_body_size=settings.max_body_bytes)
     app.add_middleware(RequireKey, api_keys=api_keys, admin_keys=admin_keys)
     app.add_middleware(LastResort)
@@ -135,6 +137,25 @@ class LastResort:
             if started:
                 raise
             await internal_error()(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answer HEAD with the status and the headers of GET. A route that would compute something for the body
+    looks for `head` in the request's scope.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        await self.app({**scope, "method": "GET", "head": True}, receive, without_body)
 
 
 class Direct:
