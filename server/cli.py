@@ -49,8 +49,8 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     for name, field in Settings.model_fields.items():
         if name == "model":
             continue
-        kinds = {int: int, float: float, bool: bool, Path | None: Path}
-        kind = kinds.get(field.annotation, str)  # type: ignore[call-overload]
+        kinds: dict[Any, type] = {int: int, float: float, bool: bool, Path | None: Path}
+        kind = kinds.get(field.annotation, str)
         flag = name.replace("_", "-")
         default = show(field.get_default(call_default_factory=True, validated_data={}))
         option = typer.Option(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from dd_core.errors import DDError
-from distilled_decoding.contract import ErrorReply
+from server.api.description import errors
 from server.errors import ApiError, BadRequestError, ConflictError, UnknownModelError
 from server.models.catalog import find
 from server.state import ServerState, state_of
@@ -43,10 +43,9 @@ class LoadRequest(BaseModel):
     summary="Load a model",
     response_class=Response,
     status_code=201,
-    responses={
-        400: {"model": ErrorReply, "description": "There is no such model, or it cannot be served."},
-        409: {"model": ErrorReply, "description": "A model of this name is loaded."},
-    },
+    responses=errors(
+        {400: "There is no such model, or it cannot be served.", 409: "A model of this name is loaded."}
+    ),
 )
 async def load(request: Request, body: LoadRequest) -> Response:
     """Fetch it where it must, load it on every device and warm it up; others are served meanwhile."""
@@ -77,7 +76,7 @@ async def _load(state: ServerState, source: str) -> dict[str, object]:
     summary="Unload a model",
     response_class=Response,
     status_code=204,
-    responses={404: {"model": ErrorReply, "description": "No model of that name is loaded."}},
+    responses=errors({404: "No model of that name is loaded."}),
 )
 async def unload(request: Request, name: str) -> Response:
     """Take no more requests for it, let those that it has end, and free its memory."""

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -47,6 +48,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
+@dataclass(eq=False)
 class Supervisor:
     """One device process, and its successors. All methods run on the event loop, and so do the callbacks.
 
@@ -60,24 +62,15 @@ class Supervisor:
         on_failure: called when it cannot be brought back.
     """
 
-    def __init__(
-        self,
-        entry: Entry,
-        options: DeviceOptions,
-        *,
-        hang_timeout: float,
-        on_answer: Callable[[Done | Failed], None],
-        on_lost: Callable[[], None],
-        on_restored: Callable[[float], None],
-        on_failure: Callable[[Exception], None],
-    ) -> None:
-        self._entry = entry
-        self._options = options
-        self._hang_timeout = hang_timeout
-        self._on_answer = on_answer
-        self._on_lost = on_lost
-        self._on_restored = on_restored
-        self._on_failure = on_failure
+    entry: Entry
+    options: DeviceOptions
+    hang_timeout: float
+    on_answer: Callable[[Done | Failed], None]
+    on_lost: Callable[[], None]
+    on_restored: Callable[[float], None]
+    on_failure: Callable[[Exception], None]
+
+    def __post_init__(self) -> None:
         self._models: dict[str, Path] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
         self._process: ForkServerProcess | None = None
@@ -101,7 +94,7 @@ class Supervisor:
         """Start the process."""
         ours, theirs = _processes.Pipe()
         process = _processes.Process(
-            target=self._entry, args=(theirs, self._options), name="dd-device", daemon=True
+            target=self.entry, args=(theirs, self.options), name="dd-device", daemon=True
         )
         await asyncio.to_thread(process.start)
         theirs.close()
@@ -126,7 +119,7 @@ class Supervisor:
     def forward(self, command: Forward) -> None:
         """Send a pass, which `on_answer` or `on_lost` follows; one at a time."""
         self._stop_watchdog()
-        self._watchdog = asyncio.get_running_loop().call_later(self._hang_timeout, self._hung)
+        self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
         self.send(command)
 
     def send(self, command: Command) -> None:
@@ -167,11 +160,11 @@ class Supervisor:
         self._stop_watchdog()
         if isinstance(answer, Done):
             self._deaths = 0
-        self._on_answer(answer)
+        self.on_answer(answer)
 
     def _hung(self) -> None:
         if self._process is not None:
-            log.error("a pass has taken more than %.0f s: the device process is ended", self._hang_timeout)
+            log.error("a pass has taken more than %.0f s: the device process is ended", self.hang_timeout)
             self._process.kill()
 
     def _stop_watchdog(self) -> None:
@@ -194,7 +187,7 @@ class Supervisor:
         for future in self._loading.values():
             _resolve(future, ComputeError("the device process died while it loaded the model"))
         self._reviving = asyncio.get_running_loop().create_task(self._revive(died))
-        self._on_lost()
+        self.on_lost()
 
     async def _revive(self, died: float) -> None:
         process = self._process
@@ -212,12 +205,12 @@ class Supervisor:
                     self.send(Unload(model))
         except Exception as error:  # noqa: BLE001 (without a device nothing is left to do)
             if self._reviving is asyncio.current_task():  # else it died again, and the next one sees to it
-                self._on_failure(error)
+                self.on_failure(error)
             return
         self._reviving = None
         seconds = time.perf_counter() - died
         log.info("the device process is back after %.2f s", seconds)
-        self._on_restored(seconds)
+        self.on_restored(seconds)
 
 
 def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:

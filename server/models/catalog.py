@@ -65,10 +65,6 @@ class ServedModel:
     def classes(self) -> list[str]:
         return list(self.manifest.classes)
 
-    def offered(self) -> list[Preset]:
-        """The plans that a budget can lead to, cheapest first."""
-        return sorted((p for p in self.presets if p.offered), key=lambda p: p.plan.cost)
-
     @cached_property
     def identities(self) -> dict[str, str]:
         """By plan: the identity of weights, settings and plan (`Manifest.identity`)."""
@@ -173,8 +169,8 @@ class ServedModel:
                 word: self.budgets.of_quality(word).plan.name for word in ("low", "medium", "high")
             },
             "budgets": [
-                {"from": run.first, "to": run.last, "plan": run.preset.plan.name}
-                for run in self.budgets.ranges
+                {"from": first, "to": last, "plan": preset.plan.name}
+                for first, last, preset in self.budgets.ranges
             ],
             "defaults": {"steps": self.budgets.least, "n": 1, "format": "png"},
             "limits": {"n": max_images, **({"prompt": MAX_CHARACTERS} if manifest.reads_text else {})},
