@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from dd_core.errors import DDError
 from dd_core.plan import Plan
-from server.errors import error_body, internal_body
+from server.errors import error_body
 from server.generation.encoder import MEDIA_TYPES, Encoding, GeneratedImage
 from server.generation.request import GenerationRequest
 from server.observability.record import RequestRecord
@@ -98,13 +98,11 @@ async def _events(
             yield _event(*writer.event(image))
         if (last := writer.end()) is not None:
             yield _event(*last)
-    except DDError as error:
-        writer.record.failed(error)
-        yield _event("error", error_body(error))
     except Exception as error:  # the reply has begun, so the last resort could not answer any more
         writer.record.failed(error)
-        log.exception("request %s: its stream failed", writer.record.request_id)
-        yield _event("error", internal_body())
+        if not isinstance(error, DDError):
+            log.exception("request %s: its stream failed", writer.record.request_id)
+        yield _event("error", error_body(error))
 
 
 def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:

@@ -116,8 +116,9 @@ class DevicePool:
         """
         plans = [preset.plan for preset in model.presets if preset.offered] if self._warm else []
         shares = self._shares(warmup_steps(model.name, plans))
+        condition = "a picture" if model.manifest.reads_text else 0  # any that it takes
         loads = (
-            worker.load(model.name, model.folder, share, model.any_condition)
+            worker.load(model.name, model.folder, share, condition)
             for worker, share in zip(self._workers, shares, strict=True)
         )
         failures = [error for error in await asyncio.gather(*loads, return_exceptions=True) if error]

@@ -51,7 +51,7 @@ class Submission:
         self._abort = abort
         self._pictures: deque[Sampled] = deque()
         self._previewed: set[int] = set()
-        self._over = False
+        self.over = False  # all pictures have come, or none will any more
         self._error: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
 
@@ -60,20 +60,15 @@ class Submission:
 
     async def __anext__(self) -> Sampled:
         while not self._pictures:
-            if self._over:
+            if self.over:
                 raise self._error or StopAsyncIteration
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         return self._pictures.popleft()
 
-    @property
-    def over(self) -> bool:
-        """True once all pictures have come, or none will any more."""
-        return self._over
-
     def cancel(self) -> None:
         """Forget the job: images that have not begun are not computed. Harmless once it is over."""
-        if not self._over:
+        if not self.over:
             self._pictures.clear()
             self.fail(asyncio.CancelledError())
 
@@ -93,13 +88,13 @@ class Submission:
         self._take_times(part)
         self._incomplete -= 1
         if not self._incomplete:
-            self._over = True
+            self.over = True
             self._wake()
 
     def fail(self, error: BaseException) -> None:
         """End the iteration with an error, and the other parts with it; the first error counts."""
-        if not self._over:
-            self._over, self._error = True, error
+        if not self.over:
+            self.over, self._error = True, error
             self._abort()
             self._wake()
 

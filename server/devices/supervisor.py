@@ -19,23 +19,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from server.devices.messages import (
-    Answer,
-    Command,
-    DeviceOptions,
-    Done,
-    Failed,
-    Forward,
-    Load,
-    Loaded,
-    Unload,
-)
+from server.devices import messages
 from server.devices.pipe import MessagePipe
 from server.errors import ComputeError
 
 log = logging.getLogger("dd_server.worker")
 
-Entry = Callable[[Connection, DeviceOptions], None]
+Entry = Callable[[Connection, messages.DeviceOptions], None]
 # A process that dies so often without finishing a pass will not get better.
 _MAX_DEATHS = 5
 _processes = multiprocessing.get_context("forkserver")
@@ -63,9 +53,9 @@ class Supervisor:
     """
 
     entry: Entry
-    options: DeviceOptions
+    options: messages.DeviceOptions
     hang_timeout: float
-    on_answer: Callable[[Done | Failed], None]
+    on_answer: Callable[[messages.Done | messages.Failed], None]
     on_lost: Callable[[], None]
     on_restored: Callable[[float], None]
     on_failure: Callable[[Exception], None]
@@ -114,15 +104,15 @@ class Supervisor:
     def unload(self, model: str) -> None:
         """Let the process forget a model."""
         self._models.pop(model, None)
-        self.send(Unload(model))
+        self.send(messages.Unload(model))
 
-    def forward(self, command: Forward) -> None:
+    def forward(self, command: messages.Forward) -> None:
         """Send a pass, which `on_answer` or `on_lost` follows; one at a time."""
         self._stop_watchdog()
         self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
         self.send(command)
 
-    def send(self, command: Command) -> None:
+    def send(self, command: messages.Command) -> None:
         """Send a command; without a process it is lost."""
         if self._pipe is not None:
             self._pipe.send(command)
@@ -145,20 +135,20 @@ class Supervisor:
         if self._pipe is None:
             raise ComputeError("the device process is being replaced; try again in a moment")
         future = self._loading[model] = asyncio.get_running_loop().create_future()
-        self.send(Load(model, folder))
+        self.send(messages.Load(model, folder))
         try:
             await future
         finally:
             self._loading.pop(model, None)
 
-    def _receive(self, answer: Answer) -> None:
-        if isinstance(answer, Loaded):
+    def _receive(self, answer: messages.Answer) -> None:
+        if isinstance(answer, messages.Loaded):
             future = self._loading.get(answer.model)
             if future is not None:
                 _resolve(future, answer.error)
             return
         self._stop_watchdog()
-        if isinstance(answer, Done):
+        if isinstance(answer, messages.Done):
             self._deaths = 0
         self.on_answer(answer)
 
@@ -202,7 +192,7 @@ class Supervisor:
                 if model in self._models:
                     await self._load(model, folder)
                 if model not in self._models:  # unloaded in the meantime
-                    self.send(Unload(model))
+                    self.send(messages.Unload(model))
         except Exception as error:  # noqa: BLE001 (without a device nothing is left to do)
             if self._reviving is asyncio.current_task():  # else it died again, and the next one sees to it
                 self.on_failure(error)

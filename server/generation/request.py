@@ -75,8 +75,8 @@ class GenerationRequest:
     def logged(self) -> dict[str, Any]:
         """Fields for the record of the request."""
         prompt = self.condition if isinstance(self.condition, str) else ""
-        fields: dict[str, Any] = {"steps": self.plan.cost, "n": len(self.keys), "prompt": prompt}
-        return {"plan": self.plan.name, "requested_plan": self.requested_plan, **fields}
+        plans = {"plan": self.plan.name, "requested_plan": self.requested_plan}
+        return {**plans, "steps": self.plan.cost, "n": len(self.keys), "prompt": prompt}
 
     def job(self, step: RefinementStep) -> Job:
         """Return the images of one step as a job to submit now."""
@@ -96,20 +96,6 @@ class GenerationRequest:
         times = [of_job(self.job(step)) for step in self.steps]
         rest = sum(later.alone for later in times[1:])
         return Forecast(times[0].start, times[0].finish + rest, times[0].alone + rest)
-
-    def check_deadline(self, deadline: float, of_job: Callable[[Job], Forecast]) -> None:
-        """Check that all steps together would be done in time; the scheduler checks each by itself.
-
-        Raises:
-            DeadlineUnreachableError: they would not.
-        """
-        foreseen = self.forecast(of_job)
-        if time.perf_counter() + foreseen.finish > deadline:
-            raise DeadlineUnreachableError.after(
-                foreseen.start,
-                f"this stream would start in {1e3 * foreseen.start:.0f} ms and be done in "
-                f"{1e3 * foreseen.finish:.0f} ms, after its deadline_ms",
-            )
 
     def receipt(self, index: int, plan: Plan) -> str:
         """Return the receipt of image `index` as `plan` makes it."""
@@ -209,8 +195,14 @@ def resolve(
             model.budgets, query, default, max_wait, lambda p: by(PlanChoice(p, p)).forecast(forecast)
         )
     generation = by(choice)
-    if deadline is not None and len(generation.steps) > 1:
-        generation.check_deadline(deadline, forecast)
+    if deadline is not None and len(generation.steps) > 1:  # the scheduler checks each step by itself
+        start, finish, _ = generation.forecast(forecast)
+        if time.perf_counter() + finish > deadline:
+            raise DeadlineUnreachableError.after(
+                start,
+                f"this stream would start in {1e3 * start:.0f} ms and be done in {1e3 * finish:.0f} ms, "
+                "after its deadline_ms",
+            )
     return generation
 
 

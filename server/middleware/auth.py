@@ -85,10 +85,8 @@ class KeyFile:
     """
 
     def __init__(self, path: Path, param: str) -> None:
-        self._path = path
-        self._param = param
-        self._complaint = ""
-        self._seen = b""
+        self._path, self._param = path, param
+        self._complaint, self._seen = "", b""
         self._checked = time.monotonic()
         try:
             self._read()
@@ -99,11 +97,8 @@ class KeyFile:
         """The name of `key`, or None. Takes the same time whichever of the keys it is, if any."""
         self._refresh()
         digest = hashlib.sha256(key).digest()
-        found = None
-        for name, known in self._keys:
-            if hmac.compare_digest(digest, known):
-                found = name
-        return found
+        found = [name for name, known in self._keys if hmac.compare_digest(digest, known)]
+        return found[0] if found else None
 
     def _read(self) -> bool:
         """Read the keys; False where the file is as it was."""
