@@ -15,7 +15,7 @@ from dd_core.errors import DDError
 from server.api.description import errors
 from server.errors import ApiError, BadRequestError, ConflictError, UnknownModelError
 from server.models.catalog import find
-from server.state import ServerState, state_of
+from server.state import state_of
 
 router = APIRouter(tags=["models"])
 admin = APIRouter(prefix="/admin", tags=["admin"])
@@ -51,24 +51,20 @@ async def load(request: Request, body: LoadRequest) -> Response:
     """Fetch it where it must, load it on every device and warm it up; others are served meanwhile."""
     state = state_of(request)
     async with state.changing:
-        entry = await _load(state, body.model)
+        pool, _ = state.accepting()
+        try:
+            model = await asyncio.to_thread(find, body.model)
+            if model.name in state.catalog.models:
+                raise ConflictError(f"a model {model.name} is loaded already", param="model")
+            state.metrics.bind(model.name, [preset.plan for preset in model.presets])
+            await pool.load(model)
+        except ApiError:
+            raise
+        except DDError as error:
+            raise BadRequestError(error.message, param="model") from error
+        state.catalog.models[model.name] = model
+    entry = model.describe(state.settings.max_images, state.settings.determinism)
     return Response(orjson.dumps(entry), 201, media_type="application/json")
-
-
-async def _load(state: ServerState, source: str) -> dict[str, object]:
-    pool, _ = state.accepting()
-    try:
-        model = await asyncio.to_thread(find, source)
-        if model.name in state.catalog.models:
-            raise ConflictError(f"a model {model.name} is loaded already", param="model")
-        state.metrics.bind(model.name, [preset.plan for preset in model.presets])
-        await pool.load(model)
-    except ApiError:
-        raise
-    except DDError as error:
-        raise BadRequestError(error.message, param="model") from error
-    state.catalog.models[model.name] = model
-    return model.describe(state.settings.max_images, state.settings.determinism)
 
 
 @admin.delete(

@@ -174,13 +174,10 @@ async def generations(request: Request) -> Response:
 class ImagesWriter(ReplyWriter):
     """Writes replies as OpenAI's clients read them: a partial image for each preview, a completed one for
     each image.
-
-    Args:
-        link: makes an absolute address of a route and its parameters.
     """
 
     request: ImagesRequest
-    link: Callable[..., Any]
+    link: Callable[..., Any]  # makes an absolute address of a route and its parameters
 
     def _common(self) -> dict[str, Any]:
         """Return the fields that replies and events have alike."""

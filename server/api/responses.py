@@ -38,13 +38,7 @@ _LINE_END = "\n"
 
 @dataclass(frozen=True)
 class ReplyWriter(ABC):
-    """Writes the images of a run in the form of one interface.
-
-    Args:
-        generation: what the images are of.
-        encoding: what their files are.
-        record: of the request.
-    """
+    """Writes the images of a run in the form of one interface."""
 
     generation: GenerationRequest
     encoding: Encoding
@@ -111,13 +105,9 @@ def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:
 
 @dataclass(frozen=True)
 class GenerateWriter(ReplyWriter):
-    """Writes replies of `POST /generate` and `GET /images`: JSON, the bytes of one image, or events.
+    """Writes replies of `POST /generate` and `GET /images`: JSON, the bytes of one image, or events."""
 
-    Args:
-        raw: one image's bytes, with everything else in `X-DD-*` headers.
-    """
-
-    raw: bool
+    raw: bool  # one image's bytes, with everything else in `X-DD-*` headers
 
     def _common(self, plan: Plan) -> dict[str, Any]:
         """Return the fields that replies of every form have; `plan` is the one that made the images."""

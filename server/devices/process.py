@@ -30,6 +30,7 @@ from server.devices import messages
 from server.observability import logs
 
 log = logging.getLogger("dd_server.device")
+_NO_MEMORY = "can't allocate memory"  # of a RuntimeError, on a CPU
 
 
 @dataclass
@@ -43,17 +44,13 @@ class _Image:
 
 @dataclass
 class Device:
-    """Models and images on one device.
-
-    Args:
-        runs: the teacher batches under way, by number.
-    """
+    """Models and images on one device."""
 
     device: torch.device
     options: messages.DeviceOptions
     bundles: dict[str, Bundle] = field(default_factory=dict)
     images: dict[int, _Image] = field(default_factory=dict)
-    runs: dict[int, SegmentRun] = field(default_factory=dict)
+    runs: dict[int, SegmentRun] = field(default_factory=dict)  # the teacher batches under way, by number
 
     def load(self, command: messages.Load) -> None:
         """Load a bundle and keep it.
@@ -157,10 +154,6 @@ class Device:
         return time.perf_counter()
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
 def main(connection: Connection, options: messages.DeviceOptions) -> None:
     """The process: commands in, answers out, until the other end is closed."""
     # A signal to the whole group is the server's to act on: it drains, and then closes the connection.
@@ -217,7 +210,8 @@ def _forward(device: Device, command: messages.Forward) -> messages.Answer:
     except Exception as error:
         log.exception("a pass of %d images of %s failed", len(command.numbers), command.model)
         reason = error.message if isinstance(error, DDError) else type(error).__name__
-        failed = messages.Failed(_out_of_memory(error), reason)
+        memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _NO_MEMORY in str(error)
+        failed = messages.Failed(memory, reason)
     # Outside of the handler, whose traceback holds on to the batch's tensors.
     device.recover(command)
     return failed

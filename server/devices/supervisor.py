@@ -40,25 +40,15 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
 
 @dataclass(eq=False)
 class Supervisor:
-    """One device process, and its successors. All methods run on the event loop, and so do the callbacks.
+    """One device process, and its successors. All methods run on the event loop, and so do the callbacks."""
 
-    Args:
-        entry: function that the process runs.
-        options: its second argument.
-        hang_timeout: seconds after which a pass counts as hung, and the process as dead.
-        on_answer: called with the answer to each `Forward`.
-        on_lost: called when the process dies; the pass that it was at is not answered any more.
-        on_restored: called when another is up, with the seconds that it took.
-        on_failure: called when it cannot be brought back.
-    """
-
-    entry: Entry
+    entry: Entry  # the function that the process runs
     options: messages.DeviceOptions
-    hang_timeout: float
-    on_answer: Callable[[messages.Done | messages.Failed], None]
-    on_lost: Callable[[], None]
-    on_restored: Callable[[float], None]
-    on_failure: Callable[[Exception], None]
+    hang_timeout: float  # seconds after which a pass counts as hung, and the process as dead
+    on_answer: Callable[[messages.Done | messages.Failed], None]  # to each `Forward`
+    on_lost: Callable[[], None]  # the process died; the pass that it was at is not answered any more
+    on_restored: Callable[[float], None]  # another is up, after so many seconds
+    on_failure: Callable[[Exception], None]  # it cannot be brought back
 
     def __post_init__(self) -> None:
         self._models: dict[str, Path] = {}

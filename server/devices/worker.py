@@ -19,19 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from server import errors
 from server.devices import process
 from server.devices.messages import DeviceOptions, Done, Drop, Failed, Forward, NewImage, Pixels
 from server.devices.submission import Submission
 from server.devices.supervisor import Supervisor
 from server.devices.warmup import WarmupStep, warm_up
-from server.errors import (
-    ComputeError,
-    DeadlineError,
-    DeadlineUnreachableError,
-    DrainingError,
-    OutOfMemoryError,
-    QueueFullError,
-)
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Batch, Job, Sample
@@ -161,15 +154,15 @@ class DeviceWorker:
             QueueFullError, DeadlineUnreachableError, DrainingError: refused, with the time to come again.
         """
         if self._stopping:
-            raise DrainingError("the server is shutting down", retry_after=1)
+            raise errors.DrainingError("the server is shutting down", retry_after=1)
         refusal = self._scheduler.admit(job, time.perf_counter(), self._busy_seconds())
         if refusal is not None:
             waiting = f"{self._scheduler.depth} images wait already"
             if refusal.reason == "full":
-                raise QueueFullError.after(
+                raise errors.QueueFullError.after(
                     refusal.start, f"{waiting}, of at most {self._scheduler.queue_size}"
                 )
-            raise DeadlineUnreachableError.after(
+            raise errors.DeadlineUnreachableError.after(
                 refusal.start,
                 f"{waiting}: this request would start in {1e3 * refusal.start:.0f} ms and be done in "
                 f"{1e3 * refusal.finish:.0f} ms, after its deadline_ms",
@@ -187,7 +180,7 @@ class DeviceWorker:
         """Refuse new jobs from now on, and end those that are here."""
         self._stopping = True
         for job in self._scheduler.jobs:
-            self._fail(job, DrainingError("the server shut down before this was done", retry_after=1))
+            self._fail(job, errors.DrainingError("the server shut down before this was done", retry_after=1))
 
     async def stop(self) -> None:
         """End all jobs and the process, with the pass that it runs."""
@@ -238,7 +231,7 @@ class DeviceWorker:
             log.warning("a pass of %d images failed (%s): its halves are tried", images, answer.reason)
             guilty = self._scheduler.split(source, out_of_memory=answer.out_of_memory)
             if guilty is not None:
-                kind = OutOfMemoryError if answer.out_of_memory else ComputeError
+                kind = errors.OutOfMemoryError if answer.out_of_memory else errors.ComputeError
                 self._fail(guilty, kind("the device failed on this request; the server's log says why"))
         self._dispatch_next()
 
@@ -249,7 +242,7 @@ class DeviceWorker:
         if isinstance(source, asyncio.Future) and not source.done():
             source.set_result(Failed(False, "the device process died"))
         for job in self._scheduler.restart():
-            self._fail(job, ComputeError("the device process died on this request, twice"))
+            self._fail(job, errors.ComputeError("the device process died on this request, twice"))
         self._metrics.worker_restarts.inc()
         self._on_change()
 
@@ -269,7 +262,7 @@ class DeviceWorker:
         discarded, decoded = sum(s.job.over for s in batch.samples), len(batch.decoding)
         for number in answer.broken:
             log.error("an image of %s came out as no number", batch.work.model)
-            self._fail(by_number[number].job, ComputeError("the model's output is not a number"))
+            self._fail(by_number[number].job, errors.ComputeError("the model's output is not a number"))
         now = time.perf_counter()
         complete = self._scheduler.finish(
             batch, answer.seconds, answer.decode_seconds, now, answer.text_seconds
@@ -310,7 +303,7 @@ class DeviceWorker:
 
     def _expire(self) -> None:
         for job in self._scheduler.expired(time.perf_counter()):
-            self._fail(job, DeadlineError("the images could not be done within deadline_ms"))
+            self._fail(job, errors.DeadlineError("the images could not be done within deadline_ms"))
         self._set_deadline_timer()
 
     def _set_deadline_timer(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from server.errors import BadRequestError, shortened
 
 _LISTED = 20  # so many classes are listed in a refusal; of more, only near names
-_COMPARED = 64  # characters of a name that is looked for among near ones
+_LONGEST = 64  # characters of a name that near ones are looked for
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class LabelTable:
             raise BadRequestError(
                 f"{shown!r} is the name of {len(found)} classes, send an index: {several}", param="label"
             )
-        raise BadRequestError(f"unknown class {shown!r}; {self.choices(label[:_COMPARED])}", param="label")
+        raise BadRequestError(f"unknown class {shown!r}; {self.choices(label[:_LONGEST])}", param="label")
 
     def choices(self, near: str = "") -> str:
-        """Say which may be sent, for a refusal: all names of few classes, or the ones like `near`."""
+        """List what may be sent, for a refusal: all names of few classes, or the ones like `near`."""
         last = len(self.classes) - 1
         if len(self.classes) <= _LISTED:
             return f"classes are 0 to {last}: {', '.join(self.classes)}"

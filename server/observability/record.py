@@ -20,18 +20,12 @@ class RequestRecord:
 
     It opens with the request, learns the model and the plan, counts images as they are encoded, and is
     booked once, at the end of the block, with the outcome of what ended it, or when it has `failed`.
-
-    Args:
-        metrics: of the server.
-        context: of the request; see `server.observability.context`.
-        request_id: of the reply and the log.
-        arrived: when the request came, on `time.perf_counter`.
     """
 
     metrics: Metrics
-    context: Fields
-    request_id: str
-    arrived: float
+    context: Fields  # see `server.observability.context`
+    request_id: str  # of the reply and the log
+    arrived: float  # when the request came, on `time.perf_counter`
     log_prompts: bool
 
     def __post_init__(self) -> None:
