@@ -8,11 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 from dd_core.errors import InvalidPlanError
 from dd_core.plan import Preset, plan_for_budget
 from distilled_decoding.contract import Quality
 from server.errors import BadRequestError
+
+
+class BudgetRange(NamedTuple):
+    """Budgets `first` to `last`, both included, that all lead to `preset`."""
+
+    first: int
+    last: int
+    preset: Preset
 
 
 class BudgetTable:
@@ -73,10 +82,10 @@ class BudgetTable:
         return tuple(reversed(good))
 
     @property
-    def ranges(self) -> list[tuple[int, int, Preset]]:
-        """The table in runs of equal plans, ascending: the first budget, the last one, and their plan."""
+    def ranges(self) -> list[BudgetRange]:
+        """The table in runs of equal plans, ascending."""
         runs = (list(run) for _, run in groupby(enumerate(self._best, self.least), itemgetter(1)))
-        return [(run[0][0], run[-1][0], run[0][1]) for run in runs]
+        return [BudgetRange(run[0][0], *run[-1]) for run in runs]
 
 
 def _short(number: int) -> str:

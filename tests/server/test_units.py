@@ -44,7 +44,7 @@ def test_a_budget_out_of_range_is_refused_with_the_range(steps: int) -> None:
 
 def test_ranges_cover_every_budget_once() -> None:
     ranges = BudgetTable(PRESETS).ranges
-    assert [(first, last, preset.plan.name) for first, last, preset in ranges] == [
+    assert [(r.first, r.last, r.preset.plan.name) for r in ranges] == [
         (1, 1, "dd-1"),
         (2, 63, "dd-2"),
         (64, 64, "teacher"),
