@@ -170,7 +170,7 @@ async def generations(request: Request) -> Response:
         return await send(run, writer, owned)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ImagesWriter(ReplyWriter):
     """Writes replies as OpenAI's clients read them: a partial image for each preview, a completed one for
     each image.

@@ -36,7 +36,7 @@ _VARY = {"vary": "accept"}
 _LINE_END = "\n"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ReplyWriter(ABC):
     """Writes the images of a run in the form of one interface."""
 
@@ -103,7 +103,7 @@ def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:
     return ServerSentEvent(orjson.dumps(data).decode(), event=name, sep=_LINE_END)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class GenerateWriter(ReplyWriter):
     """Writes replies of `POST /generate` and `GET /images`: JSON, the bytes of one image, or events."""
 

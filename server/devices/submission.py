@@ -27,6 +27,7 @@ class Sampled:
     last: bool
 
 
+@dataclass(eq=False)
 class Submission:
     """An async iterator of `Sampled`, for one reader.
 
@@ -34,21 +35,19 @@ class Submission:
     the job (`compute_s`, `finished`) are up to date with every picture. The iteration ends once all images
     have come.
 
-    Args:
-        job: the whole job.
-        firsts: by part of the job, the index of its first image; `{job: 0}` where it is whole.
-        abort: called if it ends before all parts are complete.
-
     Raises:
         ApiError: by the iteration, once the pictures that came before are read: the job failed or expired.
         asyncio.CancelledError: by the iteration, after `cancel`.
     """
 
-    def __init__(self, job: Job, firsts: Mapping[Job, int], abort: Callable[[], None]) -> None:
-        self.job = job
-        self._firsts = firsts
-        self._incomplete = len(firsts)
-        self._abort = abort
+    job: Job  # the whole job
+    firsts: Mapping[
+        Job, int
+    ]  # index of the first image by part; `{job: 0}` where it is whole
+    abort: Callable[[], None]  # called if it ends before all parts are complete
+
+    def __post_init__(self) -> None:
+        self._incomplete = len(self.firsts)
         self._pictures: deque[Sampled] = deque()
         self._previewed: set[int] = set()
         self.over = False  # all pictures have come, or none will any more
@@ -75,7 +74,7 @@ class Submission:
     def deliver(self, part: Job, index: int, pixels: Pixels, *, last: bool) -> None:
         """Add a picture of image `index` of a part; one that comes with a failure is still read before it."""
         self._take_times(part)
-        index += self._firsts[part]
+        index += self.firsts[part]
         if not last:
             if index in self._previewed:  # the device died and began the image again
                 return
@@ -95,7 +94,7 @@ class Submission:
         """End the iteration with an error, and the other parts with it; the first error counts."""
         if not self.over:
             self.over, self._error = True, error
-            self._abort()
+            self.abort()
             self._wake()
 
     def _take_times(self, part: Job) -> None:

@@ -55,7 +55,7 @@ def test_a_process_that_is_found_dead_by_a_message_gets_its_work_later(
 
     async def scene() -> None:
         worker._supervisor = process = Process(worker, deadly)
-        worker._scheduler.dropped.append(7)
+        worker.scheduler.dropped.append(7)
         asked = job(one_step(4))
         worker.submit(asked, Submission(asked, {asked: 0}, lambda: None))
         assert not process.up and process.sent in ([], [Drop((7,))])
