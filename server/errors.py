@@ -128,15 +128,15 @@ class DeadlineError(ApiError, status=504, code="deadline_exceeded"):
 
 
 class _RetryError(ApiError):
-    def __init__(self, message: str, *, retry_after: int, param: str | None = None) -> None:
-        super().__init__(message, param=param)
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
         self.retry_after = retry_after
 
     @classmethod
-    def after(cls, seconds: float, message: str, param: str | None = None) -> Self:
+    def after(cls, seconds: float, message: str) -> Self:
         """Make an error with `seconds`, rounded up to whole ones, as the time to come again."""
         wait = max(1, math.ceil(seconds))
-        return cls(f"{message}; try again in {wait} s", retry_after=wait, param=param)
+        return cls(f"{message}; try again in {wait} s", retry_after=wait)
 
     @property
     def headers(self) -> dict[str, str]:

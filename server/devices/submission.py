@@ -41,9 +41,7 @@ class Submission:
     """
 
     job: Job  # the whole job
-    firsts: Mapping[
-        Job, int
-    ]  # index of the first image by part; `{job: 0}` where it is whole
+    firsts: Mapping[Job, int]  # index of the first image by part; `{job: 0}` where it is whole
     abort: Callable[[], None]  # called if it ends before all parts are complete
 
     def __post_init__(self) -> None:

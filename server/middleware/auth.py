@@ -155,7 +155,9 @@ class RequireKey:
         if keys is not None and not is_open(path):
             name = keys.name_of(_key_in(Headers(scope=scope)))
             if name is None:
-                await error_response(_unauthorized(admin))(scope, receive, send)
+                kind = "an admin key" if admin else "an API key"
+                message = f"this needs {kind}: send Authorization: Bearer KEY, or X-API-Key: KEY"
+                await error_response(UnauthorizedError(message))(scope, receive, send)
                 return
             context_of(scope)["key"] = name
         await self.app(scope, receive, send)
@@ -170,11 +172,6 @@ def _key_in(headers: Headers) -> bytes:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
     return given.encode("latin-1")
-
-
-def _unauthorized(admin: bool) -> UnauthorizedError:
-    kind = "an admin key" if admin else "an API key"
-    return UnauthorizedError(f"this needs {kind}: send Authorization: Bearer KEY, or X-API-Key: KEY")
 
 
 def read_keys(settings: Settings) -> tuple[KeyFile | None, KeyFile | None]:
