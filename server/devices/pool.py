@@ -93,11 +93,11 @@ class DevicePool:
     @property
     def pids(self) -> list[int | None]:
         """The device processes."""
-        return [worker.pid for worker in self._workers]
+        return [worker.supervisor.pid for worker in self._workers]
 
     async def start(self) -> None:
         """Start the processes."""
-        await asyncio.gather(*(worker.start() for worker in self._workers))
+        await asyncio.gather(*(worker.supervisor.start() for worker in self._workers))
 
     async def load(self, model: ServedModel) -> None:
         """Load a model everywhere and warm it up; it may be asked for then.

@@ -57,7 +57,7 @@ class DeviceWorker:
     on_failure: Callable[[Exception], None]  # it cannot be brought back
 
     def __post_init__(self) -> None:
-        self._supervisor = Supervisor(
+        self.supervisor = Supervisor(
             process.main,
             self.options,
             self.hang_timeout,
@@ -77,12 +77,7 @@ class DeviceWorker:
     @property
     def up(self) -> bool:
         """True while the process lives and has its models."""
-        return self._supervisor.up
-
-    @property
-    def pid(self) -> int | None:
-        """The process, for operators and tests."""
-        return self._supervisor.pid
+        return self.supervisor.up
 
     @property
     def backlog(self) -> float:
@@ -94,10 +89,6 @@ class DeviceWorker:
         """Images that wait here."""
         return self.scheduler.depth
 
-    async def start(self) -> None:
-        """Start the process."""
-        await self._supervisor.start()
-
     async def load(self, model: str, folder: Path, steps: Sequence[WarmupStep], condition: int | str) -> None:
         """Load a model and warm it up; after an error, `unload` it.
 
@@ -108,7 +99,7 @@ class DeviceWorker:
         Raises:
             DDError: the bundle is damaged, or the first pass fails.
         """
-        await self._supervisor.load(model, folder)
+        await self.supervisor.load(model, folder)
         await warm_up(steps, condition, self.scheduler.costs, self)
 
     async def unload(self, model: str) -> None:
@@ -117,7 +108,7 @@ class DeviceWorker:
             self._settled.clear()
             await self._settled.wait()
         self.scheduler.costs.forget(model)
-        self._supervisor.unload(model)
+        self.supervisor.unload(model)
 
     async def run(self, command: Forward) -> Done | Failed:
         """Run a pass that no request asked for, ahead of those that wait."""
@@ -128,7 +119,7 @@ class DeviceWorker:
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Let the device forget images and teacher batches."""
-        self._supervisor.send(Drop(tuple(numbers)))
+        self.supervisor.send(Drop(tuple(numbers)))
 
     def forecast(self, job: Job) -> Forecast:
         """Forecast the seconds until `job` would start and be done, were it submitted now."""
@@ -174,7 +165,7 @@ class DeviceWorker:
         self.end_all()
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
-        await self._supervisor.stop()
+        await self.supervisor.stop()
 
     def _busy_seconds(self) -> float:
         if self._in_flight is None:
@@ -193,7 +184,7 @@ class DeviceWorker:
         if self.scheduler.dropped:
             dropped, self.scheduler.dropped = self.scheduler.dropped, []
             self.drop(dropped)
-            if not self._supervisor.up:  # sending found the process gone
+            if not self.supervisor.up:  # sending found the process gone
                 return
         batch = self.scheduler.next_batch()
         if batch is not None:
@@ -201,7 +192,7 @@ class DeviceWorker:
 
     def _dispatch(self, command: Forward, expected: float, source: Batch | _Reply) -> None:
         self._in_flight = _InFlight(time.perf_counter(), expected, source)
-        self._supervisor.forward(command)
+        self.supervisor.forward(command)
 
     def _on_answer(self, answer: Done | Failed) -> None:
         in_flight, self._in_flight = self._in_flight, None

@@ -153,7 +153,10 @@ class RequireKey:
             await not_found(path)(scope, receive, send)
             return
         if keys is not None and not is_open(path):
-            name = keys.name_of(_key_in(Headers(scope=scope)))
+            headers = Headers(scope=scope)
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+            name = keys.name_of(given.encode("latin-1"))
             if name is None:
                 kind = "an admin key" if admin else "an API key"
                 message = f"this needs {kind}: send Authorization: Bearer KEY, or X-API-Key: KEY"
@@ -166,12 +169,6 @@ class RequireKey:
 def is_open(path: str) -> bool:
     """True for a path that is answered without a key."""
     return path in _OPEN or path.startswith(_OPEN_FOLDER)
-
-
-def _key_in(headers: Headers) -> bytes:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-    return given.encode("latin-1")
 
 
 def read_keys(settings: Settings) -> tuple[KeyFile | None, KeyFile | None]:

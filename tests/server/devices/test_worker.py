@@ -54,7 +54,7 @@ def test_a_process_that_is_found_dead_by_a_message_gets_its_work_later(
     """Once a pass was taken for sent that no process had got, and the queue stood still until it hung."""
 
     async def scene() -> None:
-        worker._supervisor = process = Process(worker, deadly)
+        worker.supervisor = process = Process(worker, deadly)
         worker.scheduler.dropped.append(7)
         asked = job(one_step(4))
         worker.submit(asked, Submission(asked, {asked: 0}, lambda: None))
