@@ -129,7 +129,7 @@ def generate(
         pixels = sample_images(bundle.sampler, plan, [condition], [(seed, 0)])
     receipt = Receipt.of(served.name, served.identities[plan.name], condition, plan.name, NoiseKey(seed, 0))
     out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()], str(receipt)))
-    what = condition if isinstance(condition, str) else served.classes[condition]
+    what = condition if isinstance(condition, str) else served.manifest.classes[condition]
     typer.echo(f"{out}: {what}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
 
 

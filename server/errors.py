@@ -128,15 +128,15 @@ class DeadlineError(ApiError, status=504, code="deadline_exceeded"):
 
 
 class _RetryError(ApiError):
-    def __init__(self, message: str, *, retry_after: int, param: str | None = None) -> None:
-        super().__init__(message, param=param)
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
         self.retry_after = retry_after
 
     @classmethod
-    def after(cls, seconds: float, message: str, param: str | None = None) -> Self:
-        """With `seconds`, rounded up to whole ones, as the time to come again."""
+    def after(cls, seconds: float, message: str) -> Self:
+        """Make an error with `seconds`, rounded up to whole ones, as the time to come again."""
         wait = max(1, math.ceil(seconds))
-        return cls(f"{message}; try again in {wait} s", retry_after=wait, param=param)
+        return cls(f"{message}; try again in {wait} s", retry_after=wait)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -163,10 +163,15 @@ class DrainingError(UnavailableError, code="draining"):
     """The server is shutting down and takes no new work."""
 
 
-_SHOWN = 64  # characters of a path or method that a refusal repeats
+_SHOWN = 64  # characters of what was sent that a refusal repeats
 # What OpenAI's clients look for, where it is not invalid_request_error or server_error.
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def shortened(text: str) -> str:
+    """Return as much of a text that was sent as a refusal repeats."""
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
@@ -178,59 +183,42 @@ def _body(status: int, code: str, message: str, param: str | None = None) -> dic
 def envelope(
     status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None
 ) -> Response:
-    """The one shape that every error has."""
+    """Return an error in the one shape that every error has."""
     body = orjson.dumps(_body(status, code, message, param))
     return Response(body, status, headers, media_type="application/json")
 
 
-def error_body(error: DDError) -> dict[str, Any]:
-    """The envelope of a deliberate error, as it stands in a stream."""
+def _answer_to(error: Exception) -> ApiError:
+    """Return the error that is answered; of a bug it says nothing of what went wrong inside."""
     if isinstance(error, ApiError):
-        return _body(error.status, error.code, error.message, error.param)
+        return error
     if isinstance(error, InvalidRequestError):
-        return _body(400, BadRequestError.code, error.message, error.param)
-    return internal_body()
+        return BadRequestError(error.message, param=error.param)
+    return ApiError("the server failed on this request; its log says why, under x-request-id")
 
 
-def internal_body() -> dict[str, Any]:
-    """The envelope of a bug: it says nothing of what went wrong inside."""
-    message = "the server failed on this request; its log says why, under x-request-id"
-    return _body(500, ApiError.code, message)
+def error_body(error: Exception) -> dict[str, Any]:
+    """Return the envelope of an error or a bug, as it stands in a stream."""
+    answer = _answer_to(error)
+    return _body(answer.status, answer.code, answer.message, answer.param)
 
 
-def error_response(error: DDError) -> Response:
-    """The reply to a deliberate error."""
-    body = orjson.dumps(error_body(error))
-    if isinstance(error, ApiError):
-        return Response(body, error.status, error.headers, media_type="application/json")
-    status = 400 if isinstance(error, InvalidRequestError) else 500
-    return Response(body, status, media_type="application/json")
-
-
-def internal_error() -> Response:
-    """The reply to a bug."""
-    return Response(orjson.dumps(internal_body()), 500, media_type="application/json")
+def error_response(error: Exception) -> Response:
+    """Return the reply to an error or a bug."""
+    answer = _answer_to(error)
+    return envelope(answer.status, answer.code, answer.message, answer.param, answer.headers)
 
 
 def not_found(path: str) -> Response:
-    """The reply to a path that does not exist."""
+    """Return the reply to a path that does not exist."""
     return envelope(404, _CODES[404], f"there is nothing at {path}")
 
 
-async def _on_dd_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, DDError)
-    if not isinstance(error, (ApiError, InvalidRequestError)):
-        raise error  # a bug: the middleware logs it and answers
-    return error_response(error)
-
-
 def http_error_response(request: Request, error: HTTPException) -> Response:
-    """The reply to an error of Starlette's or FastAPI's own."""
+    """Return the reply to an error of Starlette's or FastAPI's own."""
     if error.status_code == 413:
         return error_response(BodyTooLargeError(request.scope[MAX_BODY_SIZE_SCOPE_KEY]))
-    path, method = (
-        text if len(text) <= _SHOWN else text[:_SHOWN] + "…" for text in (request.url.path, request.method)
-    )
+    path, method = shortened(request.url.path), shortened(request.method)
     message = {404: f"there is nothing at {path}", 405: f"{method} is not allowed on {path}"}.get(
         error.status_code, str(error.detail)
     )
@@ -238,20 +226,21 @@ def http_error_response(request: Request, error: HTTPException) -> Response:
     return envelope(error.status_code, _CODES.get(error.status_code, "http_error"), message, None, headers)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return http_error_response(request, error)
-
-
-async def _on_validation_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
-    return envelope(400, BadRequestError.code, f"{param}: {first['msg']}", param)
-
-
 def install_error_handlers(app: FastAPI) -> None:
     """Route every deliberate error through the envelope (bugs are the middleware's)."""
-    app.add_exception_handler(DDError, _on_dd_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
+
+    @app.exception_handler(DDError)
+    async def on_dd_error(_request: Request, error: DDError) -> Response:
+        if not isinstance(error, (ApiError, InvalidRequestError)):
+            raise error  # a bug: the middleware logs it and answers
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_exception(request: Request, error: HTTPException) -> Response:
+        return http_error_response(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation_error(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        return envelope(400, BadRequestError.code, f"{param}: {first['msg']}", param)

@@ -10,7 +10,7 @@ import logging
 import os
 import resource
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import FrameType
 
 import uvicorn
@@ -36,24 +36,19 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         InvalidRequestError: the address is taken or not of this machine.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise _unusable(host, port, error) from None
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise _unusable(host, port, error) from None
+    with ExitStack() as after_an_error:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            bound = after_an_error.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError as error:
+            message = f"cannot listen on {host}:{port}: {error.strerror or error}"
+            raise InvalidRequestError(message, param="port") from None
+        after_an_error.pop_all()
     return bound
-
-
-def _unusable(host: str, port: int, error: OSError) -> InvalidRequestError:
-    return InvalidRequestError(f"cannot listen on {host}:{port}: {error.strerror or error}", param="port")
 
 
 class Server(uvicorn.Server):

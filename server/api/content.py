@@ -15,11 +15,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from distilled_decoding.contract import ImageFormat
-from server.errors import BadRequestError, InvalidJSONError, MediaTypeError, NotAcceptableError
+from server.errors import BadRequestError, InvalidJSONError, MediaTypeError, NotAcceptableError, shortened
 from server.generation.encoder import MEDIA_TYPES
 
 M = TypeVar("M", bound=BaseModel)
-_SHOWN = 64  # characters of a field's name that a refusal repeats
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
 
@@ -55,7 +54,7 @@ def parse(contract: type[M], body: bytes) -> M:
     param = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         fields = ", ".join(contract.model_fields)
-        shown = param if len(param) <= _SHOWN else param[:_SHOWN] + "…"
+        shown = shortened(param)
         raise BadRequestError(f"unknown field {shown!r}; the fields are {fields}", param=shown)
     message = first["msg"]
     raise BadRequestError(f"{param}: {message[0].lower()}{message[1:]}", param=param)

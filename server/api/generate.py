@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from distilled_decoding.contract import DoneEvent, GenerateReply, GenerateRequest, ImageEvent
 from server.api.content import negotiate, read_json
-from server.api.responses import ERRORS, IMAGES, GenerateWriter, send
+from server.api.description import ERRORS, IMAGES, event_stream, json_body
+from server.api.responses import GenerateWriter, send
 from server.generation.encoder import Encoding
 from server.generation.request import resolve, resolve_model
 from server.generation.runner import GenerationRun
@@ -19,35 +19,12 @@ from server.state import state_of
 
 router = APIRouter(tags=["generate"])
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": GenerateRequest.model_json_schema(),
-                "example": {"label": "ship", "seed": 7, "steps": 1},
-            }
-        },
-    }
-}
-_EVENTS: dict[str, Any] = {
-    "text/event-stream": {
-        "schema": {
-            "type": "object",
-            "description": "Events `image`, then one `done` or `error`.",
-            "required": ["event", "data"],
-            "properties": {
-                "event": {"enum": ["image", "done", "error"]},
-                "data": {
-                    "type": "string",
-                    "contentMediaType": "application/json",
-                    "description": f"Of `image`: {', '.join(ImageEvent.model_fields)}. Of `done`: "
-                    f"{', '.join(DoneEvent.model_fields)}. Of `error`: as in every error.",
-                },
-            },
-        }
-    }
-}
+_EVENTS = event_stream(
+    ["image", "done", "error"],
+    "Events `image`, then one `done` or `error`.",
+    f"Of `image`: {', '.join(ImageEvent.model_fields)}. Of `done`: {', '.join(DoneEvent.model_fields)}. "
+    "Of `error`: as in every error.",
+)
 
 
 @router.post(
@@ -63,7 +40,7 @@ _EVENTS: dict[str, Any] = {
         },
         **ERRORS,
     },
-    openapi_extra=_BODY,
+    openapi_extra=json_body(GenerateRequest, label="ship", seed=7, steps=1),
 )
 async def generate(request: Request) -> Response:
     """Images of one class from one seed, with the best plan within the budget; or of a receipt."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from distilled_decoding.contract import ErrorReply
+from server.api.description import errors
 from server.errors import UnavailableError, error_response
 from server.state import Phase, state_of
 
@@ -25,12 +25,7 @@ async def healthz(request: Request) -> Response:
     "/readyz",
     summary="Warmed up and accepting",
     response_class=Response,
-    responses={
-        503: {
-            "model": ErrorReply,
-            "description": "Loading, warming up, draining, or replacing a device process.",
-        }
-    },
+    responses=errors({503: "Loading, warming up, draining, or replacing a device process."}),
 )
 async def readyz(request: Request) -> Response:
     """200 only between the end of warm-up and the start of the drain, while every device process lives."""

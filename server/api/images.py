@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from distilled_decoding.contract import GenerateRequest, ImageFormat
 from server.api.content import negotiate
-from server.api.responses import ERRORS, IMAGES, GenerateWriter, send
+from server.api.description import ERRORS, IMAGES
+from server.api.responses import GenerateWriter, send
 from server.errors import BadRequestError
 from server.generation.encoder import MEDIA_TYPES, Encoding
 from server.generation.request import GenerationRequest, resolve, resolve_model

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from dd_core.errors import DDError
-from distilled_decoding.contract import ErrorReply
+from server.api.description import errors
 from server.errors import ApiError, BadRequestError, ConflictError, UnknownModelError
 from server.models.catalog import find
-from server.state import ServerState, state_of
+from server.state import state_of
 
 router = APIRouter(tags=["models"])
 admin = APIRouter(prefix="/admin", tags=["admin"])
@@ -43,33 +43,28 @@ class LoadRequest(BaseModel):
     summary="Load a model",
     response_class=Response,
     status_code=201,
-    responses={
-        400: {"model": ErrorReply, "description": "There is no such model, or it cannot be served."},
-        409: {"model": ErrorReply, "description": "A model of this name is loaded."},
-    },
+    responses=errors(
+        {400: "There is no such model, or it cannot be served.", 409: "A model of this name is loaded."}
+    ),
 )
 async def load(request: Request, body: LoadRequest) -> Response:
     """Fetch it where it must, load it on every device and warm it up; others are served meanwhile."""
     state = state_of(request)
     async with state.changing:
-        entry = await _load(state, body.model)
+        pool, _ = state.accepting()
+        try:
+            model = await asyncio.to_thread(find, body.model)
+            if model.name in state.catalog.models:
+                raise ConflictError(f"a model {model.name} is loaded already", param="model")
+            state.metrics.bind(model.name, model.presets)
+            await pool.load(model)
+        except ApiError:
+            raise
+        except DDError as error:
+            raise BadRequestError(error.message, param="model") from error
+        state.catalog.models[model.name] = model
+    entry = model.describe(state.settings.max_images, state.settings.determinism)
     return Response(orjson.dumps(entry), 201, media_type="application/json")
-
-
-async def _load(state: ServerState, source: str) -> dict[str, object]:
-    pool, _ = state.accepting()
-    try:
-        model = await asyncio.to_thread(find, source)
-        if model.name in state.catalog.models:
-            raise ConflictError(f"a model {model.name} is loaded already", param="model")
-        state.metrics.bind(model.name, model.presets)
-        await pool.load(model)
-    except ApiError:
-        raise
-    except DDError as error:
-        raise BadRequestError(error.message, param="model") from error
-    state.catalog.models[model.name] = model
-    return model.describe(state.settings.max_images, state.settings.determinism)
 
 
 @admin.delete(
@@ -77,7 +72,7 @@ async def _load(state: ServerState, source: str) -> dict[str, object]:
     summary="Unload a model",
     response_class=Response,
     status_code=204,
-    responses={404: {"model": ErrorReply, "description": "No model of that name is loaded."}},
+    responses=errors({404: "No model of that name is loaded."}),
 )
 async def unload(request: Request, name: str) -> Response:
     """Take no more requests for it, let those that it has end, and free its memory."""

@@ -10,6 +10,7 @@ import base64
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
@@ -17,15 +18,16 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from distilled_decoding.contract import MAX_SEED, ErrorReply, GenerateRequest, ImageFormat, Quality
+from distilled_decoding.contract import MAX_SEED, GenerateRequest, ImageFormat, Quality
 from server.api.content import read_json
-from server.api.responses import ERRORS, ReplyWriter, send
+from server.api.description import ERRORS, errors, event_stream, json_body
+from server.api.responses import ReplyWriter, send
 from server.errors import BadRequestError
 from server.generation.encoder import QUALITY, Encoding, GeneratedImage
-from server.generation.request import GenerationRequest, check_fields, resolve
+from server.generation.request import check_fields, resolve
 from server.generation.runner import GenerationRun
 from server.models.catalog import ServedModel
-from server.observability.record import RequestRecord, record_of
+from server.observability.record import record_of
 from server.state import state_of
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -114,18 +116,14 @@ def translated(body: ImagesRequest, model: ServedModel) -> GenerateRequest:
     Raises:
         BadRequestError: the prompt names no class of a model that is conditioned on classes.
     """
-    label, prompt = None, None
-    if model.manifest.reads_text:
-        prompt = body.prompt
-    else:
-        try:
-            label = model.labels.find(body.prompt)
-        except BadRequestError as error:
-            raise BadRequestError(f"prompt: {error.message}", param="prompt") from None
+    try:
+        label = None if model.manifest.reads_text else model.labels.find(body.prompt)
+    except BadRequestError as error:
+        raise BadRequestError(f"prompt: {error.message}", param="prompt") from None
     quality = body.quality or "auto"
     return GenerateRequest(
         label=label,
-        prompt=prompt,
+        prompt=body.prompt if label is None else None,
         model=model.name,
         n=body.n or 1,
         seed=body.seed,
@@ -135,31 +133,6 @@ def translated(body: ImagesRequest, model: ServedModel) -> GenerateRequest:
     )
 
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": ImagesRequest.model_json_schema(),
-                "example": {"prompt": "ship", "size": "auto", "quality": "low"},
-            }
-        },
-    }
-}
-_EVENTS: dict[str, Any] = {
-    "text/event-stream": {
-        "schema": {
-            "type": "object",
-            "required": ["event", "data"],
-            "properties": {
-                "event": {"enum": [_PARTIAL, _COMPLETED, "error"]},
-                "data": {"type": "string", "contentMediaType": "application/json"},
-            },
-        }
-    }
-}
-
-
 @router.post(
     "/images/generations",
     summary="Make images, as OpenAI's clients ask for them",
@@ -167,12 +140,12 @@ _EVENTS: dict[str, Any] = {
     responses={
         200: {
             "model": ImagesReply,
-            "content": _EVENTS,
+            "content": event_stream([_PARTIAL, _COMPLETED, "error"]),
             "description": "JSON; or, with `stream`, server-sent events.",
         },
         **{status: reply for status, reply in ERRORS.items() if status not in (406, 409)},
     },
-    openapi_extra=_BODY,
+    openapi_extra=json_body(ImagesRequest, prompt="ship", size="auto", quality="low"),
 )
 async def generations(request: Request) -> Response:
     """Images of a prompt."""
@@ -190,44 +163,35 @@ async def generations(request: Request) -> Response:
         check_fields(wanted, settings.max_images, streamed=streamed)
         generation = resolve(wanted, model, None, settings, pool.forecast, record.arrived, streamed=streamed)
         record.choose(**generation.logged)
-        writer = ImagesWriter(generation, _encoding(body), record, body, request.url_for)
+        chosen = body.output_compression
+        encoding = Encoding(body.output_format or "png", QUALITY if chosen is None else chosen)
+        writer = ImagesWriter(generation, encoding, record, body, request.url_for)
         run = owned.enter_context(GenerationRun(generation, pool, encoder, writer.encoding, record))
         return await send(run, writer, owned)
 
 
+@dataclass(eq=False)
 class ImagesWriter(ReplyWriter):
     """Writes replies as OpenAI's clients read them: a partial image for each preview, a completed one for
     each image.
-
-    Args:
-        link: makes an absolute address of a route and its parameters.
     """
 
-    def __init__(
-        self,
-        generation: GenerationRequest,
-        encoding: Encoding,
-        record: RequestRecord,
-        request: ImagesRequest,
-        link: Callable[..., Any],
-    ) -> None:
-        super().__init__(generation, encoding, record)
-        self._request = request
-        self._link = link
+    request: ImagesRequest
+    link: Callable[..., Any]  # makes an absolute address of a route and its parameters
 
     def _common(self) -> dict[str, Any]:
         """Return the fields that replies and events have alike."""
         return {
             "background": "opaque",
             "output_format": self.encoding.image_format,
-            "quality": self._request.quality or "auto",
+            "quality": self.request.quality or "auto",
             "size": _size(self.generation.model),
         }
 
     def _entry(self, image: GeneratedImage) -> dict[str, Any]:
         ours = {"receipt": image.receipt, "seed": image.seed}
-        if self._request.response_format == "url":
-            link = self._link("image", receipt=image.receipt)
+        if self.request.response_format == "url":
+            link = self.link("image", receipt=image.receipt)
             return {"url": str(link.include_query_params(format=self.encoding.image_format)), **ours}
         return {"b64_json": base64.b64encode(image.data).decode("ascii"), **ours}
 
@@ -259,11 +223,6 @@ class ImagesWriter(ReplyWriter):
         }
 
 
-def _encoding(body: ImagesRequest) -> Encoding:
-    chosen = body.output_compression
-    return Encoding(body.output_format or "png", QUALITY if chosen is None else chosen)
-
-
 def _size(model: ServedModel) -> str:
     """Return the size of a model's images, as OpenAI writes it."""
     return f"{model.manifest.image_size}x{model.manifest.image_size}"
@@ -280,7 +239,7 @@ async def models(request: Request) -> Response:
     "/models/{name}",
     summary="One loaded model, as OpenAI shows it",
     response_class=Response,
-    responses={404: {"model": ErrorReply, "description": "No model of that name is loaded."}},
+    responses=errors({404: "No model of that name is loaded."}),
 )
 async def model(request: Request, name: str) -> Response:
     """Its name."""

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -22,8 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from dd_core.errors import DDError
 from dd_core.plan import Plan
-from distilled_decoding.contract import ErrorReply
-from server.errors import error_body, internal_body
+from server.errors import error_body
 from server.generation.encoder import MEDIA_TYPES, Encoding, GeneratedImage
 from server.generation.request import GenerationRequest
 from server.observability.record import RequestRecord
@@ -32,45 +32,17 @@ log = logging.getLogger("dd_server")
 
 # Streams that run at SIGTERM get the time to end that all requests get.
 AppStatus.enable_automatic_graceful_drain = False
-# As the description of the interface names them.
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {
-        "model": ErrorReply,
-        "description": "The request contradicts the contract; `param` names the field.",
-    },
-    404: {"model": ErrorReply, "description": "No model of that name is loaded."},
-    406: {"model": ErrorReply, "description": "`Accept` admits nothing that can be sent."},
-    409: {"model": ErrorReply, "description": "A receipt of weights or of a plan that are not here."},
-    413: {"model": ErrorReply, "description": "The body is too long."},
-    415: {"model": ErrorReply, "description": "The body is not declared as JSON."},
-    429: {"model": ErrorReply, "description": "The queue is full; `Retry-After` says for how long."},
-    500: {"model": ErrorReply, "description": "The device failed on this request."},
-    503: {
-        "model": ErrorReply,
-        "description": "Not ready, shutting down, or too busy for the request's `deadline_ms`.",
-    },
-    504: {"model": ErrorReply, "description": "`deadline_ms` passed before the images were done."},
-}
-IMAGES: dict[str, Any] = {
-    name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES.values()
-}
 _VARY = {"vary": "accept"}
 _LINE_END = "\n"
 
 
+@dataclass(eq=False)
 class ReplyWriter(ABC):
-    """Writes the images of a run in the form of one interface.
+    """Writes the images of a run in the form of one interface."""
 
-    Args:
-        generation: what the images are of.
-        encoding: what their files are.
-        record: of the request.
-    """
-
-    def __init__(self, generation: GenerationRequest, encoding: Encoding, record: RequestRecord) -> None:
-        self.generation = generation
-        self.encoding = encoding
-        self.record = record
+    generation: GenerationRequest
+    encoding: Encoding
+    record: RequestRecord
 
     @abstractmethod
     def body(self, images: Sequence[GeneratedImage]) -> Response:
@@ -120,31 +92,22 @@ async def _events(
             yield _event(*writer.event(image))
         if (last := writer.end()) is not None:
             yield _event(*last)
-    except DDError as error:
-        writer.record.failed(error)
-        yield _event("error", error_body(error))
     except Exception as error:  # the reply has begun, so the last resort could not answer any more
         writer.record.failed(error)
-        log.exception("request %s: its stream failed", writer.record.request_id)
-        yield _event("error", internal_body())
+        if not isinstance(error, DDError):
+            log.exception("request %s: its stream failed", writer.record.request_id)
+        yield _event("error", error_body(error))
 
 
 def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:
     return ServerSentEvent(orjson.dumps(data).decode(), event=name, sep=_LINE_END)
 
 
+@dataclass(eq=False)
 class GenerateWriter(ReplyWriter):
-    """Writes replies of `POST /generate` and `GET /images`: JSON, the bytes of one image, or events.
+    """Writes replies of `POST /generate` and `GET /images`: JSON, the bytes of one image, or events."""
 
-    Args:
-        raw: one image's bytes, with everything else in `X-DD-*` headers.
-    """
-
-    def __init__(
-        self, generation: GenerationRequest, encoding: Encoding, record: RequestRecord, *, raw: bool
-    ) -> None:
-        super().__init__(generation, encoding, record)
-        self._raw = raw
+    raw: bool  # one image's bytes, with everything else in `X-DD-*` headers
 
     def _common(self, plan: Plan) -> dict[str, Any]:
         """Return the fields that replies of every form have; `plan` is the one that made the images."""
@@ -171,7 +134,7 @@ class GenerateWriter(ReplyWriter):
     def body(self, images: Sequence[GeneratedImage]) -> Response:
         """Write all images in base64, or the bytes of the one image."""
         common = self._common(self.generation.plan)
-        if not self._raw:
+        if not self.raw:
             entries = [self._entry(image) for image in images]
             reply = orjson.dumps({**common, "images": entries, "timings": images[-1].timings})
             return Response(reply, media_type="application/json", headers=_VARY)

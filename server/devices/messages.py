@@ -27,21 +27,14 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Settings of a device process.
+    """Settings of a device process."""
 
-    Args:
-        device: auto, cpu, cuda or cuda:N.
-        threads: of torch on a CPU; 0 = its choice.
-        exact: an image has the same bytes in every batch (`dd_core.sampling.Sampler.exact`).
-        prepare: applied to each bundle that is loaded; tests put their faults in here.
-    """
-
-    device: str
-    threads: int = 0
-    exact: bool = True
+    device: str  # auto, cpu, cuda or cuda:N
+    threads: int = 0  # of torch on a CPU; 0 = its choice
+    exact: bool = True  # an image has the same bytes in every batch (`dd_core.sampling.Sampler.exact`)
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
-    prepare: Prepare | None = None
+    prepare: Prepare | None = None  # applied to each bundle that is loaded; tests put their faults in here
 
 
 @dataclass(frozen=True)
@@ -78,26 +71,17 @@ class NewImage:
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward pass, or the decoding alone; answered by `Done` or `Failed`.
-
-    Args:
-        numbers, segments: the images, and the index of the segment that each is at in its plan.
-        new: the images among them that the device does not know yet.
-        teacher_batch: number of the teacher's batch; an unknown one begins.
-        bucket: rows of the batch.
-        finishing: images to decode afterwards, and to forget.
-        previewing: images of which a picture is wanted now, before they go on.
-    """
+    """One forward pass, or the decoding alone; answered by `Done` or `Failed`."""
 
     model: str
     kind: Kind
-    numbers: tuple[int, ...]
-    segments: tuple[int, ...]
-    bucket: int
-    new: tuple[NewImage, ...] = ()
-    teacher_batch: int | None = None
-    finishing: tuple[int, ...] = ()
-    previewing: tuple[int, ...] = ()
+    numbers: tuple[int, ...]  # of the images
+    segments: tuple[int, ...]  # the index of the segment that each is at in its plan
+    bucket: int  # rows of the batch
+    new: tuple[NewImage, ...] = ()  # those among them that the device does not know yet
+    teacher_batch: int | None = None  # number of the teacher's batch; an unknown one begins
+    finishing: tuple[int, ...] = ()  # to decode afterwards, and to forget
+    previewing: tuple[int, ...] = ()  # of which a picture is wanted now, before they go on
 
 
 @dataclass(frozen=True)
@@ -110,19 +94,13 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Done:
-    """A forward pass is done.
+    """A forward pass is done."""
 
-    Args:
-        seconds, decode_seconds, text_seconds: of the pass, of the decoding, of reading new prompts.
-        pictures: `[H, W, 3]` by the image's number, of images that are finished or in between.
-        broken: numbers of images in which something was not a number.
-    """
-
-    seconds: float
+    seconds: float  # of the pass
     decode_seconds: float
-    pictures: dict[int, Pixels]
-    broken: tuple[int, ...] = ()
-    text_seconds: float = 0.0
+    pictures: dict[int, Pixels]  # `[H, W, 3]` by number, of images that are finished or in between
+    broken: tuple[int, ...] = ()  # numbers of images in which something was not a number
+    text_seconds: float = 0.0  # of reading new prompts
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
@@ -20,17 +21,14 @@ _SHORT, _LONG = struct.Struct("!i"), struct.Struct("!Q")
 _LONGEST_SHORT = 0x7FFFFFFF
 
 
+@dataclass(eq=False)
 class MessagePipe(asyncio.Protocol):
-    """One end of a pipe, on the event loop.
+    """One end of a pipe, on the event loop."""
 
-    Args:
-        on_message: called with every message, in order.
-        on_closed: called once when the other end is closed, not after `close`.
-    """
+    on_message: Callable[[Any], None]  # called with every message, in order
+    on_closed: Callable[[], None]  # called once when the other end is closed, not after `close`
 
-    def __init__(self, on_message: Callable[[Any], None], on_closed: Callable[[], None]) -> None:
-        self._on_message = on_message
-        self._on_closed = on_closed
+    def __post_init__(self) -> None:
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
 
@@ -67,7 +65,7 @@ class MessagePipe(asyncio.Protocol):
         """Hand on the messages that are whole; called by the event loop."""
         self._received += data
         while self._transport is not None and (message := self._next_message()) is not None:
-            self._on_message(ForkingPickler.loads(message))
+            self.on_message(ForkingPickler.loads(message))
 
     def _next_message(self) -> bytes | None:
         head = _SHORT.size
@@ -89,4 +87,4 @@ class MessagePipe(asyncio.Protocol):
         """Note that the other end is gone; called by the event loop."""
         if self._transport is not None:
             self._transport = None
-            self._on_closed()
+            self.on_closed()

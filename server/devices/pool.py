@@ -12,7 +12,7 @@ import asyncio
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -40,54 +40,45 @@ class Part(NamedTuple):
     first: int
 
 
+@dataclass(eq=False)
 class DevicePool:
     """The device workers of a server.
 
     `kind` tells apart machines whose pictures may differ in their last bits.
-
-    Args:
-        settings: batch sizes, queue.
-        specs: the processes to start.
-        metrics: all counters.
-        on_change: called when a worker dies or is back.
-        on_failure: called when one cannot be brought back.
-        prepare: applied by the device processes to every bundle they load.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        specs: Sequence[WorkerSpec],
-        metrics: Metrics,
-        *,
-        on_change: Callable[[], None],
-        on_failure: Callable[[Exception], None],
-        prepare: Prepare | None = None,
-    ) -> None:
+    settings: Settings
+    specs: Sequence[WorkerSpec]  # the processes to start
+    metrics: Metrics
+    on_change: Callable[[], None]  # a worker died, or is back
+    on_failure: Callable[[Exception], None]  # one cannot be brought back
+    prepare: Prepare | None = None  # applied by the device processes to every bundle they load
+
+    def __post_init__(self) -> None:
+        settings = self.settings
         exact = settings.determinism == "exact"
-        self._warm = settings.warmup
-        self._devices = [spec.device for spec in specs]
+        self._devices = [spec.device for spec in self.specs]
         self._workers: list[DeviceWorker] = []
         self._held: Counter[str] = Counter()
         self._released = asyncio.Event()
         self.kind = _kind_of(self._devices, settings.max_batch)
         on_cpu = CostTable(buckets_up_to(settings.max_batch))  # of all its processes, which are alike
         # Wherever it goes, the largest request finds room.
-        room = max(settings.max_images, -(-settings.queue_size // len(specs)))
-        for device, threads in specs:
+        room = max(settings.max_images, -(-settings.queue_size // len(self.specs)))
+        for device, threads in self.specs:
             # On a GPU a kernel is chosen by the shape of a batch: exact bytes need one shape for all.
             shapes = (settings.max_batch,) if exact else buckets_up_to(settings.max_batch)
             costs = on_cpu if device == "cpu" else CostTable(shapes)
             worker = DeviceWorker(
-                DeviceOptions(device, threads, exact, settings.log_level, settings.log_format, prepare),
+                DeviceOptions(device, threads, exact, settings.log_level, settings.log_format, self.prepare),
                 Scheduler(costs, room, settings.cohorts),
-                metrics,
-                hang_timeout=settings.hang_timeout,
-                on_change=on_change,
-                on_failure=on_failure,
+                self.metrics,
+                settings.hang_timeout,
+                self.on_change,
+                self.on_failure,
             )
             self._workers.append(worker)
-        metrics.queue_depth.set_function(lambda: self.depth)
+        self.metrics.queue_depth.set_function(lambda: self.depth)
 
     @property
     def up(self) -> bool:
@@ -102,11 +93,11 @@ class DevicePool:
     @property
     def pids(self) -> list[int | None]:
         """The device processes."""
-        return [worker.pid for worker in self._workers]
+        return [worker.supervisor.pid for worker in self._workers]
 
     async def start(self) -> None:
         """Start the processes."""
-        await asyncio.gather(*(worker.start() for worker in self._workers))
+        await asyncio.gather(*(worker.supervisor.start() for worker in self._workers))
 
     async def load(self, model: ServedModel) -> None:
         """Load a model everywhere and warm it up; it may be asked for then.
@@ -114,10 +105,11 @@ class DevicePool:
         Raises:
             DDError: the bundle is damaged, or a pass over a single image fails.
         """
-        plans = [preset.plan for preset in model.presets if preset.offered] if self._warm else []
+        plans = [preset.plan for preset in model.presets if preset.offered] if self.settings.warmup else []
         shares = self._shares(warmup_steps(model.name, plans))
+        condition = "a picture" if model.manifest.reads_text else 0  # any that it takes
         loads = (
-            worker.load(model.name, model.folder, share, model.any_condition)
+            worker.load(model.name, model.folder, share, condition)
             for worker, share in zip(self._workers, shares, strict=True)
         )
         failures = [error for error in await asyncio.gather(*loads, return_exceptions=True) if error]

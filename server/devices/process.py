@@ -26,20 +26,11 @@ from dd_core.noise import batch_noise
 from dd_core.plan import Plan
 from dd_core.runtime import pick_device
 from dd_core.sampling import SegmentRun, decode
-from server.devices.messages import (
-    Answer,
-    Command,
-    DeviceOptions,
-    Done,
-    Failed,
-    Forward,
-    Load,
-    Loaded,
-    Unload,
-)
+from server.devices import messages
 from server.observability import logs
 
 log = logging.getLogger("dd_server.device")
+_NO_MEMORY = "can't allocate memory"  # of a RuntimeError, on a CPU
 
 
 @dataclass
@@ -53,19 +44,15 @@ class _Image:
 
 @dataclass
 class Device:
-    """Models and images on one device.
-
-    Args:
-        runs: the teacher batches under way, by number.
-    """
+    """Models and images on one device."""
 
     device: torch.device
-    options: DeviceOptions
+    options: messages.DeviceOptions
     bundles: dict[str, Bundle] = field(default_factory=dict)
     images: dict[int, _Image] = field(default_factory=dict)
-    runs: dict[int, SegmentRun] = field(default_factory=dict)
+    runs: dict[int, SegmentRun] = field(default_factory=dict)  # the teacher batches under way, by number
 
-    def load(self, command: Load) -> None:
+    def load(self, command: messages.Load) -> None:
         """Load a bundle and keep it.
 
         Raises:
@@ -78,7 +65,7 @@ class Device:
         self.bundles[command.model] = self.options.prepare(bundle) if self.options.prepare else bundle
 
     @torch.inference_mode()
-    def forward(self, command: Forward) -> Done:
+    def forward(self, command: messages.Forward) -> messages.Done:
         """Run a forward pass, and decode the images that it finishes."""
         began = self._now()
         sampler = self.bundles[command.model].sampler
@@ -92,15 +79,15 @@ class Device:
         computed = self._now()
         shown = (*command.finishing, *command.previewing)
         if not shown:
-            return Done(computed - started, 0.0, {}, text_seconds=text_seconds)
+            return messages.Done(computed - started, 0.0, {}, text_seconds=text_seconds)
         pixels, good = decode(sampler, torch.stack([self.images[number].x_LC for number in shown]))
         found = zip(shown, pixels.cpu().numpy(), good.tolist(), strict=True)
         pictures = {number: picture for number, picture, fine in found if fine}
         broken = tuple(number for number in shown if number not in pictures)
         self.forget(command.finishing)
-        return Done(computed - started, self._now() - computed, pictures, broken, text_seconds)
+        return messages.Done(computed - started, self._now() - computed, pictures, broken, text_seconds)
 
-    def _advance(self, command: Forward, images: Sequence[_Image]) -> Tensor | None:
+    def _advance(self, command: messages.Forward, images: Sequence[_Image]) -> Tensor | None:
         """The images' codes after a forward pass, or None while their segment goes on."""
         number = command.teacher_batch
         run = self.runs.pop(number) if number in self.runs else self._begin(command, images)
@@ -111,7 +98,7 @@ class Device:
         self.runs[number] = run
         return None
 
-    def _begin(self, command: Forward, images: Sequence[_Image]) -> SegmentRun:
+    def _begin(self, command: messages.Forward, images: Sequence[_Image]) -> SegmentRun:
         # A GPU runs the shapes that it was warmed up with; a CPU gains nothing from idle rows.
         idle = command.bucket - len(images) if self.device.type == "cuda" else 0
         rows = [*images, *[images[-1]] * idle]
@@ -125,14 +112,14 @@ class Device:
             torch.stack([image.uniform_L for image in rows]),
         )
 
-    def recover(self, command: Forward) -> None:
+    def recover(self, command: messages.Forward) -> None:
         """After a pass that raised: its teacher batch is void, and its memory free again."""
         if command.teacher_batch is not None:
             self.runs.pop(command.teacher_batch, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _add(self, command: Forward) -> float:
+    def _add(self, command: messages.Forward) -> float:
         """Noise and conditions of images that are new here; gives the seconds that their prompts took."""
         new = [image for image in command.new if image.number not in self.images]
         if not new:
@@ -167,11 +154,7 @@ class Device:
         return time.perf_counter()
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def main(connection: Connection, options: DeviceOptions) -> None:
+def main(connection: Connection, options: messages.DeviceOptions) -> None:
     """The process: commands in, answers out, until the other end is closed."""
     # A signal to the whole group is the server's to act on: it drains, and then closes the connection.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -194,11 +177,11 @@ def serve(connection: Connection, device: Device) -> None:
     """
     sending = threading.Lock()
 
-    def answer(found: Answer) -> None:
+    def answer(found: messages.Answer) -> None:
         with sending:
             connection.send(found)
 
-    def load(command: Load) -> None:
+    def load(command: messages.Load) -> None:
         error: DDError | None = None
         try:
             device.load(command)
@@ -207,27 +190,28 @@ def serve(connection: Connection, device: Device) -> None:
         except Exception as found:
             log.exception("loading %s failed", command.model)
             error = BundleError(f"{command.model}: {type(found).__name__} while loading")
-        answer(Loaded(command.model, error))
+        answer(messages.Loaded(command.model, error))
 
     while True:
-        command: Command = connection.recv()
-        if isinstance(command, Forward):
+        command: messages.Command = connection.recv()
+        if isinstance(command, messages.Forward):
             answer(_forward(device, command))
-        elif isinstance(command, Load):
+        elif isinstance(command, messages.Load):
             threading.Thread(target=load, args=(command,), daemon=True).start()
-        elif isinstance(command, Unload):
+        elif isinstance(command, messages.Unload):
             device.bundles.pop(command.model, None)
         else:
             device.forget(command.numbers)
 
 
-def _forward(device: Device, command: Forward) -> Answer:
+def _forward(device: Device, command: messages.Forward) -> messages.Answer:
     try:
         return device.forward(command)
     except Exception as error:
         log.exception("a pass of %d images of %s failed", len(command.numbers), command.model)
         reason = error.message if isinstance(error, DDError) else type(error).__name__
-        failed = Failed(_out_of_memory(error), reason)
+        memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _NO_MEMORY in str(error)
+        failed = messages.Failed(memory, reason)
     # Outside of the handler, whose traceback holds on to the batch's tensors.
     device.recover(command)
     return failed

@@ -27,6 +27,7 @@ class Sampled:
     last: bool
 
 
+@dataclass(eq=False)
 class Submission:
     """An async iterator of `Sampled`, for one reader.
 
@@ -34,24 +35,20 @@ class Submission:
     the job (`compute_s`, `finished`) are up to date with every picture. The iteration ends once all images
     have come.
 
-    Args:
-        job: the whole job.
-        firsts: by part of the job, the index of its first image; `{job: 0}` where it is whole.
-        abort: called if it ends before all parts are complete.
-
     Raises:
         ApiError: by the iteration, once the pictures that came before are read: the job failed or expired.
         asyncio.CancelledError: by the iteration, after `cancel`.
     """
 
-    def __init__(self, job: Job, firsts: Mapping[Job, int], abort: Callable[[], None]) -> None:
-        self.job = job
-        self._firsts = firsts
-        self._incomplete = len(firsts)
-        self._abort = abort
+    job: Job  # the whole job
+    firsts: Mapping[Job, int]  # index of the first image by part; `{job: 0}` where it is whole
+    abort: Callable[[], None]  # called if it ends before all parts are complete
+
+    def __post_init__(self) -> None:
+        self._incomplete = len(self.firsts)
         self._pictures: deque[Sampled] = deque()
         self._previewed: set[int] = set()
-        self._over = False
+        self.over = False  # all pictures have come, or none will any more
         self._error: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
 
@@ -60,27 +57,22 @@ class Submission:
 
     async def __anext__(self) -> Sampled:
         while not self._pictures:
-            if self._over:
+            if self.over:
                 raise self._error or StopAsyncIteration
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         return self._pictures.popleft()
 
-    @property
-    def over(self) -> bool:
-        """True once all pictures have come, or none will any more."""
-        return self._over
-
     def cancel(self) -> None:
         """Forget the job: images that have not begun are not computed. Harmless once it is over."""
-        if not self._over:
+        if not self.over:
             self._pictures.clear()
             self.fail(asyncio.CancelledError())
 
     def deliver(self, part: Job, index: int, pixels: Pixels, *, last: bool) -> None:
         """Add a picture of image `index` of a part; one that comes with a failure is still read before it."""
         self._take_times(part)
-        index += self._firsts[part]
+        index += self.firsts[part]
         if not last:
             if index in self._previewed:  # the device died and began the image again
                 return
@@ -93,14 +85,14 @@ class Submission:
         self._take_times(part)
         self._incomplete -= 1
         if not self._incomplete:
-            self._over = True
+            self.over = True
             self._wake()
 
     def fail(self, error: BaseException) -> None:
         """End the iteration with an error, and the other parts with it; the first error counts."""
-        if not self._over:
-            self._over, self._error = True, error
-            self._abort()
+        if not self.over:
+            self.over, self._error = True, error
+            self.abort()
             self._wake()
 
     def _take_times(self, part: Job) -> None:

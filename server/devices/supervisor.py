@@ -14,27 +14,18 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from server.devices.messages import (
-    Answer,
-    Command,
-    DeviceOptions,
-    Done,
-    Failed,
-    Forward,
-    Load,
-    Loaded,
-    Unload,
-)
+from server.devices import messages
 from server.devices.pipe import MessagePipe
 from server.errors import ComputeError
 
 log = logging.getLogger("dd_server.worker")
 
-Entry = Callable[[Connection, DeviceOptions], None]
+Entry = Callable[[Connection, messages.DeviceOptions], None]
 # A process that dies so often without finishing a pass will not get better.
 _MAX_DEATHS = 5
 _processes = multiprocessing.get_context("forkserver")
@@ -47,37 +38,19 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
+@dataclass(eq=False)
 class Supervisor:
-    """One device process, and its successors. All methods run on the event loop, and so do the callbacks.
+    """One device process, and its successors. All methods run on the event loop, and so do the callbacks."""
 
-    Args:
-        entry: function that the process runs.
-        options: its second argument.
-        hang_timeout: seconds after which a pass counts as hung, and the process as dead.
-        on_answer: called with the answer to each `Forward`.
-        on_lost: called when the process dies; the pass that it was at is not answered any more.
-        on_restored: called when another is up, with the seconds that it took.
-        on_failure: called when it cannot be brought back.
-    """
+    entry: Entry  # the function that the process runs
+    options: messages.DeviceOptions
+    hang_timeout: float  # seconds after which a pass counts as hung, and the process as dead
+    on_answer: Callable[[messages.Done | messages.Failed], None]  # to each `Forward`
+    on_lost: Callable[[], None]  # the process died; the pass that it was at is not answered any more
+    on_restored: Callable[[float], None]  # another is up, after so many seconds
+    on_failure: Callable[[Exception], None]  # it cannot be brought back
 
-    def __init__(
-        self,
-        entry: Entry,
-        options: DeviceOptions,
-        *,
-        hang_timeout: float,
-        on_answer: Callable[[Done | Failed], None],
-        on_lost: Callable[[], None],
-        on_restored: Callable[[float], None],
-        on_failure: Callable[[Exception], None],
-    ) -> None:
-        self._entry = entry
-        self._options = options
-        self._hang_timeout = hang_timeout
-        self._on_answer = on_answer
-        self._on_lost = on_lost
-        self._on_restored = on_restored
-        self._on_failure = on_failure
+    def __post_init__(self) -> None:
         self._models: dict[str, Path] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
         self._process: ForkServerProcess | None = None
@@ -101,7 +74,7 @@ class Supervisor:
         """Start the process."""
         ours, theirs = _processes.Pipe()
         process = _processes.Process(
-            target=self._entry, args=(theirs, self._options), name="dd-device", daemon=True
+            target=self.entry, args=(theirs, self.options), name="dd-device", daemon=True
         )
         await asyncio.to_thread(process.start)
         theirs.close()
@@ -121,15 +94,15 @@ class Supervisor:
     def unload(self, model: str) -> None:
         """Let the process forget a model."""
         self._models.pop(model, None)
-        self.send(Unload(model))
+        self.send(messages.Unload(model))
 
-    def forward(self, command: Forward) -> None:
+    def forward(self, command: messages.Forward) -> None:
         """Send a pass, which `on_answer` or `on_lost` follows; one at a time."""
         self._stop_watchdog()
-        self._watchdog = asyncio.get_running_loop().call_later(self._hang_timeout, self._hung)
+        self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
         self.send(command)
 
-    def send(self, command: Command) -> None:
+    def send(self, command: messages.Command) -> None:
         """Send a command; without a process it is lost."""
         if self._pipe is not None:
             self._pipe.send(command)
@@ -152,26 +125,26 @@ class Supervisor:
         if self._pipe is None:
             raise ComputeError("the device process is being replaced; try again in a moment")
         future = self._loading[model] = asyncio.get_running_loop().create_future()
-        self.send(Load(model, folder))
+        self.send(messages.Load(model, folder))
         try:
             await future
         finally:
             self._loading.pop(model, None)
 
-    def _receive(self, answer: Answer) -> None:
-        if isinstance(answer, Loaded):
+    def _receive(self, answer: messages.Answer) -> None:
+        if isinstance(answer, messages.Loaded):
             future = self._loading.get(answer.model)
             if future is not None:
                 _resolve(future, answer.error)
             return
         self._stop_watchdog()
-        if isinstance(answer, Done):
+        if isinstance(answer, messages.Done):
             self._deaths = 0
-        self._on_answer(answer)
+        self.on_answer(answer)
 
     def _hung(self) -> None:
         if self._process is not None:
-            log.error("a pass has taken more than %.0f s: the device process is ended", self._hang_timeout)
+            log.error("a pass has taken more than %.0f s: the device process is ended", self.hang_timeout)
             self._process.kill()
 
     def _stop_watchdog(self) -> None:
@@ -194,7 +167,7 @@ class Supervisor:
         for future in self._loading.values():
             _resolve(future, ComputeError("the device process died while it loaded the model"))
         self._reviving = asyncio.get_running_loop().create_task(self._revive(died))
-        self._on_lost()
+        self.on_lost()
 
     async def _revive(self, died: float) -> None:
         process = self._process
@@ -209,15 +182,15 @@ class Supervisor:
                 if model in self._models:
                     await self._load(model, folder)
                 if model not in self._models:  # unloaded in the meantime
-                    self.send(Unload(model))
+                    self.send(messages.Unload(model))
         except Exception as error:  # noqa: BLE001 (without a device nothing is left to do)
             if self._reviving is asyncio.current_task():  # else it died again, and the next one sees to it
-                self._on_failure(error)
+                self.on_failure(error)
             return
         self._reviving = None
         seconds = time.perf_counter() - died
         log.info("the device process is back after %.2f s", seconds)
-        self._on_restored(seconds)
+        self.on_restored(seconds)
 
 
 def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from dd_core.noise import NoiseKey
@@ -74,102 +74,88 @@ async def warm_up(
     # Numbers of their own, below zero, so that no image of a request has them.
     numbers = itertools.count(-1, -1)
     for plan, stage in steps:
-        await _measure(plan, stage, condition, costs, device, numbers)
+        await _Measurement(plan, stage, condition, costs, device, numbers).run()
 
 
-async def _measure(
-    plan: Plan,
-    stage: Stage,
-    condition: int | str,
-    costs: CostTable,
-    device: _Device,
-    numbers: itertools.count[int],
-) -> None:
-    best, useless = 0.0, 0
-    decode = Work(stage.work.model, "decode")
-    for bucket in costs.buckets:
-        target = bucket / (best * _MIN_GAIN) - costs.gap if best else math.inf
-        answer = await _fastest(plan, stage, condition, bucket, costs, device, numbers, target)
-        if isinstance(answer, Failed):
-            if bucket == costs.buckets[0]:
-                raise ComputeError(f"the warm-up of {plan.name} failed: {answer.reason}")
-            costs.limit(stage.work, bucket // 2)
-            return
-        if stage.work != decode:
-            costs.observe(stage.work, bucket, answer.seconds)
-        if answer.decode_seconds:
-            costs.observe(decode, bucket, answer.decode_seconds)
-        took = _seconds(answer) + costs.gap
-        useless = useless + 1 if bucket / took < best * _MIN_GAIN else 0
-        if useless == _MAX_USELESS or took > _MAX_PASS_SECONDS:
-            costs.limit(stage.work, bucket)
-            return
-        best = max(best, bucket / took)
+@dataclass(frozen=True)
+class _Measurement:
+    """A kind of pass to measure in every size of batch; its images take their numbers from `numbers`."""
 
+    plan: Plan
+    stage: Stage
+    condition: int | str
+    costs: CostTable
+    device: _Device
+    numbers: Iterator[int]
 
-async def _fastest(
-    plan: Plan,
-    stage: Stage,
-    condition: int | str,
-    bucket: int,
-    costs: CostTable,
-    device: _Device,
-    numbers: itertools.count[int],
-    target: float,
-) -> Done | Failed:
-    """Return the fastest of a few measurements, or the first that takes at most `target` seconds.
+    async def run(self) -> None:
+        best, useless = 0.0, 0
+        costs, work = self.costs, self.stage.work
+        decode = Work(work.model, "decode")
+        for bucket in costs.buckets:
+            target = bucket / (best * _MIN_GAIN) - costs.gap if best else math.inf
+            answer = await self._fastest(bucket, target)
+            if isinstance(answer, Failed):
+                if bucket == costs.buckets[0]:
+                    raise ComputeError(f"the warm-up of {self.plan.name} failed: {answer.reason}")
+                costs.limit(work, bucket // 2)
+                return
+            if work != decode:
+                costs.observe(work, bucket, answer.seconds)
+            if answer.decode_seconds:
+                costs.observe(decode, bucket, answer.decode_seconds)
+            took = _seconds(answer) + costs.gap
+            useless = useless + 1 if bucket / took < best * _MIN_GAIN else 0
+            if useless == _MAX_USELESS or took > _MAX_PASS_SECONDS:
+                costs.limit(work, bucket)
+                return
+            best = max(best, bucket / took)
 
-    A disturbance can only make a pass slower, and a size that seems to gain nothing would never be
-    tried again: a server that was disturbed while it started would be half as fast for good.
-    """
-    found: Done | None = None
-    for _ in range(_TRIES):
-        answer = await _run_batch(
-            plan, stage, condition, [next(numbers) for _ in range(bucket)], costs, device
+    async def _fastest(self, bucket: int, target: float) -> Done | Failed:
+        """Return the fastest of a few measurements, or the first that takes at most `target` seconds.
+
+        A disturbance can only make a pass slower, and a size that seems to gain nothing would never be
+        tried again: a server that was disturbed while it started would be half as fast for good.
+        """
+        found: Done | None = None
+        for _ in range(_TRIES):
+            answer = await self._run_batch(bucket)
+            if isinstance(answer, Failed):
+                return answer
+            if found is None or _seconds(answer) < _seconds(found):
+                found = answer
+            if not target < _seconds(found) <= _MAX_PASS_SECONDS:
+                break
+        assert found is not None
+        return found
+
+    async def _run_batch(self, bucket: int) -> Done | Failed:
+        """Run some passes over a batch; the seconds are the mean of a teacher's, else the second's."""
+        work, segment = self.stage.work, self.stage.segment
+        heavy = work.kind == "teacher"
+        passes = min(self.stage.passes, _TEACHER_PASSES) if heavy else 2
+        numbers = tuple(itertools.islice(self.numbers, bucket))
+        new = (NewImage(n, self.plan, self.condition, NoiseKey(0, i)) for i, n in enumerate(numbers))
+        teacher_batch = numbers[0] if heavy else None
+        command = Forward(
+            work.model, work.kind, numbers, (segment,) * bucket, bucket, tuple(new), teacher_batch
         )
-        if isinstance(answer, Failed):
-            return answer
-        if found is None or _seconds(answer) < _seconds(found):
-            found = answer
-        if not target < _seconds(found) <= _MAX_PASS_SECONDS:
-            break
-    assert found is not None
-    return found
+        answers = []
+        try:
+            for turn in range(1, passes + 1):
+                ends = turn == passes and not heavy and segment == len(self.plan.segments) - 1
+                began = time.perf_counter()
+                answer = await self.device.run(replace(command, finishing=numbers if ends else ()))
+                if isinstance(answer, Failed):
+                    return answer
+                waited = time.perf_counter() - began - _seconds(answer) - answer.text_seconds
+                self.costs.observe_gap(waited, _seconds(answer))
+                answers.append(answer)
+        finally:
+            self.device.drop(numbers)
+        mean = sum(answer.seconds for answer in answers) / passes
+        return replace(answers[-1], seconds=mean) if heavy else answers[-1]
 
 
 def _seconds(answer: Done) -> float:
     return answer.seconds + answer.decode_seconds
-
-
-async def _run_batch(
-    plan: Plan, stage: Stage, condition: int | str, numbers: list[int], costs: CostTable, device: _Device
-) -> Done | Failed:
-    """Run some passes over a batch; the seconds are the mean of a teacher's, else the second's."""
-    heavy = stage.work.kind == "teacher"
-    passes = min(stage.passes, _TEACHER_PASSES) if heavy else 2
-    command = Forward(
-        stage.work.model,
-        stage.work.kind,
-        tuple(numbers),
-        (stage.segment,) * len(numbers),
-        len(numbers),
-        new=tuple(
-            NewImage(number, plan, condition, NoiseKey(0, index)) for index, number in enumerate(numbers)
-        ),
-        teacher_batch=numbers[0] if heavy else None,
-    )
-    answers = []
-    try:
-        for turn in range(1, passes + 1):
-            ends = turn == passes and not heavy and stage.segment == len(plan.segments) - 1
-            began = time.perf_counter()
-            answer = await device.run(replace(command, finishing=tuple(numbers) if ends else ()))
-            if isinstance(answer, Failed):
-                return answer
-            waited = time.perf_counter() - began - _seconds(answer) - answer.text_seconds
-            costs.observe_gap(waited, _seconds(answer))
-            answers.append(answer)
-    finally:
-        device.drop(numbers)
-    mean = sum(answer.seconds for answer in answers) / passes
-    return replace(answers[-1], seconds=mean) if heavy else answers[-1]

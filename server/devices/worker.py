@@ -19,19 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from server import errors
 from server.devices import process
 from server.devices.messages import DeviceOptions, Done, Drop, Failed, Forward, NewImage, Pixels
 from server.devices.submission import Submission
 from server.devices.supervisor import Supervisor
 from server.devices.warmup import WarmupStep, warm_up
-from server.errors import (
-    ComputeError,
-    DeadlineError,
-    DeadlineUnreachableError,
-    DrainingError,
-    OutOfMemoryError,
-    QueueFullError,
-)
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Batch, Job, Sample
@@ -52,40 +45,27 @@ class _InFlight:
     source: Batch | _Reply
 
 
+@dataclass(eq=False)
 class DeviceWorker:
-    """One device process and its queue.
+    """One device process and its queue."""
 
-    Args:
-        options: settings of the process.
-        scheduler: its queue; nobody else may touch it.
-        metrics: counters of passes and waiting.
-        hang_timeout: seconds after which a pass counts as hung, and the process as dead.
-        on_change: called when the process dies, and when it is back.
-        on_failure: called when it cannot be brought back.
-    """
+    options: DeviceOptions
+    scheduler: Scheduler  # nobody else may touch it
+    metrics: Metrics
+    hang_timeout: float  # seconds after which a pass counts as hung, and the process as dead
+    on_change: Callable[[], None]  # the process died, or is back
+    on_failure: Callable[[Exception], None]  # it cannot be brought back
 
-    def __init__(
-        self,
-        options: DeviceOptions,
-        scheduler: Scheduler,
-        metrics: Metrics,
-        *,
-        hang_timeout: float,
-        on_change: Callable[[], None],
-        on_failure: Callable[[Exception], None],
-    ) -> None:
-        self._supervisor = Supervisor(
+    def __post_init__(self) -> None:
+        self.supervisor = Supervisor(
             process.main,
-            options,
-            hang_timeout=hang_timeout,
+            self.options,
+            self.hang_timeout,
             on_answer=self._on_answer,
             on_lost=self._on_lost,
             on_restored=self._on_restored,
-            on_failure=on_failure,
+            on_failure=self.on_failure,
         )
-        self._scheduler = scheduler
-        self._metrics = metrics
-        self._on_change = on_change
         self._pending: dict[Job, Submission] = {}
         self._settled = asyncio.Event()  # set whenever a job is over
         self._reserved: deque[tuple[Forward, _Reply]] = deque()
@@ -97,26 +77,17 @@ class DeviceWorker:
     @property
     def up(self) -> bool:
         """True while the process lives and has its models."""
-        return self._supervisor.up
-
-    @property
-    def pid(self) -> int | None:
-        """The process, for operators and tests."""
-        return self._supervisor.pid
+        return self.supervisor.up
 
     @property
     def backlog(self) -> float:
         """Seconds of work that wait here."""
-        return self._scheduler.backlog.seconds() + self._busy_seconds()
+        return self.scheduler.backlog.seconds() + self._busy_seconds()
 
     @property
     def depth(self) -> int:
         """Images that wait here."""
-        return self._scheduler.depth
-
-    async def start(self) -> None:
-        """Start the process."""
-        await self._supervisor.start()
+        return self.scheduler.depth
 
     async def load(self, model: str, folder: Path, steps: Sequence[WarmupStep], condition: int | str) -> None:
         """Load a model and warm it up; after an error, `unload` it.
@@ -128,16 +99,16 @@ class DeviceWorker:
         Raises:
             DDError: the bundle is damaged, or the first pass fails.
         """
-        await self._supervisor.load(model, folder)
-        await warm_up(steps, condition, self._scheduler.costs, self)
+        await self.supervisor.load(model, folder)
+        await warm_up(steps, condition, self.scheduler.costs, self)
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""
         while any(job.model == model for job in self._pending):
             self._settled.clear()
             await self._settled.wait()
-        self._scheduler.costs.forget(model)
-        self._supervisor.unload(model)
+        self.scheduler.costs.forget(model)
+        self.supervisor.unload(model)
 
     async def run(self, command: Forward) -> Done | Failed:
         """Run a pass that no request asked for, ahead of those that wait."""
@@ -148,11 +119,11 @@ class DeviceWorker:
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Let the device forget images and teacher batches."""
-        self._supervisor.send(Drop(tuple(numbers)))
+        self.supervisor.send(Drop(tuple(numbers)))
 
     def forecast(self, job: Job) -> Forecast:
         """Forecast the seconds until `job` would start and be done, were it submitted now."""
-        return self._scheduler.forecast(job, self._busy_seconds())
+        return self.scheduler.forecast(job, self._busy_seconds())
 
     def submit(self, job: Job, submission: Submission) -> None:
         """Queue a job, all of a submission or a part of it.
@@ -161,15 +132,15 @@ class DeviceWorker:
             QueueFullError, DeadlineUnreachableError, DrainingError: refused, with the time to come again.
         """
         if self._stopping:
-            raise DrainingError("the server is shutting down", retry_after=1)
-        refusal = self._scheduler.admit(job, time.perf_counter(), self._busy_seconds())
+            raise errors.DrainingError("the server is shutting down", retry_after=1)
+        refusal = self.scheduler.admit(job, time.perf_counter(), self._busy_seconds())
         if refusal is not None:
-            waiting = f"{self._scheduler.depth} images wait already"
+            waiting = f"{self.scheduler.depth} images wait already"
             if refusal.reason == "full":
-                raise QueueFullError.after(
-                    refusal.start, f"{waiting}, of at most {self._scheduler.queue_size}"
+                raise errors.QueueFullError.after(
+                    refusal.start, f"{waiting}, of at most {self.scheduler.queue_size}"
                 )
-            raise DeadlineUnreachableError.after(
+            raise errors.DeadlineUnreachableError.after(
                 refusal.start,
                 f"{waiting}: this request would start in {1e3 * refusal.start:.0f} ms and be done in "
                 f"{1e3 * refusal.finish:.0f} ms, after its deadline_ms",
@@ -181,20 +152,20 @@ class DeviceWorker:
     def cancel(self, job: Job) -> None:
         """Forget a job whose client has left; harmless for one that is over."""
         if self._settle(job) is not None:
-            self._scheduler.end(job)
+            self.scheduler.end(job)
 
     def end_all(self) -> None:
         """Refuse new jobs from now on, and end those that are here."""
         self._stopping = True
-        for job in self._scheduler.jobs:
-            self._fail(job, DrainingError("the server shut down before this was done", retry_after=1))
+        for job in self.scheduler.jobs:
+            self._fail(job, errors.DrainingError("the server shut down before this was done", retry_after=1))
 
     async def stop(self) -> None:
         """End all jobs and the process, with the pass that it runs."""
         self.end_all()
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
-        await self._supervisor.stop()
+        await self.supervisor.stop()
 
     def _busy_seconds(self) -> float:
         if self._in_flight is None:
@@ -210,25 +181,25 @@ class DeviceWorker:
             self._dispatch(command, 0.0, reply)
             return
         self._expire()
-        if self._scheduler.dropped:
-            dropped, self._scheduler.dropped = self._scheduler.dropped, []
+        if self.scheduler.dropped:
+            dropped, self.scheduler.dropped = self.scheduler.dropped, []
             self.drop(dropped)
-            if not self._supervisor.up:  # sending found the process gone
+            if not self.supervisor.up:  # sending found the process gone
                 return
-        batch = self._scheduler.next_batch()
+        batch = self.scheduler.next_batch()
         if batch is not None:
-            self._dispatch(command_of(batch), self._scheduler.expected(batch), batch)
+            self._dispatch(command_of(batch), self.scheduler.expected(batch), batch)
 
     def _dispatch(self, command: Forward, expected: float, source: Batch | _Reply) -> None:
         self._in_flight = _InFlight(time.perf_counter(), expected, source)
-        self._supervisor.forward(command)
+        self.supervisor.forward(command)
 
     def _on_answer(self, answer: Done | Failed) -> None:
         in_flight, self._in_flight = self._in_flight, None
         assert in_flight is not None, "an answer without a question"
         source = in_flight.source
         if isinstance(source, asyncio.Future):
-            self._scheduler.interrupted()
+            self.scheduler.interrupted()
             if not source.done():
                 source.set_result(answer)
         elif isinstance(answer, Done):
@@ -236,9 +207,9 @@ class DeviceWorker:
         else:
             images = len(source.samples)
             log.warning("a pass of %d images failed (%s): its halves are tried", images, answer.reason)
-            guilty = self._scheduler.split(source, out_of_memory=answer.out_of_memory)
+            guilty = self.scheduler.split(source, out_of_memory=answer.out_of_memory)
             if guilty is not None:
-                kind = OutOfMemoryError if answer.out_of_memory else ComputeError
+                kind = errors.OutOfMemoryError if answer.out_of_memory else errors.ComputeError
                 self._fail(guilty, kind("the device failed on this request; the server's log says why"))
         self._dispatch_next()
 
@@ -248,14 +219,14 @@ class DeviceWorker:
         source = None if in_flight is None else in_flight.source
         if isinstance(source, asyncio.Future) and not source.done():
             source.set_result(Failed(False, "the device process died"))
-        for job in self._scheduler.restart():
-            self._fail(job, ComputeError("the device process died on this request, twice"))
-        self._metrics.worker_restarts.inc()
-        self._on_change()
+        for job in self.scheduler.restart():
+            self._fail(job, errors.ComputeError("the device process died on this request, twice"))
+        self.metrics.worker_restarts.inc()
+        self.on_change()
 
     def _on_restored(self, seconds: float) -> None:
-        self._metrics.worker_recovery.observe(seconds)
-        self._on_change()
+        self.metrics.worker_recovery.observe(seconds)
+        self.on_change()
         self._dispatch_next()
 
     def _finish(self, batch: Batch, answer: Done) -> None:
@@ -269,16 +240,16 @@ class DeviceWorker:
         discarded, decoded = sum(s.job.over for s in batch.samples), len(batch.decoding)
         for number in answer.broken:
             log.error("an image of %s came out as no number", batch.work.model)
-            self._fail(by_number[number].job, ComputeError("the model's output is not a number"))
+            self._fail(by_number[number].job, errors.ComputeError("the model's output is not a number"))
         now = time.perf_counter()
-        complete = self._scheduler.finish(
+        complete = self.scheduler.finish(
             batch, answer.seconds, answer.decode_seconds, now, answer.text_seconds
         )
         for submission, sample, pixels, last in pictures:
             sample.job.finished = now
             submission.deliver(sample.job, sample.index, pixels, last=last)
         for job in complete:
-            self._metrics.queue_wait.observe(job.queue_s)
+            self.metrics.queue_wait.observe(job.queue_s)
             finished = self._settle(job)
             assert finished is not None, "a job without a submission"
             finished.complete(job)
@@ -287,18 +258,18 @@ class DeviceWorker:
     def _count(self, batch: Batch, answer: Done, decoded: int, discarded: int) -> None:
         model, kind, _ = batch.work
         if answer.text_seconds:
-            self._metrics.text_encode.observe(answer.text_seconds)
+            self.metrics.text_encode.observe(answer.text_seconds)
         if kind != "decode":
-            self._metrics.executed(model, kind, len(batch.samples), answer.seconds)
+            self.metrics.executed(model, kind, len(batch.samples), answer.seconds)
         if decoded:
-            self._metrics.executed(model, "decode", decoded, answer.decode_seconds)
+            self.metrics.executed(model, "decode", decoded, answer.decode_seconds)
         if discarded:
             lost = (answer.seconds + answer.decode_seconds) * discarded / len(batch.samples)
-            self._metrics.discarded.inc(lost)
+            self.metrics.discarded.inc(lost)
 
     def _fail(self, job: Job, error: Exception) -> None:
         """End a job with an error."""
-        self._scheduler.end(job)
+        self.scheduler.end(job)
         submission = self._settle(job)
         if submission is not None:
             submission.fail(error)
@@ -309,13 +280,13 @@ class DeviceWorker:
         return self._pending.pop(job, None)
 
     def _expire(self) -> None:
-        for job in self._scheduler.expired(time.perf_counter()):
-            self._fail(job, DeadlineError("the images could not be done within deadline_ms"))
+        for job in self.scheduler.expired(time.perf_counter()):
+            self._fail(job, errors.DeadlineError("the images could not be done within deadline_ms"))
         self._set_deadline_timer()
 
     def _set_deadline_timer(self) -> None:
         """Wake up at the next deadline."""
-        deadline = self._scheduler.next_deadline
+        deadline = self.scheduler.next_deadline
         if self._deadline_timer is not None and (deadline is None or deadline < self._deadline_at):
             self._deadline_timer.cancel()
             self._deadline_timer = None

@@ -40,28 +40,19 @@ class Encoding:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One encoded image of a request.
+    """One encoded image of a request; `seed` and `number` name its newest noise."""
 
-    Args:
-        index: its place in the request; `seed` and `number` name its newest noise.
-        plan: what made it.
-        stage: 0 for the first image of this index, and so on; `final` when no better one follows.
-        receipt: all that it follows from.
-        data: the file.
-        timings: milliseconds of the request so far, as the contract's `Timings`.
-    """
-
-    index: int
+    index: int  # its place in the request
     seed: int
     number: int
     plan: Plan
-    stage: int
-    final: bool
-    receipt: str
+    stage: int  # 0 for the first image of this index, and so on
+    final: bool  # no better one follows
+    receipt: str  # all that it follows from
     width: int
     height: int
-    data: bytes
-    timings: dict[str, float]
+    data: bytes  # the file
+    timings: dict[str, float]  # milliseconds of the request so far, as the contract's `Timings`
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality: int = QUALITY) -> bytes:

@@ -33,21 +33,13 @@ _FIELDS: TypeAdapter[_Fields] = TypeAdapter(_Fields)
 
 @dataclass(frozen=True)
 class Receipt:
-    """The fields that an image follows from.
-
-    Args:
-        model: name of the model.
-        weights: first digits of `Manifest.identity`, of weights, settings and plan.
-        condition: class index, or prompt.
-        plan: name of the plan that made it.
-        key: its noise.
-    """
+    """The fields that an image follows from."""
 
     model: str
-    weights: str
-    condition: int | str
-    plan: str
-    key: NoiseKey
+    weights: str  # first digits of `Manifest.identity`, of weights, settings and plan
+    condition: int | str  # class index, or prompt
+    plan: str  # name of the plan that made it
+    key: NoiseKey  # its noise
 
     @classmethod
     def of(cls, model: str, identity: str, condition: int | str, plan: str, key: NoiseKey) -> Receipt:

@@ -18,14 +18,7 @@ from dd_core.noise import NoiseKey
 from dd_core.plan import Plan, Preset
 from distilled_decoding.contract import GenerateRequest, Priority
 from server.errors import BadRequestError, DeadlineUnreachableError, OtherWeightsError
-from server.generation.planner import (
-    PlanChoice,
-    PlanQuery,
-    RefinementStep,
-    choose,
-    choose_again,
-    refinement_steps,
-)
+from server.generation import planner
 from server.generation.receipts import MOST_SPLICES, Receipt, parse_receipt
 from server.models.catalog import Catalog, ServedModel
 from server.scheduling.backlog import Forecast
@@ -39,27 +32,17 @@ _PRIORITIES: dict[Priority, int] = {"low": -1, "normal": 0, "high": 1}
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """Images that were asked for, and how they are made.
-
-    Args:
-        condition: class index, or prompt.
-        seed: as the reply reports it.
-        keys: the noise of each image.
-        steps: the plans to run: one, or for a stream one after the other.
-        priority: of two that wait the higher goes first.
-        deadline: when it must be done, on `time.perf_counter`, or None.
-        streamed: each image is wanted as it comes, not all together.
-    """
+    """Images that were asked for, and how they are made."""
 
     model: ServedModel
-    condition: int | str
-    seed: int
-    keys: tuple[NoiseKey, ...]
-    choice: PlanChoice
-    steps: tuple[RefinementStep, ...]
-    priority: int
-    deadline: float | None
-    streamed: bool
+    condition: int | str  # class index, or prompt
+    seed: int  # as the reply reports it
+    keys: tuple[NoiseKey, ...]  # the noise of each image
+    choice: planner.PlanChoice
+    steps: tuple[planner.RefinementStep, ...]  # to run: one, or for a stream one after the other
+    priority: int  # of two that wait the higher goes first
+    deadline: float | None  # when it must be done, on `time.perf_counter`
+    streamed: bool  # each image is wanted as it comes, not all together
 
     @property
     def plan(self) -> Plan:
@@ -75,10 +58,10 @@ class GenerationRequest:
     def logged(self) -> dict[str, Any]:
         """Fields for the record of the request."""
         prompt = self.condition if isinstance(self.condition, str) else ""
-        fields: dict[str, Any] = {"steps": self.plan.cost, "n": len(self.keys), "prompt": prompt}
-        return {"plan": self.plan.name, "requested_plan": self.requested_plan, **fields}
+        plans = {"plan": self.plan.name, "requested_plan": self.requested_plan}
+        return {**plans, "steps": self.plan.cost, "n": len(self.keys), "prompt": prompt}
 
-    def job(self, step: RefinementStep) -> Job:
+    def job(self, step: planner.RefinementStep) -> Job:
         """Return the images of one step as a job to submit now."""
         return Job(
             self.model.name,
@@ -96,20 +79,6 @@ class GenerationRequest:
         times = [of_job(self.job(step)) for step in self.steps]
         rest = sum(later.alone for later in times[1:])
         return Forecast(times[0].start, times[0].finish + rest, times[0].alone + rest)
-
-    def check_deadline(self, deadline: float, of_job: Callable[[Job], Forecast]) -> None:
-        """Check that all steps together would be done in time; the scheduler checks each by itself.
-
-        Raises:
-            DeadlineUnreachableError: they would not.
-        """
-        foreseen = self.forecast(of_job)
-        if time.perf_counter() + foreseen.finish > deadline:
-            raise DeadlineUnreachableError.after(
-                foreseen.start,
-                f"this stream would start in {1e3 * foreseen.start:.0f} ms and be done in "
-                f"{1e3 * foreseen.finish:.0f} ms, after its deadline_ms",
-            )
 
     def receipt(self, index: int, plan: Plan) -> str:
         """Return the receipt of image `index` as `plan` makes it."""
@@ -189,28 +158,34 @@ def resolve(
     seed, keys = _keys(body, redeemed, model.blocks)
     condition = model.condition(body.label, body.prompt) if redeemed is None else redeemed.condition
 
-    def by(choice: PlanChoice) -> GenerationRequest:
+    def by(choice: planner.PlanChoice) -> GenerationRequest:
         plan, worst = choice.applied.plan, body.min_quality
-        steps: tuple[RefinementStep, ...] = (RefinementStep(plan),)
+        steps: tuple[planner.RefinementStep, ...] = (planner.RefinementStep(plan),)
         if streamed:
             shown = [preset for preset in model.budgets.ladder if worst is None or preset.reaches(worst)]
-            steps = refinement_steps(shown, plan, body.partial_images)
+            steps = planner.refinement_steps(shown, plan, body.partial_images)
         priority = _PRIORITIES[body.priority]
         return GenerationRequest(
             model, condition, seed, keys, choice, steps, priority, deadline, streamed=streamed
         )
 
     if redeemed is not None and body.steps is None and body.quality is None and query.latency is None:
-        choice = choose_again(redeemed.preset, body.min_quality)
+        choice = planner.choose_again(redeemed.preset, body.min_quality)
     else:
         default = model.refined if streamed else model.budgets.ladder[0]
         max_wait = settings.brownout_ms / 1e3
-        choice = choose(
-            model.budgets, query, default, max_wait, lambda p: by(PlanChoice(p, p)).forecast(forecast)
+        choice = planner.choose(
+            model.budgets, query, default, max_wait, lambda p: by(planner.PlanChoice(p, p)).forecast(forecast)
         )
     generation = by(choice)
-    if deadline is not None and len(generation.steps) > 1:
-        generation.check_deadline(deadline, forecast)
+    if deadline is not None and len(generation.steps) > 1:  # the scheduler checks each step by itself
+        start, finish, _ = generation.forecast(forecast)
+        if time.perf_counter() + finish > deadline:
+            raise DeadlineUnreachableError.after(
+                start,
+                f"this stream would start in {1e3 * start:.0f} ms and be done in {1e3 * finish:.0f} ms, "
+                "after its deadline_ms",
+            )
     return generation
 
 
@@ -265,13 +240,13 @@ def _keys(body: GenerateRequest, redeemed: Redeemed | None, blocks: int) -> tupl
     return seed, varied
 
 
-def _query(body: GenerateRequest, auto_latency_ms: float, arrived: float) -> PlanQuery:
+def _query(body: GenerateRequest, auto_latency_ms: float, arrived: float) -> planner.PlanQuery:
     latency_ms = auto_latency_ms if body.quality == "auto" else body.latency_budget_ms
     spent = time.perf_counter() - arrived
 
     def left(milliseconds: float | None) -> float | None:
         return None if milliseconds is None else milliseconds / 1e3 - spent
 
-    return PlanQuery(
+    return planner.PlanQuery(
         body.steps, body.quality, left(latency_ms), left(body.deadline_ms), body.min_quality, body.brownout
     )

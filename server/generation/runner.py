@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Self
 
-from dd_core.plan import Plan
 from server.devices.pool import DevicePool
 from server.devices.submission import Sampled, Submission
 from server.generation.encoder import Encoder, Encoding, GeneratedImage
@@ -24,6 +24,7 @@ from server.generation.request import GenerationRequest
 from server.observability.record import RequestRecord
 
 
+@dataclass(eq=False)
 class GenerationRun:
     """The images of one request, by one step after the other; iterate it once, within its `with`.
 
@@ -34,35 +35,29 @@ class GenerationRun:
         ApiError: a step was refused, or one failed.
     """
 
-    def __init__(
-        self,
-        generation: GenerationRequest,
-        pool: DevicePool,
-        encoder: Encoder,
-        encoding: Encoding,
-        record: RequestRecord,
-    ) -> None:
-        self._generation = generation
-        self._pool = pool
-        self._encoder = encoder
-        self._encoding = encoding
-        self._record = record
-        self._submission = self._submit(generation.steps[0])
-        record.admitted = True
-        pool.hold(generation.model.name)
+    generation: GenerationRequest
+    pool: DevicePool
+    encoder: Encoder
+    encoding: Encoding
+    record: RequestRecord
+
+    def __post_init__(self) -> None:
+        self._submission = self._submit(self.generation.steps[0])
+        self.record.admitted = True
+        self.pool.hold(self.generation.model.name)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._submission.cancel()
-        self._pool.release(self._generation.model.name)
+        self.pool.release(self.generation.model.name)
 
     def _submit(self, step: RefinementStep) -> Submission:
-        return self._pool.submit(self._generation.job(step))
+        return self.pool.submit(self.generation.job(step))
 
     async def __aiter__(self) -> AsyncIterator[GeneratedImage]:
-        stage, steps = 0, self._generation.steps
+        stage, steps = 0, self.generation.steps
         for step in steps:
             if step is not steps[0]:
                 self._submission = self._submit(step)
@@ -73,7 +68,7 @@ class GenerationRun:
 
     async def _arrivals(self) -> AsyncIterator[list[Sampled]]:
         """Yield the images of a step: one by one as they come for a stream, else all together in order."""
-        if self._generation.streamed:
+        if self.generation.streamed:
             async for one in self._submission:
                 yield [one]
         else:
@@ -83,21 +78,23 @@ class GenerationRun:
         self, sampled: Sequence[Sampled], step: RefinementStep, stage: int, *, last: bool
     ) -> list[GeneratedImage]:
         """Encode what the device made in one go: all final or all previews."""
-        generation, encoding, job = self._generation, self._encoding, self._submission.job
+        generation, encoding, job = self.generation, self.encoding, self._submission.job
         plan, finished = step.plan, sampled[0].last
         if step.preview is not None:
             plan, stage = (step.plan, stage + 1) if finished else (step.preview, stage)
+        final = finished and last
         started = time.perf_counter()
         receipts = [generation.receipt(one.index, plan) for one in sampled]
-        files = await self._encoder.encode_all([one.pixels for one in sampled], receipts, encoding)
+        files = await self.encoder.encode_all([one.pixels for one in sampled], receipts, encoding)
         encoded = time.perf_counter()
-        times = _milliseconds(
-            queue_ms=job.queue_s,
-            compute_ms=job.compute_s,
-            encode_ms=encoded - started,
-            total_ms=encoded - self._record.arrived,
-        )
-        self._record.encoded(
+        seconds = {
+            "queue_ms": job.queue_s,
+            "compute_ms": job.compute_s,
+            "encode_ms": encoded - started,
+            "total_ms": encoded - self.record.arrived,
+        }
+        times = {name: round(1e3 * value, 3) for name, value in seconds.items()}
+        self.record.encoded(
             plan.name,
             encoding.image_format,
             len(files),
@@ -106,26 +103,11 @@ class GenerationRun:
             queue_ms=times["queue_ms"],
             compute_ms=times["compute_ms"],
         )
-        return [
-            self._image(one, plan, stage, finished and last, receipt, file, times)
-            for one, receipt, file in zip(sampled, receipts, files, strict=True)
-        ]
-
-    def _image(
-        self,
-        one: Sampled,
-        plan: Plan,
-        stage: int,
-        final: bool,
-        receipt: str,
-        file: bytes,
-        times: dict[str, float],
-    ) -> GeneratedImage:
-        newest, (height, width) = self._generation.keys[one.index].newest, one.pixels.shape[:2]
-        return GeneratedImage(
-            one.index, newest.seed, newest.index, plan, stage, final, receipt, width, height, file, times
-        )
-
-
-def _milliseconds(**seconds: float) -> dict[str, float]:
-    return {name: round(1e3 * value, 3) for name, value in seconds.items()}
+        images = []
+        for one, receipt, file in zip(sampled, receipts, files, strict=True):
+            newest, (height, width) = generation.keys[one.index].newest, one.pixels.shape[:2]
+            image = GeneratedImage(
+                one.index, newest.seed, newest.index, plan, stage, final, receipt, width, height, file, times
+            )
+            images.append(image)
+        return images

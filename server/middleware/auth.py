@@ -85,10 +85,8 @@ class KeyFile:
     """
 
     def __init__(self, path: Path, param: str) -> None:
-        self._path = path
-        self._param = param
-        self._complaint = ""
-        self._seen = b""
+        self._path, self._param = path, param
+        self._complaint, self._seen = "", b""
         self._checked = time.monotonic()
         try:
             self._read()
@@ -99,11 +97,8 @@ class KeyFile:
         """The name of `key`, or None. Takes the same time whichever of the keys it is, if any."""
         self._refresh()
         digest = hashlib.sha256(key).digest()
-        found = None
-        for name, known in self._keys:
-            if hmac.compare_digest(digest, known):
-                found = name
-        return found
+        found = [name for name, known in self._keys if hmac.compare_digest(digest, known)]
+        return found[0] if found else None
 
     def _read(self) -> bool:
         """Read the keys; False where the file is as it was."""
@@ -158,9 +153,14 @@ class RequireKey:
             await not_found(path)(scope, receive, send)
             return
         if keys is not None and not is_open(path):
-            name = keys.name_of(_key_in(Headers(scope=scope)))
+            headers = Headers(scope=scope)
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+            name = keys.name_of(given.encode("latin-1"))
             if name is None:
-                await error_response(_unauthorized(admin))(scope, receive, send)
+                kind = "an admin key" if admin else "an API key"
+                message = f"this needs {kind}: send Authorization: Bearer KEY, or X-API-Key: KEY"
+                await error_response(UnauthorizedError(message))(scope, receive, send)
                 return
             context_of(scope)["key"] = name
         await self.app(scope, receive, send)
@@ -169,17 +169,6 @@ class RequireKey:
 def is_open(path: str) -> bool:
     """True for a path that is answered without a key."""
     return path in _OPEN or path.startswith(_OPEN_FOLDER)
-
-
-def _key_in(headers: Headers) -> bytes:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-    return given.encode("latin-1")
-
-
-def _unauthorized(admin: bool) -> UnauthorizedError:
-    kind = "an admin key" if admin else "an API key"
-    return UnauthorizedError(f"this needs {kind}: send Authorization: Bearer KEY, or X-API-Key: KEY")
 
 
 def read_keys(settings: Settings) -> tuple[KeyFile | None, KeyFile | None]:

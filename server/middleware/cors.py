@@ -14,18 +14,8 @@ from server.errors import BadRequestError, envelope
 
 METHODS = ("GET", "POST")
 _RESULTS = (
-    "id",
-    "model",
-    "plan",
-    "steps",
-    "requested-plan",
-    "seed",
-    "index",
-    "receipt",
-    "queue-ms",
-    "compute-ms",
-    "encode-ms",
-    "total-ms",
+    *("id", "model", "plan", "steps", "requested-plan", "seed", "index", "receipt"),
+    *("queue-ms", "compute-ms", "encode-ms", "total-ms"),
 )
 _OTHERS = ("x-request-id", "retry-after", "etag", "www-authenticate")
 REPLY_HEADERS = (*(f"x-dd-{name}" for name in _RESULTS), *_OTHERS)

@@ -33,7 +33,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dd_core.errors import InvalidRequestError
-from server.errors import ApiError, error_response, http_error_response, internal_error
+from server.errors import ApiError, error_response, http_error_response
 from server.middleware.auth import RequireKey, read_keys
 from server.middleware.cors import Cors
 from server.middleware.limits import BodyLimit
@@ -125,7 +125,7 @@ class LastResort:
 
         try:
             await self.app(scope, receive, watched)
-        except Exception:
+        except Exception as error:
             request_id = scope["state"]["request_id"]
             log.exception(
                 "request %s: %s %s failed",
@@ -136,7 +136,7 @@ class LastResort:
             )
             if started:
                 raise
-            await internal_error()(scope, receive, send)
+            await error_response(error)(scope, receive, send)
 
 
 class HeadAsGet:

@@ -6,7 +6,9 @@ How many passes fit a time is decided by what waits and by measured milliseconds
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
 
 from dd_core.errors import InvalidPlanError
 from dd_core.plan import Preset, plan_for_budget
@@ -14,8 +16,7 @@ from distilled_decoding.contract import Quality
 from server.errors import BadRequestError
 
 
-@dataclass(frozen=True)
-class BudgetRange:
+class BudgetRange(NamedTuple):
     """Budgets `first` to `last`, both included, that all lead to `preset`."""
 
     first: int
@@ -68,9 +69,7 @@ class BudgetTable:
             BadRequestError: none of them is that good.
         """
         allowed = [p for p in self.ladder if p.plan.cost <= best.plan.cost]
-        if most_fid is None:
-            return tuple(reversed(allowed))
-        good = [p for p in allowed if p.reaches(most_fid)]
+        good = [p for p in allowed if most_fid is None or p.reaches(most_fid)]
         if not good:
             known = [p.fid for p in allowed if p.fid is not None]
             reached = (
@@ -85,13 +84,8 @@ class BudgetTable:
     @property
     def ranges(self) -> list[BudgetRange]:
         """The table in runs of equal plans, ascending."""
-        runs: list[BudgetRange] = []
-        for steps, preset in enumerate(self._best, start=self.least):
-            if runs and runs[-1].preset == preset:
-                runs[-1] = BudgetRange(runs[-1].first, steps, preset)
-            else:
-                runs.append(BudgetRange(steps, steps, preset))
-        return runs
+        runs = (list(run) for _, run in groupby(enumerate(self._best, self.least), itemgetter(1)))
+        return [BudgetRange(run[0][0], *run[-1]) for run in runs]
 
 
 def _short(number: int) -> str:

@@ -17,7 +17,7 @@ from dd_core.plan import Preset
 from dd_core.text.clean import clean_caption
 from dd_core.text.config import T5Config
 from dd_core.text.encoder import MAX_CHARACTERS, checked_prompt
-from server.errors import BadRequestError, OtherWeightsError, UnknownModelError
+from server.errors import BadRequestError, OtherWeightsError, UnknownModelError, shortened
 from server.models.budgets import BudgetTable
 from server.models.labels import LabelTable
 from server.settings import Determinism
@@ -62,14 +62,6 @@ class ServedModel:
         """Size of all its files."""
         return sum(entry.bytes for entry in self.manifest.files.values())
 
-    @property
-    def classes(self) -> list[str]:
-        return list(self.manifest.classes)
-
-    def offered(self) -> list[Preset]:
-        """The plans that a budget can lead to, cheapest first."""
-        return sorted((p for p in self.presets if p.offered), key=lambda p: p.plan.cost)
-
     @cached_property
     def identities(self) -> dict[str, str]:
         """By plan: the identity of weights, settings and plan (`Manifest.identity`)."""
@@ -96,11 +88,6 @@ class ServedModel:
             if preset.offered and preset.plan.name == plan:
                 return preset
         raise OtherWeightsError(f"model {self.name} offers no plan {plan[:64]!r} any more", param="receipt")
-
-    @property
-    def any_condition(self) -> int | str:
-        """A condition that the model takes, for the warm-up."""
-        return "a picture" if self.manifest.reads_text else 0
 
     def condition(self, label: int | str | None, prompt: str | None) -> int | str:
         """Return the class index, or the prompt, that a request asks for.
@@ -156,7 +143,7 @@ class ServedModel:
             "description": manifest.description,
             "conditioning": "text" if manifest.reads_text else "class",
             "image": {"width": manifest.image_size, "height": manifest.image_size},
-            "classes": self.classes,
+            "classes": list(manifest.classes),
             "examples": list(manifest.examples),
             "steps": {"min": self.budgets.least, "max": self.budgets.most},
             "plans": [
@@ -174,8 +161,8 @@ class ServedModel:
                 word: self.budgets.of_quality(word).plan.name for word in ("low", "medium", "high")
             },
             "budgets": [
-                {"from": run.first, "to": run.last, "plan": run.preset.plan.name}
-                for run in self.budgets.ranges
+                {"from": first, "to": last, "plan": preset.plan.name}
+                for first, last, preset in self.budgets.ranges
             ],
             "defaults": {"steps": self.budgets.least, "n": 1, "format": "png"},
             "limits": {"n": max_images, **({"prompt": MAX_CHARACTERS} if manifest.reads_text else {})},
@@ -214,8 +201,8 @@ class Catalog:
                 raise UnknownModelError("no model is loaded", param="model")
             raise BadRequestError(f"several models are loaded, name one: {self._names()}", param="model")
         if name not in self.models:
-            shown = name if len(name) <= 64 else name[:64] + "…"
-            raise UnknownModelError(f"no model {shown!r} is loaded; there is {self._names()}", param="model")
+            message = f"no model {shortened(name)!r} is loaded; there is {self._names()}"
+            raise UnknownModelError(message, param="model")
         return self.models[name]
 
     def _names(self) -> str:

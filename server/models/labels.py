@@ -8,13 +8,13 @@ refused, with the candidates.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from server.errors import BadRequestError
+from server.errors import BadRequestError, shortened
 
 _LISTED = 20  # so many classes are listed in a refusal; of more, only near names
-_LONGEST = 64  # characters of a name that a refusal repeats
+_LONGEST = 64  # characters of a name that near ones are looked for
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,13 @@ class LabelTable:
 
     @classmethod
     def of(cls, classes: Sequence[str]) -> LabelTable:
-        """Indexes names by the place that they have in `classes`."""
-        whole: dict[str, tuple[int, ...]] = {}
-        parts: dict[str, tuple[int, ...]] = {}
-        for number, name in enumerate(classes):
-            _add(whole, name, number)
-            for part in name.split(","):
-                _add(parts, part, number)
-        return cls(tuple(classes), whole, parts)
+        """Index names by the place that they have in `classes`."""
+        names = list(enumerate(classes))
+        parts = [(number, part) for number, name in names for part in name.split(",")]
+        return cls(tuple(classes), _index(names), _index(parts))
 
     def find(self, label: int | str) -> int:
-        """A class index from an index, or from a name in any case.
+        """Return a class index from an index, or from a name in any case.
 
         Raises:
             BadRequestError: no such class, or several of this name; the message says which there are.
@@ -51,7 +47,7 @@ class LabelTable:
         found = self.whole.get(name) or self.parts.get(name) or ()
         if len(found) == 1:
             return found[0]
-        shown = label if len(label) <= _LONGEST else label[:_LONGEST] + "…"
+        shown = shortened(label)
         if found:
             several = ", ".join(f"{index} ({self.classes[index]})" for index in found)
             raise BadRequestError(
@@ -69,7 +65,10 @@ class LabelTable:
         return f"classes are 0 to {last}, or their names (GET /models lists them){hint}"
 
 
-def _add(table: dict[str, tuple[int, ...]], name: str, number: int) -> None:
-    key = name.strip().casefold()
-    if key and number not in table.get(key, ()):
-        table[key] = (*table.get(key, ()), number)
+def _index(names: Iterable[tuple[int, str]]) -> dict[str, tuple[int, ...]]:
+    table: dict[str, tuple[int, ...]] = {}
+    for number, name in names:
+        key = name.strip().casefold()
+        if key and number not in table.get(key, ()):
+            table[key] = (*table.get(key, ()), number)
+    return table

@@ -64,8 +64,8 @@ def _variant(name: str, *, no_teacher: bool, unmasked_prefix: bool = False) -> M
 def listing(source: str | None) -> Iterator[str]:
     """List one model with its plans; or every model: those here with their plans, the others by name."""
     if source is not None:
-        folder = existing(source)
-        yield from about(read_manifest(folder) if folder is not None else _known(source))
+        spec = registry().get(source) if existing(source) is None else None
+        yield from about(read_manifest(locate(source)) if spec is None else spec)
         return
     here = [*builtin_bundles(), *converted()]
     for name in here:
@@ -76,11 +76,6 @@ def listing(source: str | None) -> Iterator[str]:
     for name, spec in registry().items():
         if name not in here:
             yield f"  {name:<20} {spec.description}"
-
-
-def _known(source: str) -> Manifest | ModelSpec:
-    spec = registry().get(source)
-    return read_manifest(locate(source)) if spec is None else spec
 
 
 def about(model: Manifest | ModelSpec) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The context of a request: fields that only its route knows, for the log line and the span.
 
-A route binds fields as they become known; the middleware that began the request reads them when it ends.
+A route adds fields as they become known; the middleware that began the request reads them when it ends.
 Names and values are few and bounded: no prompt, no label, no key.
 """
 
@@ -16,8 +16,3 @@ def context_of(scope: MutableMapping[str, Any]) -> Fields:
     """Return the fields of the request that `scope` belongs to; changes are seen by its log line."""
     fields: Fields = scope.setdefault("state", {}).setdefault("context", {})
     return fields
-
-
-def bind(scope: MutableMapping[str, Any], **fields: str | int | float | bool) -> None:
-    """Add to a request's context: `bind(scope, model="cifar10", plan="dd-1")`."""
-    context_of(scope).update(fields)

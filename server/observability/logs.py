@@ -80,11 +80,6 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most] + "…"
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    fields: dict[str, Any] = getattr(record, "fields", {})
-    return fields
-
-
 class JsonFormatter(logging.Formatter):
     """A JSON object a line: time, level, logger, message, a record's fields, and `exception`."""
 
@@ -95,7 +90,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage().strip(),
-            **_fields(record),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -109,14 +104,12 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         said: set[str] = getattr(record, "said", set())
-        fields = [(name, value) for name, value in _fields(record).items() if name not in said]
+        fields: dict[str, Any] = getattr(record, "fields", {})
         parts = [self.formatTime(record), record.levelname, f"{record.name}:", record.getMessage().strip()]
-        lines = [_printable(" ".join([*parts, *(f"{name}={_value(value)}" for name, value in fields)]))]
-        if record.exc_info:
-            lines += _indented(self.formatException(record.exc_info))
-        if record.stack_info:
-            lines += _indented(record.stack_info)
-        return "\n".join(lines)
+        parts += [f"{name}={_value(value)}" for name, value in fields.items() if name not in said]
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        below = [*trace.splitlines(), *(record.stack_info or "").splitlines()]
+        return "\n".join([_printable(" ".join(parts)), *("    " + _printable(line) for line in below)])
 
 
 def _value(value: object) -> str:
@@ -128,7 +121,3 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _indented(text: str) -> list[str]:
-    return ["    " + _printable(line) for line in text.splitlines()]

@@ -13,21 +13,13 @@ from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
+import prometheus_client as prometheus
 
 from dd_core.plan import Preset
 from server.scheduling.costs import Kind
 
 # Otherwise every counter and histogram gets a second series with the time of its making.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # From 2 ms: the first bucket of the usual servers (0.3 s) hides everything that one step does.
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 30)
@@ -54,10 +46,11 @@ class Metrics:
     """The server's metrics, in a registry of their own so that two apps never share counts."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
-        histogram = partial(Histogram, registry=registry)
+        registry = self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        counter = partial(prometheus.Counter, registry=registry)
+        gauge = partial(prometheus.Gauge, registry=registry)
+        histogram = partial(prometheus.Histogram, registry=registry)
         seconds = partial(histogram, buckets=SECONDS)
         request = ["model", "plan", "outcome"]
         self._requests = counter("dd_requests_total", "Generate requests by outcome.", request)
@@ -152,4 +145,4 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return prometheus.generate_latest(self.registry)

@@ -5,69 +5,55 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import MutableMapping
-from types import TracebackType
+from dataclasses import dataclass
 from typing import Any, Self
 
 from dd_core.errors import DDError
-from server.errors import (
-    ApiError,
-    DeadlineError,
-    DeadlineUnreachableError,
-    OutOfMemoryError,
-    QueueFullError,
-    UnavailableError,
-)
+from server import errors
 from server.observability.context import Fields, context_of
 from server.observability.metrics import UNKNOWN, Metrics
 
 
+@dataclass(eq=False)
 class RequestRecord:
     """Counts one request in `metrics` and binds its fields to its `context`; a context manager.
 
     It opens with the request, learns the model and the plan, counts images as they are encoded, and is
     booked once, at the end of the block, with the outcome of what ended it, or when it has `failed`.
-
-    Args:
-        metrics: of the server.
-        context: of the request; see `server.observability.context`.
-        request_id: of the reply and the log.
-        arrived: when the request came, on `time.perf_counter`.
     """
 
-    def __init__(
-        self, metrics: Metrics, context: Fields, request_id: str, arrived: float, *, log_prompts: bool
-    ) -> None:
-        self.request_id = request_id
-        self.arrived = arrived
-        self.model = UNKNOWN
+    metrics: Metrics
+    context: Fields  # see `server.observability.context`
+    request_id: str  # of the reply and the log
+    arrived: float  # when the request came, on `time.perf_counter`
+    log_prompts: bool
+
+    def __post_init__(self) -> None:
+        self.model = self._plan = self._requested_plan = UNKNOWN
         self.admitted = False  # its images wait for a device, or more than that
-        self._metrics = metrics
-        self._context = context
-        self._log_prompts = log_prompts
-        self._plan = self._requested_plan = UNKNOWN
         self._images = 0
         self._open = True
-        metrics.inflight.inc()
+        self.metrics.inflight.inc()
 
     def choose(self, plan: str, requested_plan: str, prompt: str, **fields: str | int) -> None:
         """Take the names of the plan that is applied and of the one asked for, and fields to log."""
         self._plan, self._requested_plan = plan, requested_plan
-        self._context.update(fields)
-        if prompt and self._log_prompts:
-            self._context["prompt"] = prompt
+        self.context.update(fields)
+        if prompt and self.log_prompts:
+            self.context["prompt"] = prompt
         if requested_plan != plan:
-            self._context["requested_plan"] = requested_plan
+            self.context["requested_plan"] = requested_plan
 
     def encoded(
         self, plan: str, image_format: str, images: int, seconds: float, *, streamed: bool, **times: float
     ) -> None:
         """Count images by `plan` that were encoded together in so many seconds and are about to be sent."""
         if streamed and not self._images:
-            self._metrics.first_preview.observe(time.perf_counter() - self.arrived)
+            self.metrics.first_preview.observe(time.perf_counter() - self.arrived)
         self._images += images
-        self._metrics.encode_seconds(image_format, seconds)
-        self._metrics.delivered(self.model, plan, images)
-        self._context.update(times)
+        self.metrics.encode_seconds(image_format, seconds)
+        self.metrics.delivered(self.model, plan, images)
+        self.context.update(times)
 
     def failed(self, error: BaseException) -> None:
         """Book the request as what `error` is counted as."""
@@ -77,40 +63,36 @@ class RequestRecord:
         if not self._open:
             return
         self._open = False
-        self._metrics.inflight.dec()
+        self.metrics.inflight.dec()
         if self.admitted and self._requested_plan != self._plan:
-            self._metrics.downgraded(self._requested_plan, self._plan)
-        self._context.update(model=self.model, plan=self._plan, outcome=outcome)
+            self.metrics.downgraded(self._requested_plan, self._plan)
+        self.context.update(model=self.model, plan=self._plan, outcome=outcome)
         seconds = time.perf_counter() - self.arrived
-        self._metrics.request(self.model, self._plan, outcome, seconds)
+        self.metrics.request(self.model, self._plan, outcome, seconds)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._close("ok" if error is None else outcome_of(error))
 
 
 def record_of(scope: MutableMapping[str, Any], metrics: Metrics, log_prompts: bool) -> RequestRecord:
     """Open the record of the request that `scope` belongs to."""
     state = scope["state"]
-    return RequestRecord(
-        metrics, context_of(scope), state["request_id"], state["arrived"], log_prompts=log_prompts
-    )
+    return RequestRecord(metrics, context_of(scope), state["request_id"], state["arrived"], log_prompts)
 
 
 def outcome_of(error: BaseException) -> str:
     """Return the outcome that a refusal, a failure or a client that left is counted as."""
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return "canceled"
-    if isinstance(error, (QueueFullError, UnavailableError)):
+    if isinstance(error, (errors.QueueFullError, errors.UnavailableError)):
         return "rejected"
-    if isinstance(error, (DeadlineError, DeadlineUnreachableError)):
+    if isinstance(error, (errors.DeadlineError, errors.DeadlineUnreachableError)):
         return "deadline"
-    if isinstance(error, OutOfMemoryError):
+    if isinstance(error, errors.OutOfMemoryError):
         return "oom"
-    if not isinstance(error, DDError) or (isinstance(error, ApiError) and error.status >= 500):
+    if not isinstance(error, DDError) or (isinstance(error, errors.ApiError) and error.status >= 500):
         return "error"
     return "invalid"

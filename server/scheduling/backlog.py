@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from server.scheduling.costs import CostTable, Lane, RemainingWork, Work
@@ -25,17 +26,14 @@ class Forecast(NamedTuple):
     alone: float
 
 
+@dataclass(eq=False)
 class Backlog:
-    """Images that wait, by priority and by the work still ahead of them.
+    """Images that wait, by priority and by the work still ahead of them."""
 
-    Args:
-        costs: measured seconds of passes.
-        light_share: share of the device that light work gets while there is heavy work too.
-    """
+    costs: CostTable
+    light_share: float  # of the device, that light work gets while there is heavy work too
 
-    def __init__(self, costs: CostTable, light_share: float) -> None:
-        self._costs = costs
-        self._light_share = light_share
+    def __post_init__(self) -> None:
         self._images: Counter[RemainingWork] = Counter()
 
     def add(self, remaining: Iterable[RemainingWork]) -> None:
@@ -64,7 +62,7 @@ class Backlog:
         return merged
 
     def _sum(self, merged: _Merged, lane: Lane | None) -> float:
-        total = self._costs.total
+        total = self.costs.total
         return sum(p * total(work, n) for (of, work, p), n in merged.items() if lane is None or of == lane)
 
     def forecast(self, remaining: Sequence[RemainingWork], count: int) -> Forecast:
@@ -79,10 +77,10 @@ class Backlog:
         for entry in remaining:
             after[entry[1:]] = after.get(entry[1:], 0) + count
             # One image's passes follow each other: they may share batches with others', never with their own.
-            alone += entry.passes * self._costs.total(entry.work, count)
+            alone += entry.passes * self.costs.total(entry.work, count)
         light, heavy = self._sum(before, "light"), self._sum(before, "heavy")
         light_after, heavy_after = self._sum(after, "light"), self._sum(after, "heavy")
-        share = self._light_share if heavy else 1.0
+        share = self.light_share if heavy else 1.0
         start, finish = light + heavy, light_after + heavy_after
         if heavy_after == heavy:
             start, finish = light / share, light_after / share

@@ -15,6 +15,7 @@ Lane = Literal["light", "heavy"]
 
 # A larger batch must raise the throughput by at least this factor to be worth the wait that it brings.
 _MIN_GAIN = 1.05
+_WEIGHT = 0.2  # of a new measurement in its moving average
 
 
 class Work(NamedTuple):
@@ -52,12 +53,10 @@ class CostTable:
 
     Args:
         buckets: ascending batch sizes.
-        weight: of a new measurement.
     """
 
-    def __init__(self, buckets: Sequence[int], weight: float = 0.2) -> None:
+    def __init__(self, buckets: Sequence[int]) -> None:
         self.buckets = tuple(buckets)
-        self._weight = weight
         self.gap = 0.0  # seconds that the device waits from one pass to the next
         self._seconds: dict[Work, dict[int, float]] = {}
         self._limit: dict[Work, int] = {}
@@ -68,7 +67,7 @@ class CostTable:
         """Record the measured seconds of a pass."""
         known = self._seconds.setdefault(work, {})
         old = known.get(bucket)
-        known[bucket] = seconds if old is None else old + self._weight * (seconds - old)
+        known[bucket] = seconds if old is None else old + _WEIGHT * (seconds - old)
         self._totals.clear()
 
     def observe_gap(self, seconds: float, most: float = math.inf) -> None:
@@ -79,7 +78,7 @@ class CostTable:
             most: seconds of the pass itself; a longer gap, as of a machine that stopped, counts as this.
         """
         seconds = min(max(0.0, seconds), most)
-        self.gap += self._weight * (seconds - self.gap)
+        self.gap += _WEIGHT * (seconds - self.gap)
         self._totals.clear()
 
     def limit(self, work: Work, largest: int) -> None:

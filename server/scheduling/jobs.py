@@ -43,26 +43,16 @@ def stages(model: str, plan: Plan) -> tuple[Stage, ...]:
 
 @dataclass(eq=False)
 class Job:
-    """The images of one request.
+    """The images of one request."""
 
-    Args:
-        model: name of a loaded model.
-        condition: class index, or prompt.
-        keys: the noise of each image.
-        submitted: time of arrival.
-        priority: of two that wait the higher goes first.
-        deadline: time by which it must be done, or None.
-        previews: pictures of the student's earlier jumps are wanted as well.
-    """
-
-    model: str
+    model: str  # name of a loaded model
     plan: Plan
-    condition: int | str
-    keys: tuple[NoiseKey, ...]
-    submitted: float
-    priority: int = 0
-    deadline: float | None = None
-    previews: bool = False
+    condition: int | str  # class index, or prompt
+    keys: tuple[NoiseKey, ...]  # the noise of each image
+    submitted: float  # time of arrival
+    priority: int = 0  # of two that wait the higher goes first
+    deadline: float | None = None  # time by which it must be done
+    previews: bool = False  # pictures of the student's earlier jumps are wanted as well
     over: bool = False  # complete, failed, expired or canceled
     compute_s: float = 0.0
     finished: float = 0.0
@@ -99,21 +89,15 @@ class Job:
 
 @dataclass(eq=False)
 class Sample:
-    """One image of a job on its way through the stages of its plan.
-
-    Args:
-        isolation_group: images of a pass that failed share batches with those of the same group alone;
-            0 = any.
-        begun: True once the device holds something of it.
-    """
+    """One image of a job on its way through the stages of its plan."""
 
     job: Job
     index: int
     number: int
     rank: Rank
     stage: int = 0
-    isolation_group: int = 0
-    begun: bool = False
+    isolation_group: int = 0  # images of a pass that failed share batches with this group alone; 0 = any
+    begun: bool = False  # the device holds something of it
 
     @property
     def at(self) -> Stage:

@@ -18,6 +18,7 @@ import heapq
 import itertools
 from bisect import insort
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
@@ -62,21 +63,17 @@ class _Group(NamedTuple):
 Heads = dict[Lane, tuple[Rank, _Group | TeacherBatch]]
 
 
+@dataclass(eq=False)
 class Scheduler:
-    """The queue. Not thread-safe: its owner calls it from one thread.
+    """The queue. Not thread-safe: its owner calls it from one thread."""
 
-    Args:
-        costs: measured seconds of passes; `finish` adds to them.
-        queue_size: most images that wait for their next pass.
-        max_teacher_batches: most teacher batches under way.
-    """
+    costs: CostTable  # measured seconds of passes; `finish` adds to them
+    queue_size: int  # most images that wait for their next pass
+    max_teacher_batches: int = 2  # under way
 
-    def __init__(self, costs: CostTable, queue_size: int, max_teacher_batches: int = 2) -> None:
-        self.costs = costs
-        self.queue_size = queue_size
-        self.backlog = Backlog(costs, SHARES["light"])
+    def __post_init__(self) -> None:
+        self.backlog = Backlog(self.costs, SHARES["light"])
         self.dropped: list[int] = []  # numbers of images and teacher batches that the device may forget
-        self._max_teacher_batches = max_teacher_batches
         self._jobs: dict[Job, None] = {}  # an ordered set: order of arrival
         self._ready: dict[_Group, list[Sample]] = {}  # each in order of rank
         self._teacher_batches: list[TeacherBatch] = []
@@ -337,7 +334,7 @@ class Scheduler:
 
     def _head(self, lane: Lane) -> tuple[Rank, _Group | TeacherBatch] | None:
         """Return the group or teacher batch of a lane that is due first and can run, with its rank."""
-        full = len(self._teacher_batches) >= self._max_teacher_batches
+        full = len(self._teacher_batches) >= self.max_teacher_batches
         found: list[tuple[Rank, _Group | TeacherBatch]] = [
             (queue[0].rank, group)
             for group, queue in self._ready.items()

@@ -55,8 +55,8 @@ def test_processes_on_a_cpu_share_what_there_is_to_measure(bundle_folder: Path) 
         pool = live.state.pool
         assert pool is not None
         first, second = pool._workers
-        costs = first._scheduler.costs
-        assert costs is second._scheduler.costs
+        costs = first.scheduler.costs
+        assert costs is second.scheduler.costs
         [model] = live.state.catalog.models.values()
         steps = warmup_steps(model.name, [preset.plan for preset in model.presets if preset.offered])
         assert len(steps) > 2 and all(costs.seconds(step.stage.work, 1) > 0 for step in steps)

@@ -54,8 +54,8 @@ def test_a_process_that_is_found_dead_by_a_message_gets_its_work_later(
     """Once a pass was taken for sent that no process had got, and the queue stood still until it hung."""
 
     async def scene() -> None:
-        worker._supervisor = process = Process(worker, deadly)
-        worker._scheduler.dropped.append(7)
+        worker.supervisor = process = Process(worker, deadly)
+        worker.scheduler.dropped.append(7)
         asked = job(one_step(4))
         worker.submit(asked, Submission(asked, {asked: 0}, lambda: None))
         assert not process.up and process.sent in ([], [Drop((7,))])

@@ -23,7 +23,7 @@ import pytest
 from server.app import create_app
 from server.middleware.stack import LastResort, RequestContext
 from server.observability import logs
-from server.observability.context import bind, context_of
+from server.observability.context import context_of
 from server.observability.logs import JsonFormatter, TextFormatter
 from server.settings import Settings
 from tests.server.helpers import OK, PATIENCE, Running, eventually, running
@@ -190,8 +190,8 @@ def ask(app: Any, path: str = "/") -> None:
 @pytest.mark.parametrize("form", ["json"], indirect=True)
 def test_what_a_route_notes_is_logged(lines: Lines) -> None:
     async def route(scope: Any, receive: Any, send: Any) -> None:
-        bind(scope, model="tiny", plan="dd-1", steps=1, n=2, outcome="ok", queue_ms=0.5)
-        bind(scope, compute_ms=1.25)
+        context_of(scope).update(model="tiny", plan="dd-1", steps=1, n=2, outcome="ok", queue_ms=0.5)
+        context_of(scope).update(compute_ms=1.25)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"1234", "more_body": True})
         await send({"type": "http.response.body", "body": b"56"})

@@ -26,7 +26,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from dd_core.errors import InvalidRequestError
 from server.app import create_app
 from server.models.catalog import find
-from server.observability.context import bind
+from server.observability.context import context_of
 from server.observability.tracing import add_tracing, make_provider
 from server.settings import Settings, load_settings
 from tests.server.helpers import OK, running
@@ -48,7 +48,7 @@ def traced(bundle_folder: Path, spans: InMemorySpanExporter) -> FastAPI:
     app = create_app(Settings(), [find(bundle_folder)])
 
     async def facts(request: Request) -> None:
-        bind(request.scope, model="tiny", plan="dd-1", steps=1, n=2, outcome="ok", queue_ms=0.5)
+        context_of(request.scope).update(model="tiny", plan="dd-1", steps=1, n=2, outcome="ok", queue_ms=0.5)
 
     async def broken() -> None:
         raise ZeroDivisionError("secret")
