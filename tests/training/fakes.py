@@ -1,4 +1,4 @@
-"""Packages of a few kilobytes in place of the published ones: pictures, names, an encoder."""
+"""A network that is a mean, and packages of a few kilobytes in place of the published ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Literal
 import pytest
 from PIL import Image, ImageDraw
 from safetensors.torch import save
+from torch import Tensor
 
 from tests.dd_core.small_text import small_text
 from training import pictograms, text
@@ -121,3 +122,18 @@ def install(cache: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pictograms, "NAMES", archive(cache, "npm", "names", {"en/data.json": names_file()}))
     patch.setattr(text, "ENCODER", archive(cache, "pypi", "small-encoder", encoder_files()))
     text.encoder.cache_clear()
+
+
+class Mean:
+    """A network for tests: the mean of each colour. Counts what it was asked for."""
+
+    precision = "float32"
+
+    def __init__(self, fingerprint: str = "mean", stop_after: int | None = None) -> None:
+        self.fingerprint, self.stop_after, self.seen = fingerprint, stop_after, 0
+
+    def __call__(self, image_N3HW: Tensor, /) -> Tensor:
+        if self.stop_after is not None and self.seen >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seen += len(image_N3HW)
+        return image_N3HW.float().mean((2, 3))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dd_core.codebook import lookup
-from tests.training.pictures import pictures_like
+from tests.training.helpers import pictures_like
 from tests.training.test_stages import CPU, RandomLpips
 from training.adversary import Adversary
 from training.distill import distill_stage, straight_through

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import InvalidRequestError
-from tests.training.pictures import pictures_like
+from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
 from training import agreement
 from training.agreement import Agreement, CaptionJudge, picture_features, sentences

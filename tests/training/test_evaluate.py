@@ -15,7 +15,8 @@ from dd_core.bundle import load_bundle
 from dd_core.errors import InvalidRequestError
 from dd_core.sampling import Sampler, sample_images
 from tests.tiny import tiny_bundle
-from tests.training.pictures import Mean, pictures_like
+from tests.training.fakes import Mean
+from tests.training.helpers import pictures_like
 from training import evaluate
 from training.data import ImageSet
 from training.evaluate import evaluate_plans

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dd_core.errors import InvalidRequestError
-from tests.training.pictures import Mean, pictures_like
+from tests.training.fakes import Mean
+from tests.training.helpers import pictures_like
 from training.features import FeatureExtractor, features_of, legacy_resize
 from training.inception import Inception
 from training.packages import DataError

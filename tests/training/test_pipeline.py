@@ -16,7 +16,8 @@ from dd_core.errors import RecipeError
 from dd_core.models.config import LlamaGenConfig
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
-from tests.training.pictures import Mean, pictures_like
+from tests.training.fakes import Mean
+from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.cli import app, main

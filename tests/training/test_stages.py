@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dd_core.errors import RecipeError
 from dd_core.models.llamagen import LlamaGenStudent
 from dd_core.sampling import Sampler
-from tests.training.pictures import pictures_like
+from tests.training.helpers import pictures_like
 from training.data import ImageSet
 from training.decoder import decoder_stage
 from training.distill import distill_stage, student_from_teacher

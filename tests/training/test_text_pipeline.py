@@ -22,7 +22,7 @@ from dd_core.sampling import sample_images
 from dd_core.text.minilm import unpacked
 from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
-from tests.training.pictures import Mean
+from tests.training.fakes import Mean
 from tests.training.test_stages import RandomLpips
 from training import agreement, captions, packages, pictograms, pipeline
 from training import text as text_data
