@@ -67,7 +67,7 @@ def create_app(
     Args:
         settings: see `server.settings`.
         served: the models; None = `settings.model` is found (and fetched) when the application starts.
-        prepare: see `server.devices.process.DeviceOptions`.
+        prepare: see `server.devices.messages.DeviceOptions`.
 
     Raises:
         InvalidRequestError: a file of keys cannot be used.

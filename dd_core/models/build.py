@@ -1,4 +1,4 @@
-"""Architecture → module, by the type of its config: the one place that knows all families."""
+"""Architecture → module, by the type of its config: the one place that builds modules of every family."""
 
 from __future__ import annotations
 

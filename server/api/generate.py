@@ -43,7 +43,7 @@ _EVENTS = event_stream(
     openapi_extra=json_body(GenerateRequest, label="ship", seed=7, steps=1),
 )
 async def generate(request: Request) -> Response:
-    """Images of one class from one seed, with the best plan within the budget; or of a receipt."""
+    """Images of one class or prompt from one seed, with the best plan within the budget; or of a receipt."""
     server = state_of(request)
     settings = server.settings
     with ExitStack() as owned:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -52,7 +53,9 @@ class GeneratedImage:
     width: int
     height: int
     data: bytes  # the file
-    timings: dict[str, float]  # milliseconds of the request so far, as the contract's `Timings`
+    timings: dict[
+        str, float
+    ]  # milliseconds, as the contract's `Timings`: of its own step, `total_ms` of the request so far
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality: int = QUALITY) -> bytes:
@@ -74,8 +77,10 @@ def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality
         exif[_EXIF_DESCRIPTION] = receipt
     if image_format == "jpeg":
         image.save(buffer, "JPEG", quality=quality, subsampling=0, exif=exif)
-    else:
+    elif image_format == "webp":
         image.save(buffer, "WEBP", quality=quality, method=2, exif=exif)
+    else:
+        assert_never(image_format)  # a new format must not leave as a WebP file
     return buffer.getvalue()
 
 

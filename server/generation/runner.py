@@ -4,8 +4,8 @@
                                         ▲                                                  │
                                         └───────────────── the next step ◀─────────────────┘
 
-A unary reply is a run with one step, whose images come together; a stream has more steps, and its images
-come one by one. Cancellation lives here: to leave the run, however, is to cancel what has not begun.
+A unary reply is a run with one step, whose images come together; a stream has one step or more, and its
+images come one by one. Cancellation lives here: to leave the run, however, is to cancel what has not begun.
 """
 
 from __future__ import annotations
