@@ -53,9 +53,7 @@ class GeneratedImage:
     width: int
     height: int
     data: bytes  # the file
-    timings: dict[
-        str, float
-    ]  # milliseconds, as the contract's `Timings`: of its own step, `total_ms` of the request so far
+    timings: dict[str, float]  # milliseconds: the contract's `Timings`, `total_ms` since it arrived
 
 
 def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality: int = QUALITY) -> bytes:
