@@ -30,6 +30,7 @@ from dd_core.sampling import Sampler, run_plan, sample_images, to_pixels
 THEME = "engine"
 STAGES = ("noise", "plan", "decode", "to_uint8")
 Keys = list[tuple[int, int]]
+_SMOKE = ("--batches", "1,2", "--repeats", "2")
 
 
 @dataclass(frozen=True)
@@ -248,41 +249,41 @@ def _stage_rows(plan: str, samples: Samples, batch: int) -> list[dict[str, Any]]
     ]
 
 
+_PLANS = {
+    "batch": "{batch}",
+    "plan": "{plan}{mark}",
+    "passes": "{passes}",
+    "median ms": "{median_ms:.2f}",
+    "p95 ms": "{p95_ms:.2f}",
+    "images/s": "{images_per_s:.1f}",
+    "speed-up over the teacher": "{shown}",
+}
+_STAGES = {
+    "batch": "{batch}",
+    "plan": "{plan}",
+    **{name: f"{{median_ms[{name}]:.2f}} ({{share[{name}]:.0%}})" for name in STAGES},
+    "sum ÷ whole call": "{sum_over_whole_call:.2f}",
+}
+_EXACTNESS = {
+    "batch": "{batch}",
+    "plan": "{plan}",
+    "exact ÷ not exact, time": "{exact_over_not_exact:.2f}",
+}
+
+
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    plans = [
-        [
-            row["batch"],
-            row["plan"] + ("" if row["offered"] else " ∗"),
-            row["passes"],
-            *(report.number(row[key]) for key in ("median_ms", "p95_ms")),
-            report.number(row["images_per_s"], ".1f"),
-            report.number(row["speed_up"]) if row["error"] is None else "failed",
-        ]
-        for row in results.get("plans", [])
-    ]
-    stages = [
-        [
-            row["batch"],
-            row["plan"],
-            *(f"{row['median_ms'][name]:.2f} ({row['share'][name]:.0%})" for name in STAGES),
-            report.number(row["sum_over_whole_call"]),
-        ]
-        for row in results.get("stages", [])
-    ]
-    exactness = [
-        [row["batch"], row["plan"], report.number(row["exact_over_not_exact"])]
-        for row in results.get("exactness", [])
-    ]
-    columns = ["batch", "plan", "passes", "median ms", "p95 ms", "images/s", "speed-up over the teacher"]
+    plans = [{**row, "mark": "" if row["offered"] else " ∗"} for row in results.get("plans", [])]
+    for row in plans:
+        row["shown"] = (report.number(row["speed_up"]) or "–") if row["error"] is None else "failed"
     return "\n\n".join(
         [
             "Whole calls, from labels and seeds to pixels (∗ not offered, for comparison):",
-            report.markdown_table(columns, plans),
+            report.table(_PLANS, plans),
             "Stages of the 1-step plan, in ms:",
-            report.markdown_table(["batch", "plan", *STAGES, "sum ÷ whole call"], stages),
+            report.table(_STAGES, results.get("stages", [])),
             "What it costs that an image has the same bytes in every batch:",
-            report.markdown_table(["batch", "plan", "exact ÷ not exact, time"], exactness),
+            report.table(_EXACTNESS, results.get("exactness", [])),
         ]
     )
 
@@ -300,9 +301,8 @@ def run(arguments: argparse.Namespace) -> bool:
     bundle = load_bundle(arguments.bundle, device)
     lanes = lanes_of(bundle, arguments.plans)
     teacher = teacher_name([Preset(lane.plan) for lane in lanes])
-    options = {key: getattr(arguments, key) for key in ("bundle", "batches", "repeats", "plans")}
     identity = {"name": bundle.name, "digest": bundle.digest}
-    config = report.configuration(device, torch.get_num_threads(), identity, options)
+    config = report.configuration(device, torch.get_num_threads(), identity, report.own_options(arguments))
     with report.filed(THEME, config, table, arguments.out) as results:
         for batch in arguments.batches:
             print(f"batch {batch}: {len(lanes)} lanes, {arguments.repeats} repeats", flush=True)
@@ -316,24 +316,15 @@ def run(arguments: argparse.Namespace) -> bool:
     return not results["failures"]
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.engine", description="The engine alone, plan by plan."
-    )
-    report.bundle_option(parser)
-    report.common_options(parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = report.parser("benchmarks.engine", "The engine alone, plan by plan.")
     parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8, 32], help="such as 1,8,32")
     parser.add_argument("--repeats", type=report.positive, default=10, help="of every plan and batch size")
     parser.add_argument(
         "--plans", type=lambda text: text.split(","), help="names; left out, all of the bundle"
     )
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

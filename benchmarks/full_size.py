@@ -10,8 +10,6 @@ its own, so that its peak is its own.
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import mmap
 import subprocess
 import sys
@@ -26,7 +24,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.accounts import descendants
-from benchmarks.processes import HOST, ServerProcess, environment
+from benchmarks.processes import ServerProcess, environment, run_module
 from dd_core.errors import InvalidRequestError
 from dd_core.hub.registry import find_spec, registry
 from dd_core.hub.spec import ModelSpec
@@ -110,36 +108,19 @@ def _step(arguments: Sequence[str], smoke: bool, env: dict[str, str]) -> dict[st
     Raises:
         BenchmarkError: it failed; with what it said.
     """
-    command = [sys.executable, "-m", "benchmarks.full_size", *(["--smoke"] if smoke else [])]
     started = time.perf_counter()
-    done = subprocess.run(
-        [*command, "--as-server", *arguments], env=env, capture_output=True, text=True, check=False
-    )
+    printed = run_module(
+        "benchmarks.full_size", *(["--smoke"] if smoke else []), "--as-server", *arguments,
+        env=env, about=f"dd-server {' '.join(arguments)}",
+    )  # fmt: skip
     seconds = time.perf_counter() - started
-    if done.returncode:
-        said = done.stderr.strip() or f"exit status {done.returncode}"
-        raise report.BenchmarkError(f"dd-server {' '.join(arguments)}: {said[-400:]}")
-    return {"seconds": seconds, "peak_bytes": int(done.stdout.splitlines()[-1])}
+    return {"seconds": seconds, "peak_bytes": int(printed.splitlines()[-1])}
 
 
-def _generate(port: int, body: Mapping[str, Any]) -> tuple[float, str, bytes]:
-    """Seconds, plan and image of one request.
-
-    Raises:
-        BenchmarkError: it was refused or failed.
-    """
-    connection = http.client.HTTPConnection(HOST, port, timeout=_PATIENCE)
-    headers = {"accept": "image/png", "content-type": "application/json"}
+def _generate(server: ServerProcess, body: Mapping[str, Any]) -> tuple[float, str, bytes]:
     started = time.perf_counter()
-    try:
-        connection.request("POST", "/generate", json.dumps(body), headers)
-        reply = connection.getresponse()
-        content = reply.read()
-    finally:
-        connection.close()
-    if reply.status != 200:
-        raise report.BenchmarkError(f"{dict(body)}: status {reply.status}, {content[:300]!r}")
-    return time.perf_counter() - started, reply.headers["x-dd-plan"], content
+    reply = server.generate(body, "image/png")
+    return time.perf_counter() - started, reply.headers["x-dd-plan"], reply.content
 
 
 def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
@@ -157,7 +138,7 @@ def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
             "brownout": False,
         }
         print(f"{entry['name']}: {budget['plan']}", flush=True)
-        first, again = _generate(server.port, request), _generate(server.port, request)
+        first, again = _generate(server, request), _generate(server, request)
         if first[1] != budget["plan"]:
             raise report.BenchmarkError(f"{entry['name']}: {first[1]} answered for {budget['plan']}")
         if first[2] != again[2]:
@@ -264,12 +245,10 @@ def run(arguments: argparse.Namespace) -> bool:
     return not results["failures"]
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.full_size", description="Published sizes on this machine, from hub to image."
-    )
-    report.common_options(parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    about = "Published sizes on this machine, from hub to image."
+    parser = report.parser("benchmarks.full_size", about, bundle=False)
     parser.add_argument(
         "--models",
         type=lambda text: text.split(","),
@@ -277,15 +256,9 @@ def options() -> argparse.ArgumentParser:
         help=f"of {', '.join(n for n, spec in registry().items() if not spec.reads_text)}",
     )
     parser.add_argument("--scratch", type=Path, help="where about 12 GB fit for a while; left out, /tmp")
-    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
     parser.add_argument("--hub", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--as-server", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    return report.run_command(run, report.parse(parser, argv))
 
 
 if __name__ == "__main__":

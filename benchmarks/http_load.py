@@ -19,20 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import report
-from benchmarks.client import KINDS, PNG, Call, Kind, Load, drive
-from benchmarks.processes import (
-    HOST,
-    RawLoop,
-    ServerProcess,
-    environment,
-    server_configuration,
-    started,
-)
+from benchmarks.client import KINDS, Call, Load, drive
+from benchmarks.processes import RawLoop, ServerProcess, run_with_server, started
 from dd_core.errors import InvalidRequestError
 
 THEME = "http-load"
 # Shares of the budgets in the mixed load: the cheapest plan, the next one, the one after.
 MIX = (7, 2, 1)
+_SMOKE = ("--concurrency", "1,2", "--requests", "10", "--rounds", "1")
 
 
 @dataclass(frozen=True)
@@ -96,14 +90,12 @@ def calls(traffic: Traffic, requests: int, classes: int, first_seed: int) -> lis
     made = []
     for number, budget in enumerate(traffic.budgets(requests)):
         body = {"label": number % classes, "steps": budget, "seed": first_seed + number, "brownout": False}
-        made.append(
-            Call("POST", "/generate", json.dumps(body).encode(), "image/png", traffic.plans[budget], PNG)
-        )
+        made.append(Call.generate(json.dumps(body), group=traffic.plans[budget]))
     return made
 
 
 def measure(
-    level: Level, server: ServerProcess, raw: RawLoop, kind: Kind, wanted: list[Call], warm_up: list[Call]
+    level: Level, server: ServerProcess, raw: RawLoop, kind: str, wanted: list[Call], warm_up: list[Call]
 ) -> None:
     """One round of one level: first the raw loop, then the clients."""
     seconds = 0.0
@@ -112,7 +104,7 @@ def measure(
         seconds += made["seconds"] * count / made["images"]  # the last batch may have made a few more
     level.raw_seconds.append(seconds)
     images, batches = server.batches()
-    load = drive(kind, HOST, server.port, level.clients, wanted, warm_up)
+    load = drive(server.port, level.clients, wanted, warm_up, kind)
     level.loads.append(load)
     answered = sum(outcome.failure is None for outcome in load.outcomes)
     images_after, batches_after = server.batches(images + answered + len(warm_up))
@@ -147,11 +139,10 @@ def summarise(level: Level) -> dict[str, Any]:
     seconds = sum(load.seconds for load in level.loads)
     cpu = sum(load.cpu_seconds for load in level.loads)
     row["requests_per_s"] = len(good) / seconds
-    row["latency_ms"] = latencies([outcome.seconds for outcome in good])
+    row["latency_ms"] = report.milliseconds([outcome.seconds for outcome in good])
     for plan in row["plans"]:
-        mine = [outcome.seconds for outcome in good if outcome.plan == plan]
-        if mine:
-            row["latency_ms_by_plan"][plan] = latencies(mine)
+        if mine := [outcome.seconds for outcome in good if outcome.plan == plan]:
+            row["latency_ms_by_plan"][plan] = report.milliseconds(mine)
     row["client_cpu_ms_per_request"] = 1e3 * cpu / len(outcomes)
     row["client_cpu_share"] = cpu / seconds
     row["rounds"] = [
@@ -167,11 +158,6 @@ def summarise(level: Level) -> dict[str, Any]:
     return row
 
 
-def latencies(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99 in ms."""
-    return {f"p{p}": 1e3 * report.percentile(seconds, p) for p in (50, 95, 99)}
-
-
 def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -> list[dict[str, Any]]:
     """Both clients on `GET /healthz`, where the server has next to nothing to do.
 
@@ -182,7 +168,7 @@ def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -
     rows = []
     for number in clients:
         for kind in KINDS:
-            load = drive(kind, HOST, server.port, number, [call] * requests, [call] * number)
+            load = drive(server.port, number, [call] * requests, [call] * number, kind)
             failed = sum(outcome.failure is not None for outcome in load.outcomes)
             rows.append(
                 {
@@ -204,80 +190,56 @@ _EXPLANATION = (
 )
 
 
+_LATENCIES = {f"{p} ms": f"{{latency_ms[{p}]:.1f}}" for p in ("p50", "p95", "p99")}
+_LOADS = {
+    "load": "{load}",
+    "clients": "{concurrency}",
+    "requests/s": "{requests_per_s:.1f}",
+    **_LATENCIES,
+    "images a batch": "{mean_batch:.1f}",
+    "raw loop images/s": "{raw_images_per_s:.1f}",
+    "served ÷ raw": "{served_over_raw:.2f}",
+    "client's CPU": "{client_cpu_share:.0%}",
+    "failed": "{all_failed}",
+}
+_PLANS = {"load": "{load}", "clients": "{concurrency}", "plan": "{plan}", **_LATENCIES}
+_COSTS = {
+    "client": "{client}",
+    "clients": "{concurrency}",
+    "requests/s": "{requests_per_s:.0f}",
+    "client's CPU ms a request": "{client_cpu_ms_per_request:.3f}",
+}
+
+
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    loads = []
-    for row in results.get("loads", []):
-        latency = row["latency_ms"] or {}
-        loads.append(
-            [
-                row["load"],
-                row["concurrency"],
-                report.number(row["requests_per_s"], ".1f"),
-                *(report.number(latency.get(p), ".1f") for p in ("p50", "p95", "p99")),
-                report.number(row["mean_batch"], ".1f"),
-                report.number(row["raw_images_per_s"], ".1f"),
-                report.number(row["served_over_raw"]),
-                report.number(row["client_cpu_share"], ".0%"),
-                sum(row["failed"].values()),
-            ]
-        )
-    columns = [
-        "load", "clients", "requests/s", "p50 ms", "p95 ms", "p99 ms", "images a batch",
-        "raw loop images/s", "served ÷ raw", "client's CPU", "failed",
-    ]  # fmt: skip
+    loads = [{**row, "all_failed": sum(row["failed"].values())} for row in results.get("loads", [])]
     plans = [
-        [row["load"], row["concurrency"], plan, *(f"{value[p]:.1f}" for p in ("p50", "p95", "p99"))]
-        for row in results.get("loads", [])
+        {**row, "plan": plan, "latency_ms": latency}
+        for row in loads
         if len(row["plans"]) > 1
-        for plan, value in row["latency_ms_by_plan"].items()
-    ]
-    costs = [
-        [
-            row["client"],
-            row["concurrency"],
-            f"{row['requests_per_s']:.0f}",
-            f"{row['client_cpu_ms_per_request']:.3f}",
-        ]
-        for row in results.get("client_costs", [])
+        for plan, latency in row["latency_ms_by_plan"].items()
     ]
     return "\n\n".join(
         [
             _EXPLANATION,
-            report.markdown_table(columns, loads),
+            report.table(_LOADS, loads),
             "The mixed load by plan:",
-            report.markdown_table(["load", "clients", "plan", "p50 ms", "p95 ms", "p99 ms"], plans),
+            report.table(_PLANS, plans),
             "The clients themselves, on `GET /healthz`:",
-            report.markdown_table(["client", "clients", "requests/s", "client's CPU ms a request"], costs),
+            report.table(_COSTS, results.get("client_costs", [])),
         ]
     )
 
 
-def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if a request failed.
-
-    Raises:
-        DDError: no such bundle or device, or a budget out of range.
-        BenchmarkError: a process ended.
-    """
-    names = ("bundle", "concurrency", "requests", "rounds", "steps", "max_batch", "client")
-    config = server_configuration(arguments, {name: getattr(arguments, name) for name in names})
-    with (
-        RawLoop(arguments.bundle, started(arguments)) as raw,
-        report.filed(THEME, config, table, arguments.out) as results,
-        ServerProcess(
-            arguments.bundle,
-            arguments.device,
-            arguments.max_batch,
-            environment(None),
-            threads=arguments.threads,
-        ) as server,
-    ):
-        _run(arguments, server, raw, results)
-    return not results["failures"]
+def _measure_all(arguments: argparse.Namespace, server: ServerProcess, results: dict[str, Any]) -> None:
+    with RawLoop(arguments.bundle, started(arguments)) as raw:
+        _measure_levels(arguments, server, raw, results)
 
 
-def _run(arguments: argparse.Namespace, server: ServerProcess, raw: RawLoop, results: dict[str, Any]) -> None:
+def _measure_levels(
+    arguments: argparse.Namespace, server: ServerProcess, raw: RawLoop, results: dict[str, Any]
+) -> None:
     model = server.model()
     if model["weights"] != raw.facts["digest"]:
         raise report.BenchmarkError("the server and the raw loop serve different weights")
@@ -302,13 +264,14 @@ def _run(arguments: argparse.Namespace, server: ServerProcess, raw: RawLoop, res
             results["failures"].append(f"{row['load']}, {row['concurrency']} clients: {count} × {reason}")
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.http_load", description="The server under load, against the raw loop."
-    )
-    report.bundle_option(parser)
-    report.common_options(parser)
+def run(arguments: argparse.Namespace) -> bool:
+    """Measure and file; False if a request failed."""
+    return run_with_server(THEME, table, _measure_all, arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = report.parser("benchmarks.http_load", "The server under load, against the raw loop.")
     parser.add_argument(
         "--concurrency", type=report.whole_numbers, default=[1, 2, 4, 8, 16], help="clients, such as 1,4,16"
     )
@@ -318,13 +281,8 @@ def options() -> argparse.ArgumentParser:
         "--steps", type=report.whole_numbers, default=[1, 2], help="step budgets, such as 1,2"
     )
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
-    parser.add_argument("--client", choices=KINDS, default="lean")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    parser.add_argument("--client", choices=list(KINDS), default="lean")
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

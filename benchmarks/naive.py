@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
+from benchmarks.processes import run_module
 from dd_core import plan
 from dd_core.condition import ClassCondition
 from dd_core.errors import InvalidRequestError
@@ -157,13 +157,9 @@ def peak_on_cpu(name: str, batch: int, variant: str, threads: int) -> dict[str, 
     Raises:
         BenchmarkError: the process failed.
     """
-    command = [sys.executable, "-m", "benchmarks.naive", "--threads", str(threads)]
-    command += ["--peak-of", name, str(batch), variant]
-    done = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise report.BenchmarkError(f"{name}, batch {batch}, {variant}: {last}")
-    found: dict[str, int] = json.loads(done.stdout)
+    arguments = ("--threads", str(threads), "--peak-of", name, str(batch), variant)
+    printed = run_module("benchmarks.naive", *arguments, about=f"{name}, batch {batch}, {variant}")
+    found: dict[str, int] = json.loads(printed)
     return found
 
 
@@ -277,24 +273,15 @@ def run(arguments: argparse.Namespace) -> bool:
     return good
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.naive",
-        description="Our one-step path against a naive one. With --device auto on both CPU and CUDA.",
-    )
-    report.common_options(parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    about = "Our one-step path against a naive one. With --device auto on both CPU and CUDA."
+    parser = report.parser("benchmarks.naive", about, bundle=False)
     parser.add_argument("--models", type=lambda text: text.split(","), help=f"of {', '.join(ALL)}")
     parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8], help="such as 1,8")
     parser.add_argument("--repeats", type=report.positive, default=5, help="of each variant")
-    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
     parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    return report.run_command(run, report.parse(parser, argv))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import socket
@@ -11,19 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+import httpx
 import torch
 
 from benchmarks import report
+from benchmarks.client import HOST
 from benchmarks.report import ROOT, BenchmarkError
 from dd_core.errors import InvalidRequestError
 from server.devices.placement import WorkerSpec, usable_cores, worker_specs
 from server.models.catalog import find
 from server.settings import ENV_PREFIX
 
-HOST = "127.0.0.1"
 _START = 600.0  # seconds to load a model and warm up every plan
 _STOP = 60.0
 
@@ -47,12 +47,11 @@ def started(chosen: argparse.Namespace) -> list[WorkerSpec]:
     return worker_specs(chosen.device, chosen.threads or 0, find(chosen.bundle).bytes, usable_cores())
 
 
-def server_configuration(chosen: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
+def server_configuration(chosen: argparse.Namespace) -> dict[str, Any]:
     """What it takes to run a benchmark of a server again, with the processes that the server starts.
 
     Args:
         chosen: the command line, as for `started`.
-        options: the benchmark's own settings.
 
     Raises:
         DDError: no such bundle or device.
@@ -62,8 +61,49 @@ def server_configuration(chosen: argparse.Namespace, options: Mapping[str, Any])
         torch.device(processes[0].device),
         processes[0].threads or torch.get_num_threads(),
         report.identity_of(chosen.bundle),
-        {**options, "processes": len(processes)},
+        {**report.own_options(chosen), "processes": len(processes)},
     )
+
+
+def run_with_server(
+    theme: str,
+    table: Callable[[dict[str, Any]], str],
+    measure: Callable[[argparse.Namespace, ServerProcess, dict[str, Any]], None],
+    chosen: argparse.Namespace,
+) -> bool:
+    """File what `measure` finds out about the server of a command line; False if something failed.
+
+    Raises:
+        DDError: no such bundle or device, or a wrong option.
+        BenchmarkError: the numbers cannot be trusted, or a process ended.
+    """
+    config = server_configuration(chosen)
+    with report.filed(theme, config, table, chosen.out) as results, ServerProcess.of(chosen) as server:
+        measure(chosen, server, results)
+    return not results["failures"]
+
+
+def run_module(
+    name: str, *arguments: str, about: str, env: Mapping[str, str] | None = None, given: str = ""
+) -> str:
+    """Run one of our modules as a process of its own to its end; what it printed.
+
+    Args:
+        about: what an error begins with.
+        env: its environment; None = that of `environment`.
+        given: the standard input.
+
+    Raises:
+        BenchmarkError: it failed; with the last of what it said.
+    """
+    command = [sys.executable, "-m", name, *arguments]
+    done = subprocess.run(
+        command, env=env or environment(None), input=given, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise BenchmarkError(f"{about}: {last}")
+    return done.stdout
 
 
 def free_port() -> int:
@@ -144,7 +184,6 @@ class ServerProcess:
 
     Args:
         threads: of each device process on a CPU; None = as the server chooses.
-        flags: more of the command's.
         patience: seconds to load the model and to run every plan once.
         module: run in place of `server`.
 
@@ -158,27 +197,34 @@ class ServerProcess:
         device: str,
         max_batch: int,
         env: dict[str, str],
-        flags: Sequence[str] = (),
         patience: float = _START,
         threads: int | None = None,
         module: str = "server",
     ) -> None:
         self.port = free_port()
-        self._module = module
-        self.arguments = [
-            *("serve", bundle, "--host", HOST, "--port", str(self.port), "--device", device),
-            *("--max-batch", str(max_batch), "--log-level", "warning"),
+        self._command = [
+            *(sys.executable, "-m", module, "serve", bundle, "--host", HOST, "--port", str(self.port)),
+            *("--device", device, "--max-batch", str(max_batch), "--log-level", "warning"),
             *(("--threads", str(threads)) if threads is not None else ()),
-            *flags,
         ]
         self._env = env
         self._patience = patience
+        # A connection for each request: none is found closed after a long load in between.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(
+            base_url=f"http://{HOST}:{self.port}", timeout=10, limits=limits, trust_env=False
+        )
+
+    @classmethod
+    def of(cls, chosen: argparse.Namespace, module: str = "server") -> Self:
+        """The server of a command line (`bundle`, `device`, `max_batch`, `threads`)."""
+        env = environment(None)
+        return cls(chosen.bundle, chosen.device, chosen.max_batch, env, threads=chosen.threads, module=module)
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", self._module, *self.arguments]
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            command, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+            self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
         try:
             self._wait_until_ready()
@@ -191,6 +237,7 @@ class ServerProcess:
         self._process.terminate()
         _end(self._process)
         self._log.close()
+        self.http.close()
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._patience
@@ -199,9 +246,9 @@ class ServerProcess:
             if code is not None:
                 raise BenchmarkError(f"the server ended with exit code {code}: {self._last_lines()}")
             try:
-                if self._get("/readyz")[0] == 200:
+                if self.http.get("/readyz").is_success:
                     return
-            except (OSError, http.client.HTTPException):
+            except httpx.HTTPError:
                 pass  # it does not listen before the model is loaded
             time.sleep(0.1)
         raise BenchmarkError(f"the server was not ready after {self._patience:.0f} s: {self._last_lines()}")
@@ -210,18 +257,6 @@ class ServerProcess:
         self._log.seek(0)
         return " / ".join(self._log.read().decode(errors="replace").splitlines()[-5:])
 
-    def _get(self, path: str) -> tuple[int, bytes]:
-        return self._ask("GET", path, None, timeout=10)
-
-    def _ask(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
-        try:
-            connection.request(method, path, body, {"content-type": "application/json"} if body else {})
-            reply = connection.getresponse()
-            return reply.status, reply.read()
-        finally:
-            connection.close()
-
     @property
     def pid(self) -> int:
         """The server's process."""
@@ -229,19 +264,19 @@ class ServerProcess:
 
     def model(self) -> dict[str, Any]:
         """The one entry of `GET /models`."""
-        entry: dict[str, Any] = json.loads(self._get("/models")[1])["models"][0]
+        entry: dict[str, Any] = self.http.get("/models").json()["models"][0]
         return entry
 
-    def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON reply of `POST /generate`.
+    def generate(self, body: Mapping[str, Any], accept: str = "application/json") -> httpx.Response:
+        """The reply of `POST /generate`.
 
         Raises:
             BenchmarkError: it is not 200.
         """
-        status, content = self._ask("POST", "/generate", json.dumps(body), timeout=_START)
-        if status != 200:
-            raise BenchmarkError(f"status {status}: {content[:300]!r}")
-        reply: dict[str, Any] = json.loads(content)
+        headers = {"accept": accept}
+        reply = self.http.post("/generate", json=body, headers=headers, timeout=self._patience)
+        if reply.status_code != 200:
+            raise BenchmarkError(f"{dict(body)}: status {reply.status_code}, {reply.content[:300]!r}")
         return reply
 
     def batches(self, at_least: float = 0.0) -> tuple[float, float]:
@@ -251,7 +286,7 @@ class ServerProcess:
         """
         images, batches = -1.0, 0.0
         for _ in range(50):
-            text = self._get("/metrics")[1].decode()
+            text = self.http.get("/metrics").text
             values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
             images, batches = (float(values[f"dd_batch_size_{part}"]) for part in ("sum", "count"))
             if images >= at_least:

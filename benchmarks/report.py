@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +38,7 @@ from dd_core.manifest import read_manifest
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FORMAT_VERSION = 1
+_COMMON = ("device", "threads", "out", "smoke")
 _PACKAGES = ("torch", "numpy", "pillow", "fastapi", "uvicorn", "httpx")
 
 
@@ -52,6 +54,11 @@ def median(values: Sequence[float]) -> float:
 def percentile(values: Sequence[float], percent: float) -> float:
     """Linear between the neighbouring ranks, so with few values p95 and p99 are near the maximum."""
     return float(np.percentile(np.asarray(values, dtype=np.float64), percent))
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
+    """p50, p95 and p99 in ms; None of nothing."""
+    return {f"p{p}": 1e3 * percentile(seconds, p) for p in (50, 95, 99)} if seconds else None
 
 
 def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
@@ -214,37 +221,28 @@ def filed(
 
 
 def _file(theme: str, config: dict[str, Any], results: dict[str, Any], body: str, out: Path) -> None:
-    status = "failed" if results["failures"] else "ok"
+    """Write `<theme>/<machine>-<date>.json` and `.md`; a second run of a day gets `-2`, and so on."""
     record = {
         "format_version": FORMAT_VERSION,
         "theme": theme,
-        "status": status,
+        "status": "failed" if results["failures"] else "ok",
         "configuration": config,
         "results": results,
     }
-    path = write(record, body, out)
-    print(f"{body}\n\nfiled as {theme}/{path.stem}.json and .md ({status})")
+    folder = out / theme
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{machine_slug(config['machine'])}-{config['date'][:10]}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    path = next(path for name in names if not (path := folder / f"{name}.json").exists())
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(_page(record, body), encoding="utf-8")
+    print(f"{body}\n\nfiled as {theme}/{path.stem}.json and .md ({record['status']})")
 
 
 def describe(error: BaseException) -> str:
     """One line for the file."""
     text = error.message if isinstance(error, DDError) else str(error)
     return f"{type(error).__name__}: {text}".replace("\n", " ")[:500]
-
-
-def write(record: dict[str, Any], body: str, out: Path) -> Path:
-    """Writes `<theme>/<machine>-<date>.json` and `.md`; a second run of a day gets `-2`, and so on."""
-    folder: Path = out / record["theme"]
-    folder.mkdir(parents=True, exist_ok=True)
-    config = record["configuration"]
-    stem = f"{machine_slug(config['machine'])}-{config['date'][:10]}"
-    path, number = folder / f"{stem}.json", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(_page(record, body), encoding="utf-8")
-    return path
 
 
 def _page(record: dict[str, Any], body: str) -> str:
@@ -286,6 +284,23 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     return "\n".join(lines)
 
 
+def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table with a line for each row; None where a column formats a number is shown as a dash.
+
+    Args:
+        columns: heading → format of the cell, of the row's keys.
+    """
+    lines = [[_cell(form, row) for form in columns.values()] for row in rows]
+    return markdown_table(list(columns), lines)
+
+
+def _cell(form: str, row: Mapping[str, Any]) -> str | None:
+    try:
+        return form.format_map(row)
+    except TypeError:
+        return None
+
+
 def number(value: float | None, how: str = ".2f") -> str | None:
     """A table cell; None stays None."""
     return None if value is None else format(value, how)
@@ -313,24 +328,29 @@ def positive(text: str) -> int:
 positive.__name__ = "positive whole number"
 
 
-def bundle_option(parser: argparse.ArgumentParser) -> None:
-    """The option of benchmarks that measure a bundle."""
-    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="built-in model, or a bundle's folder")
+def parser(name: str, about: str, *, bundle: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has, as a parser that others can be added to."""
+    made = argparse.ArgumentParser(f"python -m {name}", description=about)
+    if bundle:
+        made.add_argument("--bundle", default=DEFAULT_BUNDLE, help="built-in model, or a bundle's folder")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument("--threads", type=positive, help="of torch; left out, torch chooses")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    made.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
+    return made
 
 
-def common_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every benchmark has."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=positive, help="of torch; left out, torch chooses")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-
-
-def parse_with_smoke(
-    parser: argparse.ArgumentParser, smoke: Sequence[str], argv: Sequence[str] | None
+def parse(
+    made: argparse.ArgumentParser, argv: Sequence[str] | None, smoke: Sequence[str] = ()
 ) -> argparse.Namespace:
     """The options; with `--smoke` those in `smoke` hold where the command line names no other."""
     given = list(sys.argv[1:] if argv is None else argv)
-    return parser.parse_args([*smoke, *given] if parser.parse_args(given).smoke else given)
+    return made.parse_args([*smoke, *given] if made.parse_args(given).smoke else given)
+
+
+def own_options(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The settings of one benchmark alone, as they are filed."""
+    return {name: value for name, value in vars(chosen).items() if name not in _COMMON}
 
 
 def run_command(run: Callable[[argparse.Namespace], bool], arguments: argparse.Namespace) -> int:
