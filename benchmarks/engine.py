@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, starmap
 from typing import Any
 
 import torch
@@ -93,36 +94,22 @@ def time_lane(lane: Lane, labels: list[int], keys: Keys) -> float:
     return time.perf_counter() - started
 
 
-class Marks:
-    """Points in time between stages: the clock on a CPU, events in the stream on CUDA.
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    """A point in time between stages: the clock on a CPU, an event in the stream on CUDA.
 
     Events do not make the CPU wait between stages, which would hide that it prepares one stage
     while the GPU is still at the one before. An event that is recorded on an idle stream happens
     at once, so work on the CPU before the first kernel is seen as well.
     """
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._times: list[float] = []
-        self._events: list[torch.cuda.Event] = []
-        _synchronise(device)
 
-    def add(self) -> None:
-        """Mark this point."""
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
-            self._events.append(event)
-        else:
-            self._times.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Between each mark and the next."""
-        if self._device.type == "cuda":
-            _synchronise(self._device)
-            pairs = zip(self._events[:-1], self._events[1:], strict=True)
-            return [a.elapsed_time(b) / 1e3 for a, b in pairs]
-        return [b - a for a, b in zip(self._times[:-1], self._times[1:], strict=True)]
+def _seconds(start: Any, end: Any) -> float:
+    return float(end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3)
 
 
 @torch.inference_mode()
@@ -133,19 +120,21 @@ def run_stages(
 
     `noise` holds the copy to the device and `to_uint8` the copy back.
     """
-    marks = Marks(sampler.device)
-    marks.add()
+    device = sampler.device
+    _synchronise(device)
+    marks = [_mark(device)]
     noise, uniform = batch_noise(keys, sampler.layout, sampler.codebook_VC.shape[1])
-    cond = as_condition(labels).to(sampler.device)
-    noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (noise, uniform))
-    marks.add()
+    cond = as_condition(labels).to(device)
+    noise, uniform = (t.to(device, non_blocking=True) for t in (noise, uniform))
+    marks.append(_mark(device))
     codes = run_plan(sampler, plan, cond, noise, uniform)
-    marks.add()
+    marks.append(_mark(device))
     image = sampler.to_images(codes)
-    marks.add()
+    marks.append(_mark(device))
     pixels = to_pixels(image).cpu()
-    marks.add()
-    return pixels, dict(zip(STAGES, marks.seconds(), strict=True))
+    marks.append(_mark(device))
+    _synchronise(device)
+    return pixels, dict(zip(STAGES, starmap(_seconds, pairwise(marks)), strict=True))
 
 
 @dataclass
@@ -196,40 +185,36 @@ def summarise(
     lanes: Sequence[Lane], samples: Samples, batch: int, teacher: str | None
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of one batch size, from its own samples alone: `plans`, `exactness`, `stages`."""
-    plans = [_plan_row(lane, samples, batch, teacher) for lane in lanes]
     exactness = []
     for lane in lanes:
         exact, inexact = samples.lanes.get(lane.plan.name, []), samples.lanes[lane.name]
         if not lane.sampler.exact and exact and len(exact) == len(inexact):
             ratio = report.paired_ratio(exact, inexact)
             exactness.append({"batch": batch, "plan": lane.plan.name, "exact_over_not_exact": ratio})
-    first = lanes[0].name
-    return {"plans": plans, "exactness": exactness, "stages": _stage_rows(first, samples, batch)}
+    return {
+        "plans": [_plan_row(lane, samples, batch, teacher) for lane in lanes],
+        "exactness": exactness,
+        "stages": _stage_rows(lanes[0].name, samples, batch),
+    }
 
 
 def _plan_row(lane: Lane, samples: Samples, batch: int, teacher: str | None) -> dict[str, Any]:
-    seconds = samples.lanes[lane.name]
-    row: dict[str, Any] = {
+    seconds, error = samples.lanes[lane.name], samples.errors.get(lane.name)
+    reference = samples.lanes.get(teacher, []) if teacher else []
+    good, paired = error is None and bool(seconds), len(reference) == len(seconds)
+    return {
         "batch": batch,
         "plan": lane.name,
         "passes": lane.plan.cost,
         "offered": lane.offered,
         "exact": lane.sampler.exact,
-        "error": samples.errors.get(lane.name),
+        "error": error,
         "seconds": seconds,
-        "median_ms": None,
-        "p95_ms": None,
-        "images_per_s": None,
-        "speed_up": None,
+        "median_ms": 1e3 * report.median(seconds) if good else None,
+        "p95_ms": 1e3 * report.percentile(seconds, 95) if good else None,
+        "images_per_s": batch / report.median(seconds) if good else None,
+        "speed_up": report.paired_ratio(reference, seconds) if good and paired else None,
     }
-    if row["error"] is None and seconds:
-        middle = report.median(seconds)
-        row |= {"median_ms": 1e3 * middle, "p95_ms": 1e3 * report.percentile(seconds, 95)}
-        row["images_per_s"] = batch / middle
-        reference = samples.lanes.get(teacher, []) if teacher else []
-        if len(reference) == len(seconds):
-            row["speed_up"] = report.paired_ratio(reference, seconds)
-    return row
 
 
 def _stage_rows(plan: str, samples: Samples, batch: int) -> list[dict[str, Any]]:
@@ -237,16 +222,15 @@ def _stage_rows(plan: str, samples: Samples, batch: int) -> list[dict[str, Any]]
         return []
     middle = {name: report.median(samples.stages[name]) for name in STAGES}
     total = sum(middle.values())
-    return [
-        {
-            "batch": batch,
-            "plan": plan,
-            "median_ms": {name: 1e3 * middle[name] for name in STAGES},
-            "share": {name: middle[name] / total for name in STAGES},
-            # Near 1, or the stages are not what the call spends its time on.
-            "sum_over_whole_call": total / report.median(samples.lanes[plan]),
-        }
-    ]
+    row = {
+        "batch": batch,
+        "plan": plan,
+        "median_ms": {name: 1e3 * middle[name] for name in STAGES},
+        "share": {name: middle[name] / total for name in STAGES},
+        # Near 1, or the stages are not what the call spends its time on.
+        "sum_over_whole_call": total / report.median(samples.lanes[plan]),
+    }
+    return [row]
 
 
 _PLANS = {
@@ -276,16 +260,15 @@ def table(results: Mapping[str, Any]) -> str:
     plans = [{**row, "mark": "" if row["offered"] else " ∗"} for row in results.get("plans", [])]
     for row in plans:
         row["shown"] = (report.number(row["speed_up"]) or "–") if row["error"] is None else "failed"
-    return "\n\n".join(
-        [
-            "Whole calls, from labels and seeds to pixels (∗ not offered, for comparison):",
-            report.table(_PLANS, plans),
-            "Stages of the 1-step plan, in ms:",
-            report.table(_STAGES, results.get("stages", [])),
-            "What it costs that an image has the same bytes in every batch:",
-            report.table(_EXACTNESS, results.get("exactness", [])),
-        ]
-    )
+    parts = [
+        "Whole calls, from labels and seeds to pixels (∗ not offered, for comparison):",
+        report.table(_PLANS, plans),
+        "Stages of the 1-step plan, in ms:",
+        report.table(_STAGES, results.get("stages", [])),
+        "What it costs that an image has the same bytes in every batch:",
+        report.table(_EXACTNESS, results.get("exactness", [])),
+    ]
+    return "\n\n".join(parts)
 
 
 def run(arguments: argparse.Namespace) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import mmap
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,7 +35,6 @@ MODELS = ("var-dd-d16", "llamagen-dd-l")
 SEED = 7
 # Warm-up runs every plan: 401 passes for LlamaGen-L, which a busy machine may take long for.
 _PATIENCE = 3600.0
-_MIB = 2**20
 
 
 def specs_of(names: Sequence[str], smoke: bool) -> dict[str, ModelSpec]:
@@ -57,33 +55,24 @@ def make_files(spec: ModelSpec, folder: Path) -> None:
         torch.save(content_of(spec, part, modules.pop(part)), path)
 
 
-def serve_files(folder: Path) -> None:
-    """The stand-in hub over `folder`, until standard input ends; prints its address."""
-    hub = FakeHub()
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        key = path.relative_to(folder).as_posix()
-        with path.open("rb") as file:
-            hub.files[key] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        hub.sha256(key)  # gigabytes: a client would not wait for it
-    with hub.running():
-        print(hub.url, flush=True)
-        sys.stdin.read()
-
-
 @contextmanager
-def _hub(folder: Path, env: dict[str, str]) -> Iterator[str]:
-    command = [sys.executable, "-m", "benchmarks.full_size", "--hub", str(folder)]
-    process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None and process.stdout is not None
+def _hub(folder: Path) -> Iterator[str]:
+    """The address of a stand-in hub over `folder`.
+
+    Raises:
+        BenchmarkError: a file cannot be served.
+    """
+    hub = FakeHub()
     try:
-        url = process.stdout.readline().strip()
-        if not url:  # an empty HF_ENDPOINT would mean the real hub
-            raise report.BenchmarkError("the stand-in hub did not start; its error is above")
-        yield url
-    finally:
-        process.stdin.close()
-        process.wait(30)
-        process.stdout.close()
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            key = path.relative_to(folder).as_posix()
+            with path.open("rb") as file:
+                hub.files[key] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            hub.sha256(key)  # gigabytes: a client would not wait for it
+    except (OSError, ValueError) as error:
+        raise report.BenchmarkError(f"the stand-in hub did not start: {error}") from error
+    with hub.running():
+        yield hub.url
 
 
 def run_server_command(arguments: Sequence[str], smoke: bool) -> None:
@@ -131,19 +120,15 @@ def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
     """
     entry = server.model()
     for budget in entry["budgets"]:
-        request = {
-            "label": len(entry["classes"]) - 1,
-            "seed": SEED,
-            "steps": budget["from"],
-            "brownout": False,
-        }
+        label, steps = len(entry["classes"]) - 1, budget["from"]
+        request = {"label": label, "seed": SEED, "steps": steps, "brownout": False}
         print(f"{entry['name']}: {budget['plan']}", flush=True)
         first, again = _generate(server, request), _generate(server, request)
         if first[1] != budget["plan"]:
             raise report.BenchmarkError(f"{entry['name']}: {first[1]} answered for {budget['plan']}")
         if first[2] != again[2]:
             raise report.BenchmarkError(f"{entry['name']}, {first[1]}: other bytes the second time")
-        rows.append({"plan": first[1], "passes": budget["from"], "seconds": [first[0], again[0]]})
+        rows.append({"plan": first[1], "passes": steps, "seconds": [first[0], again[0]]})
 
 
 def measure(
@@ -163,7 +148,7 @@ def measure(
     print(f"{spec.name}: making files", flush=True)
     make_files(spec, published)
     results["published_bytes"] = sum(p.stat().st_size for p in published.rglob("*") if p.is_file())
-    with _hub(published, env) as url:
+    with _hub(published) as url:
         for step in ("pull", "convert"):
             print(f"{spec.name}: {step}", flush=True)
             results[step] = _step([step, spec.name], smoke, env | {"HF_ENDPOINT": url})
@@ -185,9 +170,9 @@ def table(results: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name,
-                report.number(_mib(found.get("published_bytes")), ".0f"),
+                report.mib(found.get("published_bytes")),
                 *(report.number(step.get("seconds"), ".0f") for step in steps),
-                *(report.number(_mib(step.get("peak_bytes")), ".0f") for step in steps),
+                *(report.mib(step.get("peak_bytes")) for step in steps),
             ]
         )
         plans += [
@@ -198,19 +183,13 @@ def table(results: Mapping[str, Any]) -> str:
         "model", "files, MiB", "pull, s", "convert, s", "start to ready, s",
         "pull, peak MiB", "convert, peak MiB", "serve, peak MiB",
     ]  # fmt: skip
-    about = "Random weights in the published files. A server is ready once it has run every plan:"
-    return "\n\n".join(
-        [
-            about,
-            report.markdown_table(columns, rows),
-            "One image over HTTP, the faster of two:",
-            report.markdown_table(["model", "plan", "passes", "seconds"], plans),
-        ]
-    )
-
-
-def _mib(size: float | None) -> float | None:
-    return None if size is None else size / _MIB
+    parts = [
+        "Random weights in the published files. A server is ready once it has run every plan:",
+        report.markdown_table(columns, rows),
+        "One image over HTTP, the faster of two:",
+        report.markdown_table(["model", "plan", "passes", "seconds"], plans),
+    ]
+    return "\n\n".join(parts)
 
 
 def run(arguments: argparse.Namespace) -> bool:
@@ -219,9 +198,6 @@ def run(arguments: argparse.Namespace) -> bool:
     Raises:
         DDError: no such device or model.
     """
-    if arguments.hub is not None:
-        serve_files(arguments.hub)
-        return True
     if arguments.as_server is not None:
         run_server_command(arguments.as_server, arguments.smoke)
         return True
@@ -256,7 +232,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of {', '.join(n for n, spec in registry().items() if not spec.reads_text)}",
     )
     parser.add_argument("--scratch", type=Path, help="where about 12 GB fit for a while; left out, /tmp")
-    parser.add_argument("--hub", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--as-server", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return report.run_command(run, report.parse(parser, argv))
 

@@ -20,8 +20,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.client import KINDS, Call, Load, drive
-from benchmarks.processes import RawLoop, ServerProcess, run_with_server, started
-from dd_core.errors import InvalidRequestError
+from benchmarks.processes import RawLoop, ServerProcess, check_steps, run_with_server, started
 
 THEME = "http-load"
 # Shares of the budgets in the mixed load: the cheapest plan, the next one, the one after.
@@ -70,13 +69,9 @@ def traffics(model: Mapping[str, Any], steps: Sequence[int]) -> list[Traffic]:
     Raises:
         InvalidRequestError: a budget that the model has no plan for.
     """
-    least, most = model["steps"]["min"], model["steps"]["max"]
 
     def plan(budget: int) -> str:
-        if not least <= budget <= most:
-            raise InvalidRequestError(
-                f"steps must be from {least} to {most} for {model['name']}, not {budget}", param="steps"
-            )
+        check_steps(model, budget)
         return next(str(run["plan"]) for run in model["budgets"] if run["from"] <= budget <= run["to"])
 
     found = [Traffic(f"steps {budget}", {budget: 1}, {budget: plan(budget)}) for budget in steps]
@@ -98,11 +93,8 @@ def measure(
     level: Level, server: ServerProcess, raw: RawLoop, kind: str, wanted: list[Call], warm_up: list[Call]
 ) -> None:
     """One round of one level: first the raw loop, then the clients."""
-    seconds = 0.0
-    for plan, count in Counter(call.group for call in wanted).items():
-        made = raw.run(plan, level.raw_batch, count)
-        seconds += made["seconds"] * count / made["images"]  # the last batch may have made a few more
-    level.raw_seconds.append(seconds)
+    counts = Counter(call.group for call in wanted)
+    level.raw_seconds.append(sum(raw.seconds(plan, level.raw_batch, n) for plan, n in counts.items()))
     images, batches = server.batches()
     load = drive(server.port, level.clients, wanted, warm_up, kind)
     level.loads.append(load)
@@ -116,46 +108,33 @@ def summarise(level: Level) -> dict[str, Any]:
     """A level's row, from its own numbers alone. Requests that failed count in no rate and no latency."""
     outcomes = [outcome for load in level.loads for outcome in load.outcomes]
     good = [outcome for outcome in outcomes if outcome.failure is None]
-    failures = Counter(outcome.failure for outcome in outcomes if outcome.failure is not None)
-    row: dict[str, Any] = {
-        "load": level.traffic.name,
-        "plans": sorted(set(level.traffic.plans.values())),
-        "concurrency": level.clients,
-        "requests": len(outcomes),
-        "failed": dict(failures),
-        "requests_per_s": None,
-        "latency_ms": None,
-        "latency_ms_by_plan": {},
-        "raw_batch": level.raw_batch,
-        "raw_images_per_s": None,
-        "served_over_raw": None,
-        "rounds": [],
-        "mean_batch": level.images / level.batches if level.batches else None,
-        "client_cpu_ms_per_request": None,
-        "client_cpu_share": None,
-    }
-    if not good:
-        return row
     seconds = sum(load.seconds for load in level.loads)
     cpu = sum(load.cpu_seconds for load in level.loads)
-    row["requests_per_s"] = len(good) / seconds
-    row["latency_ms"] = report.milliseconds([outcome.seconds for outcome in good])
-    for plan in row["plans"]:
-        if mine := [outcome.seconds for outcome in good if outcome.plan == plan]:
-            row["latency_ms_by_plan"][plan] = report.milliseconds(mine)
-    row["client_cpu_ms_per_request"] = 1e3 * cpu / len(outcomes)
-    row["client_cpu_share"] = cpu / seconds
-    row["rounds"] = [
-        {
-            "served_per_s": sum(o.failure is None for o in load.outcomes) / load.seconds,
-            "raw_per_s": len(load.outcomes) / raw,
-        }
-        for load, raw in zip(level.loads, level.raw_seconds, strict=True)
-    ]
-    served, raw_rates = ([r[key] for r in row["rounds"]] for key in ("served_per_s", "raw_per_s"))
-    row["raw_images_per_s"] = report.median(raw_rates)
-    row["served_over_raw"] = report.paired_ratio(served, raw_rates)
-    return row
+    served = [sum(o.failure is None for o in load.outcomes) / load.seconds for load in level.loads]
+    pairs = zip(level.loads, level.raw_seconds, strict=True)
+    raw = [len(load.outcomes) / raw_seconds for load, raw_seconds in pairs]
+    plans = sorted(set(level.traffic.plans.values()))
+    by_plan = {plan: report.milliseconds([o.seconds for o in good if o.plan == plan]) for plan in plans}
+    rates = {
+        "requests_per_s": len(good) / seconds,
+        "latency_ms": report.milliseconds([outcome.seconds for outcome in good]),
+        "raw_images_per_s": report.median(raw),
+        "served_over_raw": report.paired_ratio(served, raw),
+        "client_cpu_ms_per_request": 1e3 * cpu / len(outcomes),
+        "client_cpu_share": cpu / seconds,
+    }
+    return {
+        "load": level.traffic.name,
+        "plans": plans,
+        "concurrency": level.clients,
+        "requests": len(outcomes),
+        "failed": dict(Counter(o.failure for o in outcomes if o.failure is not None)),
+        "latency_ms_by_plan": {plan: latencies for plan, latencies in by_plan.items() if latencies},
+        "raw_batch": level.raw_batch,
+        "rounds": [{"served_per_s": a, "raw_per_s": b} for a, b in zip(served, raw, strict=True)],
+        "mean_batch": level.images / level.batches if level.batches else None,
+        **(rates if good else dict.fromkeys(rates)),
+    }
 
 
 def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -> list[dict[str, Any]]:
@@ -188,8 +167,6 @@ _EXPLANATION = (
     "devices, as many at a time as there are clients, encoding included. The client's CPU is the share of "
     "one core that it took."
 )
-
-
 _LATENCIES = {f"{p} ms": f"{{latency_ms[{p}]:.1f}}" for p in ("p50", "p95", "p99")}
 _LOADS = {
     "load": "{load}",
@@ -220,45 +197,40 @@ def table(results: Mapping[str, Any]) -> str:
         if len(row["plans"]) > 1
         for plan, latency in row["latency_ms_by_plan"].items()
     ]
-    return "\n\n".join(
-        [
-            _EXPLANATION,
-            report.table(_LOADS, loads),
-            "The mixed load by plan:",
-            report.table(_PLANS, plans),
-            "The clients themselves, on `GET /healthz`:",
-            report.table(_COSTS, results.get("client_costs", [])),
-        ]
-    )
+    parts = [
+        _EXPLANATION,
+        report.table(_LOADS, loads),
+        "The mixed load by plan:",
+        report.table(_PLANS, plans),
+        "The clients themselves, on `GET /healthz`:",
+        report.table(_COSTS, results.get("client_costs", [])),
+    ]
+    return "\n\n".join(parts)
 
 
 def _measure_all(arguments: argparse.Namespace, server: ServerProcess, results: dict[str, Any]) -> None:
-    with RawLoop(arguments.bundle, started(arguments)) as raw:
-        _measure_levels(arguments, server, raw, results)
-
-
-def _measure_levels(
-    arguments: argparse.Namespace, server: ServerProcess, raw: RawLoop, results: dict[str, Any]
-) -> None:
     model = server.model()
-    if model["weights"] != raw.facts["digest"]:
-        raise report.BenchmarkError("the server and the raw loop serve different weights")
-    *plain, mixed = traffics(model, arguments.steps)
-    most = max(arguments.concurrency)
-    pairs = [(traffic, clients) for traffic in plain for clients in arguments.concurrency] + [(mixed, most)]
-    levels = [Level(traffic, clients, min(clients, arguments.max_batch)) for traffic, clients in pairs]
-    results["client_costs"] = client_costs(server, sorted({1, most}), arguments.requests)
-    seed = 0
-    for number in range(arguments.rounds):
-        print(f"round {number + 1} of {arguments.rounds}: {len(levels)} loads", flush=True)
-        for level in levels:
-            wanted, warm_up = (
-                calls(level.traffic, count, len(model["classes"]), first_seed=seed + skipped)
-                for count, skipped in ((arguments.requests, 0), (level.clients, arguments.requests))
-            )
-            measure(level, server, raw, arguments.client, wanted, warm_up)
-            seed += arguments.requests + level.clients
-            results["loads"] = [summarise(done) for done in levels if done.loads]
+    with RawLoop(arguments.bundle, started(arguments)) as raw:
+        if model["weights"] != raw.digest:
+            raise report.BenchmarkError("the server and the raw loop serve different weights")
+        *plain, mixed = traffics(model, arguments.steps)
+        most = max(arguments.concurrency)
+        pairs = [(traffic, clients) for traffic in plain for clients in arguments.concurrency] + [
+            (mixed, most)
+        ]
+        levels = [Level(traffic, clients, min(clients, arguments.max_batch)) for traffic, clients in pairs]
+        results["client_costs"] = client_costs(server, sorted({1, most}), arguments.requests)
+        seed = 0
+        for number in range(arguments.rounds):
+            print(f"round {number + 1} of {arguments.rounds}: {len(levels)} loads", flush=True)
+            for level in levels:
+                wanted, warm_up = (
+                    calls(level.traffic, count, len(model["classes"]), first_seed=seed + skipped)
+                    for count, skipped in ((arguments.requests, 0), (level.clients, arguments.requests))
+                )
+                measure(level, server, raw, arguments.client, wanted, warm_up)
+                seed += arguments.requests + level.clients
+                results["loads"] = [summarise(done) for done in levels if done.loads]
     for row in results["loads"]:
         for reason, count in row["failed"].items():
             results["failures"].append(f"{row['load']}, {row['concurrency']} clients: {count} × {reason}")

@@ -18,19 +18,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import report
+from benchmarks import open_loop, report
 from benchmarks.client import HOST
-from benchmarks.open_loop import (
-    Arrival,
-    OpenRun,
-    RequestClass,
-    bodies,
-    run_open_loop,
-    schedule,
-    sender_facts,
-    sender_line,
-    summarise,
-)
+from benchmarks.open_loop import Arrival, OpenRun, RequestClass, bodies, run_open_loop, schedule
 from benchmarks.processes import ServerProcess, server_configuration
 
 THEME = "interference"
@@ -63,32 +53,25 @@ def policy_row(
         kind: the 1-step requests, class 0 of both runs.
         seconds: that each run lasted.
     """
-    (alone,), (loaded,) = (summarise([kind], run.records, (0.0, seconds)) for run in (idle, beside))
+    (alone,), (loaded,) = (open_loop.summarise([kind], run.records, (0.0, seconds)) for run in (idle, beside))
     # Only what came while the 1-step requests did.
     teacher = [record for record in beside.background if record.done is not None and record.done >= 0]
-    row: dict[str, Any] = {
+    before, after = alone["latency_ms"], loaded["latency_ms"]
+    ratios = dict.fromkeys(("p50_over_idle", "p99_over_idle", "aim_ms", "p99_over_aim"))
+    if before and after:
+        ratios |= {f"{p}_over_idle": after[p] / before[p] for p in ("p50", "p99")}
+        aim = ratios["aim_ms"] = TIMES_IDLE * before["p99"] + one_pass_ms
+        ratios["p99_over_aim"] = after["p99"] / aim
+    return {
         "policy": policy,
         "pass_ms": one_pass_ms,
         "idle": alone,
         "beside": loaded,
-        "p50_over_idle": None,
-        "p99_over_idle": None,
-        "aim_ms": None,
-        "p99_over_aim": None,
+        **ratios,
         "teacher_outcomes": dict(Counter(record.outcome for record in teacher)),
         "teacher_per_s": sum(record.good for record in teacher) / beside.seconds,
-        "sender": sender_facts(beside),
+        "sender": open_loop.sender_facts(beside),
     }
-    before, after = alone["latency_ms"], loaded["latency_ms"]
-    if before and after:
-        aim = TIMES_IDLE * before["p99"] + one_pass_ms
-        row |= {
-            "p50_over_idle": after["p50"] / before["p50"],
-            "p99_over_idle": after["p99"] / before["p99"],
-            "aim_ms": aim,
-            "p99_over_aim": after["p99"] / aim,
-        }
-    return row
 
 
 def failures(row: Mapping[str, Any]) -> list[str]:
@@ -135,7 +118,7 @@ def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     rows = results.get("policies", [])
     senders = [
-        f"`{row['policy']}`: {row['beside']['requests']} requests. {sender_line(row['sender'])}"
+        f"`{row['policy']}`: {row['beside']['requests']} requests. {open_loop.sender_line(row['sender'])}"
         for row in rows
     ]
     return "\n\n".join([_EXPLANATION, report.table(_COLUMNS, rows), *senders])
@@ -169,13 +152,8 @@ def _measure(arguments: argparse.Namespace, policy: str, server: ServerProcess) 
     arrivals = schedule([one], arguments.seconds, arguments.seed, labels)
     idle = run_open_loop(address, classes, arrivals)
     repeated = [Arrival(0.0, 1, text) for text in bodies(teacher, _BODIES, labels)]
-    beside = run_open_loop(
-        address,
-        classes,
-        arrivals,
-        background=(arguments.background, repeated),
-        lead=1.0 + 2e-3 * most * one_pass,  # until the background's batches have settled
-    )
+    lead = 1.0 + 2e-3 * most * one_pass  # until the background's batches have settled
+    beside = run_open_loop(address, classes, arrivals, (arguments.background, repeated), lead)
     return policy_row(policy, one_pass, one, arguments.seconds, idle, beside)
 
 

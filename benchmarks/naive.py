@@ -207,9 +207,9 @@ def table(results: Mapping[str, Any]) -> str:
             row["batch"],
             *(report.number(1e3 * report.median(row["seconds"][v]), ".1f") for v in VARIANTS),
             report.number(row["time_ratio"]),
-            *(report.number(row["peak_bytes"][v] / 2**20, ".0f") for v in VARIANTS),
+            *(report.mib(row["peak_bytes"][v]) for v in VARIANTS),
             report.number(row["peak_ratio"]),
-            *(report.number(row["working_bytes"][v] / 2**20, ".0f") for v in VARIANTS),
+            *(report.mib(row["working_bytes"][v]) for v in VARIANTS),
             report.number(row["working_ratio"]),
         ]
         for row in results.get("rows", [])
@@ -219,12 +219,8 @@ def table(results: Mapping[str, Any]) -> str:
         "ours, peak MiB", "naive, peak MiB", "naive ÷ ours",
         "ours, beyond weights MiB", "naive, beyond weights MiB", "naive ÷ ours",
     ]  # fmt: skip
-    return "\n\n".join(
-        [
-            "One step from noise to pixels, float32, random weights, the whole batch decoded at once:",
-            report.markdown_table(columns, rows),
-        ]
-    )
+    about = "One step from noise to pixels, float32, random weights, the whole batch decoded at once:"
+    return f"{about}\n\n{report.markdown_table(columns, rows)}"
 
 
 def devices_of(name: str) -> list[torch.device]:

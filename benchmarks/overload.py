@@ -19,8 +19,7 @@ from typing import Any
 from benchmarks import open_loop, report
 from benchmarks.client import HOST, Call, Load, drive
 from benchmarks.open_loop import REFUSALS, OpenRun, RequestClass, bodies, run_open_loop, schedule
-from benchmarks.processes import ServerProcess, run_with_server
-from dd_core.errors import InvalidRequestError
+from benchmarks.processes import ServerProcess, check_steps, run_with_server
 from dd_core.runtime import pick_device
 
 THEME, BELOW = "overload", "open-loop"  # the second below capacity, where nothing has to be refused
@@ -30,11 +29,12 @@ _EXPECTED = {"200", "504", *map(str, REFUSALS)}
 _SMOKE = ("--clients", "4", "--requests", "20", "--seconds", "1", "--rounds", "1")
 
 
-def measure_capacity(server: ServerProcess, clients: int, requests: int, labels: int, steps: int) -> Load:
-    """A closed loop with so many clients that the device never waits."""
-    body = RequestClass("capacity", 1.0, {"steps": steps, "brownout": False})
-    calls = [Call.generate(text, group="capacity") for text in bodies(body, requests + clients, labels)]
-    return drive(server.port, clients, calls[clients:], calls[:clients])
+def _capacity(chosen: argparse.Namespace, server: ServerProcess, labels: int) -> dict[str, Any]:
+    """The row of a closed loop with so many clients that the device never waits."""
+    kind = RequestClass("capacity", 1.0, {"steps": chosen.steps, "brownout": False})
+    texts = bodies(kind, chosen.requests + chosen.clients, labels)
+    calls = [Call.generate(text, group="capacity") for text in texts]
+    return capacity_row(drive(server.port, chosen.clients, calls[chosen.clients :], calls[: chosen.clients]))
 
 
 def capacity_row(load: Load) -> dict[str, Any]:
@@ -132,12 +132,7 @@ def table(results: Mapping[str, Any]) -> str:
 def _measure(arguments: argparse.Namespace, server: ServerProcess, results: dict[str, Any]) -> None:
     model = server.model()
     labels, steps = len(model["classes"]), arguments.steps
-    if not model["steps"]["min"] <= steps <= model["steps"]["max"]:
-        raise InvalidRequestError(
-            f"steps must be from {model['steps']['min']} to {model['steps']['max']} for {model['name']}, "
-            f"not {steps}",
-            param="steps",
-        )
+    check_steps(model, steps)
     deadline, rows = arguments.deadline_ms, results.setdefault("rows", [])
     for number in range(1, arguments.rounds + 1):
         print(f"round {number} of {arguments.rounds}: {len(arguments.lanes)} lanes", flush=True)
@@ -157,11 +152,6 @@ def _measure(arguments: argparse.Namespace, server: ServerProcess, results: dict
         for outcome, count in row["outcomes"].items():
             if outcome not in _EXPECTED:
                 results["failures"].append(f"round {row['round']}, {row['class']}: {count} × {outcome}")
-
-
-def _capacity(arguments: argparse.Namespace, server: ServerProcess, labels: int) -> dict[str, Any]:
-    load = measure_capacity(server, arguments.clients, arguments.requests, labels, arguments.steps)
-    return capacity_row(load)
 
 
 def run(arguments: argparse.Namespace) -> bool:

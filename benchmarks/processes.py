@@ -19,7 +19,9 @@ import torch
 from benchmarks import report
 from benchmarks.client import HOST
 from benchmarks.report import ROOT, BenchmarkError
+from dd_core.bundle import find_bundle
 from dd_core.errors import InvalidRequestError
+from dd_core.manifest import read_manifest
 from server.devices.placement import WorkerSpec, usable_cores, worker_specs
 from server.models.catalog import find
 from server.settings import ENV_PREFIX
@@ -56,11 +58,11 @@ def server_configuration(chosen: argparse.Namespace) -> dict[str, Any]:
     Raises:
         DDError: no such bundle or device.
     """
-    processes = started(chosen)
+    processes, manifest = started(chosen), read_manifest(find_bundle(chosen.bundle))
     return report.configuration(
         torch.device(processes[0].device),
         processes[0].threads or torch.get_num_threads(),
-        report.identity_of(chosen.bundle),
+        {"name": manifest.name, "digest": manifest.digest},
         {**report.own_options(chosen), "processes": len(processes)},
     )
 
@@ -106,6 +108,22 @@ def run_module(
     return done.stdout
 
 
+def check_steps(model: Mapping[str, Any], steps: int) -> None:
+    """Refuse a budget that a model has no plan for.
+
+    Args:
+        model: the entry of `GET /models`.
+
+    Raises:
+        InvalidRequestError: it is out of the model's range.
+    """
+    least, most = model["steps"]["min"], model["steps"]["max"]
+    if not least <= steps <= most:
+        raise InvalidRequestError(
+            f"steps must be from {least} to {most} for {model['name']}, not {steps}", param="steps"
+        )
+
+
 def free_port() -> int:
     """A port of the loopback interface that was free a moment ago."""
     with socket.socket() as probe:
@@ -117,33 +135,28 @@ class RawLoop:
     """`benchmarks.raw_loop` in a process for each place; images and batches are shared out.
 
     Raises:
-        InvalidRequestError: the bundle or the device does not exist; the loop's own message.
-        BenchmarkError: the process ended without an answer.
+        BenchmarkError: a process ended without an answer.
     """
 
     def __init__(self, bundle: str, places: Sequence[WorkerSpec]) -> None:
-        self._processes = []
-        for place in places:
-            command = [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", place.device]
-            self._processes.append(
-                subprocess.Popen(
-                    command,
-                    env=environment(place.threads or None),
-                    text=True,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", place.device],
+                env=environment(place.threads or None),
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
             )
+            for place in places
+        ]
         try:
-            self.facts, *_ = map(_answer, self._processes)
-            if "error" in self.facts:
-                raise InvalidRequestError(self.facts["error"], param="bundle")
+            self.digest, *_ = (_answer(process)["digest"] for process in self._processes)
         except BaseException:
             self.__exit__()
             raise
 
-    def run(self, plan: str, batch: int, images: int) -> dict[str, Any]:
-        """At least `images` images, `batch` of them at a time: how many there were, and the seconds."""
+    def seconds(self, plan: str, batch: int, images: int) -> float:
+        """The time that so many images take, `batch` of them at a time."""
         used = self._processes[:batch]
         order = {"plan": plan, "batch": -(-batch // len(used)), "images": -(-images // len(used))}
         for process in used:
@@ -154,10 +167,8 @@ class RawLoop:
             except BrokenPipeError:
                 raise BenchmarkError("the raw loop has ended; its error is above") from None
         answers = [_answer(process) for process in used]
-        return {
-            "images": sum(answer["images"] for answer in answers),
-            "seconds": max(answer["seconds"] for answer in answers),
-        }
+        made = sum(answer["images"] for answer in answers)  # the last batch may have made a few more
+        return float(max(answer["seconds"] for answer in answers) * images / made)
 
     def __enter__(self) -> Self:
         return self

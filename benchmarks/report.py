@@ -31,9 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dd_core.bundle import DEFAULT_BUNDLE, find_bundle
+from dd_core.bundle import DEFAULT_BUNDLE
 from dd_core.errors import DDError, InvalidRequestError
-from dd_core.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -103,20 +102,18 @@ def _cpu_model() -> str:
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on; no host name. `load_average` above 0 means that others computed too."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts: dict[str, Any] = {
+    cuda = device.type == "cuda"
+    return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "usable_cores": usable,
         "system": f"{platform.system()} {platform.machine()}",
         "device": str(device),
-        "gpu": None,
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        **({"cuda": torch.version.cuda} if cuda else {}),
     }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-    return facts
 
 
 def software_facts() -> dict[str, str]:
@@ -151,16 +148,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def identity_of(source: str) -> dict[str, str]:
-    """Name and digest of a bundle that a server is to load.
-
-    Raises:
-        DDError: there is no such bundle, or its manifest is wrong.
-    """
-    manifest = read_manifest(find_bundle(source))
-    return {"name": manifest.name, "digest": manifest.digest}
 
 
 def random_weights(*architectures: object) -> dict[str, str]:
@@ -304,6 +291,11 @@ def _cell(form: str, row: Mapping[str, Any]) -> str | None:
 def number(value: float | None, how: str = ".2f") -> str | None:
     """A table cell; None stays None."""
     return None if value is None else format(value, how)
+
+
+def mib(size: float | None) -> str | None:
+    """A table cell of bytes; None stays None."""
+    return None if size is None else f"{size / 2**20:.0f}"
 
 
 def whole_numbers(text: str) -> list[int]:
