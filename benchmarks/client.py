@@ -8,10 +8,11 @@ what it costs itself is measured with every load (`cpu_seconds`) and filed.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import httpx
 
@@ -48,8 +49,7 @@ class Call:
         return cls("POST", "/generate", body.encode(), accept, group, starts_with)
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """Status, body and the server's name of the plan (empty where there is none)."""
 
     status: int
@@ -59,7 +59,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call; `failure` is None for a good answer, else says why in a few words."""
+    """A call that has ended; `failure` is None for a good answer, else says why in a few words."""
 
     group: str
     plan: str
@@ -88,9 +88,9 @@ class Record:
     failure: str | None = None
 
     @property
-    def seconds(self) -> float | None:
-        """From the scheduled arrival to the last byte of the reply."""
-        return None if self.done is None else self.done - self.at
+    def seconds(self) -> float:
+        """From the scheduled arrival to the last byte of the reply; infinite without one."""
+        return math.inf if self.done is None else self.done - self.at
 
     @property
     def good(self) -> bool:

@@ -272,11 +272,10 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if something failed on the way.
+    """Measure and file; False if something failed on the way.
 
     Raises:
-        DDError: no such bundle, device or plan.
-        BenchmarkError: the numbers cannot be trusted.
+        DDError: no such bundle, device or plan, or numbers that cannot be trusted.
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -304,9 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = report.parser("benchmarks.engine", "The engine alone, plan by plan.")
     parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8, 32], help="such as 1,8,32")
     parser.add_argument("--repeats", type=report.positive, default=10, help="of every plan and batch size")
-    parser.add_argument(
-        "--plans", type=lambda text: text.split(","), help="names; left out, all of the bundle"
-    )
+    parser.add_argument("--plans", type=report.names, help="names; left out, all of the bundle")
     return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.accounts import descendants
-from benchmarks.processes import ServerProcess, environment, run_module
+from benchmarks.processes import Server, environment, run_module, serving
 from dd_core.errors import InvalidRequestError
 from dd_core.hub.registry import find_spec, registry
 from dd_core.hub.spec import ModelSpec
@@ -76,7 +76,7 @@ def _hub(folder: Path) -> Iterator[str]:
 
 
 def run_server_command(arguments: Sequence[str], smoke: bool) -> None:
-    """What the process of `_step` does: `dd-server`, and at the end its own peak memory on a line.
+    """Run `dd-server` as the process of `_step`, and at the end print its own peak memory on a line.
 
     In a smoke run the published names stand for tiny models, in this process alone.
     """
@@ -106,13 +106,13 @@ def _step(arguments: Sequence[str], smoke: bool, env: dict[str, str]) -> dict[st
     return {"seconds": seconds, "peak_bytes": int(printed.splitlines()[-1])}
 
 
-def _generate(server: ServerProcess, body: Mapping[str, Any]) -> tuple[float, str, bytes]:
+def _generate(server: Server, body: Mapping[str, Any]) -> tuple[float, str, bytes]:
     started = time.perf_counter()
     reply = server.generate(body, "image/png")
     return time.perf_counter() - started, reply.headers["x-dd-plan"], reply.content
 
 
-def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
+def ask_every_budget(server: Server, rows: list[dict[str, Any]]) -> None:
     """Each plan that a budget can lead to, asked for twice: `rows` gets its name, passes and seconds.
 
     Raises:
@@ -134,16 +134,13 @@ def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
 def measure(
     spec: ModelSpec, scratch: Path, device: str, threads: int | None, smoke: bool, results: dict[str, Any]
 ) -> None:
-    """All steps of one model, in `scratch`; fills `results` as it goes.
+    """Run every step of one model, in `scratch`; fills `results` as it goes.
 
     Raises:
         BenchmarkError: a step failed, or the server's answers are wrong.
     """
-    env = environment(threads) | {
-        "HF_HOME": str(scratch / "hub-cache"),
-        "DD_HOME": str(scratch / "home"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    home, cache = str(scratch / "home"), str(scratch / "hub-cache")
+    env = environment(threads) | {"DD_HOME": home, "HF_HOME": cache, "HF_HUB_DISABLE_TELEMETRY": "1"}
     published = scratch / "published"
     print(f"{spec.name}: making files", flush=True)
     make_files(spec, published)
@@ -155,7 +152,7 @@ def measure(
     print(f"{spec.name}: serve", flush=True)
     started = time.perf_counter()
     offline = env | {"HF_HUB_OFFLINE": "1"}
-    with ServerProcess(spec.name, device, 1, offline, patience=_PATIENCE) as server:
+    with serving(spec.name, device, 1, offline, patience=_PATIENCE) as server:
         results["serve"] = {"seconds": time.perf_counter() - started}
         ask_every_budget(server, results.setdefault("plans", []))
         processes = (server.pid, *descendants(server.pid))
@@ -167,14 +164,9 @@ def table(results: Mapping[str, Any]) -> str:
     rows, plans = [], []
     for name, found in results.get("models", {}).items():
         steps = [found.get(step, {}) for step in ("pull", "convert", "serve")]
-        rows.append(
-            [
-                name,
-                report.mib(found.get("published_bytes")),
-                *(report.number(step.get("seconds"), ".0f") for step in steps),
-                *(report.mib(step.get("peak_bytes")) for step in steps),
-            ]
-        )
+        seconds = [report.number(step.get("seconds"), ".0f") for step in steps]
+        peaks = [report.mib(step.get("peak_bytes")) for step in steps]
+        rows.append([name, report.mib(found.get("published_bytes")), *seconds, *peaks])
         plans += [
             [name, row["plan"], row["passes"], report.number(min(row["seconds"]))]
             for row in found.get("plans", [])
@@ -193,7 +185,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if a model failed.
+    """Measure and file; False if a model failed.
 
     Raises:
         DDError: no such device or model.
@@ -227,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = report.parser("benchmarks.full_size", about, bundle=False)
     parser.add_argument(
         "--models",
-        type=lambda text: text.split(","),
+        type=report.names,
         default=list(MODELS),
         help=f"of {', '.join(n for n, spec in registry().items() if not spec.reads_text)}",
     )

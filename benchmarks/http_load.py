@@ -10,6 +10,7 @@ server works, and the server is idle while the raw loop does.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.client import KINDS, Call, Load, drive
-from benchmarks.processes import RawLoop, ServerProcess, check_steps, run_with_server, started
+from benchmarks.processes import RawLoop, Server, check_steps, run_with_server, started
 
 THEME = "http-load"
 # Shares of the budgets in the mixed load: the cheapest plan, the next one, the one after.
@@ -48,7 +49,7 @@ class Traffic:
 
 @dataclass
 class Level:
-    """What was measured of one traffic at one concurrency; one entry a round in each list."""
+    """Measurements of one traffic at one concurrency; one entry a round in each list."""
 
     traffic: Traffic
     clients: int
@@ -90,7 +91,7 @@ def calls(traffic: Traffic, requests: int, classes: int, first_seed: int) -> lis
 
 
 def measure(
-    level: Level, server: ServerProcess, raw: RawLoop, kind: str, wanted: list[Call], warm_up: list[Call]
+    level: Level, server: Server, raw: RawLoop, kind: str, wanted: list[Call], warm_up: list[Call]
 ) -> None:
     """One round of one level: first the raw loop, then the clients."""
     counts = Counter(call.group for call in wanted)
@@ -137,7 +138,7 @@ def summarise(level: Level) -> dict[str, Any]:
     }
 
 
-def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -> list[dict[str, Any]]:
+def client_costs(server: Server, clients: Sequence[int], requests: int) -> list[dict[str, Any]]:
     """Both clients on `GET /healthz`, where the server has next to nothing to do.
 
     What this reaches is the most that client and HTTP layer allow; a load that comes near it
@@ -208,16 +209,14 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _measure_all(arguments: argparse.Namespace, server: ServerProcess, results: dict[str, Any]) -> None:
+def _measure_all(arguments: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
     model = server.model()
     with RawLoop(arguments.bundle, started(arguments)) as raw:
         if model["weights"] != raw.digest:
             raise report.BenchmarkError("the server and the raw loop serve different weights")
         *plain, mixed = traffics(model, arguments.steps)
         most = max(arguments.concurrency)
-        pairs = [(traffic, clients) for traffic in plain for clients in arguments.concurrency] + [
-            (mixed, most)
-        ]
+        pairs = [*itertools.product(plain, arguments.concurrency), (mixed, most)]
         levels = [Level(traffic, clients, min(clients, arguments.max_batch)) for traffic, clients in pairs]
         results["client_costs"] = client_costs(server, sorted({1, most}), arguments.requests)
         seed = 0
@@ -232,8 +231,8 @@ def _measure_all(arguments: argparse.Namespace, server: ServerProcess, results: 
                 seed += arguments.requests + level.clients
                 results["loads"] = [summarise(done) for done in levels if done.loads]
     for row in results["loads"]:
-        for reason, count in row["failed"].items():
-            results["failures"].append(f"{row['load']}, {row['concurrency']} clients: {count} × {reason}")
+        who = f"{row['load']}, {row['concurrency']} clients"
+        results["failures"] += report.unexpected(who, row["failed"])
 
 
 def run(arguments: argparse.Namespace) -> bool:

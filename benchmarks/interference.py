@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import open_loop, report
 from benchmarks.client import HOST
 from benchmarks.open_loop import Arrival, OpenRun, RequestClass, bodies, run_open_loop, schedule
-from benchmarks.processes import ServerProcess, server_configuration
+from benchmarks.processes import Server, server_configuration, serving_of
 
 THEME = "interference"
 POLICIES = {"fair": "server", "fifo": "benchmarks.fifo_server"}  # the module that is run
@@ -31,7 +31,7 @@ _BODIES = 100  # that the background repeats
 _SMOKE = ("--rate", "20", "--seconds", "1", "--background", "2", "--repeats", "1")
 
 
-def pass_ms(server: ServerProcess, steps: int, images: int, repeats: int) -> float:
+def pass_ms(server: Server, steps: int, images: int, repeats: int) -> float:
     """Median time of one teacher pass over a batch of `images`, with nothing beside it.
 
     From one request for all of them: its time on the device by its passes, decoding included.
@@ -75,17 +75,15 @@ def policy_row(
 
 
 def failures(row: Mapping[str, Any]) -> list[str]:
-    """What makes a row no measurement: requests that failed, or a background that did not disturb."""
-    found = [
-        f"{row['policy']}, {phase}: {count} × {outcome}"
-        for phase, outcomes in (
-            ("idle", row["idle"]["outcomes"]),
-            ("beside the teacher", row["beside"]["outcomes"]),
-            ("teacher", row["teacher_outcomes"]),
-        )
-        for outcome, count in outcomes.items()
-        if outcome != "200"
-    ]
+    """Reasons why a row is no measurement: requests that failed, or a background that did not disturb."""
+    loads = {
+        "idle": row["idle"]["outcomes"],
+        "beside the teacher": row["beside"]["outcomes"],
+        "teacher": row["teacher_outcomes"],
+    }
+    found = []
+    for phase, outcomes in loads.items():
+        found += report.unexpected(f"{row['policy']}, {phase}", outcomes, {"200"})
     if not row["teacher_outcomes"]:
         found.append(f"{row['policy']}: no teacher request was answered meanwhile")
     return found
@@ -97,8 +95,6 @@ _EXPLANATION = (
     f"{TIMES_IDLE:.0f} times its idle value and one teacher pass, over a batch of as many images as the "
     "closed loop has clients."
 )
-
-
 _COLUMNS = {
     "policy": "{policy}",
     "idle p50 ms": "{idle[latency_ms][p50]:.1f}",
@@ -125,24 +121,23 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if a request failed.
+    """Measure and file; False if a request failed.
 
     Raises:
-        DDError: no such bundle or device.
-        BenchmarkError: a process ended.
+        DDError: no such bundle or device, or a process ended.
     """
     config = server_configuration(arguments)
     with report.filed(THEME, config, table, arguments.out) as results:
         rows = results.setdefault("policies", [])
         for policy in arguments.policies:
             print(f"policy {policy}", flush=True)
-            with ServerProcess.of(arguments, POLICIES[policy]) as server:
+            with serving_of(arguments, POLICIES[policy]) as server:
                 rows.append(_measure(arguments, policy, server))
             results["failures"].extend(failures(rows[-1]))
     return not results["failures"]
 
 
-def _measure(arguments: argparse.Namespace, policy: str, server: ServerProcess) -> dict[str, Any]:
+def _measure(arguments: argparse.Namespace, policy: str, server: Server) -> dict[str, Any]:
     model = server.model()
     labels, least, most = len(model["classes"]), model["steps"]["min"], model["steps"]["max"]
     one = RequestClass("one step", arguments.rate, {"steps": least})

@@ -13,6 +13,7 @@ Shapes: B batch, L tokens, C code dimension, V codebook size.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -31,14 +32,7 @@ from dd_core.condition import ClassCondition
 from dd_core.errors import InvalidRequestError
 from dd_core.layout import data_positions
 from dd_core.models.build import new_student, new_tokenizer
-from dd_core.models.config import (
-    LlamaGenConfig,
-    ModelConfig,
-    MultiScaleConfig,
-    TokenizerConfig,
-    VARConfig,
-    VQConfig,
-)
+from dd_core.models.config import LlamaGenConfig, ModelConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.noise import batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import Sampler, run_plan, to_pixels
@@ -51,7 +45,7 @@ SEED = 0
 class Size:
     """An architecture; `split` is the first block whose tokens stay continuous, as published."""
 
-    vq: TokenizerConfig
+    vq: MultiScaleConfig | VQConfig
     student: ModelConfig
     split: int
 
@@ -68,6 +62,7 @@ SMOKE = {
     "LlamaGen-DD-smoke": Size(VQConfig(64, 8, 32, 32, (1, 1), 1), LlamaGenConfig(2, 2, 32, 64, 8, 4, 10), 5),
 }
 ALL = SIZES | SMOKE
+_SMOKE = ("--models", ",".join(SMOKE), "--batches", "2", "--repeats", "2")
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ def peak_on_cpu(name: str, batch: int, variant: str, threads: int) -> dict[str, 
 
 
 def _report_peak(name: str, batch: int, variant: str) -> None:
-    """What the process of `peak_on_cpu` does."""
+    """The process of `peak_on_cpu`."""
     work = prepare(ALL[name], batch, torch.device("cpu"))
     before = report.resident_peak()
     VARIANTS[variant](work)
@@ -178,13 +173,12 @@ def measure(name: str, batch: int, repeats: int, device: torch.device) -> dict[s
         BenchmarkError: the numbers cannot be trusted, or a process failed.
         RuntimeError: out of memory, most likely.
     """
-    peaks: dict[str, dict[str, int]] = {}
-    for variant in VARIANTS if device.type == "cpu" else ():  # before this process holds a model, too
-        peaks[variant] = peak_on_cpu(name, batch, variant, torch.get_num_threads())
+    cpu = device.type == "cpu"
+    # Before this process holds a model, too.
+    peaks = {v: peak_on_cpu(name, batch, v, torch.get_num_threads()) for v in VARIANTS if cpu}
     work = prepare(ALL[name], batch, device)
     seconds = measure_seconds(work, repeats)
-    for variant in VARIANTS if device.type == "cuda" else ():
-        peaks[variant] = peak_on_cuda(work, variant)
+    peaks |= {v: peak_on_cuda(work, v) for v in VARIANTS if not cpu}
     more = {variant: peaks[variant]["peak"] - peaks[variant]["before"] for variant in VARIANTS}
     return {
         "model": name,
@@ -235,11 +229,10 @@ def devices_of(name: str) -> list[torch.device]:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files, a record for each device; False if something failed on the way.
+    """Measure and file, a record for each device; False if something failed on the way.
 
     Raises:
-        DDError: no such device or model.
-        BenchmarkError: the numbers cannot be trusted.
+        DDError: no such device or model, or numbers that cannot be trusted.
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -247,11 +240,10 @@ def run(arguments: argparse.Namespace) -> bool:
         name, batch, variant = arguments.peak_of
         _report_peak(name, int(batch), variant)
         return True
-    chosen = arguments.models or list(SMOKE if arguments.smoke else SIZES)
+    chosen, batches, repeats = arguments.models, arguments.batches, arguments.repeats
     unknown = [name for name in chosen if name not in ALL]
     if unknown:
         raise InvalidRequestError(f"no model {unknown[0]!r}; there are {', '.join(ALL)}", param="models")
-    batches, repeats = ([2], 2) if arguments.smoke else (arguments.batches, arguments.repeats)
     identity = report.random_weights(*(ALL[name] for name in chosen), SEED)
     options = {"models": chosen, "batches": batches, "repeats": repeats}
     good = True
@@ -259,7 +251,7 @@ def run(arguments: argparse.Namespace) -> bool:
         config = report.configuration(device, torch.get_num_threads(), identity, options)
         with report.filed(THEME, config, table, arguments.out) as results:
             results["rows"] = []
-            for name, batch in ((name, batch) for name in chosen for batch in batches):
+            for name, batch in itertools.product(chosen, batches):
                 print(f"{device}: {name}, batch {batch}", flush=True)
                 try:
                     results["rows"].append(measure(name, batch, repeats, device))
@@ -273,11 +265,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     about = "Our one-step path against a naive one. With --device auto on both CPU and CUDA."
     parser = report.parser("benchmarks.naive", about, bundle=False)
-    parser.add_argument("--models", type=lambda text: text.split(","), help=f"of {', '.join(ALL)}")
+    about = f"of {', '.join(ALL)}"
+    parser.add_argument("--models", type=report.names, default=list(SIZES), help=about)
     parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8], help="such as 1,8")
     parser.add_argument("--repeats", type=report.positive, default=5, help="of each variant")
     parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
-    return report.run_command(run, report.parse(parser, argv))
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

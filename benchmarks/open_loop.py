@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
 import urllib.parse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -53,8 +54,7 @@ class RequestClass:
     accept: str = "image/png"
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One request of a schedule: `at` seconds after zero."""
 
     at: float
@@ -122,7 +122,7 @@ def run_open_loop(
     background: tuple[int, Sequence[Arrival]] = (0, ()),
     lead: float = 0.2,
 ) -> OpenRun:
-    """Sends the schedule from a process of its own.
+    """Send the schedule from a process of its own.
 
     Args:
         background: clients of a closed loop beside it, and the requests that they repeat.
@@ -135,20 +135,16 @@ def run_open_loop(
         "host": address[0],
         "port": address[1],
         "accept": [kind.accept for kind in classes],
-        "arrivals": [[a.at, a.kind, a.body] for a in arrivals],
+        "arrivals": arrivals,
         "clients": background[0],
-        "background": [[a.at, a.kind, a.body] for a in background[1]],
+        "background": background[1],
         "lead": lead,
         "patience": _PATIENCE,
     }
     about = "the open loop's sender failed"
-    printed = run_module("benchmarks.open_client", about=about, given=json.dumps(order))
-    answer = json.loads(printed)
-    return OpenRun(
-        [Record(*row) for row in answer["records"]],
-        [Record(*row) for row in answer["background"]],
-        *(answer[key] for key in ("seconds", "cpu_seconds", "connections")),
-    )
+    answer = json.loads(run_module("benchmarks.open_client", about=about, given=json.dumps(order)))
+    records, background_records = ([Record(*row) for row in answer.pop(k)] for k in ("records", "background"))
+    return OpenRun(records, background_records, **answer)
 
 
 def summarise(
@@ -171,7 +167,8 @@ def _row(
     name: str, classes: Sequence[RequestClass], records: Sequence[Record], window: tuple[float, float]
 ) -> dict[str, Any]:
     length = window[1] - window[0]
-    in_time = sum(_in_time(record, classes[record.kind].deadline_ms) for record in records)
+    deadlines = [math.inf if kind.deadline_ms is None else kind.deadline_ms for kind in classes]
+    in_time = sum(record.good and 1e3 * record.seconds <= deadlines[record.kind] for record in records)
     refused = [record for record in records if record.status in REFUSALS and record.done is not None]
     taken = len(records) - len(refused)
     return {
@@ -179,22 +176,16 @@ def _row(
         "requests": len(records),
         "offered_per_s": len(records) / length,
         "outcomes": dict(sorted(Counter(record.outcome for record in records).items())),
-        "latency_ms": report.milliseconds([r.seconds for r in records if r.good and r.seconds is not None]),
-        "refusal_ms": report.milliseconds([r.seconds for r in refused if r.seconds is not None]),
+        "latency_ms": report.milliseconds([record.seconds for record in records if record.good]),
+        "refusal_ms": report.milliseconds([record.seconds for record in refused]),
         "in_time": in_time,
         "goodput_per_s": in_time / length,
         "kept": in_time / taken if taken else None,
     }
 
 
-def _in_time(record: Record, deadline_ms: float | None) -> bool:
-    if not record.good or record.seconds is None:
-        return False
-    return deadline_ms is None or 1e3 * record.seconds <= deadline_ms
-
-
 def sender_facts(run: OpenRun) -> dict[str, Any]:
-    """What the sender itself cost, and how late it was: its lateness is in every latency."""
+    """Facts of the sender: its cost, and how late it was: its lateness is in every latency."""
     late = [record.sent - record.at for record in run.records if record.sent is not None]
     return {
         "late_ms": report.milliseconds(late),
@@ -246,7 +237,7 @@ request_class.__name__ = "JSON object of name, rate, body, deadline_ms and accep
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Loads a running server and prints what became of the requests; False if one had no reply.
+    """Load a running server and print what became of the requests; False if one had no reply.
 
     Raises:
         InvalidRequestError: no server, or a rate that is not above 0.

@@ -26,7 +26,7 @@ import torch
 from benchmarks import report
 from benchmarks.accounts import cpu_seconds
 from benchmarks.client import HOST, Call, drive
-from benchmarks.processes import ServerProcess, run_with_server
+from benchmarks.processes import Server, run_with_server
 from dd_core import plan
 from dd_core.noise import NoiseKey
 from server.app import create_app
@@ -75,7 +75,7 @@ def message_ms(images: int, messages: int) -> float:
     return 1e3 * spent[0] / messages
 
 
-def measure(chosen: argparse.Namespace, server: ServerProcess, results: dict[str, Any]) -> None:
+def measure(chosen: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
     """Fill `results`: a level for each concurrency, the message's cost, the profile."""
     bodies = ({"label": seed % 10, "seed": seed} for seed in range(chosen.requests))
     calls = [Call.generate(json.dumps(body)) for body in bodies]
@@ -105,7 +105,7 @@ def measure(chosen: argparse.Namespace, server: ServerProcess, results: dict[str
 
 
 def _profile(chosen: argparse.Namespace, calls: Sequence[Call]) -> list[dict[str, Any]]:
-    """Where the server's event loop spends its time: the dearest functions by their own time."""
+    """A profile of the server's event loop: the dearest functions by their own time."""
     bound = bind(HOST, 0)
     settings = load_settings(device=chosen.device, max_batch=chosen.max_batch, threads=chosen.threads or 0)
     server = make_server(create_app(settings, [find(chosen.bundle)]), settings, bound)

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import open_loop, report
 from benchmarks.client import HOST, Call, Load, drive
 from benchmarks.open_loop import REFUSALS, OpenRun, RequestClass, bodies, run_open_loop, schedule
-from benchmarks.processes import ServerProcess, check_steps, run_with_server
+from benchmarks.processes import Server, check_steps, run_with_server
 from dd_core.runtime import pick_device
 
 THEME, BELOW = "overload", "open-loop"  # the second below capacity, where nothing has to be refused
@@ -29,7 +29,7 @@ _EXPECTED = {"200", "504", *map(str, REFUSALS)}
 _SMOKE = ("--clients", "4", "--requests", "20", "--seconds", "1", "--rounds", "1")
 
 
-def _capacity(chosen: argparse.Namespace, server: ServerProcess, labels: int) -> dict[str, Any]:
+def _capacity(chosen: argparse.Namespace, server: Server, labels: int) -> dict[str, Any]:
     """The row of a closed loop with so many clients that the device never waits."""
     kind = RequestClass("capacity", 1.0, {"steps": chosen.steps, "brownout": False})
     texts = bodies(kind, chosen.requests + chosen.clients, labels)
@@ -57,7 +57,7 @@ def bracket(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
 
 
 def request_class(lane: str, rate: float, steps: int, deadline_ms: float) -> RequestClass:
-    """What a lane sends."""
+    """The requests of a lane."""
     body: dict[str, Any] = {"steps": steps, "brownout": False}
     if lane == "told":
         body["deadline_ms"] = deadline_ms
@@ -67,7 +67,7 @@ def request_class(lane: str, rate: float, steps: int, deadline_ms: float) -> Req
 def lane_row(
     number: int, kind: RequestClass, run: OpenRun, window: tuple[float, float], capacity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What became of a lane in one round, against the capacity just before and just after it."""
+    """The row of a lane in one round, against the capacity just before and just after it."""
     (row,) = open_loop.summarise([kind], run.records, window)
     return row | {
         "round": number,
@@ -85,14 +85,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         mine = [row for row in rows if row["class"] == lane]
         kept = [row["kept"] for row in mine if row["kept"] is not None]
         refusals = [row["refusal_ms"] for row in mine if row["refusal_ms"]]
+        middle = {p: report.median([row[p] for row in refusals]) for p in ("p50", "p99") if refusals}
+        ratio = report.median([row["goodput_over_capacity"] for row in mine])
         found.append(
             {
                 "lane": lane,
-                "goodput_over_capacity": report.median([row["goodput_over_capacity"] for row in mine]),
+                "goodput_over_capacity": ratio,
                 "kept": report.median(kept) if kept else None,
-                "refusal_ms": {p: report.median([each[p] for each in refusals]) for p in ("p50", "p99")}
-                if refusals
-                else None,
+                "refusal_ms": middle or None,
             }
         )
     return found
@@ -104,8 +104,6 @@ _EXPLANATION = (
     "not refused at once (429, 503) whose image came within the deadline. Every time counts from the "
     f"scheduled arrival. The aim for goodput ÷ capacity with the deadline told is {_AIM}."
 )
-
-
 _COLUMNS = {
     "deadline": "{lane}",
     "goodput ÷ capacity": "{goodput_over_capacity:.2f}",
@@ -129,7 +127,7 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _measure(arguments: argparse.Namespace, server: ServerProcess, results: dict[str, Any]) -> None:
+def _measure(arguments: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
     model = server.model()
     labels, steps = len(model["classes"]), arguments.steps
     check_steps(model, steps)
@@ -149,9 +147,8 @@ def _measure(arguments: argparse.Namespace, server: ServerProcess, results: dict
             rows.append(lane_row(number, kind, done, window, capacity))
             results["summary"] = summary(rows)
     for row in rows:
-        for outcome, count in row["outcomes"].items():
-            if outcome not in _EXPECTED:
-                results["failures"].append(f"round {row['round']}, {row['class']}: {count} × {outcome}")
+        who = f"round {row['round']}, {row['class']}"
+        results["failures"] += report.unexpected(who, row["outcomes"], _EXPECTED)
 
 
 def run(arguments: argparse.Namespace) -> bool:

@@ -1,4 +1,4 @@
-"""What is compared: the real server, and the raw loop in as many processes as that has on its devices."""
+"""The real server, and the raw loop in as many processes as that has on its devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import httpx
@@ -50,7 +52,7 @@ def started(chosen: argparse.Namespace) -> list[WorkerSpec]:
 
 
 def server_configuration(chosen: argparse.Namespace) -> dict[str, Any]:
-    """What it takes to run a benchmark of a server again, with the processes that the server starts.
+    """The configuration of a benchmark of a server, with the processes that the server starts.
 
     Args:
         chosen: the command line, as for `started`.
@@ -70,7 +72,7 @@ def server_configuration(chosen: argparse.Namespace) -> dict[str, Any]:
 def run_with_server(
     theme: str,
     table: Callable[[dict[str, Any]], str],
-    measure: Callable[[argparse.Namespace, ServerProcess, dict[str, Any]], None],
+    measure: Callable[[argparse.Namespace, Server, dict[str, Any]], None],
     chosen: argparse.Namespace,
 ) -> bool:
     """File what `measure` finds out about the server of a command line; False if something failed.
@@ -80,7 +82,7 @@ def run_with_server(
         BenchmarkError: the numbers cannot be trusted, or a process ended.
     """
     config = server_configuration(chosen)
-    with report.filed(theme, config, table, chosen.out) as results, ServerProcess.of(chosen) as server:
+    with report.filed(theme, config, table, chosen.out) as results, serving_of(chosen) as server:
         measure(chosen, server, results)
     return not results["failures"]
 
@@ -190,88 +192,14 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-class ServerProcess:
-    """`dd-server serve` on a free port of the loopback interface, ready when the `with` block begins.
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready, and the requests that benchmarks make of it beside their load."""
 
-    Args:
-        threads: of each device process on a CPU; None = as the server chooses.
-        patience: seconds to load the model and to run every plan once.
-        module: run in place of `server`.
-
-    Raises:
-        BenchmarkError: it ended, or was not ready in time; with the last lines of its log.
-    """
-
-    def __init__(
-        self,
-        bundle: str,
-        device: str,
-        max_batch: int,
-        env: dict[str, str],
-        patience: float = _START,
-        threads: int | None = None,
-        module: str = "server",
-    ) -> None:
-        self.port = free_port()
-        self._command = [
-            *(sys.executable, "-m", module, "serve", bundle, "--host", HOST, "--port", str(self.port)),
-            *("--device", device, "--max-batch", str(max_batch), "--log-level", "warning"),
-            *(("--threads", str(threads)) if threads is not None else ()),
-        ]
-        self._env = env
-        self._patience = patience
-        # A connection for each request: none is found closed after a long load in between.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        self.http = httpx.Client(
-            base_url=f"http://{HOST}:{self.port}", timeout=10, limits=limits, trust_env=False
-        )
-
-    @classmethod
-    def of(cls, chosen: argparse.Namespace, module: str = "server") -> Self:
-        """The server of a command line (`bundle`, `device`, `max_batch`, `threads`)."""
-        env = environment(None)
-        return cls(chosen.bundle, chosen.device, chosen.max_batch, env, threads=chosen.threads, module=module)
-
-    def __enter__(self) -> Self:
-        self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
-        )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        _end(self._process)
-        self._log.close()
-        self.http.close()
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self._patience
-        while time.monotonic() < deadline:
-            code = self._process.poll()
-            if code is not None:
-                raise BenchmarkError(f"the server ended with exit code {code}: {self._last_lines()}")
-            try:
-                if self.http.get("/readyz").is_success:
-                    return
-            except httpx.HTTPError:
-                pass  # it does not listen before the model is loaded
-            time.sleep(0.1)
-        raise BenchmarkError(f"the server was not ready after {self._patience:.0f} s: {self._last_lines()}")
-
-    def _last_lines(self) -> str:
-        self._log.seek(0)
-        return " / ".join(self._log.read().decode(errors="replace").splitlines()[-5:])
-
-    @property
-    def pid(self) -> int:
-        """The server's process."""
-        return self._process.pid
+    port: int
+    pid: int
+    http: httpx.Client
+    patience: float  # seconds that an image may take
 
     def model(self) -> dict[str, Any]:
         """The one entry of `GET /models`."""
@@ -285,7 +213,7 @@ class ServerProcess:
             BenchmarkError: it is not 200.
         """
         headers = {"accept": accept}
-        reply = self.http.post("/generate", json=body, headers=headers, timeout=self._patience)
+        reply = self.http.post("/generate", json=body, headers=headers, timeout=self.patience)
         if reply.status_code != 200:
             raise BenchmarkError(f"{dict(body)}: status {reply.status_code}, {reply.content[:300]!r}")
         return reply
@@ -304,6 +232,74 @@ class ServerProcess:
                 break
             time.sleep(0.02)
         return images, batches
+
+
+@contextmanager
+def serving(
+    bundle: str,
+    device: str,
+    max_batch: int,
+    env: dict[str, str] | None = None,
+    patience: float = _START,
+    threads: int | None = None,
+    module: str = "server",
+) -> Iterator[Server]:
+    """`dd-server serve` on a free port of the loopback interface, ready when the block begins.
+
+    Args:
+        env: its environment; None = that of `environment`.
+        threads: of each device process on a CPU; None = as the server chooses.
+        patience: seconds to load the model and to run every plan once.
+        module: run in place of `server`.
+
+    Raises:
+        BenchmarkError: it ended, or was not ready in time; with the last lines of its log.
+    """
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", module, "serve", bundle, "--host", HOST, "--port", str(port)),
+        *("--device", device, "--max-batch", str(max_batch), "--log-level", "warning"),
+        *(("--threads", str(threads)) if threads is not None else ()),
+    ]
+    # A connection for each request: none is found closed after a long load in between.
+    limits, url = httpx.Limits(max_keepalive_connections=0), f"http://{HOST}:{port}"
+    with (
+        tempfile.TemporaryFile() as log,
+        httpx.Client(base_url=url, timeout=10, limits=limits, trust_env=False) as http,
+    ):
+        process = subprocess.Popen(
+            command, env=env or environment(None), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        try:
+            problem = _wait_until_ready(process, http, patience)
+            if problem:
+                log.seek(0)
+                last = " / ".join(log.read().decode(errors="replace").splitlines()[-5:])
+                raise BenchmarkError(f"the server {problem}: {last}")
+            yield Server(port, process.pid, http, patience)
+        finally:
+            process.terminate()
+            _end(process)
+
+
+def serving_of(chosen: argparse.Namespace, module: str = "server") -> AbstractContextManager[Server]:
+    """The server of a command line (`bundle`, `device`, `max_batch`, `threads`)."""
+    return serving(chosen.bundle, chosen.device, chosen.max_batch, threads=chosen.threads, module=module)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], http: httpx.Client, patience: float) -> str | None:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        code = process.poll()
+        if code is not None:
+            return f"ended with exit code {code}"
+        try:
+            if http.get("/readyz").is_success:
+                return None
+        except httpx.HTTPError:
+            pass  # it does not listen before the model is loaded
+        time.sleep(0.1)
+    return f"was not ready after {patience:.0f} s"
 
 
 def _end(process: subprocess.Popen[Any]) -> None:

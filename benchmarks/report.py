@@ -1,4 +1,4 @@
-"""What every benchmark shares: facts of the machine, statistics, and how a result is filed.
+"""The parts that every benchmark shares: facts of the machine, statistics, and how a result is filed.
 
     with filed(theme, configuration, table, out) as results:   # measure; fill `results`
         ...                                                    # → <out>/<theme>/<machine>-<date>.json + .md
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -21,10 +20,10 @@ import statistics
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def _cpu_model() -> str:
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on; no host name. `load_average` above 0 means that others computed too."""
+    """Facts that numbers depend on; no host name. `load_average` above 0 means that others computed too."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cuda = device.type == "cuda"
     return {
@@ -124,12 +123,7 @@ def software_facts() -> dict[str, str]:
     """
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     found = {"python": platform.python_version() + ("" if optimised else " (not an optimised build)")}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return found | {name: version(name) for name in _PACKAGES}
 
 
 def commit_facts() -> dict[str, Any]:
@@ -151,7 +145,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def random_weights(*architectures: object) -> dict[str, str]:
-    """What stands in a configuration for a bundle where there is none: name and digest of the sizes."""
+    """The entry of a configuration in place of a bundle where there is none: name and digest of the sizes."""
     text = "\n".join(map(repr, architectures))
     return {"name": "random weights", "digest": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -187,7 +181,7 @@ def machine_slug(machine: Mapping[str, Any]) -> str:
 def filed(
     theme: str, config: dict[str, Any], table: Callable[[dict[str, Any]], str], out: Path
 ) -> Iterator[dict[str, Any]]:
-    """Gives the dictionary of results to fill; files it when the block ends, also when it fails.
+    """Give the dictionary of results to fill; file it when the block ends, also when it fails.
 
     `results["failures"]`, a list that is there from the start, names what went wrong without
     ending the run. The file says `ok` only if it stays empty and the block ends well.
@@ -219,11 +213,18 @@ def _file(theme: str, config: dict[str, Any], results: dict[str, Any], body: str
     folder = out / theme
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{machine_slug(config['machine'])}-{config['date'][:10]}"
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    path = next(path for name in names if not (path := folder / f"{name}.json").exists())
+    path, number = folder / f"{stem}.json", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(_page(record, body), encoding="utf-8")
     print(f"{body}\n\nfiled as {theme}/{path.stem}.json and .md ({record['status']})")
+
+
+def unexpected(who: str, outcomes: Mapping[str, int], expected: Container[str] = ()) -> list[str]:
+    """The failures of a load: how many requests had each outcome that is not expected."""
+    return [f"{who}: {count} × {told}" for told, count in outcomes.items() if told not in expected]
 
 
 def describe(error: BaseException) -> str:
@@ -237,7 +238,10 @@ def _page(record: dict[str, Any], body: str) -> str:
     machine, software = config["machine"], config["software"]
     changed = {None: "", False: "", True: " with changes"}[commit["changed"]]
     device = f"{machine['device']} ({machine['gpu']})" if machine["gpu"] else machine["device"]
-    options = ", ".join(f"{key} = {_shown(value)}" for key, value in config["options"].items())
+    options = {
+        key: " ".join(map(str, value)) if isinstance(value, list) else value
+        for key, value in config["options"].items()
+    }
     rows = [
         ["status", record["status"]],
         ["date", config["date"]],
@@ -249,17 +253,13 @@ def _page(record: dict[str, Any], body: str) -> str:
         ["software", ", ".join(f"{name} {number}" for name, number in software.items())],
         ["bundle", f"{config['bundle']['name']} `{config['bundle']['digest'][:16]}`"],
         ["commit", f"{commit['hash'] or 'unknown'}{changed}"],
-        ["options", options],
+        ["options", ", ".join(f"{key} = {value}" for key, value in options.items())],
     ]
-    failures = [f"- {failure}" for failure in record["results"]["failures"]]
+    failures = record["results"]["failures"]
     parts = [f"# {record['theme']}", markdown_table(["configuration", ""], rows), body]
     if failures:
-        parts.append("\n".join(["**Failures**", "", *failures]))
+        parts.append("\n".join(["**Failures**", "", *(f"- {failure}" for failure in failures)]))
     return "\n\n".join(parts) + "\n"
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -298,17 +298,6 @@ def mib(size: float | None) -> str | None:
     return None if size is None else f"{size / 2**20:.0f}"
 
 
-def whole_numbers(text: str) -> list[int]:
-    """The type of an option such as `1,8,32`: positive whole numbers."""
-    values = [int(part) for part in text.split(",")]
-    if min(values) < 1:
-        raise ValueError(text)
-    return values
-
-
-whole_numbers.__name__ = "list of positive whole numbers"  # argparse shows it in its message
-
-
 def positive(text: str) -> int:
     """The type of an option that is a positive whole number."""
     value = int(text)
@@ -317,7 +306,18 @@ def positive(text: str) -> int:
     return value
 
 
-positive.__name__ = "positive whole number"
+def whole_numbers(text: str) -> list[int]:
+    """The type of an option such as `1,8,32`: positive whole numbers."""
+    return [positive(part) for part in text.split(",")]
+
+
+positive.__name__ = "positive whole number"  # argparse shows it in its message
+whole_numbers.__name__ = "list of positive whole numbers"
+
+
+def names(text: str) -> list[str]:
+    """The type of an option such as `a,b`."""
+    return text.split(",")
 
 
 def parser(name: str, about: str, *, bundle: bool = True) -> argparse.ArgumentParser:
@@ -346,7 +346,7 @@ def own_options(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_command(run: Callable[[argparse.Namespace], bool], arguments: argparse.Namespace) -> int:
-    """Runs a benchmark as a command; 0, 1 for a run that was filed as failed, 2 for a user's error."""
+    """Run a benchmark as a command; 0, 1 for a run that was filed as failed, 2 for a user's error."""
     # As Ctrl-C does: a run that is ended is filed, and the processes that it started are ended too.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import report
 from benchmarks.accounts import descendants, resident
 from benchmarks.client import Call, drive
-from benchmarks.processes import ServerProcess, run_with_server
+from benchmarks.processes import Server, run_with_server
 
 THEME = "soak"
 _ROUNDS = 20
@@ -48,7 +48,7 @@ def growth(requests: Sequence[int], memory: Sequence[int]) -> float:
     return float(np.polyfit(requests[half:], memory[half:], 1)[0])
 
 
-def measure(chosen: argparse.Namespace, server: ServerProcess, results: dict[str, Any]) -> None:
+def measure(chosen: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
     """Fill `results` with the memory of the server and its device processes after each round."""
     each = max(1, chosen.requests // _ROUNDS)
     results["rounds"] = []
