@@ -242,12 +242,6 @@ _PLANS = {
     "images/s": "{images_per_s:.1f}",
     "speed-up over the teacher": "{shown}",
 }
-_STAGES = {
-    "batch": "{batch}",
-    "plan": "{plan}",
-    **{name: f"{{median_ms[{name}]:.2f}} ({{share[{name}]:.0%}})" for name in STAGES},
-    "sum ÷ whole call": "{sum_over_whole_call:.2f}",
-}
 _EXACTNESS = {
     "batch": "{batch}",
     "plan": "{plan}",
@@ -260,11 +254,20 @@ def table(results: Mapping[str, Any]) -> str:
     plans = [{**row, "mark": "" if row["offered"] else " ∗"} for row in results.get("plans", [])]
     for row in plans:
         row["shown"] = (report.number(row["speed_up"]) or "–") if row["error"] is None else "failed"
+    stages = [
+        [
+            row["batch"],
+            row["plan"],
+            *(f"{row['median_ms'][name]:.2f} ({row['share'][name]:.0%})" for name in STAGES),
+            report.number(row["sum_over_whole_call"]),
+        ]
+        for row in results.get("stages", [])
+    ]
     parts = [
         "Whole calls, from labels and seeds to pixels (∗ not offered, for comparison):",
         report.table(_PLANS, plans),
         "Stages of the 1-step plan, in ms:",
-        report.table(_STAGES, results.get("stages", [])),
+        report.markdown_table(["batch", "plan", *STAGES, "sum ÷ whole call"], stages),
         "What it costs that an image has the same bytes in every batch:",
         report.table(_EXACTNESS, results.get("exactness", [])),
     ]
