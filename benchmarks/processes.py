@@ -105,8 +105,9 @@ def run_module(
         command, env=env or environment(None), input=given, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise BenchmarkError(f"{about}: {last}")
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        # Of a traceback the error itself; else all, since a message may go over several lines.
+        raise BenchmarkError(f"{about}: {said.splitlines()[-1] if 'Traceback' in said else said[-400:]}")
     return done.stdout
 
 
