@@ -1,4 +1,4 @@
-"""What processes have cost so far, from /proc (Linux)."""
+"""Processor time and memory of processes, from /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def resident(pid: int) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below `pid`."""
+    """Every process below `pid`."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in map(int, (task / "children").read_text(encoding="utf-8").split()):

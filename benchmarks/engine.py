@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, starmap
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from dd_core.sampling import Sampler, run_plan, sample_images, to_pixels
 THEME = "engine"
 STAGES = ("noise", "plan", "decode", "to_uint8")
 Keys = list[tuple[int, int]]
+_SMOKE = ("--batches", "1,2", "--repeats", "2")
 
 
 @dataclass(frozen=True)
@@ -92,36 +94,22 @@ def time_lane(lane: Lane, labels: list[int], keys: Keys) -> float:
     return time.perf_counter() - started
 
 
-class Marks:
-    """Points in time between stages: the clock on a CPU, events in the stream on CUDA.
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    """A point in time between stages: the clock on a CPU, an event in the stream on CUDA.
 
     Events do not make the CPU wait between stages, which would hide that it prepares one stage
     while the GPU is still at the one before. An event that is recorded on an idle stream happens
     at once, so work on the CPU before the first kernel is seen as well.
     """
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._times: list[float] = []
-        self._events: list[torch.cuda.Event] = []
-        _synchronise(device)
 
-    def add(self) -> None:
-        """Mark this point."""
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
-            self._events.append(event)
-        else:
-            self._times.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Between each mark and the next."""
-        if self._device.type == "cuda":
-            _synchronise(self._device)
-            pairs = zip(self._events[:-1], self._events[1:], strict=True)
-            return [a.elapsed_time(b) / 1e3 for a, b in pairs]
-        return [b - a for a, b in zip(self._times[:-1], self._times[1:], strict=True)]
+def _seconds(start: Any, end: Any) -> float:
+    return float(end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3)
 
 
 @torch.inference_mode()
@@ -132,19 +120,21 @@ def run_stages(
 
     `noise` holds the copy to the device and `to_uint8` the copy back.
     """
-    marks = Marks(sampler.device)
-    marks.add()
+    device = sampler.device
+    _synchronise(device)
+    marks = [_mark(device)]
     noise, uniform = batch_noise(keys, sampler.layout, sampler.codebook_VC.shape[1])
-    cond = as_condition(labels).to(sampler.device)
-    noise, uniform = (t.to(sampler.device, non_blocking=True) for t in (noise, uniform))
-    marks.add()
+    cond = as_condition(labels).to(device)
+    noise, uniform = (t.to(device, non_blocking=True) for t in (noise, uniform))
+    marks.append(_mark(device))
     codes = run_plan(sampler, plan, cond, noise, uniform)
-    marks.add()
+    marks.append(_mark(device))
     image = sampler.to_images(codes)
-    marks.add()
+    marks.append(_mark(device))
     pixels = to_pixels(image).cpu()
-    marks.add()
-    return pixels, dict(zip(STAGES, marks.seconds(), strict=True))
+    marks.append(_mark(device))
+    _synchronise(device)
+    return pixels, dict(zip(STAGES, starmap(_seconds, pairwise(marks)), strict=True))
 
 
 @dataclass
@@ -195,40 +185,36 @@ def summarise(
     lanes: Sequence[Lane], samples: Samples, batch: int, teacher: str | None
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of one batch size, from its own samples alone: `plans`, `exactness`, `stages`."""
-    plans = [_plan_row(lane, samples, batch, teacher) for lane in lanes]
     exactness = []
     for lane in lanes:
         exact, inexact = samples.lanes.get(lane.plan.name, []), samples.lanes[lane.name]
         if not lane.sampler.exact and exact and len(exact) == len(inexact):
             ratio = report.paired_ratio(exact, inexact)
             exactness.append({"batch": batch, "plan": lane.plan.name, "exact_over_not_exact": ratio})
-    first = lanes[0].name
-    return {"plans": plans, "exactness": exactness, "stages": _stage_rows(first, samples, batch)}
+    return {
+        "plans": [_plan_row(lane, samples, batch, teacher) for lane in lanes],
+        "exactness": exactness,
+        "stages": _stage_rows(lanes[0].name, samples, batch),
+    }
 
 
 def _plan_row(lane: Lane, samples: Samples, batch: int, teacher: str | None) -> dict[str, Any]:
-    seconds = samples.lanes[lane.name]
-    row: dict[str, Any] = {
+    seconds, error = samples.lanes[lane.name], samples.errors.get(lane.name)
+    reference = samples.lanes.get(teacher, []) if teacher else []
+    good, paired = error is None and bool(seconds), len(reference) == len(seconds)
+    return {
         "batch": batch,
         "plan": lane.name,
         "passes": lane.plan.cost,
         "offered": lane.offered,
         "exact": lane.sampler.exact,
-        "error": samples.errors.get(lane.name),
+        "error": error,
         "seconds": seconds,
-        "median_ms": None,
-        "p95_ms": None,
-        "images_per_s": None,
-        "speed_up": None,
+        "median_ms": 1e3 * report.median(seconds) if good else None,
+        "p95_ms": 1e3 * report.percentile(seconds, 95) if good else None,
+        "images_per_s": batch / report.median(seconds) if good else None,
+        "speed_up": report.paired_ratio(reference, seconds) if good and paired else None,
     }
-    if row["error"] is None and seconds:
-        middle = report.median(seconds)
-        row |= {"median_ms": 1e3 * middle, "p95_ms": 1e3 * report.percentile(seconds, 95)}
-        row["images_per_s"] = batch / middle
-        reference = samples.lanes.get(teacher, []) if teacher else []
-        if len(reference) == len(seconds):
-            row["speed_up"] = report.paired_ratio(reference, seconds)
-    return row
 
 
 def _stage_rows(plan: str, samples: Samples, batch: int) -> list[dict[str, Any]]:
@@ -236,31 +222,38 @@ def _stage_rows(plan: str, samples: Samples, batch: int) -> list[dict[str, Any]]
         return []
     middle = {name: report.median(samples.stages[name]) for name in STAGES}
     total = sum(middle.values())
-    return [
-        {
-            "batch": batch,
-            "plan": plan,
-            "median_ms": {name: 1e3 * middle[name] for name in STAGES},
-            "share": {name: middle[name] / total for name in STAGES},
-            # Near 1, or the stages are not what the call spends its time on.
-            "sum_over_whole_call": total / report.median(samples.lanes[plan]),
-        }
-    ]
+    row = {
+        "batch": batch,
+        "plan": plan,
+        "median_ms": {name: 1e3 * middle[name] for name in STAGES},
+        "share": {name: middle[name] / total for name in STAGES},
+        # Near 1, or the stages are not what the call spends its time on.
+        "sum_over_whole_call": total / report.median(samples.lanes[plan]),
+    }
+    return [row]
+
+
+_PLANS = {
+    "batch": "{batch}",
+    "plan": "{plan}{mark}",
+    "passes": "{passes}",
+    "median ms": "{median_ms:.2f}",
+    "p95 ms": "{p95_ms:.2f}",
+    "images/s": "{images_per_s:.1f}",
+    "speed-up over the teacher": "{shown}",
+}
+_EXACTNESS = {
+    "batch": "{batch}",
+    "plan": "{plan}",
+    "exact ÷ not exact, time": "{exact_over_not_exact:.2f}",
+}
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    plans = [
-        [
-            row["batch"],
-            row["plan"] + ("" if row["offered"] else " ∗"),
-            row["passes"],
-            *(report.number(row[key]) for key in ("median_ms", "p95_ms")),
-            report.number(row["images_per_s"], ".1f"),
-            report.number(row["speed_up"]) if row["error"] is None else "failed",
-        ]
-        for row in results.get("plans", [])
-    ]
+    plans = [{**row, "mark": "" if row["offered"] else " ∗"} for row in results.get("plans", [])]
+    for row in plans:
+        row["shown"] = (report.number(row["speed_up"]) or "–") if row["error"] is None else "failed"
     stages = [
         [
             row["batch"],
@@ -270,29 +263,22 @@ def table(results: Mapping[str, Any]) -> str:
         ]
         for row in results.get("stages", [])
     ]
-    exactness = [
-        [row["batch"], row["plan"], report.number(row["exact_over_not_exact"])]
-        for row in results.get("exactness", [])
+    parts = [
+        "Whole calls, from labels and seeds to pixels (∗ not offered, for comparison):",
+        report.table(_PLANS, plans),
+        "Stages of the 1-step plan, in ms:",
+        report.markdown_table(["batch", "plan", *STAGES, "sum ÷ whole call"], stages),
+        "What it costs that an image has the same bytes in every batch:",
+        report.table(_EXACTNESS, results.get("exactness", [])),
     ]
-    columns = ["batch", "plan", "passes", "median ms", "p95 ms", "images/s", "speed-up over the teacher"]
-    return "\n\n".join(
-        [
-            "Whole calls, from labels and seeds to pixels (∗ not offered, for comparison):",
-            report.markdown_table(columns, plans),
-            "Stages of the 1-step plan, in ms:",
-            report.markdown_table(["batch", "plan", *STAGES, "sum ÷ whole call"], stages),
-            "What it costs that an image has the same bytes in every batch:",
-            report.markdown_table(["batch", "plan", "exact ÷ not exact, time"], exactness),
-        ]
-    )
+    return "\n\n".join(parts)
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if something failed on the way.
+    """Measure and file; False if something failed on the way.
 
     Raises:
-        DDError: no such bundle, device or plan.
-        BenchmarkError: the numbers cannot be trusted.
+        DDError: no such bundle, device or plan, or numbers that cannot be trusted.
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -300,9 +286,8 @@ def run(arguments: argparse.Namespace) -> bool:
     bundle = load_bundle(arguments.bundle, device)
     lanes = lanes_of(bundle, arguments.plans)
     teacher = teacher_name([Preset(lane.plan) for lane in lanes])
-    options = {key: getattr(arguments, key) for key in ("bundle", "batches", "repeats", "plans")}
     identity = {"name": bundle.name, "digest": bundle.digest}
-    config = report.configuration(device, torch.get_num_threads(), identity, options)
+    config = report.configuration(device, torch.get_num_threads(), identity, report.own_options(arguments))
     with report.filed(THEME, config, table, arguments.out) as results:
         for batch in arguments.batches:
             print(f"batch {batch}: {len(lanes)} lanes, {arguments.repeats} repeats", flush=True)
@@ -316,24 +301,13 @@ def run(arguments: argparse.Namespace) -> bool:
     return not results["failures"]
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.engine", description="The engine alone, plan by plan."
-    )
-    report.bundle_option(parser)
-    report.common_options(parser)
-    parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8, 32], help="such as 1,8,32")
-    parser.add_argument("--repeats", type=report.positive, default=10, help="of every plan and batch size")
-    parser.add_argument(
-        "--plans", type=lambda text: text.split(","), help="names; left out, all of the bundle"
-    )
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    parser = report.parser("benchmarks.engine", "The engine alone, plan by plan.")
+    parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8, 32], help="such as 1,8,32")
+    parser.add_argument("--repeats", type=report.positive, default=10, help="of every plan and batch size")
+    parser.add_argument("--plans", type=report.names, help="names; left out, all of the bundle")
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ its own, so that its peak is its own.
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import mmap
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +23,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.accounts import descendants
-from benchmarks.processes import HOST, ServerProcess, environment
+from benchmarks.processes import Server, environment, run_module, serving
 from dd_core.errors import InvalidRequestError
 from dd_core.hub.registry import find_spec, registry
 from dd_core.hub.spec import ModelSpec
@@ -38,7 +35,6 @@ MODELS = ("var-dd-d16", "llamagen-dd-l")
 SEED = 7
 # Warm-up runs every plan: 401 passes for LlamaGen-L, which a busy machine may take long for.
 _PATIENCE = 3600.0
-_MIB = 2**20
 
 
 def specs_of(names: Sequence[str], smoke: bool) -> dict[str, ModelSpec]:
@@ -59,37 +55,28 @@ def make_files(spec: ModelSpec, folder: Path) -> None:
         torch.save(content_of(spec, part, modules.pop(part)), path)
 
 
-def serve_files(folder: Path) -> None:
-    """The stand-in hub over `folder`, until standard input ends; prints its address."""
-    hub = FakeHub()
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        key = path.relative_to(folder).as_posix()
-        with path.open("rb") as file:
-            hub.files[key] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        hub.sha256(key)  # gigabytes: a client would not wait for it
-    with hub.running():
-        print(hub.url, flush=True)
-        sys.stdin.read()
-
-
 @contextmanager
-def _hub(folder: Path, env: dict[str, str]) -> Iterator[str]:
-    command = [sys.executable, "-m", "benchmarks.full_size", "--hub", str(folder)]
-    process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None and process.stdout is not None
+def _hub(folder: Path) -> Iterator[str]:
+    """The address of a stand-in hub over `folder`.
+
+    Raises:
+        BenchmarkError: a file cannot be served.
+    """
+    hub = FakeHub()
     try:
-        url = process.stdout.readline().strip()
-        if not url:  # an empty HF_ENDPOINT would mean the real hub
-            raise report.BenchmarkError("the stand-in hub did not start; its error is above")
-        yield url
-    finally:
-        process.stdin.close()
-        process.wait(30)
-        process.stdout.close()
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            key = path.relative_to(folder).as_posix()
+            with path.open("rb") as file:
+                hub.files[key] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            hub.sha256(key)  # gigabytes: a client would not wait for it
+    except (OSError, ValueError) as error:
+        raise report.BenchmarkError(f"the stand-in hub did not start: {error}") from error
+    with hub.running():
+        yield hub.url
 
 
 def run_server_command(arguments: Sequence[str], smoke: bool) -> None:
-    """What the process of `_step` does: `dd-server`, and at the end its own peak memory on a line.
+    """Run `dd-server` as the process of `_step`, and at the end print its own peak memory on a line.
 
     In a smoke run the published names stand for tiny models, in this process alone.
     """
@@ -110,39 +97,22 @@ def _step(arguments: Sequence[str], smoke: bool, env: dict[str, str]) -> dict[st
     Raises:
         BenchmarkError: it failed; with what it said.
     """
-    command = [sys.executable, "-m", "benchmarks.full_size", *(["--smoke"] if smoke else [])]
     started = time.perf_counter()
-    done = subprocess.run(
-        [*command, "--as-server", *arguments], env=env, capture_output=True, text=True, check=False
-    )
+    printed = run_module(
+        "benchmarks.full_size", *(["--smoke"] if smoke else []), "--as-server", *arguments,
+        env=env, about=f"dd-server {' '.join(arguments)}",
+    )  # fmt: skip
     seconds = time.perf_counter() - started
-    if done.returncode:
-        said = done.stderr.strip() or f"exit status {done.returncode}"
-        raise report.BenchmarkError(f"dd-server {' '.join(arguments)}: {said[-400:]}")
-    return {"seconds": seconds, "peak_bytes": int(done.stdout.splitlines()[-1])}
+    return {"seconds": seconds, "peak_bytes": int(printed.splitlines()[-1])}
 
 
-def _generate(port: int, body: Mapping[str, Any]) -> tuple[float, str, bytes]:
-    """Seconds, plan and image of one request.
-
-    Raises:
-        BenchmarkError: it was refused or failed.
-    """
-    connection = http.client.HTTPConnection(HOST, port, timeout=_PATIENCE)
-    headers = {"accept": "image/png", "content-type": "application/json"}
+def _generate(server: Server, body: Mapping[str, Any]) -> tuple[float, str, bytes]:
     started = time.perf_counter()
-    try:
-        connection.request("POST", "/generate", json.dumps(body), headers)
-        reply = connection.getresponse()
-        content = reply.read()
-    finally:
-        connection.close()
-    if reply.status != 200:
-        raise report.BenchmarkError(f"{dict(body)}: status {reply.status}, {content[:300]!r}")
-    return time.perf_counter() - started, reply.headers["x-dd-plan"], content
+    reply = server.generate(body, "image/png")
+    return time.perf_counter() - started, reply.headers["x-dd-plan"], reply.content
 
 
-def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
+def ask_every_budget(server: Server, rows: list[dict[str, Any]]) -> None:
     """Each plan that a budget can lead to, asked for twice: `rows` gets its name, passes and seconds.
 
     Raises:
@@ -150,46 +120,39 @@ def ask_every_budget(server: ServerProcess, rows: list[dict[str, Any]]) -> None:
     """
     entry = server.model()
     for budget in entry["budgets"]:
-        request = {
-            "label": len(entry["classes"]) - 1,
-            "seed": SEED,
-            "steps": budget["from"],
-            "brownout": False,
-        }
+        label, steps = len(entry["classes"]) - 1, budget["from"]
+        request = {"label": label, "seed": SEED, "steps": steps, "brownout": False}
         print(f"{entry['name']}: {budget['plan']}", flush=True)
-        first, again = _generate(server.port, request), _generate(server.port, request)
+        first, again = _generate(server, request), _generate(server, request)
         if first[1] != budget["plan"]:
             raise report.BenchmarkError(f"{entry['name']}: {first[1]} answered for {budget['plan']}")
         if first[2] != again[2]:
             raise report.BenchmarkError(f"{entry['name']}, {first[1]}: other bytes the second time")
-        rows.append({"plan": first[1], "passes": budget["from"], "seconds": [first[0], again[0]]})
+        rows.append({"plan": first[1], "passes": steps, "seconds": [first[0], again[0]]})
 
 
 def measure(
     spec: ModelSpec, scratch: Path, device: str, threads: int | None, smoke: bool, results: dict[str, Any]
 ) -> None:
-    """All steps of one model, in `scratch`; fills `results` as it goes.
+    """Run every step of one model, in `scratch`; fills `results` as it goes.
 
     Raises:
         BenchmarkError: a step failed, or the server's answers are wrong.
     """
-    env = environment(threads) | {
-        "HF_HOME": str(scratch / "hub-cache"),
-        "DD_HOME": str(scratch / "home"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    home, cache = str(scratch / "home"), str(scratch / "hub-cache")
+    env = environment(threads) | {"DD_HOME": home, "HF_HOME": cache, "HF_HUB_DISABLE_TELEMETRY": "1"}
     published = scratch / "published"
     print(f"{spec.name}: making files", flush=True)
     make_files(spec, published)
     results["published_bytes"] = sum(p.stat().st_size for p in published.rglob("*") if p.is_file())
-    with _hub(published, env) as url:
+    with _hub(published) as url:
         for step in ("pull", "convert"):
             print(f"{spec.name}: {step}", flush=True)
             results[step] = _step([step, spec.name], smoke, env | {"HF_ENDPOINT": url})
     print(f"{spec.name}: serve", flush=True)
     started = time.perf_counter()
     offline = env | {"HF_HUB_OFFLINE": "1"}
-    with ServerProcess(spec.name, device, 1, offline, patience=_PATIENCE) as server:
+    with serving(spec.name, device, 1, offline, patience=_PATIENCE) as server:
         results["serve"] = {"seconds": time.perf_counter() - started}
         ask_every_budget(server, results.setdefault("plans", []))
         processes = (server.pid, *descendants(server.pid))
@@ -201,14 +164,9 @@ def table(results: Mapping[str, Any]) -> str:
     rows, plans = [], []
     for name, found in results.get("models", {}).items():
         steps = [found.get(step, {}) for step in ("pull", "convert", "serve")]
-        rows.append(
-            [
-                name,
-                report.number(_mib(found.get("published_bytes")), ".0f"),
-                *(report.number(step.get("seconds"), ".0f") for step in steps),
-                *(report.number(_mib(step.get("peak_bytes")), ".0f") for step in steps),
-            ]
-        )
+        seconds = [report.number(step.get("seconds"), ".0f") for step in steps]
+        peaks = [report.mib(step.get("peak_bytes")) for step in steps]
+        rows.append([name, report.mib(found.get("published_bytes")), *seconds, *peaks])
         plans += [
             [name, row["plan"], row["passes"], report.number(min(row["seconds"]))]
             for row in found.get("plans", [])
@@ -217,30 +175,21 @@ def table(results: Mapping[str, Any]) -> str:
         "model", "files, MiB", "pull, s", "convert, s", "start to ready, s",
         "pull, peak MiB", "convert, peak MiB", "serve, peak MiB",
     ]  # fmt: skip
-    about = "Random weights in the published files. A server is ready once it has run every plan:"
-    return "\n\n".join(
-        [
-            about,
-            report.markdown_table(columns, rows),
-            "One image over HTTP, the faster of two:",
-            report.markdown_table(["model", "plan", "passes", "seconds"], plans),
-        ]
-    )
-
-
-def _mib(size: float | None) -> float | None:
-    return None if size is None else size / _MIB
+    parts = [
+        "Random weights in the published files. A server is ready once it has run every plan:",
+        report.markdown_table(columns, rows),
+        "One image over HTTP, the faster of two:",
+        report.markdown_table(["model", "plan", "passes", "seconds"], plans),
+    ]
+    return "\n\n".join(parts)
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if a model failed.
+    """Measure and file; False if a model failed.
 
     Raises:
         DDError: no such device or model.
     """
-    if arguments.hub is not None:
-        serve_files(arguments.hub)
-        return True
     if arguments.as_server is not None:
         run_server_command(arguments.as_server, arguments.smoke)
         return True
@@ -264,28 +213,19 @@ def run(arguments: argparse.Namespace) -> bool:
     return not results["failures"]
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.full_size", description="Published sizes on this machine, from hub to image."
-    )
-    report.common_options(parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    about = "Published sizes on this machine, from hub to image."
+    parser = report.parser("benchmarks.full_size", about, bundle=False)
     parser.add_argument(
         "--models",
-        type=lambda text: text.split(","),
+        type=report.names,
         default=list(MODELS),
         help=f"of {', '.join(n for n, spec in registry().items() if not spec.reads_text)}",
     )
     parser.add_argument("--scratch", type=Path, help="where about 12 GB fit for a while; left out, /tmp")
-    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
-    parser.add_argument("--hub", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--as-server", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    return report.run_command(run, report.parse(parser, argv))
 
 
 if __name__ == "__main__":

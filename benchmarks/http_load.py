@@ -10,6 +10,7 @@ server works, and the server is idle while the raw loop does.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -19,20 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import report
-from benchmarks.client import KINDS, PNG, Call, Kind, Load, drive
-from benchmarks.processes import (
-    HOST,
-    RawLoop,
-    ServerProcess,
-    environment,
-    server_configuration,
-    started,
-)
-from dd_core.errors import InvalidRequestError
+from benchmarks.client import KINDS, Call, Load, drive
+from benchmarks.processes import RawLoop, Server, check_steps, run_with_server, started
 
 THEME = "http-load"
 # Shares of the budgets in the mixed load: the cheapest plan, the next one, the one after.
 MIX = (7, 2, 1)
+_SMOKE = ("--concurrency", "1,2", "--requests", "10", "--rounds", "1")
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class Traffic:
 
 @dataclass
 class Level:
-    """What was measured of one traffic at one concurrency; one entry a round in each list."""
+    """Measurements of one traffic at one concurrency; one entry a round in each list."""
 
     traffic: Traffic
     clients: int
@@ -76,13 +70,9 @@ def traffics(model: Mapping[str, Any], steps: Sequence[int]) -> list[Traffic]:
     Raises:
         InvalidRequestError: a budget that the model has no plan for.
     """
-    least, most = model["steps"]["min"], model["steps"]["max"]
 
     def plan(budget: int) -> str:
-        if not least <= budget <= most:
-            raise InvalidRequestError(
-                f"steps must be from {least} to {most} for {model['name']}, not {budget}", param="steps"
-            )
+        check_steps(model, budget)
         return next(str(run["plan"]) for run in model["budgets"] if run["from"] <= budget <= run["to"])
 
     found = [Traffic(f"steps {budget}", {budget: 1}, {budget: plan(budget)}) for budget in steps]
@@ -96,23 +86,18 @@ def calls(traffic: Traffic, requests: int, classes: int, first_seed: int) -> lis
     made = []
     for number, budget in enumerate(traffic.budgets(requests)):
         body = {"label": number % classes, "steps": budget, "seed": first_seed + number, "brownout": False}
-        made.append(
-            Call("POST", "/generate", json.dumps(body).encode(), "image/png", traffic.plans[budget], PNG)
-        )
+        made.append(Call.generate(json.dumps(body), group=traffic.plans[budget]))
     return made
 
 
 def measure(
-    level: Level, server: ServerProcess, raw: RawLoop, kind: Kind, wanted: list[Call], warm_up: list[Call]
+    level: Level, server: Server, raw: RawLoop, kind: str, wanted: list[Call], warm_up: list[Call]
 ) -> None:
     """One round of one level: first the raw loop, then the clients."""
-    seconds = 0.0
-    for plan, count in Counter(call.group for call in wanted).items():
-        made = raw.run(plan, level.raw_batch, count)
-        seconds += made["seconds"] * count / made["images"]  # the last batch may have made a few more
-    level.raw_seconds.append(seconds)
+    counts = Counter(call.group for call in wanted)
+    level.raw_seconds.append(sum(raw.seconds(plan, level.raw_batch, n) for plan, n in counts.items()))
     images, batches = server.batches()
-    load = drive(kind, HOST, server.port, level.clients, wanted, warm_up)
+    load = drive(server.port, level.clients, wanted, warm_up, kind)
     level.loads.append(load)
     answered = sum(outcome.failure is None for outcome in load.outcomes)
     images_after, batches_after = server.batches(images + answered + len(warm_up))
@@ -124,55 +109,36 @@ def summarise(level: Level) -> dict[str, Any]:
     """A level's row, from its own numbers alone. Requests that failed count in no rate and no latency."""
     outcomes = [outcome for load in level.loads for outcome in load.outcomes]
     good = [outcome for outcome in outcomes if outcome.failure is None]
-    failures = Counter(outcome.failure for outcome in outcomes if outcome.failure is not None)
-    row: dict[str, Any] = {
-        "load": level.traffic.name,
-        "plans": sorted(set(level.traffic.plans.values())),
-        "concurrency": level.clients,
-        "requests": len(outcomes),
-        "failed": dict(failures),
-        "requests_per_s": None,
-        "latency_ms": None,
-        "latency_ms_by_plan": {},
-        "raw_batch": level.raw_batch,
-        "raw_images_per_s": None,
-        "served_over_raw": None,
-        "rounds": [],
-        "mean_batch": level.images / level.batches if level.batches else None,
-        "client_cpu_ms_per_request": None,
-        "client_cpu_share": None,
-    }
-    if not good:
-        return row
     seconds = sum(load.seconds for load in level.loads)
     cpu = sum(load.cpu_seconds for load in level.loads)
-    row["requests_per_s"] = len(good) / seconds
-    row["latency_ms"] = latencies([outcome.seconds for outcome in good])
-    for plan in row["plans"]:
-        mine = [outcome.seconds for outcome in good if outcome.plan == plan]
-        if mine:
-            row["latency_ms_by_plan"][plan] = latencies(mine)
-    row["client_cpu_ms_per_request"] = 1e3 * cpu / len(outcomes)
-    row["client_cpu_share"] = cpu / seconds
-    row["rounds"] = [
-        {
-            "served_per_s": sum(o.failure is None for o in load.outcomes) / load.seconds,
-            "raw_per_s": len(load.outcomes) / raw,
-        }
-        for load, raw in zip(level.loads, level.raw_seconds, strict=True)
-    ]
-    served, raw_rates = ([r[key] for r in row["rounds"]] for key in ("served_per_s", "raw_per_s"))
-    row["raw_images_per_s"] = report.median(raw_rates)
-    row["served_over_raw"] = report.paired_ratio(served, raw_rates)
-    return row
+    served = [sum(o.failure is None for o in load.outcomes) / load.seconds for load in level.loads]
+    pairs = zip(level.loads, level.raw_seconds, strict=True)
+    raw = [len(load.outcomes) / raw_seconds for load, raw_seconds in pairs]
+    plans = sorted(set(level.traffic.plans.values()))
+    by_plan = {plan: report.milliseconds([o.seconds for o in good if o.plan == plan]) for plan in plans}
+    rates = {
+        "requests_per_s": len(good) / seconds,
+        "latency_ms": report.milliseconds([outcome.seconds for outcome in good]),
+        "raw_images_per_s": report.median(raw),
+        "served_over_raw": report.paired_ratio(served, raw),
+        "client_cpu_ms_per_request": 1e3 * cpu / len(outcomes),
+        "client_cpu_share": cpu / seconds,
+    }
+    return {
+        "load": level.traffic.name,
+        "plans": plans,
+        "concurrency": level.clients,
+        "requests": len(outcomes),
+        "failed": dict(Counter(o.failure for o in outcomes if o.failure is not None)),
+        "latency_ms_by_plan": {plan: latencies for plan, latencies in by_plan.items() if latencies},
+        "raw_batch": level.raw_batch,
+        "rounds": [{"served_per_s": a, "raw_per_s": b} for a, b in zip(served, raw, strict=True)],
+        "mean_batch": level.images / level.batches if level.batches else None,
+        **(rates if good else dict.fromkeys(rates)),
+    }
 
 
-def latencies(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99 in ms."""
-    return {f"p{p}": 1e3 * report.percentile(seconds, p) for p in (50, 95, 99)}
-
-
-def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -> list[dict[str, Any]]:
+def client_costs(server: Server, clients: Sequence[int], requests: int) -> list[dict[str, Any]]:
     """Both clients on `GET /healthz`, where the server has next to nothing to do.
 
     What this reaches is the most that client and HTTP layer allow; a load that comes near it
@@ -182,7 +148,7 @@ def client_costs(server: ServerProcess, clients: Sequence[int], requests: int) -
     rows = []
     for number in clients:
         for kind in KINDS:
-            load = drive(kind, HOST, server.port, number, [call] * requests, [call] * number)
+            load = drive(server.port, number, [call] * requests, [call] * number, kind)
             failed = sum(outcome.failure is not None for outcome in load.outcomes)
             rows.append(
                 {
@@ -202,113 +168,81 @@ _EXPLANATION = (
     "devices, as many at a time as there are clients, encoding included. The client's CPU is the share of "
     "one core that it took."
 )
+_LATENCIES = {f"{p} ms": f"{{latency_ms[{p}]:.1f}}" for p in ("p50", "p95", "p99")}
+_LOADS = {
+    "load": "{load}",
+    "clients": "{concurrency}",
+    "requests/s": "{requests_per_s:.1f}",
+    **_LATENCIES,
+    "images a batch": "{mean_batch:.1f}",
+    "raw loop images/s": "{raw_images_per_s:.1f}",
+    "served ÷ raw": "{served_over_raw:.2f}",
+    "client's CPU": "{client_cpu_share:.0%}",
+    "failed": "{all_failed}",
+}
+_PLANS = {"load": "{load}", "clients": "{concurrency}", "plan": "{plan}", **_LATENCIES}
+_COSTS = {
+    "client": "{client}",
+    "clients": "{concurrency}",
+    "requests/s": "{requests_per_s:.0f}",
+    "client's CPU ms a request": "{client_cpu_ms_per_request:.3f}",
+}
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    loads = []
-    for row in results.get("loads", []):
-        latency = row["latency_ms"] or {}
-        loads.append(
-            [
-                row["load"],
-                row["concurrency"],
-                report.number(row["requests_per_s"], ".1f"),
-                *(report.number(latency.get(p), ".1f") for p in ("p50", "p95", "p99")),
-                report.number(row["mean_batch"], ".1f"),
-                report.number(row["raw_images_per_s"], ".1f"),
-                report.number(row["served_over_raw"]),
-                report.number(row["client_cpu_share"], ".0%"),
-                sum(row["failed"].values()),
-            ]
-        )
-    columns = [
-        "load", "clients", "requests/s", "p50 ms", "p95 ms", "p99 ms", "images a batch",
-        "raw loop images/s", "served ÷ raw", "client's CPU", "failed",
-    ]  # fmt: skip
+    loads = [{**row, "all_failed": sum(row["failed"].values())} for row in results.get("loads", [])]
     plans = [
-        [row["load"], row["concurrency"], plan, *(f"{value[p]:.1f}" for p in ("p50", "p95", "p99"))]
-        for row in results.get("loads", [])
+        {**row, "plan": plan, "latency_ms": latency}
+        for row in loads
         if len(row["plans"]) > 1
-        for plan, value in row["latency_ms_by_plan"].items()
+        for plan, latency in row["latency_ms_by_plan"].items()
     ]
-    costs = [
-        [
-            row["client"],
-            row["concurrency"],
-            f"{row['requests_per_s']:.0f}",
-            f"{row['client_cpu_ms_per_request']:.3f}",
-        ]
-        for row in results.get("client_costs", [])
+    parts = [
+        _EXPLANATION,
+        report.table(_LOADS, loads),
+        "The mixed load by plan:",
+        report.table(_PLANS, plans),
+        "The clients themselves, on `GET /healthz`:",
+        report.table(_COSTS, results.get("client_costs", [])),
     ]
-    return "\n\n".join(
-        [
-            _EXPLANATION,
-            report.markdown_table(columns, loads),
-            "The mixed load by plan:",
-            report.markdown_table(["load", "clients", "plan", "p50 ms", "p95 ms", "p99 ms"], plans),
-            "The clients themselves, on `GET /healthz`:",
-            report.markdown_table(["client", "clients", "requests/s", "client's CPU ms a request"], costs),
-        ]
-    )
+    return "\n\n".join(parts)
+
+
+def _measure_all(arguments: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
+    model = server.model()
+    with RawLoop(arguments.bundle, started(arguments)) as raw:
+        if model["weights"] != raw.digest:
+            raise report.BenchmarkError("the server and the raw loop serve different weights")
+        *plain, mixed = traffics(model, arguments.steps)
+        most = max(arguments.concurrency)
+        pairs = [*itertools.product(plain, arguments.concurrency), (mixed, most)]
+        levels = [Level(traffic, clients, min(clients, arguments.max_batch)) for traffic, clients in pairs]
+        results["client_costs"] = client_costs(server, sorted({1, most}), arguments.requests)
+        seed = 0
+        for number in range(arguments.rounds):
+            print(f"round {number + 1} of {arguments.rounds}: {len(levels)} loads", flush=True)
+            for level in levels:
+                wanted, warm_up = (
+                    calls(level.traffic, count, len(model["classes"]), first_seed=seed + skipped)
+                    for count, skipped in ((arguments.requests, 0), (level.clients, arguments.requests))
+                )
+                measure(level, server, raw, arguments.client, wanted, warm_up)
+                seed += arguments.requests + level.clients
+                results["loads"] = [summarise(done) for done in levels if done.loads]
+    for row in results["loads"]:
+        who = f"{row['load']}, {row['concurrency']} clients"
+        results["failures"] += report.unexpected(who, row["failed"])
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if a request failed.
-
-    Raises:
-        DDError: no such bundle or device, or a budget out of range.
-        BenchmarkError: a process ended.
-    """
-    names = ("bundle", "concurrency", "requests", "rounds", "steps", "max_batch", "client")
-    config = server_configuration(arguments, {name: getattr(arguments, name) for name in names})
-    with (
-        RawLoop(arguments.bundle, started(arguments)) as raw,
-        report.filed(THEME, config, table, arguments.out) as results,
-        ServerProcess(
-            arguments.bundle,
-            arguments.device,
-            arguments.max_batch,
-            environment(None),
-            threads=arguments.threads,
-        ) as server,
-    ):
-        _run(arguments, server, raw, results)
-    return not results["failures"]
+    """Measure and file; False if a request failed."""
+    return run_with_server(THEME, table, _measure_all, arguments)
 
 
-def _run(arguments: argparse.Namespace, server: ServerProcess, raw: RawLoop, results: dict[str, Any]) -> None:
-    model = server.model()
-    if model["weights"] != raw.facts["digest"]:
-        raise report.BenchmarkError("the server and the raw loop serve different weights")
-    *plain, mixed = traffics(model, arguments.steps)
-    most = max(arguments.concurrency)
-    pairs = [(traffic, clients) for traffic in plain for clients in arguments.concurrency] + [(mixed, most)]
-    levels = [Level(traffic, clients, min(clients, arguments.max_batch)) for traffic, clients in pairs]
-    results["client_costs"] = client_costs(server, sorted({1, most}), arguments.requests)
-    seed = 0
-    for number in range(arguments.rounds):
-        print(f"round {number + 1} of {arguments.rounds}: {len(levels)} loads", flush=True)
-        for level in levels:
-            wanted, warm_up = (
-                calls(level.traffic, count, len(model["classes"]), first_seed=seed + skipped)
-                for count, skipped in ((arguments.requests, 0), (level.clients, arguments.requests))
-            )
-            measure(level, server, raw, arguments.client, wanted, warm_up)
-            seed += arguments.requests + level.clients
-            results["loads"] = [summarise(done) for done in levels if done.loads]
-    for row in results["loads"]:
-        for reason, count in row["failed"].items():
-            results["failures"].append(f"{row['load']}, {row['concurrency']} clients: {count} × {reason}")
-
-
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.http_load", description="The server under load, against the raw loop."
-    )
-    report.bundle_option(parser)
-    report.common_options(parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = report.parser("benchmarks.http_load", "The server under load, against the raw loop.")
     parser.add_argument(
         "--concurrency", type=report.whole_numbers, default=[1, 2, 4, 8, 16], help="clients, such as 1,4,16"
     )
@@ -318,13 +252,8 @@ def options() -> argparse.ArgumentParser:
         "--steps", type=report.whole_numbers, default=[1, 2], help="step budgets, such as 1,2"
     )
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
-    parser.add_argument("--client", choices=KINDS, default="lean")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    parser.add_argument("--client", choices=list(KINDS), default="lean")
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

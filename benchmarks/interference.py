@@ -18,19 +18,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import report
-from benchmarks.open_loop import (
-    Arrival,
-    OpenRun,
-    RequestClass,
-    bodies,
-    run_open_loop,
-    schedule,
-    sender_facts,
-    sender_line,
-    summarise,
-)
-from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
+from benchmarks import open_loop, report
+from benchmarks.client import HOST
+from benchmarks.open_loop import Arrival, OpenRun, RequestClass, bodies, run_open_loop, schedule
+from benchmarks.processes import Server, server_configuration, serving_of
 
 THEME = "interference"
 POLICIES = {"fair": "server", "fifo": "benchmarks.fifo_server"}  # the module that is run
@@ -40,14 +31,15 @@ _BODIES = 100  # that the background repeats
 _SMOKE = ("--rate", "20", "--seconds", "1", "--background", "2", "--repeats", "1")
 
 
-def pass_ms(server: ServerProcess, steps: int, images: int, repeats: int) -> float:
+def pass_ms(server: Server, steps: int, images: int, repeats: int) -> float:
     """Median time of one teacher pass over a batch of `images`, with nothing beside it.
 
     From one request for all of them: its time on the device by its passes, decoding included.
     """
     found = []
     for seed in range(repeats):
-        reply = server.generate({"label": 0, "steps": steps, "n": images, "seed": seed, "brownout": False})
+        body = {"label": 0, "steps": steps, "n": images, "seed": seed, "brownout": False}
+        reply = server.generate(body).json()
         found.append(reply["timings"]["compute_ms"] / reply["steps"])
     return report.median(found)
 
@@ -61,46 +53,37 @@ def policy_row(
         kind: the 1-step requests, class 0 of both runs.
         seconds: that each run lasted.
     """
-    (alone,), (loaded,) = (summarise([kind], run.records, (0.0, seconds)) for run in (idle, beside))
+    (alone,), (loaded,) = (open_loop.summarise([kind], run.records, (0.0, seconds)) for run in (idle, beside))
     # Only what came while the 1-step requests did.
     teacher = [record for record in beside.background if record.done is not None and record.done >= 0]
-    row: dict[str, Any] = {
+    before, after = alone["latency_ms"], loaded["latency_ms"]
+    ratios = dict.fromkeys(("p50_over_idle", "p99_over_idle", "aim_ms", "p99_over_aim"))
+    if before and after:
+        ratios |= {f"{p}_over_idle": after[p] / before[p] for p in ("p50", "p99")}
+        aim = ratios["aim_ms"] = TIMES_IDLE * before["p99"] + one_pass_ms
+        ratios["p99_over_aim"] = after["p99"] / aim
+    return {
         "policy": policy,
         "pass_ms": one_pass_ms,
         "idle": alone,
         "beside": loaded,
-        "p50_over_idle": None,
-        "p99_over_idle": None,
-        "aim_ms": None,
-        "p99_over_aim": None,
+        **ratios,
         "teacher_outcomes": dict(Counter(record.outcome for record in teacher)),
         "teacher_per_s": sum(record.good for record in teacher) / beside.seconds,
-        "sender": sender_facts(beside),
+        "sender": open_loop.sender_facts(beside),
     }
-    before, after = alone["latency_ms"], loaded["latency_ms"]
-    if before and after:
-        aim = TIMES_IDLE * before["p99"] + one_pass_ms
-        row |= {
-            "p50_over_idle": after["p50"] / before["p50"],
-            "p99_over_idle": after["p99"] / before["p99"],
-            "aim_ms": aim,
-            "p99_over_aim": after["p99"] / aim,
-        }
-    return row
 
 
 def failures(row: Mapping[str, Any]) -> list[str]:
-    """What makes a row no measurement: requests that failed, or a background that did not disturb."""
-    found = [
-        f"{row['policy']}, {phase}: {count} × {outcome}"
-        for phase, outcomes in (
-            ("idle", row["idle"]["outcomes"]),
-            ("beside the teacher", row["beside"]["outcomes"]),
-            ("teacher", row["teacher_outcomes"]),
-        )
-        for outcome, count in outcomes.items()
-        if outcome != "200"
-    ]
+    """Reasons why a row is no measurement: requests that failed, or a background that did not disturb."""
+    loads = {
+        "idle": row["idle"]["outcomes"],
+        "beside the teacher": row["beside"]["outcomes"],
+        "teacher": row["teacher_outcomes"],
+    }
+    found = []
+    for phase, outcomes in loads.items():
+        found += report.unexpected(f"{row['policy']}, {phase}", outcomes, {"200"})
     if not row["teacher_outcomes"]:
         found.append(f"{row['policy']}: no teacher request was answered meanwhile")
     return found
@@ -112,64 +95,49 @@ _EXPLANATION = (
     f"{TIMES_IDLE:.0f} times its idle value and one teacher pass, over a batch of as many images as the "
     "closed loop has clients."
 )
+_COLUMNS = {
+    "policy": "{policy}",
+    "idle p50 ms": "{idle[latency_ms][p50]:.1f}",
+    "idle p99 ms": "{idle[latency_ms][p99]:.1f}",
+    "p50 ms": "{beside[latency_ms][p50]:.1f}",
+    "p99 ms": "{beside[latency_ms][p99]:.1f}",
+    "p50 ÷ idle": "{p50_over_idle:.2f}",
+    "p99 ÷ idle": "{p99_over_idle:.2f}",
+    "one pass ms": "{pass_ms:.1f}",
+    "aim ms": "{aim_ms:.1f}",
+    "p99 ÷ aim": "{p99_over_aim:.2f}",
+    "teacher requests/s": "{teacher_per_s:.2f}",
+}
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    columns = [
-        "policy", "idle p50 ms", "idle p99 ms", "p50 ms", "p99 ms", "p50 ÷ idle", "p99 ÷ idle",
-        "one pass ms", "aim ms", "p99 ÷ aim", "teacher requests/s",
-    ]  # fmt: skip
-    lines, senders = [], []
-    for row in results.get("policies", []):
-        before, after = row["idle"]["latency_ms"] or {}, row["beside"]["latency_ms"] or {}
-        lines.append(
-            [
-                row["policy"],
-                *(report.number(values.get(p), ".1f") for values in (before, after) for p in ("p50", "p99")),
-                *(report.number(row[key]) for key in ("p50_over_idle", "p99_over_idle")),
-                f"{row['pass_ms']:.1f}",
-                report.number(row["aim_ms"], ".1f"),
-                report.number(row["p99_over_aim"]),
-                report.number(row["teacher_per_s"]),
-            ]
-        )
-        senders.append(
-            f"`{row['policy']}`: {row['beside']['requests']} requests. {sender_line(row['sender'])}"
-        )
-    return "\n\n".join([_EXPLANATION, report.markdown_table(columns, lines), *senders])
+    rows = results.get("policies", [])
+    senders = [
+        f"`{row['policy']}`: {row['beside']['requests']} requests. {open_loop.sender_line(row['sender'])}"
+        for row in rows
+    ]
+    return "\n\n".join([_EXPLANATION, report.table(_COLUMNS, rows), *senders])
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if a request failed.
+    """Measure and file; False if a request failed.
 
     Raises:
-        DDError: no such bundle or device.
-        BenchmarkError: a process ended.
+        DDError: no such bundle or device, or a process ended.
     """
-    env = environment(None)
-    names = ("bundle", "rate", "seconds", "background", "repeats", "policies", "max_batch", "seed")
-    config = server_configuration(arguments, {name: getattr(arguments, name) for name in names})
+    config = server_configuration(arguments)
     with report.filed(THEME, config, table, arguments.out) as results:
         rows = results.setdefault("policies", [])
         for policy in arguments.policies:
             print(f"policy {policy}", flush=True)
-            with ServerProcess(
-                arguments.bundle,
-                arguments.device,
-                arguments.max_batch,
-                env,
-                threads=arguments.threads,
-                module=POLICIES[policy],
-            ) as server:
-                rows.append(_measure(arguments, policy, server, env))
+            with serving_of(arguments, POLICIES[policy]) as server:
+                rows.append(_measure(arguments, policy, server))
             results["failures"].extend(failures(rows[-1]))
     return not results["failures"]
 
 
-def _measure(
-    arguments: argparse.Namespace, policy: str, server: ServerProcess, env: dict[str, str]
-) -> dict[str, Any]:
+def _measure(arguments: argparse.Namespace, policy: str, server: Server) -> dict[str, Any]:
     model = server.model()
     labels, least, most = len(model["classes"]), model["steps"]["min"], model["steps"]["max"]
     one = RequestClass("one step", arguments.rate, {"steps": least})
@@ -177,26 +145,16 @@ def _measure(
     classes, address = (one, teacher), (HOST, server.port)
     one_pass = pass_ms(server, most, min(arguments.background, model["limits"]["n"]), arguments.repeats)
     arrivals = schedule([one], arguments.seconds, arguments.seed, labels)
-    idle = run_open_loop(address, classes, arrivals, env)
+    idle = run_open_loop(address, classes, arrivals)
     repeated = [Arrival(0.0, 1, text) for text in bodies(teacher, _BODIES, labels)]
-    beside = run_open_loop(
-        address,
-        classes,
-        arrivals,
-        env,
-        background=(arguments.background, repeated),
-        lead=1.0 + 2e-3 * most * one_pass,  # until the background's batches have settled
-    )
+    lead = 1.0 + 2e-3 * most * one_pass  # until the background's batches have settled
+    beside = run_open_loop(address, classes, arrivals, (arguments.background, repeated), lead)
     return policy_row(policy, one_pass, one, arguments.seconds, idle, beside)
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.interference", description="1-step requests beside full-teacher requests."
-    )
-    report.bundle_option(parser)
-    report.common_options(parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = report.parser("benchmarks.interference", "1-step requests beside full-teacher requests.")
     parser.add_argument("--rate", type=float, default=5.0, help="1-step requests a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
     parser.add_argument("--background", type=report.positive, default=4, help="clients of the closed loop")
@@ -204,13 +162,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")
-    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, report.parse_with_smoke(options(), _SMOKE, argv))
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ Shapes: B batch, L tokens, C code dimension, V codebook size.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +26,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
+from benchmarks.processes import run_module
 from dd_core import plan
 from dd_core.condition import ClassCondition
 from dd_core.errors import InvalidRequestError
 from dd_core.layout import data_positions
 from dd_core.models.build import new_student, new_tokenizer
-from dd_core.models.config import (
-    LlamaGenConfig,
-    ModelConfig,
-    MultiScaleConfig,
-    TokenizerConfig,
-    VARConfig,
-    VQConfig,
-)
+from dd_core.models.config import LlamaGenConfig, ModelConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.noise import batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import Sampler, run_plan, to_pixels
@@ -51,7 +45,7 @@ SEED = 0
 class Size:
     """An architecture; `split` is the first block whose tokens stay continuous, as published."""
 
-    vq: TokenizerConfig
+    vq: MultiScaleConfig | VQConfig
     student: ModelConfig
     split: int
 
@@ -68,6 +62,7 @@ SMOKE = {
     "LlamaGen-DD-smoke": Size(VQConfig(64, 8, 32, 32, (1, 1), 1), LlamaGenConfig(2, 2, 32, 64, 8, 4, 10), 5),
 }
 ALL = SIZES | SMOKE
+_SMOKE = ("--models", ",".join(SMOKE), "--batches", "2", "--repeats", "2")
 
 
 @dataclass(frozen=True)
@@ -157,18 +152,14 @@ def peak_on_cpu(name: str, batch: int, variant: str, threads: int) -> dict[str, 
     Raises:
         BenchmarkError: the process failed.
     """
-    command = [sys.executable, "-m", "benchmarks.naive", "--threads", str(threads)]
-    command += ["--peak-of", name, str(batch), variant]
-    done = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise report.BenchmarkError(f"{name}, batch {batch}, {variant}: {last}")
-    found: dict[str, int] = json.loads(done.stdout)
+    arguments = ("--threads", str(threads), "--peak-of", name, str(batch), variant)
+    printed = run_module("benchmarks.naive", *arguments, about=f"{name}, batch {batch}, {variant}")
+    found: dict[str, int] = json.loads(printed)
     return found
 
 
 def _report_peak(name: str, batch: int, variant: str) -> None:
-    """What the process of `peak_on_cpu` does."""
+    """The process of `peak_on_cpu`."""
     work = prepare(ALL[name], batch, torch.device("cpu"))
     before = report.resident_peak()
     VARIANTS[variant](work)
@@ -182,13 +173,12 @@ def measure(name: str, batch: int, repeats: int, device: torch.device) -> dict[s
         BenchmarkError: the numbers cannot be trusted, or a process failed.
         RuntimeError: out of memory, most likely.
     """
-    peaks: dict[str, dict[str, int]] = {}
-    for variant in VARIANTS if device.type == "cpu" else ():  # before this process holds a model, too
-        peaks[variant] = peak_on_cpu(name, batch, variant, torch.get_num_threads())
+    cpu = device.type == "cpu"
+    # Before this process holds a model, too.
+    peaks = {v: peak_on_cpu(name, batch, v, torch.get_num_threads()) for v in VARIANTS if cpu}
     work = prepare(ALL[name], batch, device)
     seconds = measure_seconds(work, repeats)
-    for variant in VARIANTS if device.type == "cuda" else ():
-        peaks[variant] = peak_on_cuda(work, variant)
+    peaks |= {v: peak_on_cuda(work, v) for v in VARIANTS if not cpu}
     more = {variant: peaks[variant]["peak"] - peaks[variant]["before"] for variant in VARIANTS}
     return {
         "model": name,
@@ -211,9 +201,9 @@ def table(results: Mapping[str, Any]) -> str:
             row["batch"],
             *(report.number(1e3 * report.median(row["seconds"][v]), ".1f") for v in VARIANTS),
             report.number(row["time_ratio"]),
-            *(report.number(row["peak_bytes"][v] / 2**20, ".0f") for v in VARIANTS),
+            *(report.mib(row["peak_bytes"][v]) for v in VARIANTS),
             report.number(row["peak_ratio"]),
-            *(report.number(row["working_bytes"][v] / 2**20, ".0f") for v in VARIANTS),
+            *(report.mib(row["working_bytes"][v]) for v in VARIANTS),
             report.number(row["working_ratio"]),
         ]
         for row in results.get("rows", [])
@@ -223,12 +213,8 @@ def table(results: Mapping[str, Any]) -> str:
         "ours, peak MiB", "naive, peak MiB", "naive ÷ ours",
         "ours, beyond weights MiB", "naive, beyond weights MiB", "naive ÷ ours",
     ]  # fmt: skip
-    return "\n\n".join(
-        [
-            "One step from noise to pixels, float32, random weights, the whole batch decoded at once:",
-            report.markdown_table(columns, rows),
-        ]
-    )
+    about = "One step from noise to pixels, float32, random weights, the whole batch decoded at once:"
+    return f"{about}\n\n{report.markdown_table(columns, rows)}"
 
 
 def devices_of(name: str) -> list[torch.device]:
@@ -243,11 +229,10 @@ def devices_of(name: str) -> list[torch.device]:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files, a record for each device; False if something failed on the way.
+    """Measure and file, a record for each device; False if something failed on the way.
 
     Raises:
-        DDError: no such device or model.
-        BenchmarkError: the numbers cannot be trusted.
+        DDError: no such device or model, or numbers that cannot be trusted.
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -255,11 +240,10 @@ def run(arguments: argparse.Namespace) -> bool:
         name, batch, variant = arguments.peak_of
         _report_peak(name, int(batch), variant)
         return True
-    chosen = arguments.models or list(SMOKE if arguments.smoke else SIZES)
+    chosen, batches, repeats = arguments.models, arguments.batches, arguments.repeats
     unknown = [name for name in chosen if name not in ALL]
     if unknown:
         raise InvalidRequestError(f"no model {unknown[0]!r}; there are {', '.join(ALL)}", param="models")
-    batches, repeats = ([2], 2) if arguments.smoke else (arguments.batches, arguments.repeats)
     identity = report.random_weights(*(ALL[name] for name in chosen), SEED)
     options = {"models": chosen, "batches": batches, "repeats": repeats}
     good = True
@@ -267,7 +251,7 @@ def run(arguments: argparse.Namespace) -> bool:
         config = report.configuration(device, torch.get_num_threads(), identity, options)
         with report.filed(THEME, config, table, arguments.out) as results:
             results["rows"] = []
-            for name, batch in ((name, batch) for name in chosen for batch in batches):
+            for name, batch in itertools.product(chosen, batches):
                 print(f"{device}: {name}, batch {batch}", flush=True)
                 try:
                     results["rows"].append(measure(name, batch, repeats, device))
@@ -277,24 +261,16 @@ def run(arguments: argparse.Namespace) -> bool:
     return good
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.naive",
-        description="Our one-step path against a naive one. With --device auto on both CPU and CUDA.",
-    )
-    report.common_options(parser)
-    parser.add_argument("--models", type=lambda text: text.split(","), help=f"of {', '.join(ALL)}")
-    parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8], help="such as 1,8")
-    parser.add_argument("--repeats", type=report.positive, default=5, help="of each variant")
-    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
-    parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    about = "Our one-step path against a naive one. With --device auto on both CPU and CUDA."
+    parser = report.parser("benchmarks.naive", about, bundle=False)
+    about = f"of {', '.join(ALL)}"
+    parser.add_argument("--models", type=report.names, default=list(SIZES), help=about)
+    parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8], help="such as 1,8")
+    parser.add_argument("--repeats", type=report.positive, default=5, help="of each variant")
+    parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

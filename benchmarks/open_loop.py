@@ -10,26 +10,26 @@ the time that was scheduled. As a command it loads a server that already runs.
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
+import math
 import random
-import subprocess
 import sys
 import urllib.parse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import httpx
 
 from benchmarks import report
-from benchmarks.client import PNG
+from benchmarks.client import Record
+from benchmarks.processes import run_module
 from dd_core.errors import InvalidRequestError
 
 # What the server answers at once when it does not take a request. 504 is none of them: a request
 # that was taken and then dropped has broken a promise.
 REFUSALS = (429, 503)
-NO_REPLY = "no reply"
-_STARTS_WITH = {"image/png": PNG.decode("latin-1"), "application/json": "{"}
 _PATIENCE = 60.0  # seconds after the last arrival in which a reply still counts
 
 
@@ -54,39 +54,12 @@ class RequestClass:
     accept: str = "image/png"
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One request of a schedule: `at` seconds after zero."""
 
     at: float
     kind: int
     body: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """What became of an arrival; times in seconds after zero, `done` is None without a reply."""
-
-    kind: int
-    at: float
-    sent: float | None
-    done: float | None
-    status: int
-    failure: str | None
-
-    @property
-    def seconds(self) -> float | None:
-        """From the scheduled arrival to the last byte of the reply."""
-        return None if self.done is None else self.done - self.at
-
-    @property
-    def good(self) -> bool:
-        return self.status == 200 and self.failure is None and self.done is not None
-
-    @property
-    def outcome(self) -> str:
-        """The status, or why there is none."""
-        return self.failure or (NO_REPLY if self.done is None else str(self.status))
 
 
 @dataclass(frozen=True)
@@ -146,11 +119,10 @@ def run_open_loop(
     address: tuple[str, int],
     classes: Sequence[RequestClass],
     arrivals: Sequence[Arrival],
-    env: Mapping[str, str] | None = None,
     background: tuple[int, Sequence[Arrival]] = (0, ()),
     lead: float = 0.2,
 ) -> OpenRun:
-    """Sends the schedule from a process of its own.
+    """Send the schedule from a process of its own.
 
     Args:
         background: clients of a closed loop beside it, and the requests that they repeat.
@@ -162,32 +134,17 @@ def run_open_loop(
     order = {
         "host": address[0],
         "port": address[1],
-        "classes": [{"accept": c.accept, "starts_with": _STARTS_WITH.get(c.accept, "")} for c in classes],
-        "arrivals": [[a.at, a.kind, a.body] for a in arrivals],
-        "background_clients": background[0],
-        "background": [[a.at, a.kind, a.body] for a in background[1]],
+        "accept": [kind.accept for kind in classes],
+        "arrivals": arrivals,
+        "clients": background[0],
+        "background": background[1],
         "lead": lead,
         "patience": _PATIENCE,
     }
-    command = [sys.executable, "-m", "benchmarks.open_client"]
-    done = subprocess.run(
-        command, env=env, input=json.dumps(order), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise report.BenchmarkError(f"the open loop's sender failed: {done.stderr[-400:]}")
-    answer = json.loads(done.stdout)
-    return OpenRun(
-        [Record(*row) for row in answer["records"]],
-        [Record(*row) for row in answer["background"]],
-        *(answer[key] for key in ("seconds", "cpu_seconds", "connections")),
-    )
-
-
-def milliseconds(seconds: Sequence[float], percents: Sequence[int] = (50, 95, 99)) -> dict[str, float] | None:
-    """Percentiles in ms; None of nothing."""
-    if not seconds:
-        return None
-    return {f"p{percent}": 1e3 * report.percentile(seconds, percent) for percent in percents}
+    about = "the open loop's sender failed"
+    answer = json.loads(run_module("benchmarks.open_client", about=about, given=json.dumps(order)))
+    records, background_records = ([Record(*row) for row in answer.pop(k)] for k in ("records", "background"))
+    return OpenRun(records, background_records, **answer)
 
 
 def summarise(
@@ -210,7 +167,8 @@ def _row(
     name: str, classes: Sequence[RequestClass], records: Sequence[Record], window: tuple[float, float]
 ) -> dict[str, Any]:
     length = window[1] - window[0]
-    in_time = sum(_in_time(record, classes[record.kind].deadline_ms) for record in records)
+    deadlines = [math.inf if kind.deadline_ms is None else kind.deadline_ms for kind in classes]
+    in_time = sum(record.good and 1e3 * record.seconds <= deadlines[record.kind] for record in records)
     refused = [record for record in records if record.status in REFUSALS and record.done is not None]
     taken = len(records) - len(refused)
     return {
@@ -218,52 +176,43 @@ def _row(
         "requests": len(records),
         "offered_per_s": len(records) / length,
         "outcomes": dict(sorted(Counter(record.outcome for record in records).items())),
-        "latency_ms": milliseconds([r.seconds for r in records if r.good and r.seconds is not None]),
-        "refusal_ms": milliseconds([r.seconds for r in refused if r.seconds is not None]),
+        "latency_ms": report.milliseconds([record.seconds for record in records if record.good]),
+        "refusal_ms": report.milliseconds([record.seconds for record in refused]),
         "in_time": in_time,
         "goodput_per_s": in_time / length,
         "kept": in_time / taken if taken else None,
     }
 
 
-def _in_time(record: Record, deadline_ms: float | None) -> bool:
-    if not record.good or record.seconds is None:
-        return False
-    return deadline_ms is None or 1e3 * record.seconds <= deadline_ms
-
-
 def sender_facts(run: OpenRun) -> dict[str, Any]:
-    """What the sender itself cost, and how late it was: its lateness is in every latency."""
+    """Facts of the sender: its cost, and how late it was: its lateness is in every latency."""
     late = [record.sent - record.at for record in run.records if record.sent is not None]
     return {
-        "late_ms": milliseconds(late),
+        "late_ms": report.milliseconds(late),
         "cpu_ms_per_request": 1e3 * run.cpu_seconds / len(run.records) if run.records else None,
         "cpu_share": run.cpu_seconds / run.seconds,
         "connections": run.connections,
     }
 
 
+_COLUMNS = {
+    "class": "{class}",
+    "offered/s": "{offered_per_s:.1f}",
+    "goodput/s": "{goodput_per_s:.1f}",
+    "kept": "{kept:.1%}",
+    "p50 ms": "{latency_ms[p50]:.1f}",
+    "p95 ms": "{latency_ms[p95]:.1f}",
+    "p99 ms": "{latency_ms[p99]:.1f}",
+    "refusal p50 ms": "{refusal_ms[p50]:.1f}",
+    "refusal p99 ms": "{refusal_ms[p99]:.1f}",
+    "outcomes": "{told}",
+}
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as Markdown."""
-    columns = [
-        "class", "offered/s", "goodput/s", "kept", "p50 ms", "p95 ms", "p99 ms",
-        "refusal p50 ms", "refusal p99 ms", "outcomes",
-    ]  # fmt: skip
-    lines = []
-    for row in rows:
-        latency, refusal = row["latency_ms"] or {}, row["refusal_ms"] or {}
-        lines.append(
-            [
-                row["class"],
-                f"{row['offered_per_s']:.1f}",
-                f"{row['goodput_per_s']:.1f}",
-                report.number(row["kept"], ".1%"),
-                *(report.number(latency.get(p), ".1f") for p in ("p50", "p95", "p99")),
-                *(report.number(refusal.get(p), ".1f") for p in ("p50", "p99")),
-                ", ".join(f"{count} × {outcome}" for outcome, count in row["outcomes"].items()),
-            ]
-        )
-    return report.markdown_table(columns, lines)
+    told = (", ".join(f"{count} × {outcome}" for outcome, count in row["outcomes"].items()) for row in rows)
+    return report.table(_COLUMNS, [{**row, "told": text} for row, text in zip(rows, told, strict=True)])
 
 
 def sender_line(facts: Mapping[str, Any]) -> str:
@@ -287,19 +236,8 @@ def request_class(text: str) -> RequestClass:
 request_class.__name__ = "JSON object of name, rate, body, deadline_ms and accept"
 
 
-def _number_of_classes(host: str, port: int) -> int:
-    connection = http.client.HTTPConnection(host, port, timeout=10)
-    try:
-        connection.request("GET", "/models")
-        return len(json.loads(connection.getresponse().read())["models"][0]["classes"])
-    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
-        raise InvalidRequestError(f"no server answers at {host}:{port} ({error})", param="url") from None
-    finally:
-        connection.close()
-
-
 def run(arguments: argparse.Namespace) -> bool:
-    """Loads a running server and prints what became of the requests; False if one had no reply.
+    """Load a running server and print what became of the requests; False if one had no reply.
 
     Raises:
         InvalidRequestError: no server, or a rate that is not above 0.
@@ -309,10 +247,15 @@ def run(arguments: argparse.Namespace) -> bool:
         raise InvalidRequestError(
             f"url must be like http://127.0.0.1:8000, not {arguments.url!r}", param="url"
         )
-    address = (url.hostname, url.port or 80)
+    host, port = url.hostname, url.port or 80
+    try:
+        models = httpx.get(f"http://{url.netloc}/models", timeout=10, trust_env=False).json()
+        labels = len(models["models"][0]["classes"])
+    except (httpx.HTTPError, ValueError, LookupError) as error:
+        raise InvalidRequestError(f"no server answers at {host}:{port} ({error})", param="url") from None
     classes = arguments.classes or [RequestClass("one step", 10.0, {"steps": 1})]
-    arrivals = schedule(classes, arguments.seconds, arguments.seed, _number_of_classes(*address))
-    done = run_open_loop(address, classes, arrivals)
+    arrivals = schedule(classes, arguments.seconds, arguments.seed, labels)
+    done = run_open_loop((host, port), classes, arrivals)
     rows, facts = summarise(classes, done.records, (0.0, arguments.seconds)), sender_facts(done)
     if arguments.json:
         print(json.dumps({"classes": rows, "sender": facts}))
@@ -321,8 +264,8 @@ def run(arguments: argparse.Namespace) -> bool:
     return all(record.done is not None for record in done.records)
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.open_loop", description="Poisson arrivals at a server that already runs."
     )
@@ -334,12 +277,7 @@ def options() -> argparse.ArgumentParser:
         help='such as {"name": "a", "rate": 20, "body": {"steps": 1}, "deadline_ms": 200}; may be repeated',
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, options().parse_args(argv))
+    return report.run_command(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ import torch
 
 from benchmarks import report
 from benchmarks.accounts import cpu_seconds
-from benchmarks.client import PNG, Call, drive
-from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
+from benchmarks.client import HOST, Call, drive
+from benchmarks.processes import Server, run_with_server
 from dd_core import plan
 from dd_core.noise import NoiseKey
 from server.app import create_app
@@ -75,44 +75,37 @@ def message_ms(images: int, messages: int) -> float:
     return 1e3 * spent[0] / messages
 
 
-def measure(chosen: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Fills `results`: a level for each concurrency, the message's cost, the profile."""
-    env = environment(None)
-    calls = [
-        Call(
-            "POST", "/generate", json.dumps({"label": seed % 10, "seed": seed}).encode(),
-            accept="image/png", starts_with=PNG,
-        )
-        for seed in range(chosen.requests)
-    ]  # fmt: skip
+def measure(chosen: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
+    """Fill `results`: a level for each concurrency, the message's cost, the profile."""
+    bodies = ({"label": seed % 10, "seed": seed} for seed in range(chosen.requests))
+    calls = [Call.generate(json.dumps(body)) for body in bodies]
     results["message_ms"] = {str(n): message_ms(n, chosen.messages) for n in (1, 8)}
     results["levels"] = []
-    with ServerProcess(chosen.bundle, chosen.device, chosen.max_batch, env, threads=chosen.threads) as server:
-        for clients in chosen.concurrency:
-            images, batches = server.batches()
-            before = cpu_seconds(server.pid)
-            load = drive("lean", HOST, server.port, clients, calls, calls[: 2 * clients])
-            spent = cpu_seconds(server.pid) - before
-            failed = sum(o.failure is not None for o in load.outcomes)
-            if failed:
-                raise report.BenchmarkError(f"{failed} requests failed: {load.outcomes[0].failure}")
-            sent = len(calls) + 2 * clients
-            after = server.batches(images + sent)
-            mean = (after[0] - images) / (after[1] - batches)
-            level = {
-                "clients": clients,
-                "server_ms": 1e3 * spent / sent,
-                "images_a_batch": mean,
-                "message_ms": results["message_ms"]["1"] / mean,
-            }
-            level["total_ms"] = level["server_ms"] + level["message_ms"]
-            results["levels"].append(level)
+    for clients in chosen.concurrency:
+        images, batches = server.batches()
+        before = cpu_seconds(server.pid)
+        load = drive(server.port, clients, calls, calls[: 2 * clients])
+        spent = cpu_seconds(server.pid) - before
+        failed = sum(o.failure is not None for o in load.outcomes)
+        if failed:
+            raise report.BenchmarkError(f"{failed} requests failed: {load.outcomes[0].failure}")
+        sent = len(calls) + 2 * clients
+        after = server.batches(images + sent)
+        mean = (after[0] - images) / (after[1] - batches)
+        level = {
+            "clients": clients,
+            "server_ms": 1e3 * spent / sent,
+            "images_a_batch": mean,
+            "message_ms": results["message_ms"]["1"] / mean,
+        }
+        level["total_ms"] = level["server_ms"] + level["message_ms"]
+        results["levels"].append(level)
     if chosen.profile:
         results["profile"] = _profile(chosen, calls)
 
 
 def _profile(chosen: argparse.Namespace, calls: Sequence[Call]) -> list[dict[str, Any]]:
-    """Where the server's event loop spends its time: the dearest functions by their own time."""
+    """A profile of the server's event loop: the dearest functions by their own time."""
     bound = bind(HOST, 0)
     settings = load_settings(device=chosen.device, max_batch=chosen.max_batch, threads=chosen.threads or 0)
     server = make_server(create_app(settings, [find(chosen.bundle)]), settings, bound)
@@ -122,7 +115,7 @@ def _profile(chosen: argparse.Namespace, calls: Sequence[Call]) -> list[dict[str
     try:
         while server.state.phase in (Phase.LOADING, Phase.WARMING_UP):
             time.sleep(0.05)
-        drive("lean", HOST, bound.getsockname()[1], 4, calls)
+        drive(bound.getsockname()[1], 4, calls)
     finally:
         server.should_exit = True
         thread.join()
@@ -134,53 +127,46 @@ def _profile(chosen: argparse.Namespace, calls: Sequence[Call]) -> list[dict[str
     return sorted(rows, key=lambda row: -row["us"])[:20]
 
 
+_LEVELS = {
+    "clients": "{clients}",
+    "images a batch": "{images_a_batch:.1f}",
+    "server ms": "{server_ms:.3f}",
+    "device's messages ms": "{message_ms:.3f}",
+    "total ms": "{total_ms:.3f}",
+    f"< {TARGET_MS} ms": "{reached}",
+}
+_FUNCTIONS = {"function": "{function}", "own µs a request": "{us:.1f}"}
+
+
 def table(results: dict[str, Any]) -> str:
     """A row a concurrency; the profile below."""
-    rows = [
-        [
-            str(level["clients"]),
-            f"{level['images_a_batch']:.1f}",
-            f"{level['server_ms']:.3f}",
-            f"{level['message_ms']:.3f}",
-            f"{level['total_ms']:.3f}",
-            "yes" if level["total_ms"] < TARGET_MS else "no",
-        ]
+    levels = [
+        {**level, "reached": "yes" if level["total_ms"] < TARGET_MS else "no"}
         for level in results.get("levels", [])
     ]
-    head = ["clients", "images a batch", "server ms", "device's messages ms", "total ms", f"< {TARGET_MS} ms"]
-    parts = ["Processor time a request, beyond the model's own:", report.markdown_table(head, rows)]
+    parts = ["Processor time a request, beyond the model's own:", report.table(_LEVELS, levels)]
     if results.get("profile"):
-        profile = [[row["function"], f"{row['us']:.1f}"] for row in results["profile"]]
         parts += [
             "Where the event loop's time goes (a profiler makes all of it dearer: read the shares):",
-            report.markdown_table(["function", "own µs a request"], profile),
+            report.table(_FUNCTIONS, results["profile"]),
         ]
     return "\n\n".join(parts)
 
 
 def run(chosen: argparse.Namespace) -> bool:
-    """Measures and files; whether every level is below the aim is in the table, not in the exit code."""
-    options = {k: getattr(chosen, k) for k in ("requests", "concurrency", "messages", "max_batch", "profile")}
-    config = server_configuration(chosen, options)
-    with report.filed(THEME, config, table, chosen.out) as results:
-        measure(chosen, results)
-    return not results["failures"]
+    """Measure and file; the aim is judged in the table, not in the exit code."""
+    return run_with_server(THEME, table, measure, chosen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.overhead", description=(__doc__ or "").split("\n")[0]
-    )
-    report.bundle_option(parser)
-    report.common_options(parser)
+    """The command; returns its exit code."""
+    parser = report.parser("benchmarks.overhead", (__doc__ or "").split("\n")[0])
     parser.add_argument("--requests", type=report.positive, default=1000)
     parser.add_argument("--concurrency", type=report.whole_numbers, default=[1, 8])
     parser.add_argument("--messages", type=report.positive, default=2000)
     parser.add_argument("--max-batch", type=report.positive, default=32)
     parser.add_argument("--profile", action="store_true", help="run once more under a profiler")
-    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
-    return report.run_command(run, report.parse_with_smoke(parser, _SMOKE, argv))
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

@@ -17,21 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import open_loop, report
-from benchmarks.client import PNG, Call, Load, drive
-from benchmarks.open_loop import (
-    REFUSALS,
-    OpenRun,
-    RequestClass,
-    bodies,
-    milliseconds,
-    run_open_loop,
-    schedule,
-    sender_facts,
-    sender_line,
-    summarise,
-)
-from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
-from dd_core.errors import InvalidRequestError
+from benchmarks.client import HOST, Call, Load, drive
+from benchmarks.open_loop import REFUSALS, OpenRun, RequestClass, bodies, run_open_loop, schedule
+from benchmarks.processes import Server, check_steps, run_with_server
 from dd_core.runtime import pick_device
 
 THEME, BELOW = "overload", "open-loop"  # the second below capacity, where nothing has to be refused
@@ -41,14 +29,12 @@ _EXPECTED = {"200", "504", *map(str, REFUSALS)}
 _SMOKE = ("--clients", "4", "--requests", "20", "--seconds", "1", "--rounds", "1")
 
 
-def measure_capacity(server: ServerProcess, clients: int, requests: int, labels: int, steps: int) -> Load:
-    """A closed loop with so many clients that the device never waits."""
-    body = RequestClass("capacity", 1.0, {"steps": steps, "brownout": False})
-    calls = [
-        Call("POST", "/generate", text.encode(), "image/png", "capacity", PNG)
-        for text in bodies(body, requests + clients, labels)
-    ]
-    return drive("lean", HOST, server.port, clients, calls[clients:], calls[:clients])
+def _capacity(chosen: argparse.Namespace, server: Server, labels: int) -> dict[str, Any]:
+    """The row of a closed loop with so many clients that the device never waits."""
+    kind = RequestClass("capacity", 1.0, {"steps": chosen.steps, "brownout": False})
+    texts = bodies(kind, chosen.requests + chosen.clients, labels)
+    calls = [Call.generate(text, group="capacity") for text in texts]
+    return capacity_row(drive(server.port, chosen.clients, calls[chosen.clients :], calls[: chosen.clients]))
 
 
 def capacity_row(load: Load) -> dict[str, Any]:
@@ -61,7 +47,7 @@ def capacity_row(load: Load) -> dict[str, Any]:
     if failures:
         raise report.BenchmarkError(f"the closed loop had failures: {', '.join(sorted(failures))}")
     seconds = [outcome.seconds for outcome in load.outcomes]
-    return {"per_s": len(seconds) / load.seconds, "latency_ms": milliseconds(seconds)}
+    return {"per_s": len(seconds) / load.seconds, "latency_ms": report.milliseconds(seconds)}
 
 
 def bracket(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +57,7 @@ def bracket(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
 
 
 def request_class(lane: str, rate: float, steps: int, deadline_ms: float) -> RequestClass:
-    """What a lane sends."""
+    """The requests of a lane."""
     body: dict[str, Any] = {"steps": steps, "brownout": False}
     if lane == "told":
         body["deadline_ms"] = deadline_ms
@@ -81,14 +67,14 @@ def request_class(lane: str, rate: float, steps: int, deadline_ms: float) -> Req
 def lane_row(
     number: int, kind: RequestClass, run: OpenRun, window: tuple[float, float], capacity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What became of a lane in one round, against the capacity just before and just after it."""
-    (row,) = summarise([kind], run.records, window)
+    """The row of a lane in one round, against the capacity just before and just after it."""
+    (row,) = open_loop.summarise([kind], run.records, window)
     return row | {
         "round": number,
         "capacity": dict(capacity),
         "deadline_ms": kind.deadline_ms,
         "goodput_over_capacity": row["goodput_per_s"] / capacity["per_s"],
-        "sender": sender_facts(run),
+        "sender": open_loop.sender_facts(run),
     }
 
 
@@ -99,14 +85,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         mine = [row for row in rows if row["class"] == lane]
         kept = [row["kept"] for row in mine if row["kept"] is not None]
         refusals = [row["refusal_ms"] for row in mine if row["refusal_ms"]]
+        middle = {p: report.median([row[p] for row in refusals]) for p in ("p50", "p99") if refusals}
+        ratio = report.median([row["goodput_over_capacity"] for row in mine])
         found.append(
             {
                 "lane": lane,
-                "goodput_over_capacity": report.median([row["goodput_over_capacity"] for row in mine]),
+                "goodput_over_capacity": ratio,
                 "kept": report.median(kept) if kept else None,
-                "refusal_ms": {p: report.median([each[p] for each in refusals]) for p in ("p50", "p99")}
-                if refusals
-                else None,
+                "refusal_ms": middle or None,
             }
         )
     return found
@@ -118,65 +104,33 @@ _EXPLANATION = (
     "not refused at once (429, 503) whose image came within the deadline. Every time counts from the "
     f"scheduled arrival. The aim for goodput ÷ capacity with the deadline told is {_AIM}."
 )
+_COLUMNS = {
+    "deadline": "{lane}",
+    "goodput ÷ capacity": "{goodput_over_capacity:.2f}",
+    "kept": "{kept:.1%}",
+    "refusal p50 ms": "{refusal_ms[p50]:.1f}",
+    "refusal p99 ms": "{refusal_ms[p99]:.1f}",
+}
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    columns = ["deadline", "goodput ÷ capacity", "kept", "refusal p50 ms", "refusal p99 ms"]
-    lines = [
-        [
-            row["lane"],
-            f"{row['goodput_over_capacity']:.2f}",
-            report.number(row["kept"], ".1%"),
-            *(report.number((row["refusal_ms"] or {}).get(p), ".1f") for p in ("p50", "p99")),
-        ]
-        for row in results.get("summary", [])
-    ]
-    parts = [_EXPLANATION, report.markdown_table(columns, lines)]
+    parts = [_EXPLANATION, report.table(_COLUMNS, results.get("summary", []))]
     for row in results.get("rows", []):
         about = f"Round {row['round']}, deadline of {row['deadline_ms']:.0f} ms {row['class']}"
         found = row["capacity"]
         between = f"{found['before_per_s']:.1f} before, {found['after_per_s']:.1f} after"
-        parts.append(f"{about}: capacity {found['per_s']:.1f}/s ({between}). {sender_line(row['sender'])}")
+        parts.append(
+            f"{about}: capacity {found['per_s']:.1f}/s ({between}). {open_loop.sender_line(row['sender'])}"
+        )
         parts.append(open_loop.table([row]))
     return "\n\n".join(parts)
 
 
-def run(arguments: argparse.Namespace) -> bool:
-    """Measures and files; False if a reply failed or never came.
-
-    Raises:
-        DDError: no such bundle or device.
-        BenchmarkError: a process ended, or the capacity could not be measured.
-    """
-    env = environment(None)
-    if arguments.processes:
-        arguments.device = ",".join([str(pick_device(arguments.device))] * arguments.processes)
-    names = ("bundle", "steps", "clients", "requests", "factor", "seconds", "rounds", "deadline_ms", "lanes")
-    config = server_configuration(
-        arguments, {name: getattr(arguments, name) for name in (*names, "max_batch", "seed")}
-    )
-    with (
-        report.filed(THEME if arguments.factor > 1 else BELOW, config, table, arguments.out) as results,
-        ServerProcess(
-            arguments.bundle, arguments.device, arguments.max_batch, env, threads=arguments.threads
-        ) as server,
-    ):
-        _run(arguments, server, env, results)
-    return not results["failures"]
-
-
-def _run(
-    arguments: argparse.Namespace, server: ServerProcess, env: dict[str, str], results: dict[str, Any]
-) -> None:
+def _measure(arguments: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
     model = server.model()
     labels, steps = len(model["classes"]), arguments.steps
-    if not model["steps"]["min"] <= steps <= model["steps"]["max"]:
-        raise InvalidRequestError(
-            f"steps must be from {model['steps']['min']} to {model['steps']['max']} for {model['name']}, "
-            f"not {steps}",
-            param="steps",
-        )
+    check_steps(model, steps)
     deadline, rows = arguments.deadline_ms, results.setdefault("rows", [])
     for number in range(1, arguments.rounds + 1):
         print(f"round {number} of {arguments.rounds}: {len(arguments.lanes)} lanes", flush=True)
@@ -188,28 +142,25 @@ def _run(
             settle = min(2e-3 * deadline, arguments.seconds)
             window = (settle, settle + arguments.seconds)
             arrivals = schedule([kind], window[1], arguments.seed + number, labels)
-            done = run_open_loop((HOST, server.port), [kind], arrivals, env)
+            done = run_open_loop((HOST, server.port), [kind], arrivals)
             capacity = bracket(before, _capacity(arguments, server, labels))
             rows.append(lane_row(number, kind, done, window, capacity))
             results["summary"] = summary(rows)
     for row in rows:
-        for outcome, count in row["outcomes"].items():
-            if outcome not in _EXPECTED:
-                results["failures"].append(f"round {row['round']}, {row['class']}: {count} × {outcome}")
+        who = f"round {row['round']}, {row['class']}"
+        results["failures"] += report.unexpected(who, row["outcomes"], _EXPECTED)
 
 
-def _capacity(arguments: argparse.Namespace, server: ServerProcess, labels: int) -> dict[str, Any]:
-    load = measure_capacity(server, arguments.clients, arguments.requests, labels, arguments.steps)
-    return capacity_row(load)
+def run(arguments: argparse.Namespace) -> bool:
+    """Measure and file; False if a reply failed or never came."""
+    if arguments.processes:
+        arguments.device = ",".join([str(pick_device(arguments.device))] * arguments.processes)
+    return run_with_server(THEME if arguments.factor > 1 else BELOW, table, _measure, arguments)
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.overload", description="The server at several times its capacity."
-    )
-    report.bundle_option(parser)
-    report.common_options(parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = report.parser("benchmarks.overload", "The server at several times its capacity.")
     parser.add_argument("--steps", type=report.positive, default=1, help="step budget of every request")
     parser.add_argument("--factor", type=float, default=3.0, help="offered ÷ capacity")
     parser.add_argument("--clients", type=report.positive, default=64, help="of the closed loop")
@@ -225,13 +176,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals' times")
-    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return report.run_command(run, report.parse_with_smoke(options(), _SMOKE, argv))
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

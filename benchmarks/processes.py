@@ -1,9 +1,8 @@
-"""What is compared: the real server, and the raw loop in as many processes as that has on its devices."""
+"""The real server, and the raw loop in as many processes as that has on its devices."""
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import socket
@@ -11,19 +10,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
+import httpx
 import torch
 
 from benchmarks import report
+from benchmarks.client import HOST
 from benchmarks.report import ROOT, BenchmarkError
+from dd_core.bundle import find_bundle
 from dd_core.errors import InvalidRequestError
+from dd_core.manifest import read_manifest
 from server.devices.placement import WorkerSpec, usable_cores, worker_specs
 from server.models.catalog import find
 from server.settings import ENV_PREFIX
 
-HOST = "127.0.0.1"
 _START = 600.0  # seconds to load a model and warm up every plan
 _STOP = 60.0
 
@@ -47,23 +51,80 @@ def started(chosen: argparse.Namespace) -> list[WorkerSpec]:
     return worker_specs(chosen.device, chosen.threads or 0, find(chosen.bundle).bytes, usable_cores())
 
 
-def server_configuration(chosen: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What it takes to run a benchmark of a server again, with the processes that the server starts.
+def server_configuration(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The configuration of a benchmark of a server, with the processes that the server starts.
 
     Args:
         chosen: the command line, as for `started`.
-        options: the benchmark's own settings.
 
     Raises:
         DDError: no such bundle or device.
     """
-    processes = started(chosen)
+    processes, manifest = started(chosen), read_manifest(find_bundle(chosen.bundle))
     return report.configuration(
         torch.device(processes[0].device),
         processes[0].threads or torch.get_num_threads(),
-        report.identity_of(chosen.bundle),
-        {**options, "processes": len(processes)},
+        {"name": manifest.name, "digest": manifest.digest},
+        {**report.own_options(chosen), "processes": len(processes)},
     )
+
+
+def run_with_server(
+    theme: str,
+    table: Callable[[dict[str, Any]], str],
+    measure: Callable[[argparse.Namespace, Server, dict[str, Any]], None],
+    chosen: argparse.Namespace,
+) -> bool:
+    """File what `measure` finds out about the server of a command line; False if something failed.
+
+    Raises:
+        DDError: no such bundle or device, or a wrong option.
+        BenchmarkError: the numbers cannot be trusted, or a process ended.
+    """
+    config = server_configuration(chosen)
+    with report.filed(theme, config, table, chosen.out) as results, serving_of(chosen) as server:
+        measure(chosen, server, results)
+    return not results["failures"]
+
+
+def run_module(
+    name: str, *arguments: str, about: str, env: Mapping[str, str] | None = None, given: str = ""
+) -> str:
+    """Run one of our modules as a process of its own to its end; what it printed.
+
+    Args:
+        about: what an error begins with.
+        env: its environment; None = that of `environment`.
+        given: the standard input.
+
+    Raises:
+        BenchmarkError: it failed; with the last of what it said.
+    """
+    command = [sys.executable, "-m", name, *arguments]
+    done = subprocess.run(
+        command, env=env or environment(None), input=given, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        # Of a traceback the error itself; else all, since a message may go over several lines.
+        raise BenchmarkError(f"{about}: {said.splitlines()[-1] if 'Traceback' in said else said[-400:]}")
+    return done.stdout
+
+
+def check_steps(model: Mapping[str, Any], steps: int) -> None:
+    """Refuse a budget that a model has no plan for.
+
+    Args:
+        model: the entry of `GET /models`.
+
+    Raises:
+        InvalidRequestError: it is out of the model's range.
+    """
+    least, most = model["steps"]["min"], model["steps"]["max"]
+    if not least <= steps <= most:
+        raise InvalidRequestError(
+            f"steps must be from {least} to {most} for {model['name']}, not {steps}", param="steps"
+        )
 
 
 def free_port() -> int:
@@ -77,33 +138,28 @@ class RawLoop:
     """`benchmarks.raw_loop` in a process for each place; images and batches are shared out.
 
     Raises:
-        InvalidRequestError: the bundle or the device does not exist; the loop's own message.
-        BenchmarkError: the process ended without an answer.
+        BenchmarkError: a process ended without an answer.
     """
 
     def __init__(self, bundle: str, places: Sequence[WorkerSpec]) -> None:
-        self._processes = []
-        for place in places:
-            command = [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", place.device]
-            self._processes.append(
-                subprocess.Popen(
-                    command,
-                    env=environment(place.threads or None),
-                    text=True,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", place.device],
+                env=environment(place.threads or None),
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
             )
+            for place in places
+        ]
         try:
-            self.facts, *_ = map(_answer, self._processes)
-            if "error" in self.facts:
-                raise InvalidRequestError(self.facts["error"], param="bundle")
+            self.digest, *_ = (_answer(process)["digest"] for process in self._processes)
         except BaseException:
             self.__exit__()
             raise
 
-    def run(self, plan: str, batch: int, images: int) -> dict[str, Any]:
-        """At least `images` images, `batch` of them at a time: how many there were, and the seconds."""
+    def seconds(self, plan: str, batch: int, images: int) -> float:
+        """The time that so many images take, `batch` of them at a time."""
         used = self._processes[:batch]
         order = {"plan": plan, "batch": -(-batch // len(used)), "images": -(-images // len(used))}
         for process in used:
@@ -114,10 +170,8 @@ class RawLoop:
             except BrokenPipeError:
                 raise BenchmarkError("the raw loop has ended; its error is above") from None
         answers = [_answer(process) for process in used]
-        return {
-            "images": sum(answer["images"] for answer in answers),
-            "seconds": max(answer["seconds"] for answer in answers),
-        }
+        made = sum(answer["images"] for answer in answers)  # the last batch may have made a few more
+        return float(max(answer["seconds"] for answer in answers) * images / made)
 
     def __enter__(self) -> Self:
         return self
@@ -139,109 +193,30 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-class ServerProcess:
-    """`dd-server serve` on a free port of the loopback interface, ready when the `with` block begins.
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready, and the requests that benchmarks make of it beside their load."""
 
-    Args:
-        threads: of each device process on a CPU; None = as the server chooses.
-        flags: more of the command's.
-        patience: seconds to load the model and to run every plan once.
-        module: run in place of `server`.
-
-    Raises:
-        BenchmarkError: it ended, or was not ready in time; with the last lines of its log.
-    """
-
-    def __init__(
-        self,
-        bundle: str,
-        device: str,
-        max_batch: int,
-        env: dict[str, str],
-        flags: Sequence[str] = (),
-        patience: float = _START,
-        threads: int | None = None,
-        module: str = "server",
-    ) -> None:
-        self.port = free_port()
-        self._module = module
-        self.arguments = [
-            *("serve", bundle, "--host", HOST, "--port", str(self.port), "--device", device),
-            *("--max-batch", str(max_batch), "--log-level", "warning"),
-            *(("--threads", str(threads)) if threads is not None else ()),
-            *flags,
-        ]
-        self._env = env
-        self._patience = patience
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", self._module, *self.arguments]
-        self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            command, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
-        )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        _end(self._process)
-        self._log.close()
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self._patience
-        while time.monotonic() < deadline:
-            code = self._process.poll()
-            if code is not None:
-                raise BenchmarkError(f"the server ended with exit code {code}: {self._last_lines()}")
-            try:
-                if self._get("/readyz")[0] == 200:
-                    return
-            except (OSError, http.client.HTTPException):
-                pass  # it does not listen before the model is loaded
-            time.sleep(0.1)
-        raise BenchmarkError(f"the server was not ready after {self._patience:.0f} s: {self._last_lines()}")
-
-    def _last_lines(self) -> str:
-        self._log.seek(0)
-        return " / ".join(self._log.read().decode(errors="replace").splitlines()[-5:])
-
-    def _get(self, path: str) -> tuple[int, bytes]:
-        return self._ask("GET", path, None, timeout=10)
-
-    def _ask(self, method: str, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
-        try:
-            connection.request(method, path, body, {"content-type": "application/json"} if body else {})
-            reply = connection.getresponse()
-            return reply.status, reply.read()
-        finally:
-            connection.close()
-
-    @property
-    def pid(self) -> int:
-        """The server's process."""
-        return self._process.pid
+    port: int
+    pid: int
+    http: httpx.Client
+    patience: float  # seconds that an image may take
 
     def model(self) -> dict[str, Any]:
         """The one entry of `GET /models`."""
-        entry: dict[str, Any] = json.loads(self._get("/models")[1])["models"][0]
+        entry: dict[str, Any] = self.http.get("/models").json()["models"][0]
         return entry
 
-    def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON reply of `POST /generate`.
+    def generate(self, body: Mapping[str, Any], accept: str = "application/json") -> httpx.Response:
+        """The reply of `POST /generate`.
 
         Raises:
             BenchmarkError: it is not 200.
         """
-        status, content = self._ask("POST", "/generate", json.dumps(body), timeout=_START)
-        if status != 200:
-            raise BenchmarkError(f"status {status}: {content[:300]!r}")
-        reply: dict[str, Any] = json.loads(content)
+        headers = {"accept": accept}
+        reply = self.http.post("/generate", json=body, headers=headers, timeout=self.patience)
+        if reply.status_code != 200:
+            raise BenchmarkError(f"{dict(body)}: status {reply.status_code}, {reply.content[:300]!r}")
         return reply
 
     def batches(self, at_least: float = 0.0) -> tuple[float, float]:
@@ -251,13 +226,81 @@ class ServerProcess:
         """
         images, batches = -1.0, 0.0
         for _ in range(50):
-            text = self._get("/metrics")[1].decode()
+            text = self.http.get("/metrics").text
             values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
             images, batches = (float(values[f"dd_batch_size_{part}"]) for part in ("sum", "count"))
             if images >= at_least:
                 break
             time.sleep(0.02)
         return images, batches
+
+
+@contextmanager
+def serving(
+    bundle: str,
+    device: str,
+    max_batch: int,
+    env: dict[str, str] | None = None,
+    patience: float = _START,
+    threads: int | None = None,
+    module: str = "server",
+) -> Iterator[Server]:
+    """`dd-server serve` on a free port of the loopback interface, ready when the block begins.
+
+    Args:
+        env: its environment; None = that of `environment`.
+        threads: of each device process on a CPU; None = as the server chooses.
+        patience: seconds to load the model and to run every plan once.
+        module: run in place of `server`.
+
+    Raises:
+        BenchmarkError: it ended, or was not ready in time; with the last lines of its log.
+    """
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", module, "serve", bundle, "--host", HOST, "--port", str(port)),
+        *("--device", device, "--max-batch", str(max_batch), "--log-level", "warning"),
+        *(("--threads", str(threads)) if threads is not None else ()),
+    ]
+    # A connection for each request: none is found closed after a long load in between.
+    limits, url = httpx.Limits(max_keepalive_connections=0), f"http://{HOST}:{port}"
+    with (
+        tempfile.TemporaryFile() as log,
+        httpx.Client(base_url=url, timeout=10, limits=limits, trust_env=False) as http,
+    ):
+        process = subprocess.Popen(
+            command, env=env or environment(None), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        try:
+            problem = _wait_until_ready(process, http, patience)
+            if problem:
+                log.seek(0)
+                last = " / ".join(log.read().decode(errors="replace").splitlines()[-5:])
+                raise BenchmarkError(f"the server {problem}: {last}")
+            yield Server(port, process.pid, http, patience)
+        finally:
+            process.terminate()
+            _end(process)
+
+
+def serving_of(chosen: argparse.Namespace, module: str = "server") -> AbstractContextManager[Server]:
+    """The server of a command line (`bundle`, `device`, `max_batch`, `threads`)."""
+    return serving(chosen.bundle, chosen.device, chosen.max_batch, threads=chosen.threads, module=module)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], http: httpx.Client, patience: float) -> str | None:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        code = process.poll()
+        if code is not None:
+            return f"ended with exit code {code}"
+        try:
+            if http.get("/readyz").is_success:
+                return None
+        except httpx.HTTPError:
+            pass  # it does not listen before the model is loaded
+        time.sleep(0.1)
+    return f"was not ready after {patience:.0f} s"
 
 
 def _end(process: subprocess.Popen[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: facts of the machine, statistics, and how a result is filed.
+"""The parts that every benchmark shares: facts of the machine, statistics, and how a result is filed.
 
     with filed(theme, configuration, table, out) as results:   # measure; fill `results`
         ...                                                    # → <out>/<theme>/<machine>-<date>.json + .md
@@ -20,23 +20,23 @@ import statistics
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dd_core.bundle import DEFAULT_BUNDLE, find_bundle
+from dd_core.bundle import DEFAULT_BUNDLE
 from dd_core.errors import DDError, InvalidRequestError
-from dd_core.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FORMAT_VERSION = 1
+_COMMON = ("device", "threads", "out", "smoke")
 _PACKAGES = ("torch", "numpy", "pillow", "fastapi", "uvicorn", "httpx")
 
 
@@ -52,6 +52,11 @@ def median(values: Sequence[float]) -> float:
 def percentile(values: Sequence[float], percent: float) -> float:
     """Linear between the neighbouring ranks, so with few values p95 and p99 are near the maximum."""
     return float(np.percentile(np.asarray(values, dtype=np.float64), percent))
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
+    """p50, p95 and p99 in ms; None of nothing."""
+    return {f"p{p}": 1e3 * percentile(seconds, p) for p in (50, 95, 99)} if seconds else None
 
 
 def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
@@ -94,22 +99,20 @@ def _cpu_model() -> str:
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on; no host name. `load_average` above 0 means that others computed too."""
+    """Facts that numbers depend on; no host name. `load_average` above 0 means that others computed too."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts: dict[str, Any] = {
+    cuda = device.type == "cuda"
+    return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "usable_cores": usable,
         "system": f"{platform.system()} {platform.machine()}",
         "device": str(device),
-        "gpu": None,
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        **({"cuda": torch.version.cuda} if cuda else {}),
     }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-    return facts
 
 
 def software_facts() -> dict[str, str]:
@@ -120,12 +123,7 @@ def software_facts() -> dict[str, str]:
     """
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     found = {"python": platform.python_version() + ("" if optimised else " (not an optimised build)")}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return found | {name: version(name) for name in _PACKAGES}
 
 
 def commit_facts() -> dict[str, Any]:
@@ -146,18 +144,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def identity_of(source: str) -> dict[str, str]:
-    """Name and digest of a bundle that a server is to load.
-
-    Raises:
-        DDError: there is no such bundle, or its manifest is wrong.
-    """
-    manifest = read_manifest(find_bundle(source))
-    return {"name": manifest.name, "digest": manifest.digest}
-
-
 def random_weights(*architectures: object) -> dict[str, str]:
-    """What stands in a configuration for a bundle where there is none: name and digest of the sizes."""
+    """The entry of a configuration in place of a bundle where there is none: name and digest of the sizes."""
     text = "\n".join(map(repr, architectures))
     return {"name": "random weights", "digest": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -193,7 +181,7 @@ def machine_slug(machine: Mapping[str, Any]) -> str:
 def filed(
     theme: str, config: dict[str, Any], table: Callable[[dict[str, Any]], str], out: Path
 ) -> Iterator[dict[str, Any]]:
-    """Gives the dictionary of results to fill; files it when the block ends, also when it fails.
+    """Give the dictionary of results to fill; file it when the block ends, also when it fails.
 
     `results["failures"]`, a list that is there from the start, names what went wrong without
     ending the run. The file says `ok` only if it stays empty and the block ends well.
@@ -214,16 +202,29 @@ def filed(
 
 
 def _file(theme: str, config: dict[str, Any], results: dict[str, Any], body: str, out: Path) -> None:
-    status = "failed" if results["failures"] else "ok"
+    """Write `<theme>/<machine>-<date>.json` and `.md`; a second run of a day gets `-2`, and so on."""
     record = {
         "format_version": FORMAT_VERSION,
         "theme": theme,
-        "status": status,
+        "status": "failed" if results["failures"] else "ok",
         "configuration": config,
         "results": results,
     }
-    path = write(record, body, out)
-    print(f"{body}\n\nfiled as {theme}/{path.stem}.json and .md ({status})")
+    folder = out / theme
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{machine_slug(config['machine'])}-{config['date'][:10]}"
+    path, number = folder / f"{stem}.json", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(_page(record, body), encoding="utf-8")
+    print(f"{body}\n\nfiled as {theme}/{path.stem}.json and .md ({record['status']})")
+
+
+def unexpected(who: str, outcomes: Mapping[str, int], expected: Container[str] = ()) -> list[str]:
+    """The failures of a load: how many requests had each outcome that is not expected."""
+    return [f"{who}: {count} × {told}" for told, count in outcomes.items() if told not in expected]
 
 
 def describe(error: BaseException) -> str:
@@ -232,27 +233,15 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}".replace("\n", " ")[:500]
 
 
-def write(record: dict[str, Any], body: str, out: Path) -> Path:
-    """Writes `<theme>/<machine>-<date>.json` and `.md`; a second run of a day gets `-2`, and so on."""
-    folder: Path = out / record["theme"]
-    folder.mkdir(parents=True, exist_ok=True)
-    config = record["configuration"]
-    stem = f"{machine_slug(config['machine'])}-{config['date'][:10]}"
-    path, number = folder / f"{stem}.json", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(_page(record, body), encoding="utf-8")
-    return path
-
-
 def _page(record: dict[str, Any], body: str) -> str:
     config, commit = record["configuration"], record["configuration"]["commit"]
     machine, software = config["machine"], config["software"]
     changed = {None: "", False: "", True: " with changes"}[commit["changed"]]
     device = f"{machine['device']} ({machine['gpu']})" if machine["gpu"] else machine["device"]
-    options = ", ".join(f"{key} = {_shown(value)}" for key, value in config["options"].items())
+    options = {
+        key: " ".join(map(str, value)) if isinstance(value, list) else value
+        for key, value in config["options"].items()
+    }
     rows = [
         ["status", record["status"]],
         ["date", config["date"]],
@@ -264,17 +253,13 @@ def _page(record: dict[str, Any], body: str) -> str:
         ["software", ", ".join(f"{name} {number}" for name, number in software.items())],
         ["bundle", f"{config['bundle']['name']} `{config['bundle']['digest'][:16]}`"],
         ["commit", f"{commit['hash'] or 'unknown'}{changed}"],
-        ["options", options],
+        ["options", ", ".join(f"{key} = {value}" for key, value in options.items())],
     ]
-    failures = [f"- {failure}" for failure in record["results"]["failures"]]
+    failures = record["results"]["failures"]
     parts = [f"# {record['theme']}", markdown_table(["configuration", ""], rows), body]
     if failures:
-        parts.append("\n".join(["**Failures**", "", *failures]))
+        parts.append("\n".join(["**Failures**", "", *(f"- {failure}" for failure in failures)]))
     return "\n\n".join(parts) + "\n"
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -286,20 +271,31 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     return "\n".join(lines)
 
 
+def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table with a line for each row; None where a column formats a number is shown as a dash.
+
+    Args:
+        columns: heading → format of the cell, of the row's keys.
+    """
+    lines = [[_cell(form, row) for form in columns.values()] for row in rows]
+    return markdown_table(list(columns), lines)
+
+
+def _cell(form: str, row: Mapping[str, Any]) -> str | None:
+    try:
+        return form.format_map(row)
+    except TypeError:
+        return None
+
+
 def number(value: float | None, how: str = ".2f") -> str | None:
     """A table cell; None stays None."""
     return None if value is None else format(value, how)
 
 
-def whole_numbers(text: str) -> list[int]:
-    """The type of an option such as `1,8,32`: positive whole numbers."""
-    values = [int(part) for part in text.split(",")]
-    if min(values) < 1:
-        raise ValueError(text)
-    return values
-
-
-whole_numbers.__name__ = "list of positive whole numbers"  # argparse shows it in its message
+def mib(size: float | None) -> str | None:
+    """A table cell of bytes; None stays None."""
+    return None if size is None else f"{size / 2**20:.0f}"
 
 
 def positive(text: str) -> int:
@@ -310,31 +306,47 @@ def positive(text: str) -> int:
     return value
 
 
-positive.__name__ = "positive whole number"
+def whole_numbers(text: str) -> list[int]:
+    """The type of an option such as `1,8,32`: positive whole numbers."""
+    return [positive(part) for part in text.split(",")]
 
 
-def bundle_option(parser: argparse.ArgumentParser) -> None:
-    """The option of benchmarks that measure a bundle."""
-    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="built-in model, or a bundle's folder")
+positive.__name__ = "positive whole number"  # argparse shows it in its message
+whole_numbers.__name__ = "list of positive whole numbers"
 
 
-def common_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every benchmark has."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=positive, help="of torch; left out, torch chooses")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+def names(text: str) -> list[str]:
+    """The type of an option such as `a,b`."""
+    return text.split(",")
 
 
-def parse_with_smoke(
-    parser: argparse.ArgumentParser, smoke: Sequence[str], argv: Sequence[str] | None
+def parser(name: str, about: str, *, bundle: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has, as a parser that others can be added to."""
+    made = argparse.ArgumentParser(f"python -m {name}", description=about)
+    if bundle:
+        made.add_argument("--bundle", default=DEFAULT_BUNDLE, help="built-in model, or a bundle's folder")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument("--threads", type=positive, help="of torch; left out, torch chooses")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    made.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
+    return made
+
+
+def parse(
+    made: argparse.ArgumentParser, argv: Sequence[str] | None, smoke: Sequence[str] = ()
 ) -> argparse.Namespace:
     """The options; with `--smoke` those in `smoke` hold where the command line names no other."""
     given = list(sys.argv[1:] if argv is None else argv)
-    return parser.parse_args([*smoke, *given] if parser.parse_args(given).smoke else given)
+    return made.parse_args([*smoke, *given] if made.parse_args(given).smoke else given)
+
+
+def own_options(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The settings of one benchmark alone, as they are filed."""
+    return {name: value for name, value in vars(chosen).items() if name not in _COMMON}
 
 
 def run_command(run: Callable[[argparse.Namespace], bool], arguments: argparse.Namespace) -> int:
-    """Runs a benchmark as a command; 0, 1 for a run that was filed as failed, 2 for a user's error."""
+    """Run a benchmark as a command; 0, 1 for a run that was filed as failed, 2 for a user's error."""
     # As Ctrl-C does: a run that is ended is filed, and the processes that it started are ended too.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

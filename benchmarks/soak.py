@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import report
 from benchmarks.accounts import descendants, resident
 from benchmarks.client import Call, drive
-from benchmarks.processes import HOST, ServerProcess, environment, server_configuration
+from benchmarks.processes import Server, run_with_server
 
 THEME = "soak"
 _ROUNDS = 20
@@ -37,9 +37,8 @@ def calls(count: int, first: int) -> list[Call]:
             body["label"] = "nothing"
         if seed % 50 == 7:
             body |= {"n": 3, "steps": 21}
-        made.append(
-            Call("POST", "/generate", json.dumps(body).encode(), group="bad" if seed % 10 == 9 else "")
-        )
+        group = "bad" if seed % 10 == 9 else ""
+        made.append(Call.generate(json.dumps(body), "application/json", group))
     return made
 
 
@@ -49,20 +48,19 @@ def growth(requests: Sequence[int], memory: Sequence[int]) -> float:
     return float(np.polyfit(requests[half:], memory[half:], 1)[0])
 
 
-def measure(chosen: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Fills `results` with the memory of the server and its device processes after each round."""
+def measure(chosen: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
+    """Fill `results` with the memory of the server and its device processes after each round."""
     each = max(1, chosen.requests // _ROUNDS)
     results["rounds"] = []
-    with ServerProcess(chosen.bundle, chosen.device, 32, environment(None), threads=chosen.threads) as server:
-        for number in range(_ROUNDS):
-            load = drive("lean", HOST, server.port, chosen.clients, calls(each, number * each))
-            wrong = [o for o in load.outcomes if (o.failure is not None) != (o.group == "bad")]
-            if wrong:
-                raise report.BenchmarkError(f"{len(wrong)} requests went wrong: {wrong[0].failure}")
-            below = sum(resident(pid) for pid in descendants(server.pid))
-            results["rounds"].append(
-                {"requests": (number + 1) * each, "server": resident(server.pid), "device": below}
-            )
+    for number in range(_ROUNDS):
+        load = drive(server.port, chosen.clients, calls(each, number * each))
+        wrong = [o for o in load.outcomes if (o.failure is not None) != (o.group == "bad")]
+        if wrong:
+            raise report.BenchmarkError(f"{len(wrong)} requests went wrong: {wrong[0].failure}")
+        below = sum(resident(pid) for pid in descendants(server.pid))
+        results["rounds"].append(
+            {"requests": (number + 1) * each, "server": resident(server.pid), "device": below}
+        )
     counted = [r["requests"] for r in results["rounds"]]
     for part in ("server", "device"):
         slope = growth(counted, [r[part] for r in results["rounds"]])
@@ -87,23 +85,17 @@ def table(results: dict[str, Any]) -> str:
 
 
 def run(chosen: argparse.Namespace) -> bool:
-    """Measures and files; false if memory grows."""
-    options = {"requests": chosen.requests, "clients": chosen.clients}
-    config = server_configuration(chosen, options)
-    with report.filed(THEME, config, table, chosen.out) as results:
-        measure(chosen, results)
-    return not results["failures"]
+    """Measure and file; False if memory grows."""
+    return run_with_server(THEME, table, measure, chosen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser("python -m benchmarks.soak", description=(__doc__ or "").split("\n")[0])
-    report.bundle_option(parser)
-    report.common_options(parser)
+    """The command; returns its exit code."""
+    parser = report.parser("benchmarks.soak", (__doc__ or "").split("\n")[0])
+    parser.set_defaults(max_batch=32)
     parser.add_argument("--requests", type=report.positive, default=50_000)
     parser.add_argument("--clients", type=report.positive, default=8)
-    parser.add_argument("--smoke", action="store_true", help="a run that checks the benchmark itself")
-    return report.run_command(run, report.parse_with_smoke(parser, _SMOKE, argv))
+    return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 
 if __name__ == "__main__":

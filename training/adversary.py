@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
-from training.loop import set_lr
+from training.loop import update_at
 
 _CHANNELS = (64, 128, 256, 512, 512)  # of LPIPS's five VGG16 maps
 
@@ -72,7 +72,7 @@ class Adversary:
         )
 
     def fooled(self, fake: list[Tensor]) -> Tensor:
-        """What the model is to make smaller: how little its maps pass for real. No gradient for the judge."""
+        """The generator loss: how little the model's maps pass for real. No gradient for the judge."""
         self.judge.requires_grad_(False)
         try:
             with mixed_precision(self.device):
@@ -82,10 +82,8 @@ class Adversary:
 
     def learn(self, real: list[Tensor], fake: list[Tensor], factor: float) -> Tensor:
         """One step of the judge at `factor` of its learning rate; its loss before the step."""
-        set_lr(self.optimizer, factor)
         with mixed_precision(self.device):
             opinion = hinge(self.judge(real), self.judge([m.detach() for m in fake]))
-        self.optimizer.zero_grad(set_to_none=True)
         opinion.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        update_at(self.optimizer, factor)
         return opinion.detach()

@@ -1,4 +1,4 @@
-"""Whether a picture shows what its prompt says: finding the prompt among a hundred.
+"""Agreement of pictures with their prompts: finding the prompt among a hundred.
 
     picture ─▶ VGG16 maps, pooled ─▶ small network ─▶ sentence space ◀─ mean of its states ◀─ caption
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
-from training.loop import one_cycle, set_lr
+from training.loop import one_cycle, update_at
 from training.lpips import Lpips
 
 log = logging.getLogger("dd_train")
@@ -81,15 +81,13 @@ class CaptionJudge:
         )
         x, loss = (features_ND - self.mean) / self.scale, torch.zeros(())
         for step in range(steps):
-            set_lr(optimizer, one_cycle(step, steps, 1.0))
             chosen = torch.randint(len(x), (min(_BATCH, len(x)),))
             score = F.normalize(self.network(x[chosen]), dim=-1) @ sentences_NE[chosen].T * 20
             same = concept_N[chosen][:, None] == concept_N[chosen]
             score = score.masked_fill(same & ~torch.eye(len(chosen), dtype=torch.bool), float("-inf"))
             loss = F.cross_entropy(score, torch.arange(len(chosen)))
-            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            update_at(optimizer, one_cycle(step, steps, 1.0))
         log.info("caption judge: loss %.3f after %d steps", float(loss.detach()), steps)
         self.network.eval()
 

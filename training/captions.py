@@ -65,7 +65,7 @@ def split_of(code: str, style: str) -> Split:
 
 @dataclass(frozen=True)
 class Captions:
-    """All different captions of some pictures, and which ones are each picture's.
+    """The different captions of some pictures, and which ones are each picture's.
 
     Args:
         texts: without repeats.

@@ -76,7 +76,7 @@ def _prepare(
     return run
 
 
-def _command(name: str, stages: list[Callable[[Run], object]], help_text: str) -> None:
+def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> None:
     @app.command(name, help=help_text)
     def command(
         recipe: Recipe = _DEFAULT,
@@ -91,43 +91,42 @@ def _command(name: str, stages: list[Callable[[Run], object]], help_text: str) -
             stage(run)
 
 
-def _pairs_command() -> None:
-    @app.command("pairs", help="(c) Noise-data pairs by Algorithm 1.")
-    def command(
-        recipe: Recipe = _DEFAULT,
-        out: Out = _OUT,
-        device: Device = "auto",
-        overrides: Overrides = None,
-        stop_after: StopAfter = None,
-        threads: Threads = 0,
-        prompts: Annotated[
-            Path | None,
-            typer.Option(help="A file of prompts, one a line, for a model of texts; else the captions."),
-        ] = None,
-    ) -> None:
-        pipeline.generate_pairs(_prepare(recipe, out, device, overrides, stop_after, threads), prompts)
+_command("tokenizer", "(a) VQ tokenizer: images to codes and back.", pipeline.train_tokenizer)
+_command(
+    "decoder", "(a') Decoder against a discriminator; the codes stay as they are.", pipeline.train_decoder
+)
+_command("teacher", "(b) Autoregressive teacher on the codes.", pipeline.train_teacher)
 
 
-_STAGES: dict[str, tuple[Callable[[Run], object], str]] = {
-    "tokenizer": (pipeline.train_tokenizer, "(a) VQ tokenizer: images to codes and back."),
-    "decoder": (pipeline.train_decoder, "(a') Decoder against a discriminator; the codes stay as they are."),
-    "teacher": (pipeline.train_teacher, "(b) Autoregressive teacher on the codes."),
-    "pairs": (pipeline.generate_pairs, "(c) Noise-data pairs by Algorithm 1."),
-    "distill": (pipeline.distill, "(d) Student by Algorithm 2, from the teacher's weights."),
-    "evaluate": (pipeline.evaluate, "(e) FID, KID, precision and recall of every plan, with its cost."),
-}
-for _name, (_stage, _help) in _STAGES.items():
-    if _name == "pairs":
-        _pairs_command()
-    else:
-        _command(_name, [_stage], _help)
+@app.command("pairs", help="(c) Noise-data pairs by Algorithm 1.")
+def pairs(
+    recipe: Recipe = _DEFAULT,
+    out: Out = _OUT,
+    device: Device = "auto",
+    overrides: Overrides = None,
+    stop_after: StopAfter = None,
+    threads: Threads = 0,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file of prompts, one a line, for a model of texts; else the captions."),
+    ] = None,
+) -> None:
+    """Make the pairs, of a file's prompts if there is one."""
+    pipeline.generate_pairs(_prepare(recipe, out, device, overrides, stop_after, threads), prompts)
+
+
+_command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
+_command("evaluate", "(e) FID, KID, precision and recall of every plan, with its cost.", pipeline.evaluate)
 _command(
     "own-pairs",
-    [pipeline.generate_own_pairs],
     "(c') Pairs that begin with the tokens of the student that the run was started from.",
+    pipeline.generate_own_pairs,
 )
 _command(
-    "all", [stage for stage, _ in _STAGES.values()], "Stages (a) to (e) in order, each from where it stopped."
+    "all",
+    "Stages (a) to (e) in order, each from where it stopped.",
+    *(pipeline.train_tokenizer, pipeline.train_decoder, pipeline.train_teacher),
+    *(pipeline.generate_pairs, pipeline.distill, pipeline.evaluate),
 )
 
 

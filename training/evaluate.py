@@ -52,7 +52,7 @@ _REPEATS = 10
 
 @dataclass(frozen=True)
 class Prompted:
-    """What a model of texts is asked for, and what says whether it shows.
+    """Prompts that a model of texts is asked for, and the measure of whether they show.
 
     `fingerprint` names the prompts and all that the agreement was made of.
     """
@@ -116,7 +116,7 @@ class _Judge:
         return replace(row, **self._by_condition(features, labels, prompted))
 
     def _by_condition(self, features: Tensor, labels: Tensor, prompted: Tensor | None) -> dict[str, Any]:
-        """How well the condition was kept to: by class, or by prompt."""
+        """Figures of how well the condition was kept to: by class, or by prompt."""
         if self.agreement is not None:
             return {"right_caption": None if prompted is None else self.agreement(prompted, labels)}
         probability = self.probe(features)

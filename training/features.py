@@ -70,7 +70,7 @@ def legacy_resize(image_N3HW: Tensor, side: int = SIDE) -> Tensor:
 
 
 class Extractor(Protocol):
-    """What turns images into features, and says of which network and precision they are."""
+    """A map from images to features, which says of which network and precision they are."""
 
     @property
     def precision(self) -> str: ...
@@ -148,7 +148,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def real_store() -> Path:
-    """Where features of real images are kept, for all runs."""
+    """The folder of features of real images, for all runs."""
     return cache_dir() / "features"
 
 

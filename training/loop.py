@@ -34,7 +34,7 @@ log = logging.getLogger("dd_train")
 
 
 class HasState(Protocol):
-    """What a checkpoint holds: modules, optimizers, averages."""
+    """A part of a checkpoint: modules, optimizers, averages."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
@@ -127,10 +127,19 @@ def one_cycle(step: int, steps: int, peak: float, warmup: float = 0.05) -> float
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor_of_peak: float) -> None:
-    """Scales every group's `peak` (set at construction) by the schedule's factor."""
+def update_at(optimizer: torch.optim.Optimizer, factor_of_peak: float) -> None:
+    """One update at the schedule's factor of every group's `peak` (set at construction); clears gradients."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor_of_peak
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def carry_over(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Copy the tensors that have the same name and shape in both modules."""
+    own = target.state_dict()
+    fitting = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
+    target.load_state_dict({**own, **fitting})
 
 
 def run_stage(

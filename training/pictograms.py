@@ -106,7 +106,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All pictures: `images_FN3HW` uint8, and of each its concept and style."""
+    """The pictures: `images_FN3HW` uint8, and of each its concept and style."""
 
     images_FN3HW: Tensor
     concepts: tuple[Concept, ...]

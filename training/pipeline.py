@@ -261,11 +261,8 @@ def distill(run: Run) -> None:
     cfg = run.recipe.distill
     lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
     pairs = load_pairs(run.out / "pairs")
-    first = None
-    if cfg.start == "student":
-        first = load_first_student(run)
-    if cfg.start == "transplant":
-        first = _transplanted(run)
+    begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
+    first = begin_from(run) if begin_from else None
     conditions = None
     if run.recipe.text is not None:
         conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
@@ -294,7 +291,7 @@ def _transplanted(run: Run) -> LlamaGenStudent:
 
 
 def load_sampler(run: Run) -> Sampler:
-    """All models of the run, for evaluation and export."""
+    """Every model of the run, for evaluation and export."""
     tokenizer, recipe = load_drawing_tokenizer(run), run.recipe
     frequency = None
     if recipe.text is None:
@@ -327,17 +324,20 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
             param="recipe",
         )
     sampler, cfg = load_sampler(run), run.recipe.evaluate
-    parts: dict[str, object] = {
+    parts = {
         "tokenizer": sampler.tokenizer,
         "student": sampler.student,
         "teacher": sampler.teacher,
+        "marginal": sampler.marginals_KLV,
     }
-    parts |= {"marginal": sampler.marginals_KLV}
-    plans = presets(run.recipe)
-    reference, test, prompts = _measured_against(run)
+    prompts: Prompted | None = None
+    if run.recipe.text is not None:
+        reference, test, prompts = text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
+    else:
+        reference, test = cifar10("train"), cifar10("test").first(cfg.test)
     return evaluate_plans(
         sampler,
-        plans,
+        presets(run.recipe),
         cfg,
         reference,
         test,
@@ -348,14 +348,6 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         timing=timing,
         prompts=prompts,
     )
-
-
-def _measured_against(run: Run) -> tuple[ImageSet, ImageSet, Prompted | None]:
-    """The reference, other real images, and for a model of texts its prompts."""
-    cfg = run.recipe.evaluate
-    if run.recipe.text is not None:
-        return text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
-    return cifar10("train"), cifar10("test").first(cfg.test), None
 
 
 def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:

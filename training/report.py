@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: one JSON file, one table, pictures."""
+"""The report of an evaluation: one JSON file, one table, pictures."""
 
 from __future__ import annotations
 

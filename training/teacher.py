@@ -21,7 +21,7 @@ from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training.conditions import ClassConditions, Conditions, spread
-from training.loop import Batches, Ema, Stage, one_cycle, set_lr
+from training.loop import Batches, Ema, Stage, carry_over, one_cycle, update_at
 from training.muon import Muon
 from training.plots import image_grid
 from training.recipes import Recipe
@@ -46,9 +46,7 @@ class MatrixOptimizer:
     def step(self, factor: float) -> None:
         """One update at `factor` of the peak learning rates."""
         for optimizer in (self.matrices, self.others):
-            set_lr(optimizer, factor)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            update_at(optimizer, factor)
 
     def state_dict(self) -> dict[str, Any]:
         return {"matrices": self.matrices.state_dict(), "others": self.others.state_dict()}
@@ -84,9 +82,7 @@ def teacher_stage(
     cfg = recipe.teacher
     model = new_teacher(recipe, device)
     if first is not None:
-        own = model.state_dict()
-        carried = {k: v for k, v in first.state_dict().items() if k in own and own[k].shape == v.shape}
-        model.load_state_dict({**own, **carried})
+        carry_over(first, model)
     optimizer = MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
     ema = Ema(model, cfg.ema)
     tokens = tokens_FNL.flatten(0, 1)

@@ -90,7 +90,7 @@ def full_captions(chosen: Sequence[int]) -> list[str]:
 
 
 def train_prompts(recipe: Recipe) -> list[str]:
-    """All captions of the pictures to learn from, in an order that depends on nothing but themselves."""
+    """The captions of the pictures to learn from, in an order that depends on nothing but themselves."""
     texts = captions_of(pictures("train", recipe.train_images)).texts
     return sorted(texts, key=lambda t: hashlib.sha256(t.encode()).digest())
 
@@ -189,7 +189,7 @@ def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, 
 
 
 def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSet, Prompted]:
-    """What an evaluation needs: held-out pairs, pictures that were learned from, and the prompts.
+    """The material of an evaluation: held-out pairs, pictures that were learned from, and the prompts.
 
     Prompt i is the full caption of held-out picture i, in an order that mixes concepts and styles.
     """
@@ -213,7 +213,7 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
 
 
 def about(recipe: Recipe) -> About:
-    """What the bundle says of the corpus, its licences and its encoder."""
+    """The bundle's description of the corpus, its licences and its encoder."""
     if recipe.data == "prompts":
         return About(
             f"Pictures from texts, distilled with the recipe {recipe.name!r}.",

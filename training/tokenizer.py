@@ -25,7 +25,7 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from training.data import ImageSet
-from training.loop import Batches, Ema, Stage, one_cycle, set_lr
+from training.loop import Batches, Ema, Stage, one_cycle, update_at
 from training.lpips import Lpips
 from training.plots import reconstruction_grid
 from training.recipes import Recipe
@@ -105,7 +105,6 @@ def tokenizer_stage(
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "codebook": average, "ema": ema}
 
     def update(step: int) -> dict[str, Tensor]:
-        set_lr(optimizer, one_cycle(step, cfg.steps, 1.0))
         x, _ = images.batch(batches.at(step))
         x = x.to(device)
         flip = torch.rand(len(x)) < 0.5
@@ -124,10 +123,9 @@ def tokenizer_stage(
         pixel, commit = (recon - x).abs().mean(), (z - code).square().sum(-1).mean()
         loss = pixel + cfg.lpips * perceptual + (cfg.commitment if quantise else 0.0) * commit
         figures = {"l1": pixel, "lpips": perceptual, "commit": commit}
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        update_at(optimizer, one_cycle(step, cfg.steps, 1.0))
         if quantise:
             average.update(model.codebook_raw, z.detach().flatten(0, 1), tokens.flatten())
         else:

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import interference, open_loop, overload
 from benchmarks.client import Load, Outcome
 from benchmarks.open_loop import OpenRun, Record, RequestClass
-from benchmarks.processes import HOST, ServerProcess, environment
+from benchmarks.processes import HOST, environment, serving
 from benchmarks.report import BenchmarkError
 from tests.tiny import tiny_bundle
 
@@ -82,7 +82,7 @@ def test_the_open_loop_loads_a_server_that_runs(folder: Path, capsys: pytest.Cap
         '{"name": "wrong", "rate": 5, "body": {"steps": 0}}',
     ]
     options = [part for text in classes for part in ("--class", text)]
-    with ServerProcess(str(folder), "cpu", 8, environment(1)) as server:
+    with serving(str(folder), "cpu", 8, environment(1)) as server:
         url = f"http://{HOST}:{server.port}"
         assert open_loop.main(["--url", url, "--seconds", "2", "--json", *options]) == 0
         found = json.loads(capsys.readouterr().out)

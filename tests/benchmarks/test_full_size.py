@@ -53,7 +53,7 @@ def test_a_hub_that_does_not_start_is_told_and_not_replaced_by_the_real_one(tmp_
     (tmp_path / "owner" / "empty").write_bytes(b"")  # cannot be mapped
     with (
         pytest.raises(report.BenchmarkError, match="did not start"),
-        full_size._hub(tmp_path, environment(1)),
+        full_size._hub(tmp_path),
     ):
         pytest.fail("an empty address means the real hub")
 
