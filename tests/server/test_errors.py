@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.server.helpers import OK, Gate, Running, busy, eventually, refused, running
+from tests.server.generation.test_runner import parse
+from tests.server.helpers import OK, Gate, Running, Turnstile, busy, eventually, refused, running
 
 
 @pytest.mark.parametrize(
@@ -230,3 +232,22 @@ def test_a_drain_is_bounded(bundle_folder: Path, gate: Gate) -> None:
             for request in runs:
                 refused(request.result(), 503, "draining")
         assert time.monotonic() - started < 60
+
+
+def test_a_stream_that_runs_at_the_end_of_a_drain_says_so(bundle_folder: Path, manager: SyncManager) -> None:
+    """Its first picture is there, the second one is on a device that stays busy."""
+    passes = Turnstile()
+    passes.set()  # for the warm-up
+    with running(bundle_folder, Gate(open=passes, calls=manager.list()), drain_timeout=0.5) as live:
+        passes.clear()
+        passes.admit()
+        asked = {"url": "/generate", "json": {**OK, "steps": 2}, "headers": {"accept": "text/event-stream"}}
+        with live.client.stream("POST", **asked) as reply:
+            lines = reply.iter_lines()
+            assert next(lines) == "event: image"
+            live.server.should_exit = True
+            rest = "\n".join(lines)
+        passes.set()
+    *_, (name, data) = parse(f"event: image\n{rest}")
+    assert (name, data["error"]["code"]) == ("error", "draining")
+    assert live.metric("dd_requests_total", model="tiny", plan="dd-2", outcome="rejected") == 1

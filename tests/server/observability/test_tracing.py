@@ -198,6 +198,7 @@ def test_a_collector_that_does_not_answer_does_not_hold_the_end(
         shutdown(provider)  # or its thread would go on trying beside other tests
         over.set()
 
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # nor is the end of the test held
     monkeypatch.setattr("server.observability.tracing._FLUSH_SECONDS", 0.1)
     monkeypatch.setattr(TracerProvider, "shutdown", stuck)
     with running(bundle_folder, otel_endpoint="http://127.0.0.1:9") as live:
