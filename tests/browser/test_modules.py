@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
+from tests.browser.tools import watched
 from tests.server.helpers import Running
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, server: Running) -> Iterator[Page]:
+    """A tab of the server's for all tests here: modules alone leave nothing behind in it."""
+    with watched(browser, server.url) as tab:
+        tab.goto("/docs")
+        yield tab
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

@@ -246,7 +246,7 @@ def test_both_colour_schemes_are_readable(page: Page, scheme: str) -> None:
 
 
 def test_an_error_is_shown_in_the_servers_words(browser: Browser, bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate) as live:
+    with running(bundle_folder, gate, warmup=False) as live:
         tab = browser.new_page(base_url=live.url)
         tab.goto("/")
         settled(tab)
@@ -289,7 +289,7 @@ def test_the_field_for_a_key_is_shown_when_one_is_asked_for(
 ) -> None:
     key, later = "first-key-0123456789", "later-key-0123456789"
     (tmp_path / "keys").write_text(key, encoding="ascii")
-    with running(bundle_folder, api_keys_file=tmp_path / "keys") as live:
+    with running(bundle_folder, api_keys_file=tmp_path / "keys", warmup=False) as live:
         tab = browser.new_page(base_url=live.url)
         tab.goto("/")
         field = tab.get_by_label("API key")

@@ -152,7 +152,7 @@ def test_a_full_server_and_a_deadline(call: Caller, bundle_folder: Path, gate: G
 def test_a_key_is_sent(call: Caller, bundle_folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("alice:a-key-of-some-length\n")
-    with running(bundle_folder, api_keys_file=keys) as live:
+    with running(bundle_folder, api_keys_file=keys, warmup=False) as live:
         assert call(live.url, lambda c: c.generate(label=1), api_key="a-key-of-some-length").images
         assert call(live.url, lambda c: c.ready())
         with pytest.raises(UnauthorizedError):
@@ -174,7 +174,7 @@ def test_leaving_a_stream_stops_the_server(bundle_folder: Path) -> None:
                 await anext(events)
             await asyncio.to_thread(canceled, 3)
 
-    with running(bundle_folder) as live:
+    with running(bundle_folder, warmup=False) as live:
         with Client(live.url) as client:
             for _ in client.stream(label=1, steps=64):
                 break

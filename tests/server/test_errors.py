@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.server.helpers import OK, Gate, Running, busy, eventually, refused, running
+from tests.server.generation.test_runner import parse
+from tests.server.helpers import OK, Gate, Running, Turnstile, busy, eventually, refused, running
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_a_full_queue_answers_429_with_the_time_to_come_again(bundle_folder: Pat
 def test_a_device_that_fails_costs_only_the_requests_that_fail_by_themselves(
     bundle_folder: Path, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running(bundle_folder, gate) as live, ThreadPoolExecutor(4) as pool:
+    with running(bundle_folder, gate, warmup=False) as live, ThreadPoolExecutor(4) as pool:
         expected = live.post({"label": 1, "seed": 3}).json()["images"]
         gate.poisoned.value = 5
         first = busy(live, gate, pool)
@@ -156,7 +158,7 @@ def test_a_bug_gives_a_clean_500(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret")
 
-    with running(bundle_folder) as live:
+    with running(bundle_folder, warmup=False) as live:
         monkeypatch.setattr(live.state.encoder, "encode_all", broken)
         reply = live.post(OK, **{"x-request-id": "find-me"})
         assert "secret" not in refused(reply, 500, "internal_error")
@@ -168,7 +170,7 @@ def test_a_bug_gives_a_clean_500(
 
 
 def test_a_client_that_leaves_is_not_computed_for(bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate, max_batch=1) as live, ThreadPoolExecutor(2) as pool:
+    with running(bundle_folder, gate, max_batch=1, warmup=False) as live, ThreadPoolExecutor(2) as pool:
         first = busy(live, gate, pool)
         with pytest.raises(httpx.ReadTimeout):
             live.client.post("/generate", json={"label": 6, "n": 3}, timeout=0.3)
@@ -183,7 +185,7 @@ def test_a_client_that_leaves_is_not_computed_for(bundle_folder: Path, gate: Gat
 
 
 def test_compute_for_a_client_that_left_is_counted(bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate) as live:
+    with running(bundle_folder, gate, warmup=False) as live:
         gate.open.clear()
         with pytest.raises(httpx.ReadTimeout):
             live.client.post("/generate", json={"label": 6}, timeout=0.3)
@@ -198,14 +200,14 @@ def test_compute_for_a_client_that_left_is_counted(bundle_folder: Path, gate: Ga
 
 def test_a_drain_lets_running_requests_end_and_refuses_new_ones(bundle_folder: Path, gate: Gate) -> None:
     with (
-        running(bundle_folder, gate) as live,
+        running(bundle_folder, gate, warmup=False) as live,
         ThreadPoolExecutor(1) as pool,
         httpx.Client(base_url=live.url) as kept,
     ):
         assert kept.get("/readyz").status_code == 200
         gate.open.clear()
         runs = pool.submit(live.post, OK)
-        eventually(lambda: gate.calls[-1] == [8], "a request is on the device")
+        eventually(lambda: gate.calls[:] == [[8]], "a request is on the device")
         live.state.drain()
         refused(kept.get("/readyz"), 503, "draining")
         reply = kept.post("/generate", json=OK)
@@ -219,14 +221,35 @@ def test_a_drain_lets_running_requests_end_and_refuses_new_ones(bundle_folder: P
 def test_a_drain_is_bounded(bundle_folder: Path, gate: Gate) -> None:
     with ThreadPoolExecutor(2) as pool:
         started = time.monotonic()
-        with running(bundle_folder, gate, drain_timeout=0.5, max_batch=1) as live:
+        with running(bundle_folder, gate, drain_timeout=0.5, max_batch=1, warmup=False) as live:
             gate.open.clear()
             runs = [pool.submit(live.post, OK) for _ in range(2)]
             eventually(
                 lambda: live.metric("dd_inflight_requests") == 2 and live.depth == 1, "one runs, one waits"
             )
             live.server.should_exit = True
-            threading.Timer(3.0, gate.open.set).start()
             for request in runs:
                 refused(request.result(), 503, "draining")
+            gate.open.set()
         assert time.monotonic() - started < 60
+
+
+def test_a_stream_that_runs_at_the_end_of_a_drain_says_so(bundle_folder: Path, manager: SyncManager) -> None:
+    """Its first picture is there, the second one is on a device that stays busy."""
+    passes = Turnstile()
+    passes.set()  # for the warm-up
+    with running(
+        bundle_folder, Gate(open=passes, calls=manager.list()), drain_timeout=0.5, warmup=False
+    ) as live:
+        passes.clear()
+        passes.admit()
+        asked = {"url": "/generate", "json": {**OK, "steps": 2}, "headers": {"accept": "text/event-stream"}}
+        with live.client.stream("POST", **asked) as reply:
+            lines = reply.iter_lines()
+            assert next(lines) == "event: image"
+            live.server.should_exit = True
+            rest = "\n".join(lines)
+        passes.set()
+    *_, (name, data) = parse(f"event: image\n{rest}")
+    assert (name, data["error"]["code"]) == ("error", "draining")
+    assert live.metric("dd_requests_total", model="tiny", plan="dd-2", outcome="rejected") == 1

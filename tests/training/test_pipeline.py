@@ -19,7 +19,7 @@ from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
-from training import pipeline
+from training import pipeline, plots
 from training.cli import app, main
 from training.export import export
 from training.pairs import load_pairs
@@ -103,6 +103,7 @@ def test_a_run_can_start_from_a_bundle(
 ) -> None:
     """The bundle's weights (as float16 holds them), its tokens, and stages that go on from there."""
     monkeypatch.setenv("DD_CACHE", str(cache))
+    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
     export(run, "tiny", tmp_path / "bundle")
     again = Run(get_recipe("tiny", ["distill.start=student", "pairs.own=20"]), tmp_path / "again", CPU)
@@ -133,6 +134,7 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
 ) -> None:
     """From a bundle's student to one of more blocks, to a bundle, and on from there."""
     monkeypatch.setenv("DD_CACHE", str(cache))
+    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
     export(run, "tiny", tmp_path / "shallow")
     deeper = Run(

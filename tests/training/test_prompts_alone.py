@@ -22,7 +22,7 @@ from dd_core.text.config import T5Config
 from dd_core.text.encoder import PromptEncoder
 from dd_core.text.t5 import T5States, cleaned
 from tests.training.test_stages import RandomLpips
-from training import pipeline
+from training import pipeline, plots
 from training import text as text_data
 from training.export import export
 from training.pairs import load_pairs
@@ -52,6 +52,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     RandomLpips(tmp_path)
     monkeypatch.setenv("DD_LPIPS", str(tmp_path / "lpips.safetensors"))
     monkeypatch.setattr(text_data, "t5_states", FewWords)
+    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     whole, tiny = get_recipe("llamagen-t2i"), get_recipe("tiny")
     gpt = LlamaGenConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=6, text_dim=16

@@ -24,7 +24,7 @@ from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
 from tests.training.fakes import Mean
 from tests.training.test_stages import RandomLpips
-from training import agreement, captions, packages, pictograms, pipeline
+from training import agreement, captions, packages, pictograms, pipeline, plots
 from training import text as text_data
 from training.cli import app
 from training.export import export
@@ -46,6 +46,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
         RandomLpips(cache)
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
         patch.setattr(agreement, "_STEPS", 20)
+        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws them
         said = CliRunner().invoke(app, ["corpus"])
         assert said.exit_code == 0, said.output
         assert "noto: noto 1.0.0, MIT, 40 pictures" in said.output

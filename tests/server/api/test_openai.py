@@ -219,7 +219,10 @@ def test_refusals_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:
 
 
 def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate, queue_size=1, max_images=1) as live, ThreadPoolExecutor(3) as pool:
+    with (
+        running(bundle_folder, gate, queue_size=1, max_images=1, warmup=False) as live,
+        ThreadPoolExecutor(3) as pool,
+    ):
         first = busy(live, gate, pool)
         second = pool.submit(live.post, {"label": 1})
         eventually(lambda: live.depth == 1, "the queue is full")
@@ -236,7 +239,7 @@ def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(bundle_folder: P
 
 
 def test_what_fails_in_a_stream_reaches_the_client(bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate) as live, client_of(live) as client:
+    with running(bundle_folder, gate, warmup=False) as live, client_of(live) as client:
         stream = client.images.generate(prompt="deer", quality="high", stream=True, partial_images=3)
         assert next(iter(stream)).type == "image_generation.partial_image"
         gate.poisoned.value = 4

@@ -77,7 +77,7 @@ def test_by_default_it_ends_with_the_best_plan_that_has_a_student(server: Runnin
 
 def test_two_steps_cost_two_passes_in_a_stream_too(bundle_folder: Path, gate: Gate) -> None:
     """The one-step picture is decoded on the way: its pass is not run twice."""
-    with running(bundle_folder, gate) as live:
+    with running(bundle_folder, gate, warmup=False) as live:
         gate.calls[:] = []
         assert [data["plan"] for _, data in stream(live, steps=2)[:-1]] == ["dd-1", "dd-2"]
         assert len(gate.calls) == 2
@@ -130,7 +130,10 @@ def test_rungs_share_a_jump_only_where_it_is_the_same() -> None:
 
 
 def test_a_stream_that_cannot_begin_is_refused_with_its_status(bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate, queue_size=1, max_images=1) as live, ThreadPoolExecutor(4) as pool:
+    with (
+        running(bundle_folder, gate, queue_size=1, max_images=1, warmup=False) as live,
+        ThreadPoolExecutor(4) as pool,
+    ):
         first = busy(live, gate, pool)
         second = pool.submit(live.post, {"label": 1})
         eventually(lambda: live.depth == 1, "the queue is full")
@@ -145,7 +148,7 @@ def test_a_bad_request_for_a_stream_has_the_envelope(server: Running) -> None:
 
 def test_what_fails_on_the_way_is_an_error_event(bundle_folder: Path, gate: Gate) -> None:
     with (
-        running(bundle_folder, gate) as live,
+        running(bundle_folder, gate, warmup=False) as live,
         live.client.stream(
             "POST", "/generate", json={"label": 4, "seed": 1, "steps": 21}, headers=EVENTS
         ) as reply,
@@ -163,7 +166,7 @@ def test_what_fails_on_the_way_is_an_error_event(bundle_folder: Path, gate: Gate
 
 
 def test_when_the_client_leaves_the_rest_is_not_computed(bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate) as live:
+    with running(bundle_folder, gate, warmup=False) as live:
         gate.calls[:] = []
         with live.client.stream(
             "POST", "/generate", json={"label": 4, "seed": 1, "steps": 64}, headers=EVENTS
@@ -179,7 +182,7 @@ def test_when_the_client_leaves_the_rest_is_not_computed(bundle_folder: Path, ga
 
 
 def test_the_time_to_the_first_picture_is_a_metric(bundle_folder: Path) -> None:
-    with running(bundle_folder) as live:
+    with running(bundle_folder, warmup=False) as live:
         stream(live, steps=2)
         assert live.metric("dd_time_to_first_preview_seconds_count") == 1
         assert live.metric("dd_images_total", model="tiny", plan="dd-1") == 1
@@ -190,7 +193,7 @@ def test_the_time_to_the_first_picture_is_a_metric(bundle_folder: Path) -> None:
 
 
 def test_a_device_that_dies_meanwhile_sends_no_picture_twice(bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate) as live:
+    with running(bundle_folder, gate, warmup=False) as live:
         events: list[tuple[str, dict[str, Any]]] = []
 
         def ask() -> None:
@@ -214,7 +217,7 @@ def test_partial_images_belong_to_a_stream(server: Running) -> None:
 
 
 def test_a_preview_says_how_long_it_waited(bundle_folder: Path, gate: Gate) -> None:
-    with running(bundle_folder, gate) as live, ThreadPoolExecutor(2) as pool:
+    with running(bundle_folder, gate, warmup=False) as live, ThreadPoolExecutor(2) as pool:
         first = busy(live, gate, pool)
         asked = pool.submit(stream, live, steps=2)
         eventually(lambda: live.depth == 1, "the stream waits")
@@ -242,7 +245,7 @@ def test_a_model_stays_until_its_streams_have_ended(bundle_folder: Path, gate: G
     keys.write_text("a-key-for-the-admin-routes\n")
     admin = {"authorization": "Bearer a-key-for-the-admin-routes"}
     with (
-        running(bundle_folder, gate, admin_keys_file=keys) as live,
+        running(bundle_folder, gate, admin_keys_file=keys, warmup=False) as live,
         ThreadPoolExecutor(2) as pool,
     ):
         gate.open.clear()

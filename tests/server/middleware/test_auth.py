@@ -60,7 +60,9 @@ def keyed(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("keys")
     (folder / "api").write_text(FILE, encoding="ascii")
     (folder / "admin").write_text(f"root:{ADMIN}\n", encoding="ascii")
-    with running(bundle_folder, api_keys_file=folder / "api", admin_keys_file=folder / "admin") as live:
+    with running(
+        bundle_folder, api_keys_file=folder / "api", admin_keys_file=folder / "admin", warmup=False
+    ) as live:
         yield live
 
 

@@ -48,7 +48,7 @@ DOCUMENTS = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 900  # 10 MB of r
 def held(bundle_folder: Path, manager: SyncManager) -> Iterator[tuple[Running, Gate]]:
     """A server that waits 0.3 s for a request, and the gate before its device."""
     gate = Gate(calls=manager.list())
-    with running(bundle_folder, gate, receive_timeout=0.3) as live:
+    with running(bundle_folder, gate, receive_timeout=0.3, warmup=False) as live:
         yield live, gate
 
 

@@ -21,7 +21,9 @@ def shared(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """A server that one other origin may ask, with a key."""
     keys = tmp_path_factory.mktemp("cors") / "keys"
     keys.write_text(KEY, encoding="ascii")
-    with running(bundle_folder, cors_origins=f"{PAGE}, http://localhost:3000", api_keys_file=keys) as live:
+    with running(
+        bundle_folder, cors_origins=f"{PAGE}, http://localhost:3000", api_keys_file=keys, warmup=False
+    ) as live:
         yield live
 
 
@@ -99,7 +101,7 @@ def test_another_origin_is_told_nothing(shared: Running) -> None:
 
 
 def test_any_origin(bundle_folder: Path) -> None:
-    with running(bundle_folder, cors_origins="*") as live:
+    with running(bundle_folder, cors_origins="*", warmup=False) as live:
         assert preflight(live, "https://any.example").headers["access-control-allow-origin"] == "*"
         assert live.post(OK, origin="https://any.example").headers["access-control-allow-origin"] == "*"
 

@@ -195,7 +195,7 @@ def test_pipelined_requests_of_a_client_that_vanishes(abused: Running) -> None:
 
 def test_all_requests_of_a_client_that_vanishes_are_canceled(bundle_folder: Path, gate: Gate) -> None:
     """Also the first of several that came at once, and those behind it never begin."""
-    with running(bundle_folder, gate) as live:
+    with running(bundle_folder, gate, warmup=False) as live:
         gate.open.clear()
         with connected(live) as raw:
             raw.sendall(REQUEST * 3)

@@ -141,14 +141,14 @@ def test_probes_are_logged_only_when_they_fail(server: Running, lines: Lines) ->
 @pytest.mark.parametrize("form", ["json"], indirect=True)
 def test_the_name_of_the_key_is_logged(bundle_folder: Path, lines: Lines, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("alice:alice-0123456789abcdef", encoding="ascii")
-    with running(bundle_folder, api_keys_file=tmp_path / "keys") as live:
+    with running(bundle_folder, api_keys_file=tmp_path / "keys", warmup=False) as live:
         live.client.get("/models", headers={"x-api-key": "alice-0123456789abcdef"})
         assert json.loads(one_about(lines))["key"] == "alice"
     assert "0123456789abcdef" not in "".join(lines())
 
 
 def test_no_lines_without_the_access_log(bundle_folder: Path, lines: Lines) -> None:
-    with running(bundle_folder, access_log=False) as live:
+    with running(bundle_folder, access_log=False, warmup=False) as live:
         live.client.get("/models")
     assert about_requests(lines()) == []
 
@@ -159,7 +159,7 @@ def test_a_traceback_is_one_line_of_json_and_indented_text(
     def broken(*_: object) -> None:
         raise ValueError("first\n2026-01-01 00:00:00,000 CRITICAL forged\u2028line\x1b[31m")
 
-    with running(bundle_folder) as live:
+    with running(bundle_folder, warmup=False) as live:
         monkeypatch.setattr(live.state.encoder, "encode_all", broken)
         live.post(OK, **{"x-request-id": "find-me"})
         eventually(lambda: bool(about_requests(lines())), "the request is logged")

@@ -178,7 +178,7 @@ def test_what_a_server_did_is_sent_before_it_ends(
     bundle_folder: Path, collector: tuple[str, list[ExportTraceServiceRequest]], suffix: str
 ) -> None:
     address, received = collector
-    with running(bundle_folder, otel_endpoint=address + suffix) as live:
+    with running(bundle_folder, otel_endpoint=address + suffix, warmup=False) as live:
         live.post(OK, **HEADERS)
     [group] = [resource for request in received for resource in request.resource_spans]
     names = {attribute.key: attribute.value.string_value for attribute in group.resource.attributes}
@@ -198,9 +198,10 @@ def test_a_collector_that_does_not_answer_does_not_hold_the_end(
         shutdown(provider)  # or its thread would go on trying beside other tests
         over.set()
 
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # nor is the end of the test held
     monkeypatch.setattr("server.observability.tracing._FLUSH_SECONDS", 0.1)
     monkeypatch.setattr(TracerProvider, "shutdown", stuck)
-    with running(bundle_folder, otel_endpoint="http://127.0.0.1:9") as live:
+    with running(bundle_folder, otel_endpoint="http://127.0.0.1:9", warmup=False) as live:
         assert live.post(OK).status_code == 200
     never.set()
     assert over.wait(60)
