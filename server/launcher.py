@@ -95,8 +95,8 @@ def make_server(app: FastAPI, settings: Settings, bound: socket.socket) -> Serve
         log_config=None,
         access_log=False,
         http=protocol(settings),
-        # uvicorn would take uvloop where it is installed, which makes the device's pipe non-blocking: a long
-        # answer would look like the end of the process.
+        # uvicorn would take uvloop where it is installed: it gained nothing (docs/decisions/0004), and it is
+        # not tested.
         loop="asyncio",
         timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]
         proxy_headers=bool(settings.trusted_proxies),
