@@ -89,7 +89,7 @@ def read_receipt(path: Path) -> str:
         InvalidRequestError: it is no image, or holds none.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        with Image.open(path, formats=[name.upper() for name in MEDIA_TYPES]) as image:
             found = image.info.get(_CHUNK) or image.getexif().get(_EXIF_DESCRIPTION)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "no PNG, JPEG or WebP"

@@ -1,7 +1,7 @@
 """Every metric and every bucket, in one place.
 
 Prefix `dd_`, base units, no label without a bound: models and plans come from the loaded bundles,
-outcomes and formats from the tuples below. Children are kept, because `.labels()`
+outcomes from the tuple below, formats from the contract. Children are kept, because `.labels()`
 on each request costs as much as the observation.
 """
 
@@ -11,11 +11,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_args
 
 import prometheus_client as prometheus
 
 from dd_core.plan import Preset
+from distilled_decoding.contract import ImageFormat
 from server.scheduling.costs import Kind
 
 # Otherwise every counter and histogram gets a second series with the time of its making.
@@ -25,7 +26,7 @@ prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 30)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "invalid", "rejected", "deadline", "canceled", "error", "oom")
-FORMATS = ("png", "jpeg", "webp")
+FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 # Label of a request that was refused before its model or plan was known.
 UNKNOWN = "none"
 
