@@ -57,6 +57,6 @@ async def generate(request: Request) -> Response:
             body, model, redeemed, settings, pool.forecast, record.arrived, streamed=form.stream
         )
         record.choose(**generation.logged, priority=body.priority)
-        writer = GenerateWriter(generation, Encoding(form.image_format), record, raw=form.raw)
-        run = owned.enter_context(GenerationRun(generation, pool, encoder, writer.encoding, record))
-        return await send(run, writer, owned)
+        encoding = Encoding(form.image_format)
+        run = owned.enter_context(GenerationRun(generation, pool, encoder, encoding, record))
+        return await send(GenerateWriter(run, raw=form.raw), owned)

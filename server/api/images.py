@@ -64,9 +64,9 @@ async def image(
             reply = Response(media_type=MEDIA_TYPES[form.image_format], headers=headers)
             del reply.headers["content-length"]  # it would have to be computed
             return reply
-        writer = GenerateWriter(generation, Encoding(form.image_format), record, raw=True)
-        run = owned.enter_context(GenerationRun(generation, pool, encoder, writer.encoding, record))
-        reply = await send(run, writer, owned)
+        encoding = Encoding(form.image_format)
+        run = owned.enter_context(GenerationRun(generation, pool, encoder, encoding, record))
+        reply = await send(GenerateWriter(run, raw=True), owned)
         reply.headers.update(headers)
         return reply
 

@@ -165,9 +165,8 @@ async def generations(request: Request) -> Response:
         record.choose(**generation.logged)
         chosen = body.output_compression
         encoding = Encoding(body.output_format or "png", QUALITY if chosen is None else chosen)
-        writer = ImagesWriter(generation, encoding, record, body, request.url_for)
-        run = owned.enter_context(GenerationRun(generation, pool, encoder, writer.encoding, record))
-        return await send(run, writer, owned)
+        run = owned.enter_context(GenerationRun(generation, pool, encoder, encoding, record))
+        return await send(ImagesWriter(run, body, request.url_for), owned)
 
 
 @dataclass(eq=False)
@@ -183,21 +182,21 @@ class ImagesWriter(ReplyWriter):
         """Return the fields that replies and events have alike."""
         return {
             "background": "opaque",
-            "output_format": self.encoding.image_format,
+            "output_format": self.run.encoding.image_format,
             "quality": self.request.quality or "auto",
-            "size": _size(self.generation.model),
+            "size": _size(self.run.generation.model),
         }
 
     def _entry(self, image: GeneratedImage) -> dict[str, Any]:
         ours = {"receipt": image.receipt, "seed": image.seed}
         if self.request.response_format == "url":
             link = self.link("image", receipt=image.receipt)
-            return {"url": str(link.include_query_params(format=self.encoding.image_format)), **ours}
+            return {"url": str(link.include_query_params(format=self.run.encoding.image_format)), **ours}
         return {"b64_json": base64.b64encode(image.data).decode("ascii"), **ours}
 
     def body(self, images: Sequence[GeneratedImage]) -> Response:
         """Write an `ImagesReply`."""
-        generation = self.generation
+        generation = self.run.generation
         reply = {
             "created": int(time.time()),
             "data": [self._entry(image) for image in images],

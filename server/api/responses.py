@@ -10,7 +10,7 @@ import base64
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,8 @@ from starlette.types import Receive, Scope, Send
 from dd_core.errors import DDError
 from dd_core.plan import Plan
 from server.errors import error_body
-from server.generation.encoder import MEDIA_TYPES, Encoding, GeneratedImage
-from server.generation.request import GenerationRequest
-from server.observability.record import RequestRecord
+from server.generation.encoder import MEDIA_TYPES, GeneratedImage
+from server.generation.runner import GenerationRun
 
 log = logging.getLogger("dd_server")
 
@@ -40,9 +39,7 @@ _LINE_END = "\n"
 class ReplyWriter(ABC):
     """Writes the images of a run in the form of one interface."""
 
-    generation: GenerationRequest
-    encoding: Encoding
-    record: RequestRecord
+    run: GenerationRun
 
     @abstractmethod
     def body(self, images: Sequence[GeneratedImage]) -> Response:
@@ -57,8 +54,8 @@ class ReplyWriter(ABC):
         return None
 
 
-async def send(images: AsyncIterable[GeneratedImage], writer: ReplyWriter, owned: ExitStack) -> Response:
-    """Return the reply to a request with the images of its run.
+async def send(writer: ReplyWriter, owned: ExitStack) -> Response:
+    """Return the reply to a request with the images of the writer's run.
 
     Args:
         owned: what ends with the reply; a stream takes it over from the caller's `with`.
@@ -66,9 +63,9 @@ async def send(images: AsyncIterable[GeneratedImage], writer: ReplyWriter, owned
     Raises:
         ApiError: the run fails before the first byte of its reply.
     """
-    if writer.generation.streamed:
-        return EventReply(_events(images, writer), owned.pop_all())
-    return writer.body([image async for image in images])
+    if writer.run.generation.streamed:
+        return EventReply(_events(writer), owned.pop_all())
+    return writer.body([image async for image in writer.run])
 
 
 class EventReply(EventSourceResponse):
@@ -83,19 +80,17 @@ class EventReply(EventSourceResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _events(
-    images: AsyncIterable[GeneratedImage], writer: ReplyWriter
-) -> AsyncIterator[ServerSentEvent]:
+async def _events(writer: ReplyWriter) -> AsyncIterator[ServerSentEvent]:
     """Yield an event for each image and the last one; what goes wrong on the way is an `error` event."""
     try:
-        async for image in images:
+        async for image in writer.run:
             yield _event(*writer.event(image))
         if (last := writer.end()) is not None:
             yield _event(*last)
     except Exception as error:  # the reply has begun, so the last resort could not answer any more
-        writer.record.failed(error)
+        writer.run.record.failed(error)
         if not isinstance(error, DDError):
-            log.exception("request %s: its stream failed", writer.record.request_id)
+            log.exception("request %s: its stream failed", writer.run.record.request_id)
         yield _event("error", error_body(error))
 
 
@@ -111,20 +106,21 @@ class GenerateWriter(ReplyWriter):
 
     def _common(self, plan: Plan) -> dict[str, Any]:
         """Return the fields that replies of every form have; `plan` is the one that made the images."""
+        generation = self.run.generation
         return {
-            "id": self.record.request_id,
-            "model": self.generation.model.name,
+            "id": self.run.record.request_id,
+            "model": generation.model.name,
             "plan": plan.name,
             "steps": plan.cost,
-            "requested_plan": self.generation.requested_plan,
-            "seed": self.generation.seed,
+            "requested_plan": generation.requested_plan,
+            "seed": generation.seed,
         }
 
     def _entry(self, image: GeneratedImage) -> dict[str, Any]:
         return {
             "index": image.number,
             "seed": image.seed,
-            "format": self.encoding.image_format,
+            "format": self.run.encoding.image_format,
             "width": image.width,
             "height": image.height,
             "receipt": image.receipt,
@@ -133,7 +129,7 @@ class GenerateWriter(ReplyWriter):
 
     def body(self, images: Sequence[GeneratedImage]) -> Response:
         """Write all images in base64, or the bytes of the one image."""
-        common = self._common(self.generation.plan)
+        common = self._common(self.run.generation.plan)
         if not self.raw:
             entries = [self._entry(image) for image in images]
             reply = orjson.dumps({**common, "images": entries, "timings": images[-1].timings})
@@ -141,7 +137,7 @@ class GenerateWriter(ReplyWriter):
         [image] = images
         fields = {**common, "index": image.number, "receipt": image.receipt, **image.timings}
         headers = {f"x-dd-{name.replace('_', '-')}": str(value) for name, value in fields.items()}
-        media_type = MEDIA_TYPES[self.encoding.image_format]
+        media_type = MEDIA_TYPES[self.run.encoding.image_format]
         return Response(image.data, media_type=media_type, headers={**_VARY, **headers})
 
     def event(self, image: GeneratedImage) -> tuple[str, dict[str, Any]]:
@@ -156,5 +152,6 @@ class GenerateWriter(ReplyWriter):
 
     def end(self) -> tuple[str, dict[str, Any]]:
         """Write the `done` event."""
-        total = round(1e3 * (time.perf_counter() - self.record.arrived), 3)
-        return "done", {"id": self.record.request_id, "images": len(self.generation.keys), "total_ms": total}
+        record, images = self.run.record, len(self.run.generation.keys)
+        total = round(1e3 * (time.perf_counter() - record.arrived), 3)
+        return "done", {"id": record.request_id, "images": images, "total_ms": total}

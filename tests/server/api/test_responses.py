@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +16,22 @@ from starlette.responses import Response
 
 from server.api.responses import ReplyWriter, send
 from server.errors import DrainingError
-from server.generation.encoder import Encoding, GeneratedImage
+from server.generation.encoder import GeneratedImage
 from server.observability.metrics import Metrics
 from server.observability.record import RequestRecord
 from tests.server.generation.test_runner import parse
+
+
+@dataclass
+class Run:
+    """As much of a `GenerationRun` as sending needs."""
+
+    images: AsyncIterator[Any]
+    generation: Any
+    record: RequestRecord
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self.images
 
 
 class Writer(ReplyWriter):
@@ -32,7 +45,7 @@ class Writer(ReplyWriter):
         return "done", {}
 
 
-async def run(error: Exception | None = None, pause: float = 0.0) -> AsyncIterator[Any]:
+async def arriving(error: Exception | None = None, pause: float = 0.0) -> AsyncIterator[Any]:
     for index in range(2):
         await asyncio.sleep(pause)
         yield SimpleNamespace(index=index)
@@ -40,12 +53,12 @@ async def run(error: Exception | None = None, pause: float = 0.0) -> AsyncIterat
         raise error
 
 
-def sent(streamed: bool, images: AsyncIterator[Any]) -> tuple[str, bool, str]:
+def sent(streamed: bool, made: AsyncIterator[Any]) -> tuple[str, bool, str]:
     """What a client gets; whether what the reply owns was closed behind it; the outcome."""
     closed, context = [], {}
     parts: list[bytes] = []
     record = RequestRecord(Metrics(), context, "r", 0.0, log_prompts=False)
-    generation: Any = SimpleNamespace(streamed=streamed, keys=(1, 2))
+    run = Run(made, SimpleNamespace(streamed=streamed, keys=(1, 2)), record)
 
     async def receive() -> dict[str, Any]:
         await asyncio.Event().wait()
@@ -58,7 +71,7 @@ def sent(streamed: bool, images: AsyncIterator[Any]) -> tuple[str, bool, str]:
         with ExitStack() as owned:
             owned.enter_context(record)
             owned.callback(lambda: closed.append(True))
-            reply = await send(images, Writer(generation, Encoding("png"), record), owned)
+            reply = await send(Writer(run), owned)  # type: ignore[arg-type]
         assert closed == ([] if streamed else [True])
         await reply({"type": "http", "method": "POST"}, receive, keep)  # type: ignore[arg-type]
 
@@ -67,16 +80,16 @@ def sent(streamed: bool, images: AsyncIterator[Any]) -> tuple[str, bool, str]:
 
 
 def test_all_images_are_one_body() -> None:
-    assert sent(False, run()) == ("[0, 1]", True, "ok")
+    assert sent(False, arriving()) == ("[0, 1]", True, "ok")
 
 
 def test_a_run_that_fails_before_its_body_raises() -> None:
     with pytest.raises(DrainingError):
-        sent(False, run(DrainingError("over", retry_after=1)))
+        sent(False, arriving(DrainingError("over", retry_after=1)))
 
 
 def test_a_stream_is_an_event_an_image_and_its_end() -> None:
-    text, closed, outcome = sent(True, run())
+    text, closed, outcome = sent(True, arriving())
     assert parse(text) == [("image", {"index": 0}), ("image", {"index": 1}), ("done", {})]
     assert closed and outcome == "ok"
 
@@ -89,7 +102,7 @@ def test_a_stream_is_an_event_an_image_and_its_end() -> None:
     ],
 )
 def test_a_stream_that_fails_says_so_in_its_last_event(error: Exception, code: str, outcome: str) -> None:
-    text, closed, counted = sent(True, run(error))
+    text, closed, counted = sent(True, arriving(error))
     *images, (name, data) = parse(text)
     assert len(images) == 2 and name == "error" and data["error"]["code"] == code
     assert "secret" not in text and closed and counted == outcome
@@ -98,5 +111,5 @@ def test_a_stream_that_fails_says_so_in_its_last_event(error: Exception, code: s
 def test_a_stream_that_is_silent_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy closes a connection on which nothing comes: a comment does, now and then."""
     monkeypatch.setattr(EventSourceResponse, "DEFAULT_PING_INTERVAL", 0.02)
-    text, _, _ = sent(True, run(pause=0.1))
+    text, _, _ = sent(True, arriving(pause=0.1))
     assert ": ping" in text and text.index(": ping") < text.index("event: image")
