@@ -48,7 +48,8 @@ class GenerateRequest(BaseModel):
     prompt: str | None = Field(None, description="Text, for models that are conditioned on text.")
     model: str | None = Field(
         None,
-        description="Name of a loaded model; may be left out where one alone takes a label, or a prompt.",
+        description="Name or alias of a loaded model; may be left out where one alone takes a label, or a "
+        "prompt.",
     )
     steps: int | None = Field(
         None,

@@ -85,7 +85,7 @@ class NotAcceptableError(ApiError, status=406, code="not_acceptable"):
 
 
 class ConflictError(ApiError, status=409, code="conflict"):
-    """A model of this name is loaded already."""
+    """A model of this name is loaded already, or it is another one's alias."""
 
 
 class OtherWeightsError(ConflictError, code="other_weights"):

@@ -41,6 +41,11 @@ class Settings(BaseSettings):
         f"{DEFAULT_BUNDLE},{DEFAULT_TEXT_BUNDLE}",
         description="Built-in or published models, or bundles' folders; several with commas between.",
     )
+    served_model_name: str = Field(
+        "",
+        description="Other names for the models, as clients of other servers send: "
+        "`pictograms=dall-e-3,pictograms=gpt-image-1`; `NAME=ALIAS`, joined by commas.",
+    )
     device: str = Field(
         "auto",
         description="`auto` (a process for every GPU; on a CPU one, or for models of at most 256 MiB in all "
@@ -156,6 +161,17 @@ class Settings(BaseSettings):
                 ip_network(part)
         return value
 
+    @field_validator("served_model_name")
+    @classmethod
+    def _aliases_are_pairs(cls, value: str) -> str:
+        _aliases(value)
+        return value
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The name of a model by each of its aliases."""
+        return _aliases(self.served_model_name)
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: Any) -> Any:
@@ -186,6 +202,20 @@ class Settings(BaseSettings):
                 "or the largest request could never be admitted"
             )
         return self
+
+
+def _aliases(text: str) -> dict[str, str]:
+    """Parse `NAME=ALIAS,NAME=ALIAS`; an alias without a name is another one of the name before it."""
+    names: dict[str, str] = {}
+    name = ""
+    for part in filter(None, map(str.strip, text.split(","))):
+        before, sign, after = (piece.strip() for piece in part.partition("="))
+        name, alias = (before, after) if sign else (name, before)
+        if not name or not alias:
+            raise ValueError(f"{part!r} is no alias: write NAME=ALIAS, joined by commas")
+        if names.setdefault(alias, name) != name:
+            raise ValueError(f"{alias} would be an alias of both {names[alias]} and {name}")
+    return names
 
 
 def show(value: object) -> str:
