@@ -184,6 +184,10 @@ def test_side_by_side_what_is_sent_says_which_model(bundle_folder: Path, text_fo
             named = client.images.generate(model="tiny", prompt="ship", quality="low", extra_body={"seed": 7})
             ship = live.post({"label": "ship", "seed": 7}).json()["images"][0]["data"]
             assert named.data[0].b64_json == ship  # type: ignore[index]
+            # As docs/02-http-api.md says: without a model, also a class's name is a prompt.
+            unnamed = client.images.generate(prompt="ship", quality="low", extra_body={"seed": 7})
+            written = live.post({"prompt": "ship", "seed": 7}).json()["images"][0]["data"]
+            assert unnamed.data[0].b64_json == written != ship  # type: ignore[index]
             assert {model.id for model in client.models.list()} == {"tiny", "tiny-text"}
 
 
