@@ -101,7 +101,7 @@ class ImagesWriter(ReplyWriter):
 
     def _entry(self, image: GeneratedImage) -> dict[str, Any]:
         ours, encoding = {"receipt": image.receipt, "seed": image.seed}, self.run.encoding
-        if self.request.response_format == "url":
+        if self.translation.by_url:
             form: dict[str, str] = {"format": encoding.image_format}
             if encoding.size is not None:
                 form["size"] = shown(encoding.size)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dd_core.text.encoder import MAX_CHARACTERS
 from distilled_decoding.contract import MAX_SEED, GenerateRequest, ImageFormat, Quality
 from server.errors import BadRequestError, shortened
 from server.generation.encoder import QUALITY, Encoding
@@ -83,7 +84,9 @@ class ImagesRequest(BaseModel):
     )
     steps: int | None = Field(None, description="As of `POST /generate`.")
     response_format: Literal["b64_json", "url"] | None = Field(
-        "b64_json", description="`url` is a link to `GET /images/{receipt}`."
+        None,
+        description="`b64_json`, or `url`, a link to `GET /images/{receipt}`; left out, `url` for an alias "
+        "`dall-e-…`, else `b64_json`.",
     )
     output_format: ImageFormat | None = Field("png", description="`png`, `jpeg` or `webp`.")
     output_compression: int | None = Field(
@@ -150,6 +153,7 @@ class Translation(NamedTuple):
 
     wanted: GenerateRequest
     encoding: Encoding
+    by_url: bool  # links instead of base64
     warnings: tuple[dict[str, str], ...]
 
 
@@ -176,17 +180,18 @@ def translate(body: ImagesRequest, model: ServedModel) -> Translation:
             conditioned on classes; a size that is none.
     """
     _check_pairs(body)
+    # A chat's prompts are long, and OpenAI's limit is 32,000 characters: what is beyond ours is cut off.
     try:
         label = None if model.manifest.reads_text else model.labels.find(body.prompt)
     except BadRequestError as error:
         raise BadRequestError(f"prompt: {error.message}", param="prompt") from None
     asked = body.size if body.width is None else f"{body.width}x{body.height}"
-    form = body.output_format or "png"
-    compression = None if form == "png" or body.response_format == "url" else body.output_compression
+    form, by_url = body.output_format or "png", _by_url(body)
+    compression = None if form == "png" or by_url else body.output_compression
     steps = _steps(body, model)
     wanted = GenerateRequest(
         label=label,
-        prompt=body.prompt if label is None else None,
+        prompt=body.prompt[:MAX_CHARACTERS] if label is None else None,
         model=model.name,
         n=body.n or 1,
         seed=body.seed,
@@ -201,7 +206,16 @@ def translate(body: ImagesRequest, model: ServedModel) -> Translation:
         parse_size(asked, model.size, 1 if body.stream else wanted.n),
     )
     warnings = tuple({"param": name, "message": text} for name, text in _warnings(body, steps))
-    return Translation(wanted, encoding, warnings)
+    return Translation(wanted, encoding, by_url, warnings)
+
+
+def _by_url(body: ImagesRequest) -> bool:
+    """Return whether links are asked for; OpenAI sends them by default for the models of this name, and
+    LangChain relies on it.
+    """
+    if body.response_format is None and not body.stream:
+        return (body.model or "").startswith("dall-e-")
+    return body.response_format == "url"
 
 
 def _check_pairs(body: ImagesRequest) -> None:
@@ -227,6 +241,8 @@ def _warnings(body: ImagesRequest, steps: int | None) -> Iterator[tuple[str, str
     asked = body.num_inference_steps
     if asked is not None and asked != steps:
         yield "num_inference_steps", f"taken for {steps}, the nearest that the model has"
+    if len(body.prompt) > MAX_CHARACTERS:
+        yield "prompt", f"only its first {MAX_CHARACTERS} characters are read"
     if steps is not None and body.quality not in (None, "auto"):
         yield "quality", "no effect: the number of steps was sent"
     if body.width is not None and body.size not in (None, "auto"):
@@ -237,7 +253,7 @@ def _warnings(body: ImagesRequest, steps: int | None) -> Iterator[tuple[str, str
         if (body.output_format or "png") == "png":
             if body.output_compression != 100:
                 yield "output_compression", "no effect: PNG loses nothing"
-        elif body.response_format == "url":
+        elif _by_url(body):
             yield "output_compression", "no effect: the file behind a url has one form only"
     for name, value in (body.model_extra or {}).items():
         if value is not None:

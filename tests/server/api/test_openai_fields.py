@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pydantic import BaseModel, TypeAdapter
 from server.api.openai_fields import NO_EFFECT
 from server.generation import encoder
 from tests.server.generation.test_runner import parse
-from tests.server.helpers import Running, refused
+from tests.server.helpers import Running, refused, running
 
 PATH = "/v1/images/generations"
 SHIP = {"prompt": "ship", "quality": "low", "seed": 7}
@@ -113,6 +114,16 @@ def test_large_pictures_are_resampled_in_threads(server: Running, monkeypatch: p
     monkeypatch.setattr(encoder, "resample", resample)
     ask(server, size="128x128")
     assert len(names) == 1 and names[0].startswith("encode")
+
+
+def test_a_long_prompt_is_cut_off_and_said(text_folder: Path) -> None:
+    """AIPerf's default prompts have 2,500 characters; OpenAI takes 32,000."""
+    with running(text_folder, warmup=False) as live:
+        long = "a red cat " * 500
+        reply = live.client.post(PATH, json={**SHIP, "prompt": long}).json()
+        assert [warning["param"] for warning in reply["warnings"]] == ["prompt"]
+        ours = live.post({"prompt": long[:1000], "seed": 7}).json()["images"][0]
+        assert (reply["data"][0]["b64_json"], reply["data"][0]["receipt"]) == (ours["data"], ours["receipt"])
 
 
 def test_num_inference_steps_are_steps(server: Running) -> None:

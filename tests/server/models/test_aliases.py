@@ -15,6 +15,7 @@ from server.settings import Settings, load_settings
 from tests.server.helpers import OK, Running, refused, running
 from tests.tiny import tiny_bundle
 
+ASKED = {"prompt": "ship", "seed": 7, "quality": "low"}
 PATH = "/v1/images/generations"
 KEY = {"authorization": "Bearer admin-key-of-a-test"}
 
@@ -75,12 +76,23 @@ def test_an_alias_is_the_model(live: Running, alias: str) -> None:
     made = live.post(OK).json()
     reply = live.post({**OK, "model": alias}).json()
     assert (reply["model"], reply["images"]) == ("tiny", made["images"])
-    body = {"model": alias, "prompt": "ship", "seed": 7, "quality": "low"}
+    body = {**ASKED, "model": alias, "response_format": "b64_json"}
     reply = live.client.post(PATH, json=body).json()
     assert (reply["model"], reply["data"][0]["b64_json"]) == ("tiny", made["images"][0]["data"])
     assert reply["data"][0]["receipt"] == made["images"][0]["receipt"]
     shown = live.client.get(f"/v1/models/{alias}").json()
     assert (shown["id"], shown["root"]) == (alias, "tiny")
+
+
+def test_as_with_openai_dall_e_sends_links_unless_asked(live: Running) -> None:
+    def sent(**body: object) -> set[str]:
+        return set(live.client.post(PATH, json={**ASKED, **body}).json()["data"][0]) - {"receipt", "seed"}
+
+    assert sent(model="dall-e-3") == sent(model="dall-e-3", response_format=None) == {"url"}
+    assert sent(model="dall-e-3", response_format="b64_json") == sent(model="gpt-image-1") == {"b64_json"}
+    assert sent() == sent(model="tiny") == {"b64_json"}
+    stream = live.client.post(PATH, json={**ASKED, "model": "dall-e-3", "stream": True}).text
+    assert "b64_json" in stream
 
 
 def test_aliases_are_listed(live: Running) -> None:

@@ -34,11 +34,6 @@ CAT = {"prompt": "a red cat", "seed": 7}
 
 
 @pytest.fixture(scope="module")
-def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_text_bundle(tmp_path_factory.mktemp("text") / "tiny-text")
-
-
-@pytest.fixture(scope="module")
 def text_bundle(text_folder: Path) -> Bundle:
     return load_bundle(text_folder, torch.device("cpu"))
 
