@@ -154,6 +154,8 @@ async def models(request: Request) -> Response:
 )
 async def model(request: Request, name: str) -> Response:
     """Its name."""
+    if not name:  # `/v1/models/`, which this path has taken from the list
+        return await models(request)
     found = state_of(request).models().find(name)
     return Response(orjson.dumps(_model(name, found.name)), media_type="application/json")
 

@@ -58,8 +58,8 @@ def url() -> Iterator[str]:
 
 
 def test_no_block_goes_unrun() -> None:
-    """Beside the blocks that name a language are the two that install the client (test_install.py) and the flag
-    for other names of models (test_recorded_clients.py).
+    """Beside the blocks that name a language are the two that install the client (test_install.py) and the
+    flag for other names of models (test_recorded_clients.py).
     """
     assert len(BLOCKS) == len(OUTCOMES)
     assert {language for language, _ in BLOCKS} == set(RUNNERS)

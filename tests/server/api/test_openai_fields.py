@@ -21,10 +21,12 @@ from openai.types import (
 from PIL import Image as Picture
 from pydantic import BaseModel, TypeAdapter
 
-from server.api.openai_fields import NO_EFFECT
+from server.api.openai_fields import NO_EFFECT, ImagesRequest, translate
 from server.generation import encoder
+from server.models.catalog import ServedModel
 from tests.server.generation.test_runner import parse
 from tests.server.helpers import Running, refused, running
+from tests.tiny import tiny_manifest
 
 PATH = "/v1/images/generations"
 SHIP = {"prompt": "ship", "quality": "low", "seed": 7}
@@ -143,6 +145,19 @@ def test_more_steps_than_there_are_are_all_of_them(server: Running) -> None:
     assert reply["plan"] == "teacher"
     [warning] = reply["warnings"]
     assert warning["param"] == "num_inference_steps" and "64" in warning["message"]
+
+
+@pytest.mark.parametrize(("asked", "spent"), [(1, 21), (20, 21), (50, 50), (100, 64)])
+def test_steps_that_a_model_does_not_have_are_the_nearest(asked: int, spent: int) -> None:
+    manifest = tiny_manifest()
+    dear = [
+        p.model_copy(update={"offered": p.name in ("pre-trained-1-21", "teacher")}) for p in manifest.presets
+    ]
+    model = ServedModel.of(Path("unused"), manifest.model_copy(update={"presets": dear}))
+    body = ImagesRequest(prompt="ship", num_inference_steps=asked)
+    translation = translate(body, model)
+    assert translation.wanted.steps == spent
+    assert [w["param"] for w in translation.warnings] == (["num_inference_steps"] if asked != spent else [])
 
 
 # Fields as the protocols of vLLM-Omni and SGLang name them, with values as their clients send them.

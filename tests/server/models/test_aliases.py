@@ -103,6 +103,7 @@ def test_aliases_are_listed(live: Running) -> None:
         ("gpt-image-1", "tiny"),
         ("openai/any", "tiny"),
     ]
+    assert live.client.get("/v1/models/").json()["data"] == entries
     [model] = live.client.get("/models").json()["models"]
     assert model["aliases"] == ["dall-e-3", "gpt-image-1", "openai/any"]
 
