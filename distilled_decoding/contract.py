@@ -70,6 +70,11 @@ class GenerateRequest(BaseModel):
     min_quality: float | None = Field(
         None, gt=0, le=MAX_FID, description="The highest measured FID to accept of a plan; lower is better."
     )
+    plan: str | None = Field(
+        None,
+        description="Instead of the four above: the name of a plan that `GET /models` offers. It is "
+        "applied whatever was measured of it, and never replaced under load.",
+    )
     brownout: Annotated[bool, _or(True)] = Field(
         True,
         json_schema_extra=_nullable,
@@ -131,6 +136,7 @@ class GenerateOptions(TypedDict, total=False):
     quality: Quality | None
     latency_budget_ms: float | None
     min_quality: float | None
+    plan: str | None
     brownout: bool | None
     n: int | None
     seed: int | None

@@ -1,7 +1,7 @@
 """`/v1`: OpenAI's images interface in terms of ours, for clients that speak it.
 
 Field by field as OpenAI's clients send and read them; what cannot be honoured is refused with the valid
-choices rather than ignored. `seed` is ours.
+choices rather than ignored. `seed` and `plan` are ours.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class ImagesRequest(BaseModel):
         None, ge=0, le=3, description="With `stream`: previews of an image before the final one."
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="As of `POST /generate`; not OpenAI's.")
+    plan: str | None = Field(None, description="As of `POST /generate`, instead of `quality`; not OpenAI's.")
     moderation: Literal["auto", "low"] | None = Field(None, description="Accepted; there is no moderation.")
     style: str | None = Field(None, description="Accepted; models here have no such choice.")
     user: str | None = Field(None, description="Accepted, and not recorded.")
@@ -120,14 +121,16 @@ def translated(body: ImagesRequest, model: ServedModel) -> GenerateRequest:
         label = None if model.manifest.reads_text else model.labels.find(body.prompt)
     except BadRequestError as error:
         raise BadRequestError(f"prompt: {error.message}", param="prompt") from None
-    quality = body.quality or "auto"
+    # OpenAI's clients may send their default.
+    quality = None if body.plan is not None and body.quality in (None, "auto") else body.quality or "auto"
     return GenerateRequest(
         label=label,
         prompt=body.prompt if label is None else None,
         model=model.name,
         n=body.n or 1,
         seed=body.seed,
-        quality=_QUALITIES.get(quality, quality),  # type: ignore[arg-type]
+        quality=_QUALITIES.get(quality or "", quality),  # type: ignore[arg-type]
+        plan=body.plan,
         format=body.output_format or "png",
         partial_images=(body.partial_images or 0) if body.stream else None,
     )
