@@ -99,8 +99,7 @@ def make_server(app: FastAPI, settings: Settings, bound: socket.socket) -> Serve
         # not tested.
         loop="asyncio",
         timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
+        proxy_headers=False,  # server.middleware.proxies reads them
         timeout_graceful_shutdown=settings.drain_timeout + _GRACE,  # type: ignore[arg-type]
         server_header=False,
         lifespan="on",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import orjson
@@ -26,6 +27,7 @@ from server.errors import BadRequestError
 from server.generation.encoder import QUALITY, Encoding, GeneratedImage
 from server.generation.request import check_fields, resolve
 from server.generation.runner import GenerationRun
+from server.links import link
 from server.models.catalog import ServedModel
 from server.observability.record import record_of
 from server.state import state_of
@@ -169,7 +171,7 @@ async def generations(request: Request) -> Response:
         chosen = body.output_compression
         encoding = Encoding(body.output_format or "png", QUALITY if chosen is None else chosen)
         run = owned.enter_context(GenerationRun(generation, pool, encoder, encoding, record))
-        return await send(ImagesWriter(run, body, request.url_for), owned)
+        return await send(ImagesWriter(run, body, partial(link, request)), owned)
 
 
 @dataclass(eq=False)
