@@ -17,7 +17,7 @@ _RESULTS = (
     *("id", "model", "plan", "steps", "requested-plan", "seed", "index", "receipt"),
     *("queue-ms", "compute-ms", "encode-ms", "total-ms"),
 )
-_OTHERS = ("x-request-id", "retry-after", "etag", "www-authenticate")
+_OTHERS = ("x-request-id", "retry-after", "etag", "www-authenticate", "content-disposition")
 REPLY_HEADERS = (*(f"x-dd-{name}" for name in _RESULTS), *_OTHERS)
 
 
