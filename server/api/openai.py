@@ -159,7 +159,7 @@ async def generations(request: Request) -> Response:
     with ExitStack() as owned:
         record = owned.enter_context(record_of(request.scope, server.metrics, settings.log_prompts))
         pool, encoder = server.accepting()
-        body = await read_json(request, ImagesRequest)
+        body = await read_json(request, ImagesRequest, settings.max_body_bytes)
         streamed = bool(body.stream)
         model = server.models().find(body.model, by_text=True)
         record.model = model.name
