@@ -19,10 +19,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from distilled_decoding.contract import MAX_SEED, GenerateRequest, ImageFormat, Quality
+from distilled_decoding.contract import GenerateRequest, ImageFormat, Quality, Seed
 from server.api.content import read_json
 from server.api.description import ERRORS, errors, event_stream, json_body
-from server.api.responses import ReplyWriter, send
+from server.api.responses import ReplyWriter, seed_fields, send
 from server.errors import BadRequestError
 from server.generation.encoder import QUALITY, Encoding, GeneratedImage
 from server.generation.request import check_fields, resolve
@@ -64,7 +64,7 @@ class ImagesRequest(BaseModel):
     partial_images: int | None = Field(
         None, ge=0, le=3, description="With `stream`: previews of an image before the final one."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="As of `POST /generate`; not OpenAI's.")
+    seed: Seed = Field(None, description="As of `POST /generate`; not OpenAI's.")
     plan: str | None = Field(None, description="As of `POST /generate`, instead of `quality`; not OpenAI's.")
     moderation: Literal["auto", "low"] | None = Field(None, description="Accepted; there is no moderation.")
     style: str | None = Field(None, description="Accepted; models here have no such choice.")
@@ -193,7 +193,7 @@ class ImagesWriter(ReplyWriter):
         }
 
     def _entry(self, image: GeneratedImage) -> dict[str, Any]:
-        ours = {"receipt": image.receipt, "seed": image.seed}
+        ours = {"receipt": image.receipt, **seed_fields(image.seed)}
         if self.request.response_format == "url":
             link = self.link("image", receipt=image.receipt)
             return {"url": str(link.include_query_params(format=self.run.encoding.image_format)), **ours}

@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from dd_core.errors import DDError
 from dd_core.plan import Plan
-from distilled_decoding.contract import ImageFormat
+from distilled_decoding.contract import MAX_SEED_AS_NUMBER, ImageFormat
 from server.errors import error_body
 from server.generation.encoder import MEDIA_TYPES, GeneratedImage
 from server.generation.request import GenerationRequest
@@ -119,7 +119,7 @@ class GenerateWriter(ReplyWriter):
     def _entry(self, image: GeneratedImage) -> dict[str, Any]:
         return {
             "index": image.number,
-            "seed": image.seed,
+            **seed_fields(image.seed),
             "format": self.run.encoding.image_format,
             "width": image.width,
             "height": image.height,
@@ -164,8 +164,13 @@ def _common(generation: GenerationRequest, record: RequestRecord, plan: Plan) ->
         "plan": plan.name,
         "steps": plan.cost,
         "requested_plan": generation.requested_plan,
-        "seed": generation.seed,
+        **seed_fields(generation.seed),
     }
+
+
+def seed_fields(seed: int) -> dict[str, Any]:
+    """Return a seed as a number, and besides as text where JavaScript would read another number."""
+    return {"seed": seed} if seed <= MAX_SEED_AS_NUMBER else {"seed": seed, "seed_text": str(seed)}
 
 
 def image_headers(
@@ -177,6 +182,7 @@ def image_headers(
     """
     newest, receipt = generation.keys[0].newest, generation.receipt(0, generation.plan)
     fields = {**_common(generation, record, generation.plan), "index": newest.index}
+    fields.pop("seed_text", None)  # a header is text itself
     if len(receipt) <= _LONGEST_IN_HEADER:
         fields["receipt"] = receipt
     name = f"{_slug(generation)}-{newest.seed}-{newest.index}.{image_format}"

@@ -238,7 +238,7 @@ def _keys(body: GenerateRequest, redeemed: Redeemed | None, blocks: int) -> tupl
     """Return the seed that the reply reports, and the noise of new images, or of a receipt's image or its
     variations.
     """
-    seed = secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else body.seed
+    seed = secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else int(body.seed)
     if redeemed is None:
         return seed, NoiseKey.of_seed(seed, body.n)
     key = redeemed.key
