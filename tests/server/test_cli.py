@@ -126,11 +126,15 @@ def test_every_setting_is_a_flag(run: Run) -> None:
         assert f"--{name.replace('_', '-')}" in said
 
 
-def test_serve_says_where_it_listens_and_drains_on_sigterm(bundle_folder: Path) -> None:
-    """A request that runs when the signal comes is answered, and the exit code is 0."""
+def test_serve_says_where_it_listens_and_drains_on_sigterm(bundle_folder: Path, tmp_path: Path) -> None:
+    """A request that runs when the signal comes is answered, and the exit code is 0; all that with a
+    temporary folder whose path is too long for a socket.
+    """
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
     command = [sys.executable, "-m", "server", "serve", str(bundle_folder), "--port", "0", "--device", "cpu"]
     command += ["--max-batch", "1"]  # so that the request below takes a while
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(long)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
