@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from distilled_decoding.contract import (
-    MAX_SEED,
+    MAX_SEED_AS_NUMBER,
     GenerateReply,
     GenerateRequest,
     ImageReply,
@@ -206,7 +206,7 @@ def _kind(schema: dict[str, Any]) -> str:
         return "object"
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     bounds = [
-        f"{sign} {'2⁶³ − 1' if schema[key] == MAX_SEED else schema[key]}"
+        f"{sign} {'2⁵³ − 1' if schema[key] == MAX_SEED_AS_NUMBER else schema[key]}"
         for key, sign in signs.items()
         if key in schema
     ]

@@ -108,6 +108,7 @@ def create_app(
         summary="One-step image generation.",
         version=package_version(),
         lifespan=lifespan,
+        openapi_url=None,  # server.api.pages serves it
         docs_url=None,
         redoc_url=None,
     )

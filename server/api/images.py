@@ -12,7 +12,7 @@ from starlette.responses import Response
 from distilled_decoding.contract import GenerateRequest, ImageFormat
 from server.api.content import negotiate
 from server.api.description import ERRORS, IMAGES
-from server.api.responses import GenerateWriter, send
+from server.api.responses import GenerateWriter, image_headers, send
 from server.errors import BadRequestError
 from server.generation.encoder import MEDIA_TYPES, Encoding
 from server.generation.request import GenerationRequest, resolve, resolve_model
@@ -66,7 +66,8 @@ async def image(
         if _unchanged(request.headers.get("if-none-match"), headers["etag"]):
             return Response(status_code=304, headers=headers)
         if "head" in request.scope:
-            reply = Response(media_type=MEDIA_TYPES[form.image_format], headers=headers)
+            facts = image_headers(generation, record, form.image_format)
+            reply = Response(media_type=MEDIA_TYPES[form.image_format], headers=facts | headers)
             del reply.headers["content-length"]  # it would have to be computed
             return reply
         run = owned.enter_context(GenerationRun(generation, pool, encoder, encoding, record))

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from dd_core.errors import DDError
-from server.api.description import errors
+from server.api.content import read_json
+from server.api.description import errors, json_body
 from server.errors import ApiError, BadRequestError, UnknownModelError
 from server.models.catalog import ServedModel, find
 from server.state import ServerState, state_of
@@ -51,10 +52,12 @@ class LoadRequest(BaseModel):
     responses=errors(
         {400: "There is no such model, or it cannot be served.", 409: "A model has this name, or this alias."}
     ),
+    openapi_extra=json_body(LoadRequest, model="var-dd-d16"),
 )
-async def load(request: Request, body: LoadRequest) -> Response:
+async def load(request: Request) -> Response:
     """Fetch it where it must, load it on every device and warm it up; others are served meanwhile."""
     state = state_of(request)
+    body = await read_json(request, LoadRequest, state.settings.max_body_bytes)
     async with state.changing:
         pool, _ = state.accepting()
         try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -27,11 +28,12 @@ from server.api.openai_fields import (
     quality_of,
     translate,
 )
-from server.api.responses import ReplyWriter, send
+from server.api.responses import ReplyWriter, seed_fields, send
 from server.generation.encoder import GeneratedImage
 from server.generation.request import check_fields, resolve
 from server.generation.runner import GenerationRun
 from server.generation.sizes import shown
+from server.links import link
 from server.observability.record import record_of
 from server.state import state_of
 
@@ -62,7 +64,7 @@ async def generations(request: Request) -> Response:
     with ExitStack() as owned:
         record = owned.enter_context(record_of(request.scope, server.metrics, settings.log_prompts))
         pool, encoder = server.accepting()
-        body = await read_json(request, ImagesRequest)
+        body = await read_json(request, ImagesRequest, settings.max_body_bytes)
         check_names(body)
         streamed = bool(body.stream)
         model = server.models().find(body.model, by_text=True)
@@ -73,7 +75,7 @@ async def generations(request: Request) -> Response:
         generation = resolve(wanted, model, None, settings, pool.forecast, record.arrived, streamed=streamed)
         record.choose(**generation.logged)
         run = owned.enter_context(GenerationRun(generation, pool, encoder, translation.encoding, record))
-        return await send(ImagesWriter(run, body, translation, request.url_for), owned)
+        return await send(ImagesWriter(run, body, translation, partial(link, request)), owned)
 
 
 @dataclass(eq=False)
@@ -100,7 +102,7 @@ class ImagesWriter(ReplyWriter):
         }
 
     def _entry(self, image: GeneratedImage) -> dict[str, Any]:
-        ours, encoding = {"receipt": image.receipt, "seed": image.seed}, self.run.encoding
+        ours, encoding = {"receipt": image.receipt, **seed_fields(image.seed)}, self.run.encoding
         if self.translation.by_url:
             form: dict[str, str] = {"format": encoding.image_format}
             if encoding.size is not None:

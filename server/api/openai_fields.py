@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from dd_core.text.encoder import MAX_CHARACTERS
-from distilled_decoding.contract import MAX_SEED, GenerateRequest, ImageFormat, Quality
+from distilled_decoding.contract import GenerateRequest, ImageFormat, Quality, Seed
 from server.errors import BadRequestError, shortened
 from server.generation.encoder import QUALITY, Encoding
 from server.generation.sizes import MAX_SIDE, parse_size
@@ -99,7 +99,8 @@ class ImagesRequest(BaseModel):
     partial_images: int | None = Field(
         None, ge=0, le=3, description="With `stream`: previews of an image before the final one."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="As of `POST /generate`; not OpenAI's.")
+    seed: Seed = Field(None, description="As of `POST /generate`; not OpenAI's.")
+    plan: str | None = Field(None, description="As of `POST /generate`, instead of `quality`; not OpenAI's.")
 
 
 class FieldWarning(BaseModel):
@@ -189,6 +190,8 @@ def translate(body: ImagesRequest, model: ServedModel) -> Translation:
     form, by_url = body.output_format or "png", _by_url(body)
     compression = None if form == "png" or by_url else body.output_compression
     steps = _steps(body, model)
+    # OpenAI's clients may send their default beside a plan.
+    chosen = steps is not None or (body.plan is not None and body.quality in (None, "auto"))
     wanted = GenerateRequest(
         label=label,
         prompt=body.prompt[:MAX_CHARACTERS] if label is None else None,
@@ -196,7 +199,8 @@ def translate(body: ImagesRequest, model: ServedModel) -> Translation:
         n=body.n or 1,
         seed=body.seed,
         steps=steps,
-        quality=_QUALITIES[body.quality or "auto"] if steps is None else None,
+        quality=None if chosen else _QUALITIES[body.quality or "auto"],
+        plan=body.plan,
         format=form,
         partial_images=(body.partial_images or 0) if body.stream else None,
     )

@@ -17,7 +17,7 @@ from dd_core.plan import Preset
 from dd_core.text.clean import clean_caption
 from dd_core.text.config import T5Config
 from dd_core.text.encoder import MAX_CHARACTERS, checked_prompt
-from server.errors import BadRequestError, ConflictError, OtherWeightsError, UnknownModelError, shortened
+from server.errors import BadRequestError, ConflictError, UnknownModelError, shortened
 from server.models.budgets import BudgetTable
 from server.models.labels import LabelTable
 from server.settings import Determinism
@@ -83,16 +83,22 @@ class ServedModel:
         with_student = [p for p in self.budgets.ladder if "student" in p.plan.needs]
         return (with_student or self.budgets.ladder)[-1]
 
+    @cached_property
+    def offered(self) -> dict[str, Preset]:
+        """The plans that may be asked for, by name, cheapest first."""
+        presets = sorted(self.presets, key=lambda preset: preset.plan.cost)
+        return {preset.plan.name: preset for preset in presets if preset.offered}
+
     def preset(self, plan: str) -> Preset:
         """Return the offered plan of this name.
 
         Raises:
-            OtherWeightsError: the model has none.
+            BadRequestError: the model has none; `param` is `plan`.
         """
-        for preset in self.presets:
-            if preset.offered and preset.plan.name == plan:
-                return preset
-        raise OtherWeightsError(f"model {self.name} offers no plan {plan[:64]!r} any more", param="receipt")
+        if plan not in self.offered:
+            names = ", ".join(self.offered)
+            raise BadRequestError(f"unknown plan {shortened(plan)!r}; {self.name} has {names}", param="plan")
+        return self.offered[plan]
 
     def condition(self, label: int | str | None, prompt: str | None) -> int | str:
         """Return the class index, or the prompt, that a request asks for.
