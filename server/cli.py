@@ -106,7 +106,12 @@ def generate(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="The image is a function of this number.")
     ] = 0,
-    steps: Annotated[int, typer.Option(help="Step budget: the most forward passes to spend.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Step budget: the most forward passes to spend; left out, the fewest.")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="Instead of --steps: a plan by name, as `dd-server models` lists them.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help=f"{_MODEL} The built-in one that takes what is sent, if left out.")
     ] = None,
@@ -117,20 +122,24 @@ def generate(
         raise InvalidRequestError(
             f"--out must end in {', '.join(_SUFFIXES)}, not {out.suffix!r}", param="out"
         )
+    if steps is not None and plan is not None:
+        raise InvalidRequestError("send either --steps or --plan, not both", param="plan")
     served = find(model or (DEFAULT_BUNDLE if prompt is None else DEFAULT_TEXT_BUNDLE))
+    budget = served.budgets.least if steps is None else steps
+    chosen = (served.budgets.pick(budget) if plan is None else served.preset(plan)).plan
     bundle = load_bundle(served.folder, pick_device(device))
-    plan = served.budgets.pick(steps).plan
     named = int(label) if label is not None and label.isascii() and label.isdigit() else label
     condition = served.condition(named, prompt)
     if isinstance(condition, str):
         assert bundle.text is not None, "a model without an encoder is not found"
-        pixels = sample_images(bundle.sampler, plan, bundle.text.encode([condition]), [(seed, 0)])
+        pixels = sample_images(bundle.sampler, chosen, bundle.text.encode([condition]), [(seed, 0)])
     else:
-        pixels = sample_images(bundle.sampler, plan, [condition], [(seed, 0)])
-    receipt = Receipt.of(served.name, served.identities[plan.name], condition, plan.name, NoiseKey(seed, 0))
+        pixels = sample_images(bundle.sampler, chosen, [condition], [(seed, 0)])
+    identity = served.identities[chosen.name]
+    receipt = Receipt.of(served.name, identity, condition, chosen.name, NoiseKey(seed, 0))
     out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()], str(receipt)))
     what = condition if isinstance(condition, str) else served.manifest.classes[condition]
-    typer.echo(f"{out}: {what}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
+    typer.echo(f"{out}: {what}, seed {seed}, plan {chosen.name}, {passes(chosen.cost)}")
 
 
 @app.command()
