@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -93,7 +94,7 @@ class Gate:
     poisoned: Any = field(default_factory=lambda: processes.Value("i", -1))  # raises
     exhausting: Any = field(default_factory=lambda: processes.Value("i", -1))  # runs out of memory
     broken: Any = field(default_factory=lambda: processes.Value("i", -1))  # gives NaN in its own row
-    deadly: Any = field(default_factory=lambda: processes.Value("i", -1))  # kills the process
+    deadly: Any = field(default_factory=lambda: processes.Value("i", -1))  # is a fault of memory
     fatal_loads: Any = field(default_factory=lambda: processes.Value("i", 0))  # so many kill the process
     most_rows: Any = field(default_factory=lambda: processes.Value("i", 10**6))  # more: out of memory
     calls: ListProxy[list[int]] | list[list[int]] = field(default_factory=list)
@@ -125,7 +126,8 @@ class _Gated:
         gate.calls.append(classes)
         assert gate.open.wait(PATIENCE)
         if gate.deadly.value in classes:
-            os.kill(os.getpid(), signal.SIGKILL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.kill(os.getpid(), signal.SIGSEGV)
         if gate.exhausting.value in classes or len(classes) > gate.most_rows.value:
             raise torch.OutOfMemoryError("secret: the device is out of memory")
         if gate.poisoned.value in classes:

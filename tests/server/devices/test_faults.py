@@ -119,6 +119,28 @@ def test_a_request_that_kills_the_device_is_found_and_the_others_are_answered(
         assert live.metric("dd_worker_restarts_total") == 2
 
 
+@pytest.mark.parametrize("kills", [2, 3])
+def test_a_request_is_not_blamed_for_a_device_that_was_killed_from_outside(
+    bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor, kills: int
+) -> None:
+    """It is made after two kills, and told to come again after the third."""
+    with running(bundle_folder, gate, warmup=False) as live:
+        reply = busy(live, gate, pool)
+        for kill in range(1, kills + 1):
+            eventually(lambda expected=kill: len(gate.calls) == expected, "it is on the device")
+            os.kill(live.pid, signal.SIGKILL)
+            eventually(
+                lambda expected=kill: live.metric("dd_worker_restarts_total") == expected, "it was noticed"
+            )
+        gate.open.set()
+        if kills == 2:
+            assert reply.result().status_code == 200
+        else:
+            assert "killed from outside 3 times" in refused(reply.result(), 503, "device_killed")
+            assert reply.result().headers["retry-after"] == "10"
+        assert live.post(OK).status_code == 200
+
+
 def test_a_device_process_that_dies_while_it_is_replaced_is_replaced_again(
     bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
