@@ -41,6 +41,7 @@ from dd_core.text.t5 import T5States
 DEFAULT_BUNDLE = "cifar10"
 DEFAULT_TEXT_BUNDLE = "pictograms"
 _PIECES = "tokenizer.json"
+_SHOWN = 200  # characters of a source that an error repeats
 _DEFAULTS = Path(__file__).parent / "defaults"
 
 
@@ -78,13 +79,16 @@ def find_bundle(source: str | Path) -> Path:
     Raises:
         BundleNotFoundError: neither; the message lists the built-in names.
     """
-    built_in = _DEFAULTS / str(source)
+    built_in, shown = _DEFAULTS / str(source), str(source)[:_SHOWN]
     if str(source) in builtin_bundles():
         return built_in
-    if (Path(source) / "manifest.json").is_file():
-        return Path(source)
+    try:
+        if str(source) and (Path(source) / "manifest.json").is_file():
+            return Path(source)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise BundleNotFoundError(f"{shown}: {error.strerror or error}", param="model") from None
     raise BundleNotFoundError(
-        f"no bundle {str(source)!r}: neither a folder with a manifest.json nor one of the built-in "
+        f"no bundle {shown!r}: neither a folder with a manifest.json nor one of the built-in "
         f"models ({', '.join(builtin_bundles()) or 'none in this installation'})",
         param="model",
     )

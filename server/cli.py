@@ -118,10 +118,10 @@ def generate(
             f"--out must end in {', '.join(_SUFFIXES)}, not {out.suffix!r}", param="out"
         )
     served = find(model or (DEFAULT_BUNDLE if prompt is None else DEFAULT_TEXT_BUNDLE))
-    bundle = load_bundle(served.folder, pick_device(device))
     plan = served.budgets.pick(steps).plan
     named = int(label) if label is not None and label.isascii() and label.isdigit() else label
     condition = served.condition(named, prompt)
+    bundle = load_bundle(served.folder, pick_device(device))
     if isinstance(condition, str):
         assert bundle.text is not None, "a model without an encoder is not found"
         pixels = sample_images(bundle.sampler, plan, bundle.text.encode([condition]), [(seed, 0)])

@@ -5,8 +5,8 @@
     Submission ◀─ deliver ── Scheduler.finish() ◀──────── Done ───┘
 
 Everything here runs on the event loop, so the scheduler needs no lock. A pass that fails is halved until
-the guilty image is alone; when the process dies, its successor (see `Supervisor`) is sent all its work again:
-nothing that was accepted is lost.
+the guilty image is alone; when the process dies, its successor (see `Supervisor`) is sent its work again, but
+for a request that it died on too often (see `Scheduler.restart`).
 """
 
 from __future__ import annotations

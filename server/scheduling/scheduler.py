@@ -37,8 +37,8 @@ _SAFETY_MARGIN = 0.5
 # Weight of a new measurement of the slowdown, and the most that one may say.
 _SLOWDOWN_WEIGHT = 0.1
 _MAX_SLOWDOWN = 4.0
-# A job fails after so many deaths of the device, in the last of which it was alone. A crash points at it; of a
-# kill from outside it is the victim, but also the cause, where it takes more memory than there is.
+# A job fails after so many deaths of the device, in the last of which it was alone. A crash points at it; of
+# a kill from outside it is the victim, but also the cause, where it takes more memory than there is.
 _MAX_CRASHES = 2
 _MAX_KILLS = 3
 # Jobs that are over and still in the heap of deadlines, besides as many as there are live ones.

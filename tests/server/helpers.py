@@ -97,6 +97,7 @@ class Gate:
     deadly: Any = field(default_factory=lambda: processes.Value("i", -1))  # is a fault of memory
     fatal_loads: Any = field(default_factory=lambda: processes.Value("i", 0))  # so many kill the process
     most_rows: Any = field(default_factory=lambda: processes.Value("i", 10**6))  # more: out of memory
+    loads: Latch = field(default_factory=Latch)  # closed, a process that loads a model waits
     calls: ListProxy[list[int]] | list[list[int]] = field(default_factory=list)
 
     def __call__(self, bundle: Bundle) -> Bundle:
@@ -107,6 +108,7 @@ class Gate:
             self.fatal_loads.value -= fatal
         if fatal:
             os.kill(os.getpid(), signal.SIGKILL)
+        assert self.loads.wait(PATIENCE)
         student = _Gated(bundle.sampler.student, self)
         return dataclasses.replace(bundle, sampler=dataclasses.replace(bundle.sampler, student=student))
 

@@ -166,6 +166,26 @@ def test_a_device_process_that_only_dies_ends_the_server(bundle_folder: Path, ga
         assert "died 6 times in a row" in str(live.server.failure)
 
 
+def test_a_server_is_ready_while_one_of_its_devices_lives(bundle_folder: Path, gate: Gate) -> None:
+    with running(bundle_folder, gate, warmup=False, device="cpu,cpu") as live:
+        assert live.state.pool is not None
+        first, second = live.state.pool.pids
+        assert first is not None and second is not None
+        gate.loads.clear()
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: live.metric("dd_worker_restarts_total") == 1, "one has died")
+        assert live.client.get("/readyz").status_code == 200
+        assert live.metric("dd_ready") == 1
+        assert live.post(OK).status_code == 200
+        os.kill(second, signal.SIGKILL)
+        eventually(lambda: live.metric("dd_worker_restarts_total") == 2, "both have died")
+        assert "every device" in refused(live.client.get("/readyz"), 503, "not_ready")
+        assert live.metric("dd_ready") == 0
+        gate.loads.set()
+        eventually(lambda: live.client.get("/readyz").status_code == 200, "one is back")
+        assert live.metric("dd_ready") == 1
+
+
 def test_a_pass_that_hangs_is_ended(bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor) -> None:
     with running(bundle_folder, gate, warmup=False, hang_timeout=1.0) as live:
         reply = busy(live, gate, pool)
