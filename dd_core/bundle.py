@@ -24,10 +24,11 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.errors import BundleNotFoundError, HashMismatchError, ManifestError, WeightsError
+from dd_core.files import save_tensors
 from dd_core.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from dd_core.models.adapters import load_strictly
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_models, on_meta, restore
@@ -153,7 +154,7 @@ def save_bundle(
     files = {}
     for name, state in states.items():
         path = folder / f"{name}.safetensors"
-        save_file({k: _stored(v, dtype) for k, v in state.items()}, str(path))
+        save_tensors({k: _stored(v, dtype) for k, v in state.items()}, path)
         files[path.name] = file_entry(path)
     if text is not None:
         (folder / _PIECES).write_bytes(pieces)

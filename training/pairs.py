@@ -25,12 +25,13 @@ from pathlib import Path
 import torch
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core import plan
 from dd_core.codebook import nearest
 from dd_core.errors import RecipeError
+from dd_core.files import save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.noise import gaussian_noise
 from dd_core.runtime import mixed_precision
@@ -128,9 +129,7 @@ def make_pairs(
             ]
         )
         dtype = torch.int16 if len(sampler.codebook_VC) <= 2**15 else torch.int32
-        temporary = _shard(out, number).with_suffix(".tmp")
-        save_file({"labels": labels.to(torch.int32), "tokens": tokens.to(dtype)}, str(temporary))
-        temporary.replace(_shard(out, number))
+        save_tensors({"labels": labels.to(torch.int32), "tokens": tokens.to(dtype)}, _shard(out, number))
         rate = (stop - start) / (time.perf_counter() - began)
         left = sum(min(cfg.shard, cfg.count - s) for _, s in missing[made + 1 :]) / rate
         log.info("pairs: shard %d of %d, %.1f pairs/s, %.0f s left", number + 1, len(starts), rate, left)

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
+from dd_core.files import save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.hub.locate import locate
 from dd_core.models.config import LlamaGenConfig
@@ -120,9 +120,9 @@ def write_tokens(run: Run) -> None:
     images = train_images(run)
     mirrored = run.recipe.data == "cifar10"  # pictograms have mirrored views of their own
     tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
-    save_file(
+    save_tensors(
         {"tokens": tokens, "labels": images.labels.to(torch.int32)},
-        str(run.out / "tokens.safetensors"),
+        run.out / "tokens.safetensors",
         facts_of(_images_of(run)),
     )
     used = len(torch.unique(tokens))

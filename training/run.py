@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.errors import RecipeError
+from dd_core.files import save_tensors
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from training.mismatch import refuse_mismatch
@@ -78,7 +79,7 @@ def load_first_student(run: Run) -> LlamaGenStudent:
 def save(run: Run, name: str, module: nn.Module) -> None:
     """Writes `name.safetensors`."""
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    save_file(state, str(run.out / f"{name}.safetensors"), facts_of(_architecture(module)))
+    save_tensors(state, run.out / f"{name}.safetensors", facts_of(_architecture(module)))
 
 
 def facts_of(settings: Mapping[str, Any]) -> dict[str, str]:
