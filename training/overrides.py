@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from dd_core.errors import RecipeError
 
 T = TypeVar("T")
+_Count = Annotated[int, Field(ge=1)]
+_NATURAL: Any = Annotated[int, Field(ge=0)]
+_POSITIVE: dict[Any, Any] = {
+    int: _Count,
+    float: Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    tuple[int, ...]: Annotated[tuple[_Count, ...], Field(min_length=1)],
+}
 
 
 def overridden(settings: T, item: str) -> T:
@@ -36,7 +43,8 @@ def overridden(settings: T, item: str) -> T:
     if name not in names:
         where = part[0] if part else "the recipe"
         raise RecipeError(f"{where} has no field {name!r}; it has {', '.join(names)}", param="set")
-    value = _parsed(get_type_hints(type(owner), include_extras=True)[name], text, path)
+    kind = get_type_hints(type(owner), include_extras=True)[name]
+    value = _parsed(_bounded(kind, getattr(owner, name)), text, path)
     try:
         changed = dataclasses.replace(owner, **{name: value})
     except ValueError as error:  # a rule of the dataclass itself
@@ -51,6 +59,11 @@ def _is_part(value: object) -> bool:
 def _names(owner: Any, *, parts: bool) -> list[str]:
     names = (field.name for field in dataclasses.fields(owner))
     return [name for name in names if _is_part(getattr(owner, name)) == parts]
+
+
+def _bounded(kind: Any, current: object) -> Any:
+    """Return the kind of a field with bounds: an architecture's plain numbers stay as positive as they are."""
+    return _NATURAL if kind is int and current == 0 else _POSITIVE.get(kind, kind)
 
 
 def _parsed(kind: Any, text: str, path: str) -> Any:
