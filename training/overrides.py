@@ -62,7 +62,7 @@ def _names(owner: Any, *, parts: bool) -> list[str]:
 
 
 def _bounded(kind: Any, current: object) -> Any:
-    """Return the kind of a field with bounds: an architecture's plain numbers stay as positive as they are."""
+    """Return the kind of a field with bounds: plain numbers stay as positive as they are."""
     return _NATURAL if kind is int and current == 0 else _POSITIVE.get(kind, kind)
 
 
