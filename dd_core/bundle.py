@@ -42,7 +42,7 @@ from dd_core.text.t5 import T5States
 DEFAULT_BUNDLE = "cifar10"
 DEFAULT_TEXT_BUNDLE = "pictograms"
 _PIECES = "tokenizer.json"
-_SHOWN = 200  # characters of a source that an error repeats
+_SHOWN = 64  # characters of a source that an error repeats
 _DEFAULTS = Path(__file__).parent / "defaults"
 
 
