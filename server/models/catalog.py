@@ -223,6 +223,11 @@ def find(source: str | Path) -> ServedModel:
     return ServedModel.of(folder, read_manifest(folder))
 
 
+def sources_of(text: str) -> list[str]:
+    """Split the names of models at the commas; a folder that has commas in its name is one."""
+    return [text] if Path(text).is_dir() else text.split(",")
+
+
 def find_all(sources: Sequence[str]) -> list[ServedModel]:
     """Find every model that is to be served; raises as `find`.
 
