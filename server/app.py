@@ -26,7 +26,7 @@ from server.devices.pool import DevicePool
 from server.errors import install_error_handlers
 from server.generation.encoder import Encoder
 from server.middleware.stack import install_middleware
-from server.models.catalog import ServedModel, check_aliases, find_all
+from server.models.catalog import ServedModel, check_aliases, find_all, sources_of
 from server.observability.metrics import package_version
 from server.settings import Settings
 from server.state import Phase, ServerState
@@ -80,7 +80,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         found = served
         if found is None:
-            found = await asyncio.to_thread(find_all, settings.model.split(","))
+            found = await asyncio.to_thread(find_all, sources_of(settings.model))
             check_aliases(settings.aliases, [model.name for model in found])
         weights = sum(model.bytes for model in found)
         pool = state.pool = DevicePool(

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
+from dd_core.files import save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.hub.locate import locate
 from dd_core.models.config import LlamaGenConfig
@@ -41,12 +43,14 @@ from training.evaluate import Prompted, evaluate_plans
 from training.features import Extractor, FeatureExtractor, Precision
 from training.loop import Ema, Stage, run_stage
 from training.lpips import Lpips
+from training.mismatch import differences
 from training.pairs import load_pairs, make_pairs, marginals, weights_digest
 from training.presets import presets
 from training.recipes import EvaluateRecipe
 from training.report import Row
 from training.run import (
     Run,
+    facts_of,
     load,
     load_drawing_tokenizer,
     load_first_student,
@@ -93,10 +97,22 @@ def _begin_from(run: Run) -> Bundle:
     bundle = load_bundle(str(run.recipe.begin_from), run.device)
     if bundle.manifest.vq != run.recipe.vq:
         raise RecipeError(
-            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: {bundle.manifest.vq}",
+            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: "
+            + _difference({"vq": asdict(bundle.manifest.vq)}, {"vq": asdict(run.recipe.vq)}),
             param="begin_from",
         )
     return bundle
+
+
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    found = (f"{name} is {there}, not {here}" for name, there, here in differences(theirs, ours))
+    return next(found, "its teacher is not its student's")
+
+
+def _images_of(run: Run) -> dict[str, object]:
+    """The settings that say which images the tokens are of."""
+    recipe = run.recipe
+    return {"data": recipe.data, "train_images": recipe.train_images, "views": recipe.views}
 
 
 def write_tokens(run: Run) -> None:
@@ -104,8 +120,10 @@ def write_tokens(run: Run) -> None:
     images = train_images(run)
     mirrored = run.recipe.data == "cifar10"  # pictograms have mirrored views of their own
     tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
-    save_file(
-        {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
+    save_tensors(
+        {"tokens": tokens, "labels": images.labels.to(torch.int32)},
+        run.out / "tokens.safetensors",
+        facts_of(_images_of(run)),
     )
     used = len(torch.unique(tokens))
     log.info("tokenizer: %d of %d codes occur in the training images", used, run.recipe.vq.codebook_size)
@@ -115,7 +133,7 @@ def train_decoder(run: Run) -> None:
     """Stage (a′): nothing where the recipe gives it no steps."""
     if not run.recipe.decoder.steps:
         return
-    tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer")["tokens"]
+    tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer", _images_of(run))["tokens"]
     lpips = Lpips(lpips_weights())
     stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
     _run(run, stage, ema, VQTokenizer(run.recipe.vq))
@@ -144,7 +162,10 @@ def start_from(run: Run, source: str | Path) -> None:
     if manifest.vq != run.recipe.vq or {student, manifest.teacher} - {None} != {run.recipe.gpt}:
         raise RecipeError(
             f"{bundle.name} has another architecture than the recipe {run.recipe.name!r}: "
-            f"{manifest.vq}, {manifest.student or manifest.teacher}",
+            + _difference(
+                {"vq": asdict(manifest.vq), "gpt": asdict(student or manifest.model)},
+                {"vq": asdict(run.recipe.vq), "gpt": asdict(run.recipe.gpt)},
+            ),
             param="recipe",
         )
     run.out.mkdir(parents=True, exist_ok=True)
@@ -159,7 +180,7 @@ def start_from(run: Run, source: str | Path) -> None:
 
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
-    tokens = read(run, "tokens", "tokenizer")
+    tokens = read(run, "tokens", "tokenizer", _images_of(run))
     conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
     first = _begin_from(run).sampler.teacher if run.recipe.begin_from else None
     assert first is None or isinstance(first, LlamaGenTeacher)
@@ -260,13 +281,13 @@ def distill(run: Run) -> None:
     """Stage (d)."""
     cfg = run.recipe.distill
     lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
-    pairs = load_pairs(run.out / "pairs")
+    pairs = load_pairs(run.out / "pairs", run.recipe.pairs)
     begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
     first = begin_from(run) if begin_from else None
     conditions = None
     if run.recipe.text is not None:
         conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
-    own = load_pairs(run.out / _OWN_PAIRS) if run.recipe.pairs.own else None
+    own = load_pairs(run.out / _OWN_PAIRS, run.recipe.pairs) if run.recipe.pairs.own else None
     stage, ema, _ = distill_stage(
         run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions, own
     )
@@ -295,7 +316,7 @@ def load_sampler(run: Run) -> Sampler:
     tokenizer, recipe = load_drawing_tokenizer(run), run.recipe
     frequency = None
     if recipe.text is None:
-        pairs = load_pairs(run.out / "pairs")
+        pairs = load_pairs(run.out / "pairs", run.recipe.pairs)
         frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
         frequency = frequency.to(run.device)
     student = load(run, LlamaGenStudent(recipe.student), "student", "distill")

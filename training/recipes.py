@@ -7,13 +7,27 @@ as `--set stage.field=value`.
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dd_core.errors import RecipeError
 from dd_core.models.config import LlamaGenConfig, VQConfig
 from dd_core.text.config import MiniLMConfig, T5Config, TextConfig
+from training.overrides import overridden
+
+# Kinds of settings, with their bounds.
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Solver = Literal["euler", "dpmpp-2m", "dpmpp-3m"]  # of `dd_core.flow`
 
 
 @dataclass(frozen=True)
@@ -24,15 +38,15 @@ class TokenizerRecipe:
     the tokenizer itself.
     """
 
-    steps: int
-    batch: int
-    lr: float = 1e-3
-    lpips: float = 1.0
-    lpips_share: float = 1.0
-    commitment: float = 0.25
-    codebook_decay: float = 0.99
-    continuous_for: float = 0.05
-    ema: float = 0.999
+    steps: CountOrNone
+    batch: Count
+    lr: Rate = 1e-3
+    lpips: Weight = 1.0
+    lpips_share: Share = 1.0
+    commitment: Weight = 0.25
+    codebook_decay: Decay = 0.99
+    continuous_for: Part = 0.05
+    ema: Decay = 0.999
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,14 @@ class DecoderRecipe:
     stage out.
     """
 
-    steps: int
-    batch: int
-    lr: float = 3e-4
-    judge_lr: float = 5e-4
-    lpips: float = 1.0
-    adversarial: float = 0.15
-    ramp: float = 0.05
-    ema: float = 0.998
+    steps: CountOrNone
+    batch: Count
+    lr: Rate = 3e-4
+    judge_lr: Rate = 5e-4
+    lpips: Weight = 1.0
+    adversarial: Weight = 0.15
+    ramp: Part = 0.05
+    ema: Decay = 0.998
 
 
 @dataclass(frozen=True)
@@ -60,13 +74,13 @@ class TeacherRecipe:
     Matrices of the blocks are trained with Muon (`matrix_lr`), the rest with AdamW (`lr`).
     """
 
-    steps: int
-    batch: int
-    lr: float = 1e-3
-    matrix_lr: float = 4e-3
-    weight_decay: float = 0.05
-    class_dropout: float = 0.1
-    ema: float = 0.999
+    steps: CountOrNone
+    batch: Count
+    lr: Rate = 1e-3
+    matrix_lr: Rate = 4e-3
+    weight_decay: Weight = 0.05
+    class_dropout: Part = 0.1
+    ema: Decay = 0.999
 
 
 @dataclass(frozen=True)
@@ -76,16 +90,16 @@ class PairsRecipe:
     `own` is how many pairs stage (c') makes besides: those begin with the student's tokens.
     """
 
-    count: int
-    batch: int
-    shard: int = 10_000
-    guidance: float = 2.0
-    top_k: int = 0
-    top_p: float = 1.0
-    temperature: float = 1.0
-    solver: str = "dpmpp-3m"
-    evaluations: int = 10
-    own: int = 0
+    count: Count
+    batch: Count
+    shard: Count = 10_000
+    guidance: Weight = 2.0
+    top_k: CountOrNone = 0
+    top_p: Share = 1.0
+    temperature: Rate = 1.0
+    solver: Solver = "dpmpp-3m"
+    evaluations: Count = 10
+    own: CountOrNone = 0
 
 
 @dataclass(frozen=True)
@@ -106,25 +120,25 @@ class DistillRecipe:
     others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """
 
-    steps: int
-    batch: int
-    train_steps: tuple[int, ...] = (0, 20)
+    steps: CountOrNone
+    batch: Count
+    train_steps: Annotated[tuple[CountOrNone, ...], Field(min_length=1)] = (0, 20)
     start: Literal["teacher", "student", "transplant"] = "teacher"
-    layers: int | None = None
-    split: int | None = None
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    matrix_lr: float = 2e-3
-    weight_decay: float = 0.0
-    cross_entropy: float = 0.1
-    lpips: float = 1.0
-    lpips_share: float = 1.0
-    mse: float = 0.0
-    adversarial: float = 0.0
-    judged_share: float = 0.25
-    judge_lr: float = 1e-3
-    ramp: float = 0.05
-    ema: float = 0.999
+    layers: Count | None = None
+    split: CountOrNone | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: Rate = 1e-3
+    matrix_lr: Rate = 2e-3
+    weight_decay: Weight = 0.0
+    cross_entropy: Weight = 0.1
+    lpips: Weight = 1.0
+    lpips_share: Share = 1.0
+    mse: Weight = 0.0
+    adversarial: Weight = 0.0
+    judged_share: Share = 0.25
+    judge_lr: Rate = 1e-3
+    ramp: Part = 0.05
+    ema: Decay = 0.999
 
 
 @dataclass(frozen=True)
@@ -136,10 +150,10 @@ class EvaluateRecipe:
     there), else float32. `plans` names the plans to measure, and so to offer; none = all.
     """
 
-    images: int
-    reference: int
-    test: int = 10_000
-    batch: int = 250
+    images: CountOrNone
+    reference: CountOrNone
+    test: Count = 10_000
+    batch: Count = 250
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     plans: tuple[str, ...] = ()
 
@@ -164,14 +178,14 @@ class Recipe:
     pairs: PairsRecipe
     distill: DistillRecipe
     evaluate: EvaluateRecipe
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 200
-    preview_every: int = 1200
-    train_images: int = field(default=50_000)
+    seed: Seed = 0
+    log_every: Count = 20
+    save_every: Count = 200
+    preview_every: Count = 1200
+    train_images: CountOrNone = field(default=50_000)
     data: Literal["cifar10", "pictograms", "prompts"] = "cifar10"
     text: TextConfig | None = None
-    views: int = 6
+    views: Count = 6
     begin_from: str | None = None
 
     @property
@@ -305,47 +319,49 @@ RECIPES["llamagen-t2i"] = Recipe(
 )
 
 
-def get_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+def get_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A named recipe with `stage.field=value` overrides.
 
     Raises:
-        RecipeError: unknown recipe, stage or field, or a value of the wrong type.
+        RecipeError: unknown recipe, stage or field; a value that the field does not take, or that
+            contradicts another one.
     """
     if name not in RECIPES:
         raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}", param="recipe")
     recipe = RECIPES[name]
-    for item in overrides or []:
-        path, equals, text = item.partition("=")
-        *stage, leaf = path.split(".")
-        if not equals or len(stage) > 1:
-            raise RecipeError(f"--set takes stage.field=value, not {item!r}", param="set")
-        owner: Any = getattr(recipe, stage[0], None) if stage else recipe
-        names = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
-        if leaf not in names:
-            where = stage[0] if stage else "the recipe"
-            raise RecipeError(
-                f"{where} has no field {leaf!r}; it has {', '.join(names) or 'none'}", param="set"
-            )
-        changed = dataclasses.replace(owner, **{leaf: _parse(text, getattr(owner, leaf), path)})
-        recipe = dataclasses.replace(recipe, **{stage[0]: changed}) if stage else changed
+    for item in overrides:
+        recipe = overridden(recipe, item)
+    for field_name, broken, rule in _rules(recipe):
+        if broken:
+            raise RecipeError(f"{field_name} must {rule}", param=field_name)
     return recipe
 
 
-def _parse(text: str, old: Any, path: str) -> Any:
-    if isinstance(old, str):
-        return text
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if old is None:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise RecipeError(f"{path} takes a whole number, not {text!r}", param="set")
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(value)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(old):
-        raise RecipeError(f"{path} takes a {type(old).__name__} like {old!r}, not {text!r}", param="set")
-    return value
+def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
+    """Yield what fields demand of each other: a field, true if it breaks the rule, and the rule."""
+    vq, gpt, text, distill, evaluate = recipe.vq, recipe.gpt, recipe.text, recipe.distill, recipe.evaluate
+    blocks, pictured = gpt.layout.num_blocks, recipe.data != "prompts"
+    yield "gpt.codebook_size", gpt.codebook_size != vq.codebook_size, f"be vq's, {vq.codebook_size}"
+    yield "gpt.code_dim", gpt.code_dim != vq.code_dim, f"be vq's, {vq.code_dim}"
+    yield "gpt.heads", gpt.dim % gpt.heads, f"divide gpt.dim, {gpt.dim}"
+    pixels = gpt.grid * vq.downsampling
+    yield "gpt.grid", pictured and pixels != 32, f"make pictures of 32 pixels with vq, not of {pixels}"
+    classes = recipe.data == "cifar10"
+    yield "gpt.num_classes", classes and gpt.num_classes != 10, "be 10, the classes of CIFAR-10"
+    yield "data", classes != (text is None), "be cifar10 without text, pictograms or prompts with it"
+    if text is not None:
+        yield "gpt.text_tokens", gpt.text_tokens != text.length, f"be text.length, {text.length}"
+        yield "gpt.text_dim", gpt.text_dim != text.dim, f"be text.dim, {text.dim}"
+    steps = distill.train_steps
+    within = all(t < blocks for t in steps) and len(set(steps)) == len(steps)
+    yield "distill.train_steps", not within, f"be different steps of 0..{blocks - 1}"
+    yield "distill.split", (distill.split or 0) > blocks, f"be at most {blocks}, the number of blocks"
+    yield (
+        "distill.layers",
+        (distill.layers or gpt.layers) < gpt.layers,
+        f"be at least gpt.layers, {gpt.layers}",
+    )
+    lost = distill.start == "transplant" and recipe.begin_from is None
+    yield "begin_from", lost, "name a bundle for distill.start=transplant"
+    yield "evaluate.images", pictured and evaluate.images < 2, "be at least 2"
+    yield "evaluate.reference", pictured and evaluate.reference < 2, "be at least 2"

@@ -39,7 +39,7 @@ def _entry(state: ServerState, model: ServedModel) -> dict[str, Any]:
 class LoadRequest(BaseModel):
     """The body of `POST /admin/models`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
 
     model: str = Field(min_length=1, description="Built-in or published model, or a bundle's folder.")
 
@@ -62,9 +62,9 @@ async def load(request: Request) -> Response:
         pool, _ = state.accepting()
         try:
             model = await asyncio.to_thread(find, body.model)
-            state.catalog.check_name(model.name)
-            state.metrics.bind(model.name, model.presets)
+            state.catalog.check_name(model.name, body.model)
             await pool.load(model)
+            state.metrics.bind(model.name, model.presets)
         except ApiError:
             raise
         except DDError as error:

@@ -197,16 +197,22 @@ class Catalog:
         self.models: dict[str, ServedModel] = {}
         self.aliases = dict(aliases or {})
 
-    def check_name(self, name: str) -> None:
+    def check_name(self, name: str, source: str) -> None:
         """Check that a model to be loaded may have its name.
 
         Raises:
             ConflictError: a model of this name is loaded, or another model has it as an alias.
         """
         if name in self.models:
-            raise ConflictError(f"a model {name} is loaded already", param="model")
+            raise ConflictError(
+                f"a model {name} is loaded already, from {self.models[name].folder}; {source} needs another "
+                "name in its manifest",
+                param="model",
+            )
         if name in self.aliases:
-            raise ConflictError(f"{name} is an alias of the model {self.aliases[name]}", param="model")
+            raise ConflictError(
+                f"{name}, the name of {source}, is an alias of the model {self.aliases[name]}", param="model"
+            )
 
     def aliases_of(self, name: str) -> list[str]:
         """Return the other names of a model."""
@@ -255,6 +261,11 @@ def find(source: str | Path) -> ServedModel:
         require_t5(spec.name)  # before gigabytes are fetched
     folder = locate(source)
     return ServedModel.of(folder, read_manifest(folder))
+
+
+def sources_of(text: str) -> list[str]:
+    """Split the names of models at the commas; a folder that has commas in its name is one."""
+    return [text] if Path(text).is_dir() else text.split(",")
 
 
 def find_all(sources: Sequence[str]) -> list[ServedModel]:

@@ -213,12 +213,15 @@ class Scheduler:
             self._queue(half, isolation_group=next(self._numbers))
         return None
 
-    def restart(self) -> list[Job]:
+    def restart(self, *, crashed: bool) -> Job | None:
         """Begin all images again after the device died and lost everything, those that it was at work on
-        one by one. Returns the guilty job, if it died of one image alone for the second time.
+        one by one. Returns the job to give up, if it was at work on that one alone and died too often.
+
+        Args:
+            crashed: it died of itself; otherwise somebody else ended it, which says nothing of its work.
         """
         suspects = _live(self._running.samples) if self._running else []
-        guilty = [s.job for s in suspects if s.isolation_group and len(suspects) == 1]
+        hopeless = [job for job in dict.fromkeys(s.job for s in suspects) if job.count_death(crashed=crashed)]
         self._running = None
         self.interrupted()
         self._ready.clear()
@@ -235,7 +238,7 @@ class Scheduler:
                     [sample],
                     isolation_group=next(self._numbers) if sample in suspects else sample.isolation_group,
                 )
-        return guilty
+        return hopeless[0] if len(suspects) == 1 and hopeless else None
 
     def end(self, job: Job) -> None:
         """Forget a job whose client has left, that failed or whose time is over: images of it that have
