@@ -191,6 +191,8 @@ def shortened(text: str) -> str:
 def _body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
     usual = "invalid_request_error" if status < 500 else "server_error"
     kind = _TYPES.get(status, usual)
+    # A path or a name that is quoted may hold what is no UTF-8.
+    message = message.encode("utf-8", "backslashreplace").decode()
     return {"error": {"type": kind, "code": code, "message": message, "param": param}}
 
 

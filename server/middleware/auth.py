@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dd_core.errors import InvalidRequestError
+from dd_core.regular import open_regular
 from server.errors import UnauthorizedError, error_response, not_found
 from server.observability.context import context_of
 from server.settings import Settings
@@ -102,7 +103,7 @@ class KeyFile:
 
     def _read(self) -> bool:
         """Read the keys; False where the file is as it was."""
-        with self._path.open("rb") as file:
+        with open_regular(self._path) as file:  # a pipe would hold up the event loop
             content = file.read(_MOST_BYTES + 1)
         digest = hashlib.sha256(content).digest()
         if digest == self._seen:
