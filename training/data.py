@@ -57,7 +57,7 @@ _INCEPTION_WHEEL = Package(
 
 @dataclass(frozen=True)
 class About:
-    """The data of a bundle; `classes` is empty where texts are the condition. `examples`: conditions to show."""
+    """The data of a bundle; `classes` is empty where texts are the condition. `examples`: what to show."""
 
     description: str
     classes: tuple[str, ...]

