@@ -66,7 +66,7 @@ export function build(entry, { label, prompt, seed, steps, plan }) {
   $("count").value = Math.min($("count").value || GALLERY, model.limits.n);
   if (isText()) $("prompt").value = prompt ?? model.examples?.[0] ?? "";
   else setLabel(label ?? model.examples?.[0] ?? classes()[0]);
-  if (/^\d+$/.test(seed ?? "")) $("seed").value = seed;
+  if (/^\d+$/.test(seed ?? "") && Number.isSafeInteger(Number(seed))) $("seed").value = seed;
   const wanted = Number(steps);
   const exact = offered.find(({ name }) => name === plan);
   setBudget(Number.isInteger(wanted) && wanted > 0 ? wanted : (exact ?? usual(model)).steps, exact);
