@@ -89,7 +89,8 @@ def test_the_history_is_bounded(page: Page) -> None:
         """async () => {
           const { save, saved, KEPT } = await import("/static/recent.js");
           const model = (await (await fetch("/models")).json()).models[0];
-          const stage = (n, size) => ({ plan: "dd-1", image: { receipt: `dd1.${n}`, data: "x".repeat(size) } });
+          const image = (n, size) => ({ receipt: `dd1.${n}`, data: "x".repeat(size) });
+          const stage = (n, size) => ({ plan: "dd-1", image: image(n, size) });
           for (let n = 0; n < 30; n++) save({ model, source: {}, stages: [stage(n, 10)] });
           const many = saved([model]).map(({ stage }) => stage.image.receipt);
           for (let n = 0; n < 5; n++) save({ model, source: {}, stages: [stage(`big${n}`, 900_000)] });
