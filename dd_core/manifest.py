@@ -123,7 +123,7 @@ class Manifest(_Strict):
     At least one of student and teacher is there; `classes` is empty where a text is the condition;
     `sources` where the weights were trained here and not converted. `text` is the encoder of the prompts:
     None for a model of classes, and for one whose prompts are encoded by whoever runs it. `examples` are
-    prompts to show.
+    prompts, or classes, to show first.
     """
 
     format_version: Literal[1] = 1

@@ -1,4 +1,8 @@
-"""`/`: the playground. `/docs`: the interface, rendered from `/openapi.json`. No outside resources."""
+"""`/`: the playground. `/docs`: the interface, rendered from `/openapi.json`. `/models.html` and
+`/metrics.html`: what `/models` and `/metrics` say, as pages.
+
+No outside resources; links and requests are relative, for servers behind a prefix.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,18 @@ async def playground() -> Response:
 async def docs() -> Response:
     """The interface's description."""
     return FileResponse(STATIC / "docs.html", headers=_HEADERS)
+
+
+@router.get("/models.html")
+async def models() -> Response:
+    """The loaded models."""
+    return FileResponse(STATIC / "models.html", headers=_HEADERS)
+
+
+@router.get("/metrics.html")
+async def metrics() -> Response:
+    """The metrics, as tables."""
+    return FileResponse(STATIC / "metrics.html", headers=_HEADERS)
 
 
 @router.get("/openapi.json")

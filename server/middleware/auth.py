@@ -28,7 +28,8 @@ from server.settings import Settings
 
 log = logging.getLogger("dd_server")
 
-_OPEN = frozenset({"/", "/docs", "/openapi.json", "/favicon.ico", "/healthz", "/readyz", "/metrics"})
+_PAGES = ("/", "/docs", "/models.html", "/metrics.html", "/favicon.ico")
+_OPEN = frozenset({*_PAGES, "/openapi.json", "/healthz", "/readyz", "/metrics"})
 _OPEN_FOLDER = "/static/"
 _ADMIN = "/admin"
 
