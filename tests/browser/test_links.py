@@ -142,7 +142,9 @@ def test_the_page_says_what_the_model_knows(page: Page) -> None:
 
 
 def test_a_seed_beyond_javascripts_numbers_is_never_rounded(browser: Browser, server: Running) -> None:
-    receipt = server.post({"label": "ship", "seed": str(2**63 - 1), "steps": 1}).json()["images"][0]["receipt"]
+    receipt = server.post({"label": "ship", "seed": str(2**63 - 1), "steps": 1}).json()["images"][0][
+        "receipt"
+    ]
     with watched(browser, server.url) as tab:
         tab.goto(f"/?receipt={receipt}")
         settled(tab)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
+from server.api import responses
 from server.api.responses import ReplyWriter, send
 from server.errors import DrainingError
 from server.generation.encoder import GeneratedImage
@@ -110,6 +110,6 @@ def test_a_stream_that_fails_says_so_in_its_last_event(error: Exception, code: s
 
 def test_a_stream_that_is_silent_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy closes a connection on which nothing comes: a comment does, now and then."""
-    monkeypatch.setattr(EventSourceResponse, "DEFAULT_PING_INTERVAL", 0.02)
+    monkeypatch.setattr(responses, "PING_SECONDS", 0.02)
     text, _, _ = sent(True, arriving(pause=0.1))
-    assert ": ping" in text and text.index(": ping") < text.index("event: image")
+    assert ": waiting" in text and text.index(": waiting") < text.index("event: image")
