@@ -20,12 +20,13 @@ from dd_core.bundle import load_bundle
 from dd_core.errors import DDError
 from dd_core.hub.locate import locate
 from dd_core.runtime import pick_device
-from training import pictograms, pipeline
-from training.captions import read_prompts
-from training.export import export as export_bundle
+from training import pipeline
+from training.data import pictograms
+from training.data.captions import read_prompts
+from training.metrics.sheet import UNSEEN, draw_sheet
 from training.recipes import RECIPES, get_recipe
 from training.run import Run
-from training.sheet import UNSEEN, draw_sheet
+from training.stages.export import export as export_bundle
 
 app = typer.Typer(
     add_completion=False,

@@ -9,7 +9,7 @@ own-pairs ─▶ own-pairs/: begun by first-student, gone on with by the teacher
 distill   ─▶ student.safetensors
 evaluate  ─▶ evaluation.json, evaluation.md, pictures
 
-`training.export` makes a bundle of what they leave.
+`training.stages.export` makes a bundle of what they leave.
 """
 
 from __future__ import annotations
@@ -32,19 +32,15 @@ from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
-from training import captions, text
-from training.conditions import Conditions
-from training.data import ImageSet, cifar10, lpips_weights
-from training.decoder import decoder_stage
-from training.distill import distill_stage, student_from_teacher, transplanted
-from training.evaluate import Prompted, evaluate_plans
-from training.features import Extractor, FeatureExtractor, Precision
-from training.loop import Ema, Stage, run_stage
-from training.lpips import Lpips
-from training.pairs import load_pairs, make_pairs, marginals, weights_digest
+from training.data import captions, text
+from training.data.conditions import Conditions
+from training.data.images import ImageSet, cifar10, lpips_weights
+from training.losses.lpips import Lpips
+from training.metrics.features import Extractor, FeatureExtractor, Precision
+from training.metrics.report import Row
+from training.optim.loop import Ema, Stage, run_stage
 from training.presets import presets
 from training.recipes import EvaluateRecipe
-from training.report import Row
 from training.run import (
     Run,
     load,
@@ -55,8 +51,12 @@ from training.run import (
     read,
     save,
 )
-from training.teacher import draw_settings, teacher_stage
-from training.tokenizer import encode_all, tokenizer_stage
+from training.stages.decoder import decoder_stage
+from training.stages.distill import distill_stage, student_from_teacher, transplanted
+from training.stages.evaluate import Prompted, evaluate_plans
+from training.stages.pairs import load_pairs, make_pairs, marginals, weights_digest
+from training.stages.teacher import draw_settings, teacher_stage
+from training.stages.tokenizer import encode_all, tokenizer_stage
 
 _CAPTIONS, _PROMPTS = "captions.safetensors", "prompts.safetensors"
 _OWN_PAIRS = "own-pairs"

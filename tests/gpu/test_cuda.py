@@ -15,11 +15,11 @@ from dd_core.noise import NoiseKey, batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import Sampler, run_plan, sample_images
 from tests.tiny import tiny_bundle
-from training.loop import run_stage
-from training.pairs import load_pairs, make_pairs
+from training.optim.loop import run_stage
 from training.recipes import get_recipe
-from training.teacher import draw_settings, new_teacher, teacher_stage
-from training.tokenizer import new_tokenizer
+from training.stages.pairs import load_pairs, make_pairs
+from training.stages.teacher import draw_settings, new_teacher, teacher_stage
+from training.stages.tokenizer import new_tokenizer
 
 T = 64
 

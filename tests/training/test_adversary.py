@@ -12,14 +12,14 @@ from torch import nn
 from dd_core.codebook import lookup
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import CPU, RandomLpips
-from training.adversary import Adversary
-from training.distill import distill_stage, straight_through
-from training.loop import run_stage
-from training.lpips import Lpips
-from training.pairs import Pairs
+from training.losses.adversarial import Adversary
+from training.losses.lpips import Lpips
+from training.optim.loop import run_stage
 from training.recipes import get_recipe
-from training.teacher import new_teacher
-from training.tokenizer import new_tokenizer
+from training.stages.distill import distill_stage, straight_through
+from training.stages.pairs import Pairs
+from training.stages.teacher import new_teacher
+from training.stages.tokenizer import new_tokenizer
 
 
 @pytest.fixture(scope="module")

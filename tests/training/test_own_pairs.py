@@ -18,12 +18,12 @@ from dd_core.models.llamagen import LlamaGenStudent
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training import pipeline
-from training.distill import distill_stage, student_from_teacher
-from training.pairs import Pairs, load_pairs, make_pairs
 from training.recipes import Recipe, get_recipe
 from training.run import Run
-from training.teacher import draw_settings, new_teacher
-from training.tokenizer import new_tokenizer
+from training.stages.distill import distill_stage, student_from_teacher
+from training.stages.pairs import Pairs, load_pairs, make_pairs
+from training.stages.teacher import draw_settings, new_teacher
+from training.stages.tokenizer import new_tokenizer
 
 CPU = torch.device("cpu")
 _BEGIN = 20

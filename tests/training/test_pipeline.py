@@ -19,12 +19,13 @@ from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
-from training import pipeline, plots
+from training import pipeline
 from training.cli import app, main
-from training.export import export
-from training.pairs import load_pairs
+from training.metrics import plots
 from training.recipes import get_recipe
 from training.run import Run
+from training.stages.export import export
+from training.stages.pairs import load_pairs
 
 CPU = torch.device("cpu")
 

@@ -22,13 +22,14 @@ from dd_core.text.config import T5Config
 from dd_core.text.encoder import PromptEncoder
 from dd_core.text.t5 import T5States, cleaned
 from tests.training.test_stages import RandomLpips
-from training import pipeline, plots
-from training import text as text_data
-from training.export import export
-from training.pairs import load_pairs
+from training import pipeline
+from training.data import text as text_data
+from training.metrics import plots
 from training.recipes import PairsRecipe, Recipe, get_recipe
 from training.run import Run
-from training.teacher import new_teacher
+from training.stages.export import export
+from training.stages.pairs import load_pairs
+from training.stages.teacher import new_teacher
 
 CPU = torch.device("cpu")
 T5 = T5Config(repo="local/tiny", length=6, dim=16)

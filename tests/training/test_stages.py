@@ -17,16 +17,16 @@ from dd_core.errors import RecipeError
 from dd_core.models.llamagen import LlamaGenStudent
 from dd_core.sampling import Sampler
 from tests.training.helpers import pictures_like
-from training import plots
-from training.data import ImageSet
-from training.decoder import decoder_stage
-from training.distill import distill_stage, student_from_teacher
-from training.loop import Batches, Ema, Stage, one_cycle, run_stage
-from training.lpips import Lpips
-from training.pairs import Pairs, load_pairs, make_pairs, marginals, weights_digest
+from training.data.images import ImageSet
+from training.losses.lpips import Lpips
+from training.metrics import plots
+from training.optim.loop import Batches, Ema, Stage, one_cycle, run_stage
 from training.recipes import RECIPES, Recipe, get_recipe
-from training.teacher import draw_settings, new_teacher, teacher_stage
-from training.tokenizer import CodebookAverage, encode_all, new_tokenizer, tokenizer_stage
+from training.stages.decoder import decoder_stage
+from training.stages.distill import distill_stage, student_from_teacher
+from training.stages.pairs import Pairs, load_pairs, make_pairs, marginals, weights_digest
+from training.stages.teacher import draw_settings, new_teacher, teacher_stage
+from training.stages.tokenizer import CodebookAverage, encode_all, new_tokenizer, tokenizer_stage
 
 CPU = torch.device("cpu")
 

@@ -24,15 +24,18 @@ from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
 from tests.training.fakes import Mean
 from tests.training.test_stages import RandomLpips
-from training import agreement, captions, packages, pictograms, pipeline, plots
-from training import text as text_data
+from training import pipeline
 from training.cli import app
-from training.export import export
-from training.packages import DataError
-from training.pairs import load_pairs
+from training.data import captions, packages, pictograms
+from training.data import text as text_data
+from training.data.packages import DataError
+from training.metrics import caption_retrieval as agreement
+from training.metrics import plots
 from training.recipes import get_recipe
 from training.run import Run, load_tokenizer
-from training.teacher import new_teacher, teacher_stage
+from training.stages.export import export
+from training.stages.pairs import load_pairs
+from training.stages.teacher import new_teacher, teacher_stage
 
 CPU = torch.device("cpu")
 

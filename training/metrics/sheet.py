@@ -14,8 +14,8 @@ from dd_core.bundle import Bundle
 from dd_core.errors import RecipeError
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
-from training import pictograms, text
-from training.plots import image_grid
+from training.data import pictograms, text
+from training.metrics.plots import image_grid
 
 # Combinations that the corpus does not have: `draw_sheet` checks that none is one of its captions.
 UNSEEN = (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.packages import DataError
+from training.data.packages import DataError
 
 SIDE = 299
 _EPSILON = 1e-3  # of the batch norms; the file has it as a constant inside its code

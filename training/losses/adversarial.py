@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
-from training.loop import update_at
+from training.optim.loop import update_at
 
 _CHANNELS = (64, 128, 256, 512, 512)  # of LPIPS's five VGG16 maps
 

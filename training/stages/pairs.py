@@ -35,7 +35,7 @@ from dd_core.flow import FlowSettings
 from dd_core.noise import gaussian_noise
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
-from training.conditions import ClassConditions, Conditions
+from training.data.conditions import ClassConditions, Conditions
 from training.recipes import PairsRecipe
 
 log = logging.getLogger("dd_train")

@@ -42,14 +42,14 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, renoise
-from training.adversary import Adversary, ramp
-from training.conditions import ClassConditions, Conditions
+from training.data.conditions import ClassConditions, Conditions
 from training.deepen import deepened
-from training.loop import Batches, Ema, HasState, Stage, carry_over, one_cycle, update_at
-from training.lpips import Lpips
-from training.pairs import Pairs
+from training.losses.adversarial import Adversary, ramp
+from training.losses.lpips import Lpips
+from training.optim.loop import Batches, Ema, HasState, Stage, carry_over, one_cycle, update_at
 from training.recipes import DistillRecipe, Recipe
-from training.teacher import MatrixOptimizer, sample_grid
+from training.stages.pairs import Pairs
+from training.stages.teacher import MatrixOptimizer, sample_grid
 
 
 def student_from_teacher(teacher: LlamaGenTeacher, codebook_VC: Tensor, seed: int) -> LlamaGenStudent:

@@ -197,7 +197,7 @@ def run_stage(
             if stage.preview and (done % preview_every == 0 or done == stage.steps):
                 stage.preview(out / f"{stage.name}-samples.png")
     if journal.exists():
-        from training.plots import loss_curve
+        from training.metrics.plots import loss_curve
 
         loss_curve(journal, out / f"{stage.name}-loss.png")
     return last

@@ -24,15 +24,15 @@ from dd_core.text.config import MiniLMConfig, T5Config
 from dd_core.text.encoder import checked_prompt, padded_states
 from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, packed, read_tokenizer, unpacked
 from dd_core.text.t5 import T5States, cleaned
-from training import captions, pictograms
-from training.agreement import Agreement, CaptionJudge, picture_features, sentences
-from training.captions import Captions, Split
-from training.conditions import Conditions, EncodedConditions, TextConditions
-from training.data import About, ImageSet
-from training.evaluate import Prompted
-from training.lpips import Lpips
-from training.packages import Package, one_file
+from training.data import captions, pictograms
+from training.data.captions import Captions, Split
+from training.data.conditions import Conditions, EncodedConditions, TextConditions
+from training.data.images import About, ImageSet
+from training.data.packages import Package, one_file
+from training.losses.lpips import Lpips
+from training.metrics.caption_retrieval import Agreement, CaptionJudge, picture_features, sentences
 from training.recipes import Recipe
+from training.stages.evaluate import Prompted
 
 log = logging.getLogger("dd_train")
 

@@ -12,11 +12,11 @@ from dd_core.manifest import Manifest, PresetEntry
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.text.config import MiniLMConfig
-from training import text
-from training.data import CIFAR10_CLASSES, About
+from training.data import text
+from training.data.images import CIFAR10_CLASSES, About
+from training.metrics.report import read_rows
 from training.pipeline import load_sampler
 from training.presets import presets
-from training.report import read_rows
 from training.run import Run
 
 

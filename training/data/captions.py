@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dd_core.errors import RecipeError
-from training.pictograms import Concept, Corpus
+from training.data.pictograms import Concept, Corpus
 
 Split = Literal["train", "pair", "concept"]
 PER_PICTURE = 8

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from training.plots import image_grid
+from training.metrics.plots import image_grid
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Row:
         class_accuracy: share of images that the probe gives the class asked for;
             `probe_accuracy` is what it reaches on real images that it did not learn from.
         right_caption: share of pictures that lie closer to their prompt than to 99 others
-            (`training.agreement`); None where classes are the condition, and then the figures of the
+            (`metrics.caption_retrieval`); None where classes are the condition, and then the figures of the
             classifier are None where texts are.
         passes: forward passes of the plan.
         ms_per_image: time of one image alone, whole call, median.

@@ -34,14 +34,20 @@ from dd_core.codebook import lookup
 from dd_core.errors import InvalidRequestError
 from dd_core.plan import Plan, Preset
 from dd_core.sampling import Sampler, sample_images, to_pixels
-from training.agreement import Agreement
-from training.conditions import ClassConditions, Conditions
-from training.data import CIFAR10_CLASSES, ImageSet
-from training.features import Extractor, FeatureExtractor, content_hash, features_of, real_store
-from training.metrics import Gaussian, frechet_distance, inception_score, kernel_distance, precision_recall
-from training.probe import LinearProbe
+from training.data.conditions import ClassConditions, Conditions
+from training.data.images import CIFAR10_CLASSES, ImageSet
+from training.metrics.caption_retrieval import Agreement
+from training.metrics.features import Extractor, FeatureExtractor, content_hash, features_of, real_store
+from training.metrics.fid import (
+    Gaussian,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from training.metrics.linear_probe import LinearProbe
+from training.metrics.report import Row, write_grid, write_report
 from training.recipes import EvaluateRecipe
-from training.report import Row, write_grid, write_report
 
 log = logging.getLogger("dd_train")
 

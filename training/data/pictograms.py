@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.packages import DataError, Package, cache_dir, contents, one_file
+from training.data.packages import DataError, Package, cache_dir, contents, one_file
 
 log = logging.getLogger("dd_train")
 

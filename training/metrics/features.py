@@ -4,7 +4,7 @@ A chunk is a file `HASH-PRECISION.safetensors`, HASH being over the pixels and t
 features of real images are shared by every run on this machine (`real_store`), a killed run
 goes on at the chunk where it stopped, and no figure can come from features of other images.
 
-`python -m training.features --check` measures 5,000 against 5,000 test images, the check of an
+`python -m training.metrics.features --check` measures 5,000 against 5,000 test images, the check of an
 installation: FID 10.34 in float32. `--bench 64` compares the precisions.
 
 Shapes: N images, D = 2048 features, H W pixels.
@@ -28,10 +28,10 @@ from torch import Tensor
 
 from dd_core.errors import InvalidRequestError
 from dd_core.runtime import pick_device
-from training.data import cifar10, inception_weights
-from training.inception import SIDE, Inception
-from training.metrics import frechet_distance, kernel_distance
-from training.packages import DataError, cache_dir
+from training.data.images import cifar10, inception_weights
+from training.data.packages import DataError, cache_dir
+from training.metrics.fid import frechet_distance, kernel_distance
+from training.metrics.inception import SIDE, Inception
 
 log = logging.getLogger("dd_train")
 
@@ -90,7 +90,7 @@ class FeatureExtractor:
             on a CPU that multiplies it in hardware. Features differ by 2–3% then, the same on
             both sides of a distance; never hold one precision against the other.
         batch: images a forward pass; None = 16 on a CPU (a larger batch leaves its caches), 250 on a GPU.
-        weights: the TorchScript file; None = `training.data.inception_weights()`.
+        weights: the TorchScript file; None = `training.data.images.inception_weights()`.
 
     Raises:
         InvalidRequestError: an unknown precision.
@@ -246,7 +246,7 @@ def _bench(device: torch.device, images: int) -> None:
 
 def main() -> None:
     """The commands `--check` and `--bench`."""
-    parser = argparse.ArgumentParser(prog="python -m training.features")
+    parser = argparse.ArgumentParser(prog="python -m training.metrics.features")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", action="store_true", help="first half of the test set against the second")
     what.add_argument("--bench", type=int, metavar="IMAGES", help="speed and agreement of the precisions")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
-from training.loop import one_cycle, update_at
-from training.lpips import Lpips
+from training.losses.lpips import Lpips
+from training.optim.loop import one_cycle, update_at
 
 log = logging.getLogger("dd_train")
 

@@ -24,10 +24,10 @@ from dd_core.codebook import lookup, nearest
 from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
-from training.data import ImageSet
-from training.loop import Batches, Ema, Stage, one_cycle, update_at
-from training.lpips import Lpips
-from training.plots import reconstruction_grid
+from training.data.images import ImageSet
+from training.losses.lpips import Lpips
+from training.metrics.plots import reconstruction_grid
+from training.optim.loop import Batches, Ema, Stage, one_cycle, update_at
 from training.recipes import Recipe
 
 

@@ -20,10 +20,10 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
-from training.conditions import ClassConditions, Conditions, spread
-from training.loop import Batches, Ema, Stage, carry_over, one_cycle, update_at
-from training.muon import Muon
-from training.plots import image_grid
+from training.data.conditions import ClassConditions, Conditions, spread
+from training.metrics.plots import image_grid
+from training.optim.loop import Batches, Ema, Stage, carry_over, one_cycle, update_at
+from training.optim.muon import Muon
 from training.recipes import Recipe
 
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from dd_core.codebook import lookup
 from dd_core.models.vq import VQTokenizer
 from dd_core.runtime import mixed_precision
-from training.adversary import Adversary, ramp
-from training.data import ImageSet
-from training.loop import Batches, Ema, Stage, one_cycle, update_at
-from training.lpips import Lpips
-from training.plots import reconstruction_grid
+from training.data.images import ImageSet
+from training.losses.adversarial import Adversary, ramp
+from training.losses.lpips import Lpips
+from training.metrics.plots import reconstruction_grid
+from training.optim.loop import Batches, Ema, Stage, one_cycle, update_at
 from training.recipes import Recipe
-from training.tokenizer import memory_layout
+from training.stages.tokenizer import memory_layout
 
 
 def decoder_stage(

@@ -27,8 +27,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.lpips import from_flax
-from training.packages import DataError, Package, cache_dir, checked, contents, one_file
+from training.data.packages import DataError, Package, cache_dir, checked, contents, one_file
+from training.losses.lpips import from_flax
 
 log = logging.getLogger("dd_train")
 

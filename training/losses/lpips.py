@@ -1,7 +1,7 @@
 """LPIPS v0.1 with VGG16 features, the perceptual distance of the paper's embedding loss.
 
 Weights: a safetensors file with `features.N.weight|bias` (torchvision's numbering) and
-`lin0..4.weight`. See `training.data.lpips_weights` for where it comes from.
+`lin0..4.weight`. See `training.data.images.lpips_weights` for where it comes from.
 
 Shapes: B batch, H W pixels, F channels of a feature map.
 """
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.errors import WeightsError
-from training.pairs import weights_digest
+from training.stages.pairs import weights_digest
 
 # VGG16's convolutions by torchvision's index; a feature map is read at the end of each group,
 # and a 2×2 max pool stands between groups.
