@@ -6,7 +6,14 @@ import torch
 from torch import nn
 
 from dd_core.errors import WeightsError
-from dd_core.models.config import ModelConfig, MultiScaleConfig, TokenizerConfig, VARConfig
+from dd_core.models.config import (
+    LlamaGenConfig,
+    ModelConfig,
+    MultiScaleConfig,
+    TokenizerConfig,
+    VARConfig,
+    VQConfig,
+)
 from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
 from dd_core.models.multiscale_vq import MultiScaleVQ
 from dd_core.models.var import VARStudent, VARTeacher
@@ -19,12 +26,20 @@ AnyTeacher = LlamaGenTeacher | VARTeacher
 
 def new_tokenizer(cfg: TokenizerConfig) -> AnyTokenizer:
     """The tokenizer of an architecture, freshly initialised."""
-    return MultiScaleVQ(cfg) if isinstance(cfg, MultiScaleConfig) else VQTokenizer(cfg)
+    match cfg:
+        case VQConfig():
+            return VQTokenizer(cfg)
+        case MultiScaleConfig():
+            return MultiScaleVQ(cfg)
 
 
 def new_student(cfg: ModelConfig) -> AnyStudent:
     """The student of an architecture, freshly initialised."""
-    return VARStudent(cfg) if isinstance(cfg, VARConfig) else LlamaGenStudent(cfg)
+    match cfg:
+        case LlamaGenConfig():
+            return LlamaGenStudent(cfg)
+        case VARConfig():
+            return VARStudent(cfg)
 
 
 def new_teacher(cfg: ModelConfig, tokenizer: AnyTokenizer) -> AnyTeacher:
@@ -33,11 +48,13 @@ def new_teacher(cfg: ModelConfig, tokenizer: AnyTokenizer) -> AnyTeacher:
     Raises:
         WeightsError: a VAR teacher on a tokenizer that has no scales.
     """
-    if not isinstance(cfg, VARConfig):
-        return LlamaGenTeacher(cfg)
-    if not isinstance(tokenizer, MultiScaleVQ):
-        raise WeightsError("a VAR teacher needs a multi-scale tokenizer", param="teacher")
-    return VARTeacher(cfg, tokenizer.next_inputs)
+    match cfg:
+        case LlamaGenConfig():
+            return LlamaGenTeacher(cfg)
+        case VARConfig():
+            if not isinstance(tokenizer, MultiScaleVQ):
+                raise WeightsError("a VAR teacher needs a multi-scale tokenizer", param="teacher")
+            return VARTeacher(cfg, tokenizer.next_inputs)
 
 
 def new_models(

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dd_core.errors import DDError
-from dd_core.plan import Plan
-from server.scheduling.costs import Kind
+from dd_core.plan import Actor, Plan
 
 if TYPE_CHECKING:  # torch, which a process that only sends messages can do without
     from dd_core.bundle import Bundle
@@ -74,7 +73,7 @@ class Forward:
     """One forward pass, or the decoding alone; answered by `Done` or `Failed`."""
 
     model: str
-    kind: Kind
+    kind: Actor | Literal["decode"]
     numbers: tuple[int, ...]  # of the images
     segments: tuple[int, ...]  # the index of the segment that each is at in its plan
     bucket: int  # rows of the batch
