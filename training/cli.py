@@ -24,7 +24,7 @@ from training import pipeline
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.metrics.sheet import UNSEEN, draw_sheet
-from training.recipes import RECIPES, get_recipe
+from training.recipes.named import RECIPES, get_recipe
 from training.run import Run
 from training.stages.export import export as export_bundle
 

@@ -27,9 +27,7 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.flow import FlowSettings
 from dd_core.hub.locate import locate
-from dd_core.models.config import LlamaGenConfig
-from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
-from dd_core.models.vq import VQTokenizer
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
 from training.data import captions, text
@@ -40,12 +38,12 @@ from training.metrics.features import Extractor, FeatureExtractor, Precision
 from training.metrics.report import Row
 from training.optim.loop import Ema, Stage, run_stage
 from training.presets import presets
-from training.recipes import EvaluateRecipe
+from training.recipes.settings import EvaluateRecipe
 from training.run import (
     Run,
-    load,
     load_drawing_tokenizer,
     load_first_student,
+    load_student,
     load_teacher,
     load_tokenizer,
     read,
@@ -83,15 +81,15 @@ def train_tokenizer(run: Run) -> None:
     """Stage (a), and the tokens of all training images."""
     images = train_images(run)
     first = _begin_from(run).sampler.tokenizer if run.recipe.begin_from else None
-    assert first is None or isinstance(first, VQTokenizer)
+    assert first is None or isinstance(first, AnyTokenizer)
     stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device, first)
-    if _run(run, stage, ema, VQTokenizer(run.recipe.vq)):
+    if _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model)):
         write_tokens(run)
 
 
 def _begin_from(run: Run) -> Bundle:
     bundle = load_bundle(str(run.recipe.begin_from), run.device)
-    if bundle.manifest.vq != run.recipe.vq:
+    if bundle.manifest.vq != run.recipe.tokenizer_model:
         raise RecipeError(
             f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: {bundle.manifest.vq}",
             param="begin_from",
@@ -108,7 +106,11 @@ def write_tokens(run: Run) -> None:
         {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
     )
     used = len(torch.unique(tokens))
-    log.info("tokenizer: %d of %d codes occur in the training images", used, run.recipe.vq.codebook_size)
+    log.info(
+        "tokenizer: %d of %d codes occur in the training images",
+        used,
+        run.recipe.tokenizer_model.codebook_size,
+    )
 
 
 def train_decoder(run: Run) -> None:
@@ -118,7 +120,7 @@ def train_decoder(run: Run) -> None:
     tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer")["tokens"]
     lpips = Lpips(lpips_weights())
     stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
-    _run(run, stage, ema, VQTokenizer(run.recipe.vq))
+    _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model))
 
 
 def start_from(run: Run, source: str | Path) -> None:
@@ -139,9 +141,11 @@ def start_from(run: Run, source: str | Path) -> None:
     bundle = load_bundle(locate(source), run.device)
     manifest, sampler = bundle.manifest, bundle.sampler
     student = manifest.student
-    if isinstance(student, LlamaGenConfig):  # which may have blocks of its own
-        student = replace(student, layers=run.recipe.gpt.layers)
-    if manifest.vq != run.recipe.vq or {student, manifest.teacher} - {None} != {run.recipe.gpt}:
+    if student is not None:  # which may have blocks of its own
+        student = student.with_layers(run.recipe.model.num_layers)
+    if manifest.vq != run.recipe.tokenizer_model or {student, manifest.teacher} - {None} != {
+        run.recipe.model
+    }:
         raise RecipeError(
             f"{bundle.name} has another architecture than the recipe {run.recipe.name!r}: "
             f"{manifest.vq}, {manifest.student or manifest.teacher}",
@@ -159,20 +163,20 @@ def start_from(run: Run, source: str | Path) -> None:
 
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
-    tokens = read(run, "tokens", "tokenizer")
+    tokens, tokenizer = read(run, "tokens", "tokenizer"), load_tokenizer(run)
     conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
     first = _begin_from(run).sampler.teacher if run.recipe.begin_from else None
-    assert first is None or isinstance(first, LlamaGenTeacher)
+    assert first is None or isinstance(first, AnyTeacher)
     stage, ema = teacher_stage(
         run.recipe,
         tokens["tokens"],
         tokens["labels"].long(),
-        load_tokenizer(run),
+        tokenizer,
         run.device,
         conditions,
         first,
     )
-    _run(run, stage, ema, LlamaGenTeacher(run.recipe.gpt))
+    _run(run, stage, ema, new_teacher(run.recipe.model, tokenizer))
 
 
 def generate_pairs(run: Run, prompts: Path | None = None) -> None:
@@ -205,10 +209,11 @@ def generate_own_pairs(run: Run) -> None:
 
 
 def _make_pairs(
-    run: Run, out: Path, student: LlamaGenStudent | None = None, begin: int = 0, prompts: Path | None = None
+    run: Run, out: Path, student: AnyStudent | None = None, begin: int = 0, prompts: Path | None = None
 ) -> None:
-    recipe, tokenizer, teacher = run.recipe, load_tokenizer(run), load_teacher(run)
-    conditions: int | Conditions = recipe.gpt.num_classes
+    recipe, tokenizer = run.recipe, load_tokenizer(run)
+    teacher = load_teacher(run, tokenizer)
+    conditions: int | Conditions = recipe.model.num_classes
     digest = ""
     if recipe.text is not None:
         lines = pair_prompts(run, prompts)
@@ -218,7 +223,7 @@ def _make_pairs(
     makers: list[nn.Module | Tensor] = [teacher, tokenizer.codebook_VC]
     makers += [student] if student is not None else []
     make_pairs(
-        Sampler(recipe.gpt.layout, tokenizer, student, teacher, draw=draw, device=device),
+        Sampler(recipe.model.layout, tokenizer, student, teacher, draw=draw, device=device),
         recipe.pairs if student is None else replace(recipe.pairs, count=recipe.pairs.own),
         conditions,
         out,
@@ -260,7 +265,7 @@ def distill(run: Run) -> None:
     """Stage (d)."""
     cfg = run.recipe.distill
     lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
-    pairs = load_pairs(run.out / "pairs")
+    pairs, tokenizer = load_pairs(run.out / "pairs"), load_tokenizer(run)
     begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
     first = begin_from(run) if begin_from else None
     conditions = None
@@ -268,16 +273,16 @@ def distill(run: Run) -> None:
         conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
     own = load_pairs(run.out / _OWN_PAIRS) if run.recipe.pairs.own else None
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions, own
+        run.recipe, pairs, load_teacher(run, tokenizer), tokenizer, lpips, run.device, first, conditions, own
     )
-    _run(run, stage, ema, LlamaGenStudent(run.recipe.student))
+    _run(run, stage, ema, new_student(run.recipe.student))
 
 
-def _transplanted(run: Run) -> LlamaGenStudent:
+def _transplanted(run: Run) -> AnyStudent:
     if run.recipe.begin_from is None:
         raise RecipeError("distill.start=transplant needs begin_from, a bundle", param="distill.start")
     old = _begin_from(run).sampler
-    if not (isinstance(old.teacher, LlamaGenTeacher) and isinstance(old.student, LlamaGenStudent)):
+    if not (isinstance(old.teacher, AnyTeacher) and isinstance(old.student, AnyStudent)):
         raise RecipeError(f"{run.recipe.begin_from} lacks a teacher or a student", param="begin_from")
     if old.student.cfg != old.teacher.cfg:
         raise RecipeError(
@@ -285,26 +290,34 @@ def _transplanted(run: Run) -> LlamaGenStudent:
             "what distillation changed cannot be told",
             param="distill.start",
         )
-    codebook = load_tokenizer(run).codebook_VC.detach()
-    fresh = student_from_teacher(load_teacher(run), codebook, run.recipe.seed)
+    tokenizer = load_tokenizer(run)
+    fresh = student_from_teacher(
+        load_teacher(run, tokenizer), tokenizer.codebook_VC.detach(), run.recipe.seed
+    )
     return transplanted(fresh, old.teacher, old.student)
 
 
-def load_sampler(run: Run) -> Sampler:
+def load_models(run: Run) -> tuple[AnyTokenizer, AnyStudent, AnyTeacher]:
     """Every model of the run, for evaluation and export."""
-    tokenizer, recipe = load_drawing_tokenizer(run), run.recipe
+    return load_drawing_tokenizer(run), load_student(run), load_teacher(run, load_tokenizer(run))
+
+
+def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: AnyTeacher) -> Sampler:
+    """The sampler of a run's models, with the token frequencies of its pairs for the baselines."""
+    recipe = run.recipe
     frequency = None
     if recipe.text is None:
         pairs = load_pairs(run.out / "pairs")
-        frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
+        frequency = marginals(
+            pairs.tokens, pairs.labels, recipe.model.num_classes, recipe.model.codebook_size
+        )
         frequency = frequency.to(run.device)
-    student = load(run, LlamaGenStudent(recipe.student), "student", "distill")
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(
-        recipe.gpt.layout,
+        recipe.model.layout,
         tokenizer,
         student,
-        load_teacher(run),
+        teacher,
         frequency,
         draw_settings(recipe),
         flow,
@@ -323,7 +336,7 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
             f"the recipe {run.recipe.name!r} has no images to measure against: export what there is",
             param="recipe",
         )
-    sampler, cfg = load_sampler(run), run.recipe.evaluate
+    sampler, cfg = sampler_of(run, *load_models(run)), run.recipe.evaluate
     parts = {
         "tokenizer": sampler.tokenizer,
         "student": sampler.student,

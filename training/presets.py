@@ -7,7 +7,7 @@ from dataclasses import replace
 from dd_core import plan
 from dd_core.errors import RecipeError
 from dd_core.plan import Preset
-from training.recipes import Recipe
+from training.recipes.settings import Recipe
 
 
 def presets(recipe: Recipe) -> list[Preset]:
@@ -22,7 +22,7 @@ def presets(recipe: Recipe) -> list[Preset]:
     Raises:
         RecipeError: `evaluate.plans` names a plan that there is not.
     """
-    blocks, later = recipe.gpt.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
+    blocks, later = recipe.model.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
     split = recipe.distill.split
     offered = [plan.one_step(blocks, split)]
     if later:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,11 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dd_core.errors import RecipeError
-from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
-from dd_core.models.vq import VQTokenizer
-from training.recipes import Recipe
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
+from training.recipes.settings import Recipe
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,16 @@ class Run:
     stop_after: int | None = None
 
 
-def load_tokenizer(run: Run) -> VQTokenizer:
+def load_tokenizer(run: Run) -> AnyTokenizer:
     """The tokenizer that stage (a) left.
 
     Raises:
         RecipeError: it has not been trained yet.
     """
-    return load(run, VQTokenizer(run.recipe.vq), "tokenizer", "tokenizer")
+    return load(run, new_tokenizer(run.recipe.tokenizer_model), "tokenizer", "tokenizer")
 
 
-def load_drawing_tokenizer(run: Run) -> VQTokenizer:
+def load_drawing_tokenizer(run: Run) -> AnyTokenizer:
     """The tokenizer that makes pictures: stage (a′)'s, or stage (a)'s where the recipe has no (a′).
 
     Raises:
@@ -45,26 +44,37 @@ def load_drawing_tokenizer(run: Run) -> VQTokenizer:
     """
     if not run.recipe.decoder.steps:
         return load_tokenizer(run)
-    return load(run, VQTokenizer(run.recipe.vq), "decoder", "decoder")
+    return load(run, new_tokenizer(run.recipe.tokenizer_model), "decoder", "decoder")
 
 
-def load_teacher(run: Run) -> LlamaGenTeacher:
-    """The teacher that stage (b) left.
+def load_teacher(run: Run, tokenizer: AnyTokenizer) -> AnyTeacher:
+    """The teacher that stage (b) left, of that tokenizer's tokens.
 
     Raises:
         RecipeError: it has not been trained yet.
     """
-    return load(run, LlamaGenTeacher(run.recipe.gpt), "teacher", "teacher")
+    return load(run, new_teacher(run.recipe.model, tokenizer), "teacher", "teacher")
 
 
-def load_first_student(run: Run) -> LlamaGenStudent:
+def load_student(run: Run) -> AnyStudent:
+    """The student that stage (d) left.
+
+    Raises:
+        RecipeError: it has not been trained yet.
+    """
+    return load(run, new_student(run.recipe.student), "student", "distill")
+
+
+def load_first_student(run: Run) -> AnyStudent:
     """The student that the run was started from; how many blocks it has is seen from its tensors.
 
     Raises:
         RecipeError: it was not.
     """
-    blocks = {key.split(".")[1] for key in read(run, "first-student", "start") if key.startswith("layers.")}
-    return load(run, LlamaGenStudent(replace(run.recipe.gpt, layers=len(blocks))), "first-student", "start")
+    stack = next(iter(new_student(run.recipe.model).GROWS))
+    found = (key.split(".") for key in read(run, "first-student", "start"))
+    layers = len({number for name, number, *_ in found if name == stack})
+    return load(run, new_student(run.recipe.model.with_layers(layers)), "first-student", "start")
 
 
 def save(run: Run, name: str, module: nn.Module) -> None:

@@ -6,11 +6,12 @@ plain JSON and comes back through the same dataclass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 from dd_core.layout import TokenLayout
 
+Family = Literal["llamagen", "var"]
 # Manifests are untrusted: a field that an architecture does not have is refused.
 STRICT: dict[str, Any] = {"extra": "forbid"}
 
@@ -19,6 +20,7 @@ class _Autoencoder:
     """Down-sampling is `2 ** (len(channel_multipliers) - 1)`."""
 
     __pydantic_config__: ClassVar = STRICT
+    family: ClassVar[Family]
     channel_multipliers: tuple[int, ...]
 
     @property
@@ -32,6 +34,7 @@ class _Transformer:
     """
 
     __pydantic_config__: ClassVar = STRICT
+    family: ClassVar[Family]
     dim: int
     heads: int
     num_classes: int
@@ -45,6 +48,20 @@ class _Transformer:
     @property
     def null_class(self) -> int:
         return self.num_classes
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks."""
+        raise NotImplementedError
+
+    def with_layers(self, layers: int) -> Self:
+        """The same architecture with another number of transformer blocks."""
+        raise NotImplementedError
+
+    @property
+    def side(self) -> int:
+        """Side of the grid of codes that the decoder reads, in tokens."""
+        raise NotImplementedError
 
 
 class _Scales:
@@ -67,6 +84,7 @@ class VQConfig(_Autoencoder):
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = 2
+    family: ClassVar[Family] = "llamagen"
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,18 @@ class LlamaGenConfig(_Transformer):
     hidden_multiple: int = 256
     text_tokens: int = 0
     text_dim: int = 0
+    family: ClassVar[Family] = "llamagen"
+
+    @property
+    def num_layers(self) -> int:
+        return self.layers
+
+    def with_layers(self, layers: int) -> Self:
+        return replace(self, layers=layers)
+
+    @property
+    def side(self) -> int:
+        return self.grid
 
     @property
     def hidden(self) -> int:
@@ -125,6 +155,7 @@ class MultiScaleConfig(_Autoencoder, _Scales):
     sides: tuple[int, ...] = _VAR_256
     shared_phi: int = 4
     phi_ratio: float = 0.5
+    family: ClassVar[Family] = "var"
 
     @property
     def code_dim(self) -> int:
@@ -158,6 +189,18 @@ class VARConfig(_Transformer, _Scales):
     mlp_ratio: float = 4.0
     prefix_mask: bool = True
     student_mask: Literal["released", "paper", "checkpoint"] = "released"
+    family: ClassVar[Family] = "var"
+
+    @property
+    def num_layers(self) -> int:
+        return self.depth
+
+    def with_layers(self, layers: int) -> Self:
+        return replace(self, depth=layers)
+
+    @property
+    def side(self) -> int:
+        return self.sides[-1]
 
     @classmethod
     def of_depth(cls, depth: int) -> VARConfig:

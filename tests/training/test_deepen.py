@@ -12,7 +12,7 @@ from dd_core.condition import ClassCondition
 from dd_core.errors import RecipeError
 from dd_core.models.config import LlamaGenConfig
 from dd_core.models.llamagen import LlamaGenStudent
-from training.deepen import deepened
+from training.stages.growth import deepened
 
 CFG = LlamaGenConfig(
     layers=4, heads=2, dim=16, codebook_size=32, code_dim=4, grid=4, num_classes=5, hidden_multiple=16

@@ -20,7 +20,7 @@ from tests.training.helpers import pictures_like
 from training.data.images import ImageSet
 from training.metrics.fid import frechet_distance
 from training.metrics.report import Row
-from training.recipes import EvaluateRecipe
+from training.recipes.settings import EvaluateRecipe
 from training.stages import evaluate
 from training.stages.evaluate import evaluate_plans
 

@@ -22,7 +22,7 @@ from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.cli import app, main
 from training.metrics import plots
-from training.recipes import get_recipe
+from training.recipes.named import get_recipe
 from training.run import Run
 from training.stages.export import export
 from training.stages.pairs import load_pairs

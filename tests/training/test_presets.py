@@ -6,7 +6,7 @@ import pytest
 
 from dd_core.errors import RecipeError
 from training.presets import presets
-from training.recipes import get_recipe
+from training.recipes.named import get_recipe
 
 
 def test_a_recipe_without_a_choice_has_all_plans_and_baselines() -> None:

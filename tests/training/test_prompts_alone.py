@@ -25,7 +25,8 @@ from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.data import text as text_data
 from training.metrics import plots
-from training.recipes import PairsRecipe, Recipe, get_recipe
+from training.recipes.named import get_recipe
+from training.recipes.settings import PairsRecipe, Recipe
 from training.run import Run
 from training.stages.export import export
 from training.stages.pairs import load_pairs
@@ -61,8 +62,8 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     return replace(
         whole,
         text=T5,
-        vq=VQConfig(64, 4, 32, 32, (1, 1, 1), 1),
-        gpt=gpt,
+        tokenizer_model=VQConfig(64, 4, 32, 32, (1, 1, 1), 1),
+        model=gpt,
         pairs=PairsRecipe(count=20, batch=8, shard=8, guidance=7.5, top_k=20),
         distill=replace(tiny.distill, train_steps=(0, 20)),
         log_every=2,
@@ -82,9 +83,9 @@ def published(recipe: Recipe, tmp_path: Path) -> Path:
         image_size=32,
         classes=[],
         text=T5,
-        vq=recipe.vq,
+        vq=recipe.tokenizer_model,
         student=None,
-        teacher=recipe.gpt,
+        teacher=recipe.model,
         draw=LogitSettings(guidance=7.5, top_k=20),
         flow=FlowSettings(),
         presets=[preset],
@@ -92,12 +93,13 @@ def published(recipe: Recipe, tmp_path: Path) -> Path:
         licence="none",
     )
     torch.manual_seed(0)
+    tokenizer = VQTokenizer(recipe.tokenizer_model)
     save_bundle(
         tmp_path / "published",
         manifest,
-        tokenizer=VQTokenizer(recipe.vq),
+        tokenizer=tokenizer,
         student=None,
-        teacher=new_teacher(recipe, CPU),
+        teacher=new_teacher(recipe, tokenizer, CPU),
         marginals_KLV=None,
     )
     return tmp_path / "published"
@@ -134,7 +136,7 @@ def test_what_a_run_of_prompts_has_no_images_for_is_refused(
     pipeline.start_from(run, published)
     with pytest.raises(RecipeError, match="measure"):
         pipeline.evaluate(run)
-    other = Run(replace(recipe, gpt=replace(recipe.gpt, layers=3)), tmp_path / "other", CPU)
+    other = Run(replace(recipe, model=replace(recipe.model, layers=3)), tmp_path / "other", CPU)
     with pytest.raises(RecipeError, match="another architecture"):
         pipeline.start_from(other, published)
     empty = tmp_path / "links.txt"
@@ -159,5 +161,5 @@ def test_the_recipe_is_that_of_the_published_teacher() -> None:
     from dd_core.hub.registry import registry
 
     spec, recipe = registry()["llamagen-t2i-256"], get_recipe("llamagen-t2i")
-    assert (recipe.vq, recipe.gpt) == (spec.vq, spec.teacher)
+    assert (recipe.tokenizer_model, recipe.model) == (spec.vq, spec.teacher)
     assert (recipe.pairs.guidance, recipe.pairs.top_k) == (spec.draw.guidance, spec.draw.top_k)

@@ -31,7 +31,7 @@ from training.data.images import About, ImageSet
 from training.data.packages import Package, one_file
 from training.losses.lpips import Lpips
 from training.metrics.caption_retrieval import Agreement, CaptionJudge, picture_features, sentences
-from training.recipes import Recipe
+from training.recipes.settings import Recipe
 from training.stages.evaluate import Prompted
 
 log = logging.getLogger("dd_train")

@@ -135,11 +135,11 @@ def update_at(optimizer: torch.optim.Optimizer, factor_of_peak: float) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def carry_over(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Copy the tensors that have the same name and shape in both modules."""
-    own = target.state_dict()
-    fitting = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
-    target.load_state_dict({**own, **fitting})
+def plain(value: Any) -> Any:
+    """Settings as JSON and checkpoints have them: tuples are lists."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def run_stage(

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.codebook import lookup
-from dd_core.models.vq import VQTokenizer
+from dd_core.models.build import AnyTokenizer, new_tokenizer
 from dd_core.runtime import mixed_precision
 from training.data.images import ImageSet
 from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips
 from training.metrics.plots import reconstruction_grid
-from training.optim.loop import Batches, Ema, Stage, one_cycle, update_at
-from training.recipes import Recipe
+from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
+from training.recipes.settings import Recipe
 from training.stages.tokenizer import memory_layout
 
 
@@ -34,7 +34,7 @@ def decoder_stage(
     recipe: Recipe,
     images: ImageSet,
     tokens_FNL: Tensor,
-    tokenizer: VQTokenizer,
+    tokenizer: AnyTokenizer,
     lpips: Lpips,
     device: torch.device,
 ) -> tuple[Stage, Ema]:
@@ -45,7 +45,7 @@ def decoder_stage(
         tokenizer: where the decoder starts; encoder and codebook are taken over as they are.
     """
     cfg, count = recipe.decoder, len(images.images)
-    model = VQTokenizer(recipe.vq)
+    model = new_tokenizer(recipe.tokenizer_model)
     model.load_state_dict(tokenizer.state_dict())
     model = model.to(device=device, memory_format=memory_layout(device))  # type: ignore[call-overload]
     trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
@@ -88,7 +88,7 @@ def decoder_stage(
         }
 
     def preview(path: Path) -> None:
-        averaged = VQTokenizer(recipe.vq).to(device)
+        averaged = new_tokenizer(recipe.tokenizer_model).to(device)
         averaged.load_state_dict(ema.average)
         x, _ = images.batch(torch.arange(32))
         with torch.no_grad():
@@ -97,5 +97,9 @@ def decoder_stage(
 
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
     parts |= {"judge": adversary.judge, "judging": adversary.optimizer}
-    config = {"vq": asdict(recipe.vq), "decoder": asdict(cfg), "seed": recipe.seed}
-    return Stage("decoder", cfg.steps, parts, update, preview, config), ema
+    config = {
+        "tokenizer_model": asdict(recipe.tokenizer_model),
+        "decoder": asdict(cfg),
+        "seed": recipe.seed,
+    }
+    return Stage("decoder", cfg.steps, parts, update, preview, plain(config)), ema

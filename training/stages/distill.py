@@ -2,9 +2,9 @@
 
     pair (noise, tokens), t ~ {t_k} ─▶ X_t = renoise(tokens, noise, t) ─▶ F_θ ─▶ losses at positions ≥ t
 
-The student starts as the teacher. Position 1 + i of the student sees noise i and must predict
-token i, which the teacher predicted one position earlier; attention and feed-forward layers
-carry over all the same, and training without them fails.
+The student starts as the teacher. The position of token i sees noise i and must predict token i; a
+raster-order teacher predicted that one position earlier, and a next-scale teacher from f̂. Attention
+and feed-forward layers carry over all the same, and training without them fails.
 
 A pair whose first tokens are the student's own is shown from the step after them on only.
 
@@ -37,44 +37,27 @@ from dd_core import plan
 from dd_core.codebook import lookup
 from dd_core.errors import RecipeError
 from dd_core.layout import data_positions
-from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
-from dd_core.models.vq import VQTokenizer
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, renoise
 from training.data.conditions import ClassConditions, Conditions
-from training.deepen import deepened
 from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips
-from training.optim.loop import Batches, Ema, HasState, Stage, carry_over, one_cycle, update_at
-from training.recipes import DistillRecipe, Recipe
+from training.optim.loop import Batches, Ema, HasState, Stage, one_cycle, plain, update_at
+from training.recipes.settings import DistillRecipe, Recipe
+from training.stages.growth import deepened
 from training.stages.pairs import Pairs
 from training.stages.teacher import MatrixOptimizer, sample_grid
 
 
-def student_from_teacher(teacher: LlamaGenTeacher, codebook_VC: Tensor, seed: int) -> LlamaGenStudent:
-    """A student that carries the teacher's weights (line 1 of Algorithm 2).
-
-    The input layer, an embedding in the teacher and a linear map of the code vector in the
-    student, is the least-squares fit: W c_j + b ≈ the teacher's embedding of token j. Only the
-    noise/data table and the embedding head are new.
-    """
+def student_from_teacher(teacher: AnyTeacher, codebook_VC: Tensor, seed: int) -> AnyStudent:
+    """A student that carries the teacher's weights (line 1 of Algorithm 2)."""
     torch.manual_seed(stream_seed(seed, 0, "student-init"))
-    student = LlamaGenStudent(teacher.cfg).to(codebook_VC.device)
-    carry_over(teacher, student)
-    table = teacher.tok_embeddings.weight.detach().float()
-    inputs = torch.cat([codebook_VC, torch.ones_like(codebook_VC[:, :1])], 1)
-    # In float64, so that what LAPACK leaves to chance in the last bits is gone after rounding.
-    fit = torch.linalg.lstsq(inputs.double().cpu(), table.double().cpu()).solution.to(table)
-    with torch.no_grad():
-        student.tok_embeddings.weight.copy_(fit[:-1].T)
-        student.tok_embeddings.bias.copy_(fit[-1])
-    return student
+    return new_student(teacher.cfg).to(codebook_VC.device).from_teacher(teacher, codebook_VC)
 
 
-def transplanted(
-    student: LlamaGenStudent, old_teacher: LlamaGenTeacher, old_student: LlamaGenStudent
-) -> LlamaGenStudent:
+def transplanted(student: AnyStudent, old_teacher: AnyTeacher, old_student: AnyStudent) -> AnyStudent:
     """A student whose weights move by what distillation changed in another pair: θ + (θ'_S − θ'_T).
 
     For a teacher that was trained on from `old_teacher`, of which `old_student` was distilled: what turns
@@ -83,7 +66,7 @@ def transplanted(
     """
     before, after, own = old_teacher.state_dict(), old_student.state_dict(), student.state_dict()
     for key, value in own.items():
-        if key.startswith("cls_embedding") or key not in after or after[key].shape != value.shape:
+        if key.startswith(student.CONDITION) or key not in after or after[key].shape != value.shape:
             continue
         shared = key in before and before[key].shape == value.shape
         own[key] = value + (after[key] - before[key]) if shared else after[key]
@@ -91,7 +74,7 @@ def transplanted(
     return student
 
 
-def _optimizer(model: nn.Module, cfg: DistillRecipe) -> tuple[HasState, Callable[[float], None]]:
+def _optimizer(model: AnyStudent, cfg: DistillRecipe) -> tuple[HasState, Callable[[float], None]]:
     """The optimizer, and its update at a factor of the peak learning rates."""
     if cfg.optimizer == "adamw":
         groups = [{"params": list(model.parameters()), "peak": cfg.lr}]
@@ -108,14 +91,14 @@ def _optimizer(model: nn.Module, cfg: DistillRecipe) -> tuple[HasState, Callable
 def distill_stage(
     recipe: Recipe,
     pairs: Pairs,
-    teacher: LlamaGenTeacher,
-    tokenizer: VQTokenizer,
+    teacher: AnyTeacher,
+    tokenizer: AnyTokenizer,
     lpips: Lpips | None,
     device: torch.device,
-    first: LlamaGenStudent | None = None,
+    first: AnyStudent | None = None,
     conditions: Conditions | None = None,
     own: Pairs | None = None,
-) -> tuple[Stage, Ema, LlamaGenStudent]:
+) -> tuple[Stage, Ema, AnyStudent]:
     """The stage, the average whose weights are the result, and the student being trained.
 
     Args:
@@ -128,7 +111,7 @@ def distill_stage(
             loss without its weights.
     """
     cfg, layout = recipe.distill, teacher.layout
-    conditions = conditions or ClassConditions(recipe.gpt.num_classes)
+    conditions = conditions or ClassConditions(recipe.model.num_classes)
     if not cfg.train_steps or not all(0 <= t < layout.num_blocks for t in cfg.train_steps):
         raise RecipeError(
             f"distill.train_steps must lie in 0..{layout.num_blocks - 1}, got {cfg.train_steps}",
@@ -141,7 +124,7 @@ def distill_stage(
             )
     codebook = tokenizer.codebook_VC.detach()
     begin = student_from_teacher(teacher, codebook, recipe.seed) if first is None else first
-    student = deepened(begin, recipe.student.layers)
+    student = deepened(begin, recipe.student.num_layers)
     (optimizer, optimize), ema = _optimizer(student, cfg), Ema(student, cfg.ema)
     sets = [pairs, own] if own is not None else [pairs]
     label_N, token_NL = (
@@ -196,7 +179,7 @@ def distill_stage(
         return figures
 
     def preview(path: Path) -> None:
-        averaged = LlamaGenStudent(recipe.student).to(device)
+        averaged = new_student(recipe.student).to(device)
         averaged.load_state_dict(ema.average)
         sampler = Sampler(layout, tokenizer, averaged.eval(), device=device, exact=False)
         sample_grid(sampler, plan.one_step(layout.num_blocks), path, conditions)
@@ -205,13 +188,13 @@ def distill_stage(
     if adversary is not None:
         parts |= {"judge": adversary.judge, "judging": adversary.optimizer}
     config = {
-        "gpt": asdict(recipe.gpt),
-        "distill": _plain(asdict(cfg)),
+        "model": asdict(recipe.model),
+        "distill": asdict(cfg),
         "seed": recipe.seed,
         "pairs": len(pairs.tokens),
     }
     config |= {"own": len(own.tokens)} if own is not None else {}
-    return Stage("student", cfg.steps, parts, update, preview, config), ema, student
+    return Stage("student", cfg.steps, parts, update, preview, plain(config)), ema, student
 
 
 def straight_through(logits_BLV: Tensor, codebook_VC: Tensor) -> Tensor:
@@ -225,7 +208,7 @@ def _first(share: float, count: int) -> slice:
 
 
 def _maps(
-    lpips: Lpips, tokenizer: VQTokenizer, clean_BLC: Tensor, predicted_BLC: Tensor, open_BL: Tensor
+    lpips: Lpips, tokenizer: AnyTokenizer, clean_BLC: Tensor, predicted_BLC: Tensor, open_BL: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
     """VGG16's maps of the decoder's pictures: of the teacher's codes, and with the open ones as predicted."""
     drawn = torch.where(open_BL[..., None] > 0, predicted_BLC, clean_BLC)
@@ -233,8 +216,3 @@ def _maps(
         with torch.no_grad():
             real = lpips.features(tokenizer.to_image(clean_BLC).float())
         return real, lpips.features(tokenizer.to_image(drawn).float())
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Tuples as lists: what comes back from a checkpoint must compare equal."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}

@@ -47,7 +47,7 @@ from training.metrics.fid import (
 )
 from training.metrics.linear_probe import LinearProbe
 from training.metrics.report import Row, write_grid, write_report
-from training.recipes import EvaluateRecipe
+from training.recipes.settings import EvaluateRecipe
 
 log = logging.getLogger("dd_train")
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dd_core.bundle import save_bundle
 from dd_core.errors import RecipeError
 from dd_core.manifest import Manifest, PresetEntry
-from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
-from dd_core.models.vq import VQTokenizer
 from dd_core.text.config import MiniLMConfig
 from training.data import text
 from training.data.images import CIFAR10_CLASSES, About
 from training.metrics.report import read_rows
-from training.pipeline import load_sampler
+from training.optim.loop import plain
+from training.pipeline import load_models, sampler_of
 from training.presets import presets
 from training.run import Run
 
@@ -34,7 +32,8 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         )
     measured = {row.name: row.metrics() for row in rows if row.kind == "plan"}
     others = {row.name: row.metrics() for row in rows if row.kind != "plan"}
-    sampler, recipe = load_sampler(run), run.recipe
+    tokenizer, student, teacher = load_models(run)
+    sampler, recipe = sampler_of(run, tokenizer, student, teacher), run.recipe
     # Only what was measured is offered: the planner compares figures.
     entries = [
         PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
@@ -53,28 +52,22 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
     )
     manifest = Manifest(
         name=name,
-        family="llamagen",
+        family=recipe.model.family,
         description=about.description,
-        image_size=recipe.gpt.grid * recipe.vq.downsampling,
+        image_size=recipe.image_size,
         classes=list(about.classes),
         examples=list(about.examples),
         text=recipe.text,
-        vq=recipe.vq,
+        vq=recipe.tokenizer_model,
         student=recipe.student,
-        teacher=recipe.gpt,
+        teacher=recipe.model,
         draw=sampler.draw,
         flow=sampler.flow,
         presets=entries,
         data=about.data,
         licence=about.licence,
         metrics=others,
-        training=_jsonable(asdict(recipe)),
-    )
-    tokenizer, student, teacher = sampler.tokenizer, sampler.student, sampler.teacher
-    assert (
-        isinstance(tokenizer, VQTokenizer)
-        and isinstance(student, LlamaGenStudent)
-        and isinstance(teacher, LlamaGenTeacher)
+        training=plain(asdict(recipe)),
     )
     module, pieces = text.encoder(recipe.text) if isinstance(recipe.text, MiniLMConfig) else (None, b"")
     return save_bundle(
@@ -87,9 +80,3 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         text=module,
         pieces=pieces,
     )
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _jsonable(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -36,7 +36,7 @@ from dd_core.noise import gaussian_noise
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training.data.conditions import ClassConditions, Conditions
-from training.recipes import PairsRecipe
+from training.recipes.settings import PairsRecipe
 
 log = logging.getLogger("dd_train")
 

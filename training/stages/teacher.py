@@ -1,4 +1,4 @@
-"""Stage (b): the AR teacher, next-token cross entropy on the tokenizer's codes.
+"""Stage (b): the AR teacher, cross entropy of the next token or of the next scale's tokens.
 
 Shapes: B batch, L tokens, N images, V codebook size.
 """
@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from dd_core import plan
 from dd_core.logits import LogitSettings
-from dd_core.models.llamagen import LlamaGenTeacher
-from dd_core.models.vq import VQTokenizer
+from dd_core.models import build
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
+from dd_core.models.layers import carry_over
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training.data.conditions import ClassConditions, Conditions, spread
 from training.metrics.plots import image_grid
-from training.optim.loop import Batches, Ema, Stage, carry_over, one_cycle, update_at
+from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
 from training.optim.muon import Muon
-from training.recipes import Recipe
+from training.recipes.settings import Recipe
 
 
 class MatrixOptimizer:
@@ -34,8 +35,10 @@ class MatrixOptimizer:
     well under the steps that AdamW needs.
     """
 
-    def __init__(self, model: nn.Module, *, lr: float, matrix_lr: float, weight_decay: float) -> None:
-        inside = [p for n, p in model.named_parameters() if n.startswith("layers.") and p.ndim == 2]
+    def __init__(
+        self, model: AnyStudent | AnyTeacher, *, lr: float, matrix_lr: float, weight_decay: float
+    ) -> None:
+        inside = [p for p in model.blocks.parameters() if p.ndim == 2]
         chosen = {id(p) for p in inside}
         rest = [p for p in model.parameters() if id(p) not in chosen]
         self.matrices = Muon([{"params": inside, "peak": matrix_lr}], matrix_lr, weight_decay=weight_decay)
@@ -56,20 +59,20 @@ class MatrixOptimizer:
         self.others.load_state_dict(state["others"])
 
 
-def new_teacher(recipe: Recipe, device: torch.device) -> LlamaGenTeacher:
+def new_teacher(recipe: Recipe, tokenizer: AnyTokenizer, device: torch.device) -> AnyTeacher:
     """A freshly initialised teacher, the same for the same seed on every device."""
     torch.manual_seed(stream_seed(recipe.seed, 0, "teacher-init"))
-    return LlamaGenTeacher(recipe.gpt).to(device)
+    return build.new_teacher(recipe.model, tokenizer).to(device)
 
 
 def teacher_stage(
     recipe: Recipe,
     tokens_FNL: Tensor,
     labels_N: Tensor,
-    tokenizer: VQTokenizer,
+    tokenizer: AnyTokenizer,
     device: torch.device,
     conditions: Conditions | None = None,
-    first: LlamaGenTeacher | None = None,
+    first: AnyTeacher | None = None,
 ) -> tuple[Stage, Ema]:
     """The stage, and the average whose weights are the result.
 
@@ -78,9 +81,9 @@ def teacher_stage(
         conditions: what the labels stand for; None = classes.
         first: a teacher of other conditions; all of it that fits is carried over.
     """
-    conditions = conditions or ClassConditions(recipe.gpt.num_classes)
+    conditions = conditions or ClassConditions(recipe.model.num_classes)
     cfg = recipe.teacher
-    model = new_teacher(recipe, device)
+    model = new_teacher(recipe, tokenizer, device)
     if first is not None:
         carry_over(first, model)
     optimizer = MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
@@ -105,17 +108,17 @@ def teacher_stage(
         return {"cross_entropy": loss, "gradient_norm": norm}
 
     def preview(path: Path) -> None:
-        averaged = new_teacher(recipe, device)
+        averaged = new_teacher(recipe, tokenizer, device)
         averaged.load_state_dict(ema.average)
         draw = replace(draw_settings(recipe), guidance=max(1.0, recipe.pairs.guidance))
         sampler = Sampler(
-            recipe.gpt.layout, tokenizer, None, averaged.eval(), draw=draw, device=device, exact=False
+            recipe.model.layout, tokenizer, None, averaged.eval(), draw=draw, device=device, exact=False
         )
-        sample_grid(sampler, plan.teacher(recipe.gpt.layout.num_blocks), path, conditions)
+        sample_grid(sampler, plan.teacher(recipe.model.layout.num_blocks), path, conditions)
 
-    config = {"gpt": asdict(recipe.gpt), "teacher": asdict(cfg), "seed": recipe.seed}
+    config = {"model": asdict(recipe.model), "teacher": asdict(cfg), "seed": recipe.seed}
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
-    return Stage("teacher", cfg.steps, parts, update, preview, config), ema
+    return Stage("teacher", cfg.steps, parts, update, preview, plain(config)), ema
 
 
 def draw_settings(recipe: Recipe) -> LogitSettings:

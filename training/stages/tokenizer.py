@@ -1,9 +1,10 @@
-"""Stage (a): a VQ tokenizer with perceptual loss and an EMA codebook.
+"""Stage (a): a VQ tokenizer of either family with perceptual loss and an EMA codebook.
 
-The codebook is not trained by gradients: each code moves to the running mean of the encoder
-outputs assigned to it (on the unit sphere, as LlamaGen's codes are), and a code that is hardly
-ever used is put where an encoder output is. The encoder gets the straight-through gradient
-and the commitment loss. Quantisation starts after `continuous_for` of the run: from the first
+The codebook is not trained by gradients: each code moves to the running mean of the vectors that it
+replaced (the encoder's outputs; of a multi-scale tokenizer, what the coarser scales leave of them),
+and a code that is hardly ever used is put where such a vector is. The encoder gets the
+straight-through gradient and the commitment loss, a multi-scale tokenizer's φ the distance of f̂ to
+the encoder's output. Quantisation starts after `continuous_for` of the run: from the first
 step on, the commitment loss pulls all outputs to one point before the decoder has taught the
 encoder to spread them.
 
@@ -17,31 +18,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dd_core.codebook import lookup, nearest
-from dd_core.models.vq import VQTokenizer
+from dd_core.models import build
+from dd_core.models.build import AnyTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from training.data.images import ImageSet
 from training.losses.lpips import Lpips
 from training.metrics.plots import reconstruction_grid
-from training.optim.loop import Batches, Ema, Stage, one_cycle, update_at
-from training.recipes import Recipe
+from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
+from training.recipes.settings import Recipe
 
 
 class CodebookAverage:
-    """Running mean of the vectors assigned to each code, with revival of unused codes."""
+    """Running mean of the vectors assigned to each code of a tokenizer, with revival of unused codes."""
 
-    def __init__(self, codebook_VC: Tensor, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, tokenizer: AnyTokenizer, decay: float) -> None:
+        codebook_VC = tokenizer.codebook_VC
+        self.tokenizer, self.decay = tokenizer, decay
         self.count_V = torch.ones(len(codebook_VC), device=codebook_VC.device)
         self.sum_VC = codebook_VC.detach().clone()
 
     @torch.no_grad()
-    def update(self, codebook: nn.Parameter, z_NC: Tensor, tokens_N: Tensor) -> None:
-        """Moves `codebook` in place; draws the replacements of dead codes from `z_NC`."""
+    def update(self, z_NC: Tensor, tokens_N: Tensor) -> None:
+        """Moves the codes; draws the replacements of dead ones from `z_NC`."""
         size = len(self.count_V)
         count = torch.bincount(tokens_N, minlength=size).to(z_NC.dtype)
         total = torch.zeros_like(self.sum_VC).index_add_(0, tokens_N, z_NC)
@@ -53,15 +54,15 @@ class CodebookAverage:
         level = torch.full_like(self.count_V, len(z_NC) / size)
         self.count_V.copy_(torch.where(dead, level, self.count_V))
         self.sum_VC.copy_(torch.where(dead[:, None], z_NC[place] * level[:, None], self.sum_VC))
-        codebook.copy_(F.normalize(self.sum_VC, dim=-1))
+        self.tokenizer.set_codes(self.sum_VC / self.count_V[:, None])
 
     @torch.no_grad()
-    def reseed(self, codebook: nn.Parameter, z_NC: Tensor) -> None:
-        """Puts every code on a random encoder output, as if drawn equally often."""
+    def reseed(self, z_NC: Tensor) -> None:
+        """Puts every code on a random vector, as if drawn equally often."""
         size = len(self.count_V)
         self.count_V.fill_(len(z_NC) / size)
         self.sum_VC.copy_(z_NC[torch.randint(len(z_NC), (size,), device=z_NC.device)] * len(z_NC) / size)
-        codebook.copy_(F.normalize(self.sum_VC, dim=-1))
+        self.tokenizer.set_codes(self.sum_VC / self.count_V[:, None])
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count_V, "sum": self.sum_VC}
@@ -71,10 +72,11 @@ class CodebookAverage:
         self.sum_VC.copy_(state["sum"])
 
 
-def new_tokenizer(recipe: Recipe, device: torch.device) -> VQTokenizer:
+def new_tokenizer(recipe: Recipe, device: torch.device) -> AnyTokenizer:
     """A freshly initialised tokenizer, the same for the same seed on every device."""
     torch.manual_seed(stream_seed(recipe.seed, 0, "tokenizer-init"))
-    return VQTokenizer(recipe.vq).to(device=device, memory_format=memory_layout(device))  # type: ignore[call-overload, no-any-return]
+    fresh = build.new_tokenizer(recipe.tokenizer_model)
+    return fresh.to(device=device, memory_format=memory_layout(device))  # type: ignore[call-overload, no-any-return]
 
 
 def memory_layout(device: torch.device) -> torch.memory_format:
@@ -83,7 +85,7 @@ def memory_layout(device: torch.device) -> torch.memory_format:
 
 
 def tokenizer_stage(
-    recipe: Recipe, images: ImageSet, lpips: Lpips, device: torch.device, first: VQTokenizer | None = None
+    recipe: Recipe, images: ImageSet, lpips: Lpips, device: torch.device, first: AnyTokenizer | None = None
 ) -> tuple[Stage, Ema]:
     """The stage, and the average whose weights are the result.
 
@@ -99,7 +101,7 @@ def tokenizer_stage(
     optimizer = torch.optim.AdamW(
         [{"params": trained, "peak": cfg.lr}], lr=cfg.lr, betas=(0.9, 0.99), weight_decay=0.01
     )
-    average, ema = CodebookAverage(model.codebook_VC, cfg.codebook_decay), Ema(model, cfg.ema)
+    average, ema = CodebookAverage(model, cfg.codebook_decay), Ema(model, cfg.ema)
     batches = Batches(len(images.images), cfg.batch, recipe.seed)
     first_quantised = int(cfg.continuous_for * cfg.steps)
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "codebook": average, "ema": ema}
@@ -114,26 +116,26 @@ def tokenizer_stage(
         seen = max(1, round(cfg.lpips_share * len(x)))
         with mixed_precision(device):
             z = model.encode_continuous(x).float()
-            tokens = nearest(model.codebook_VC, z.detach())
-            code = lookup(model.codebook_VC, tokens).detach()
-            recon = model.to_image(z + (code - z).detach() if quantise else z).float()
+            coded = model.quantize(z)
+            recon = model.decode_continuous(z + (coded.z - z).detach() if quantise else z).float()
             with torch.no_grad():
                 target = lpips.features(x[:seen])
             perceptual = lpips.distance(lpips.features(recon[:seen]), target).mean()
-        pixel, commit = (recon - x).abs().mean(), (z - code).square().sum(-1).mean()
-        loss = pixel + cfg.lpips * perceptual + (cfg.commitment if quantise else 0.0) * commit
-        figures = {"l1": pixel, "lpips": perceptual, "commit": commit}
+        pixel = (recon - x).abs().mean()
+        loss = pixel + cfg.lpips * perceptual
+        if quantise:
+            loss = loss + cfg.commitment * coded.commitment + coded.fit
+        figures = {"l1": pixel, "lpips": perceptual, "commit": coded.commitment}
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         update_at(optimizer, one_cycle(step, cfg.steps, 1.0))
+        vectors = coded.vectors_BLC.flatten(0, 1)
         if quantise:
-            average.update(model.codebook_raw, z.detach().flatten(0, 1), tokens.flatten())
+            average.update(vectors, coded.tokens_BL.flatten())
         else:
-            average.reseed(model.codebook_raw, z.detach().flatten(0, 1))
+            average.reseed(vectors)
         ema.update(model)
-        figures["codes_in_use"] = (
-            (average.count_V > 0.1 * len(z) * z.shape[1] / len(average.count_V)).float().mean()
-        )
+        figures["codes_in_use"] = (average.count_V > 0.1 * len(vectors) / len(average.count_V)).float().mean()
         return figures
 
     def preview(path: Path) -> None:
@@ -144,13 +146,17 @@ def tokenizer_stage(
             recon = averaged.decode_tokens(averaged.encode(x.to(device)))
         reconstruction_grid(x, recon, path)
 
-    config = {"vq": asdict(recipe.vq), "tokenizer": asdict(cfg), "seed": recipe.seed}
-    return Stage("tokenizer", cfg.steps, parts, update, preview, config), ema
+    config = {
+        "tokenizer_model": asdict(recipe.tokenizer_model),
+        "tokenizer": asdict(cfg),
+        "seed": recipe.seed,
+    }
+    return Stage("tokenizer", cfg.steps, parts, update, preview, plain(config)), ema
 
 
 @torch.no_grad()
 def encode_all(
-    model: VQTokenizer, images: ImageSet, device: torch.device, batch: int = 500, *, mirrored: bool = True
+    model: AnyTokenizer, images: ImageSet, device: torch.device, batch: int = 500, *, mirrored: bool = True
 ) -> Tensor:
     """Tokens of every image and (with `mirrored`) of its mirror image: `[2 or 1, N, L]` int16 or int32."""
     flips = []

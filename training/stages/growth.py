@@ -8,18 +8,14 @@ which it can. A student may so have more of them than its teacher.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from torch import Tensor
 
 from dd_core.errors import RecipeError
-from dd_core.models.llamagen import LlamaGenStudent
-
-# What a block adds to its input ends in these matrices.
-_LAST = ("attention.wo.weight", "feed_forward.w2.weight")
+from dd_core.models.build import AnyStudent, new_student
 
 
-def deepened(student: LlamaGenStudent, layers: int) -> LlamaGenStudent:
+def deepened(student: AnyStudent, layers: int) -> AnyStudent:
     """A copy of `student` with `layers` blocks, and the same outputs.
 
     New blocks are spread evenly. Each is a copy of the one before it whose last matrices, of attention and
@@ -28,21 +24,24 @@ def deepened(student: LlamaGenStudent, layers: int) -> LlamaGenStudent:
     Raises:
         RecipeError: fewer blocks than it has.
     """
-    old = student.cfg.layers
+    old = student.cfg.num_layers
     if layers < old:
         raise RecipeError(
             f"distill.layers must be at least the {old} of the student that it begins with, got {layers}",
             param="distill.layers",
         )
-    old_state = student.state_dict()
-    state = {key: value for key, value in old_state.items() if not key.startswith("layers.")}
-    origin = [i * old // layers for i in range(layers)]
-    for i, before in enumerate(origin):
-        is_new = i > 0 and before == origin[i - 1]
-        for key, value in old_state.items():
-            if key.startswith(f"layers.{before}."):
-                part = key.removeprefix(f"layers.{before}.")
-                state[f"layers.{i}.{part}"] = torch.zeros_like(value) if is_new and part in _LAST else value
-    deeper = LlamaGenStudent(replace(student.cfg, layers=layers)).to(student.output.weight.device)
+    # What is past the blocks in a list with one entry a block (VAR's has one for the heads) stays last.
+    origin = [i * old // layers for i in range(layers)] + [old]
+    state: dict[str, Tensor] = {}
+    for key, value in student.state_dict().items():
+        stack, _, rest = key.partition(".")
+        if stack not in student.GROWS:
+            state[key] = value
+            continue
+        number, _, part = rest.partition(".")
+        for first, i in enumerate(i for i, before in enumerate(origin) if before == int(number)):
+            silent = first and part in student.GROWS[stack]
+            state[f"{stack}.{i}.{part}"] = torch.zeros_like(value) if silent else value
+    deeper = new_student(student.cfg.with_layers(layers)).to(next(student.parameters()).device)
     deeper.load_state_dict(state)
     return deeper
