@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from dd_core.bundle import load_bundle
@@ -17,8 +17,6 @@ from dd_core.models.config import LlamaGenConfig
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
-from tests.training.helpers import pictures_like
-from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.cli import app, main
 from training.metrics import plots
@@ -28,19 +26,6 @@ from training.stages.export import export
 from training.stages.pairs import load_pairs
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in place of CIFAR-10, in the file that the real data is kept in, and LPIPS weights."""
-    cache = tmp_path_factory.mktemp("cache")
-    images = {"train_images": pictures_like(256), "test_images": pictures_like(64, seed=1)}
-    labels = {
-        f"{s}_labels": (torch.arange(n) % 10).to(torch.uint8) for s, n in (("train", 256), ("test", 64))
-    }
-    save_file({**images, **labels}, str(cache / "cifar10.safetensors"))
-    RandomLpips(cache)
-    return cache
 
 
 @pytest.fixture(scope="module")

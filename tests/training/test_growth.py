@@ -12,6 +12,8 @@ from dd_core.condition import ClassCondition
 from dd_core.errors import RecipeError
 from dd_core.models.config import LlamaGenConfig
 from dd_core.models.llamagen import LlamaGenStudent
+from dd_core.models.var import VARStudent
+from tests.tiny_var import VAR
 from training.stages.growth import deepened
 
 CFG = LlamaGenConfig(
@@ -31,6 +33,20 @@ def _student() -> LlamaGenStudent:
 def _outputs(student: LlamaGenStudent) -> tuple[Tensor, Tensor]:
     noise = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(1))
     return student(noise, ClassCondition(torch.tensor([0, 4, 2])), torch.tensor([0, 7, 0]))
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5])
+def test_a_deeper_student_in_next_scale_order_computes_the_same(layers: int) -> None:
+    torch.manual_seed(3)
+    student = VARStudent(VAR)
+    for parameter in student.parameters():
+        parameter.data.normal_(std=0.2)
+    noise = torch.randn(2, VAR.layout.num_tokens, VAR.code_dim, generator=torch.Generator().manual_seed(1))
+    given = noise, ClassCondition(torch.tensor([0, 4])), torch.tensor([0, 2])
+    deeper = deepened(student, layers)
+    assert isinstance(deeper, VARStudent) and len(deeper.blocks) == layers
+    for was, now in zip(student(*given), deeper(*given), strict=True):
+        torch.testing.assert_close(now, was)
 
 
 @pytest.mark.parametrize("layers", [4, 5, 6, 8, 11])
