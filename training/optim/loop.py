@@ -29,6 +29,7 @@ from rich.progress import (
 from torch import Tensor
 
 from dd_core.noise import stream_seed
+from training.mismatch import refuse_mismatch
 
 log = logging.getLogger("dd_train")
 
@@ -220,14 +221,7 @@ def _resume(stage: Stage, path: Path, journal: Path) -> int:
         journal.unlink(missing_ok=True)
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved["config"] != stage.config:
-        from dd_core.errors import RecipeError
-
-        raise RecipeError(
-            f"{path} was made with other settings ({saved['config']}) than asked for now "
-            f"({stage.config}); choose another --out or remove it",
-            param="recipe",
-        )
+    refuse_mismatch(path, saved["config"], stage.config, "choose another --out or remove it")
     for key, part in stage.parts.items():
         part.load_state_dict(saved["parts"][key])
     step = int(saved["step"])
