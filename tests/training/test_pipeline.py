@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,7 +144,7 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
     with pytest.raises(RecipeError, match=r"distill\.layers must be at least the 3"):
         pipeline.distill(shallow)
     monkeypatch.setattr(pipeline, "load_bundle", lambda *_: bundle)
-    recipe = replace(get_recipe("tiny", ["distill.start=transplant"]), begin_from="deeper")
+    recipe = get_recipe("tiny", ["begin_from=deeper", "distill.start=transplant"])
     carried = Run(recipe, shallow.out, CPU)
     with pytest.raises(RecipeError, match="other blocks than its teacher"):
         pipeline.distill(carried)
