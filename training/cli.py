@@ -34,6 +34,7 @@ from training.presets import presets
 from training.recipes.named import RECIPES, get_recipe
 from training.run import Run
 from training.stages.export import export as export_bundle
+from training.start import start_from
 
 app = typer.Typer(
     add_completion=False,
@@ -217,7 +218,7 @@ def start(
 ) -> None:
     """Copies the weights and encodes the training images."""
     with _prepared(recipe, out, device, overrides) as run:
-        pipeline.start_from(run, bundle)
+        start_from(run, bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")

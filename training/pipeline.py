@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +26,6 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.files import save_tensors
 from dd_core.flow import FlowSettings
-from dd_core.hub.locate import locate
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
@@ -38,7 +35,7 @@ from training.data.images import ImageSet, cifar10, lpips_weights
 from training.losses.lpips import Lpips
 from training.metrics.features import Extractor, FeatureExtractor, Precision
 from training.metrics.report import Row
-from training.mismatch import differences
+from training.mismatch import difference
 from training.optim.loop import Ema, Stage, run_stage
 from training.presets import presets
 from training.recipes.settings import EvaluateRecipe
@@ -96,18 +93,13 @@ def _begin_from(run: Run) -> Bundle:
     if bundle.manifest.vq != run.recipe.tokenizer_model:
         raise RecipeError(
             f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: "
-            + _difference(
+            + difference(
                 {"tokenizer_model": asdict(bundle.manifest.vq)},
                 {"tokenizer_model": asdict(run.recipe.tokenizer_model)},
             ),
             param="begin_from",
         )
     return bundle
-
-
-def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    found = (f"{name} is {there}, not {here}" for name, there, here in differences(theirs, ours))
-    return next(found, "its teacher is not its student's")
 
 
 def _images_of(run: Run) -> dict[str, object]:
@@ -142,50 +134,6 @@ def train_decoder(run: Run) -> None:
     lpips = Lpips(lpips_weights())
     stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
     _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model))
-
-
-def start_from(run: Run, source: str | Path) -> None:
-    """Puts a bundle's weights and its tokens of the training images, if there are any, into a new run folder.
-
-    Args:
-        source: a built-in or published model, or a bundle's folder; it may lack a student.
-
-    Every stage can then go on from there: `decoder`, `pairs` and, with `distill.start=student`,
-    `distill`.
-
-    Raises:
-        RecipeError: the folder has a tokenizer already, or the bundle's architecture is not the
-            recipe's.
-    """
-    if (run.out / "tokenizer.safetensors").exists():
-        raise RecipeError(f"{run.out} has a tokenizer already; choose another --out", param="out")
-    bundle = load_bundle(locate(source), run.device)
-    manifest, sampler = bundle.manifest, bundle.sampler
-    student = manifest.student
-    if student is not None:  # which may have blocks of its own
-        student = student.with_layers(run.recipe.model.num_layers)
-    if manifest.vq != run.recipe.tokenizer_model or {student, manifest.teacher} - {None} != {
-        run.recipe.model
-    }:
-        raise RecipeError(
-            f"{bundle.name} has another architecture than the recipe {run.recipe.name!r}: "
-            + _difference(
-                {"tokenizer_model": asdict(manifest.vq), "model": asdict(student or manifest.model)},
-                {
-                    "tokenizer_model": asdict(run.recipe.tokenizer_model),
-                    "model": asdict(run.recipe.model),
-                },
-            ),
-            param="recipe",
-        )
-    run.out.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, object] = {"tokenizer": sampler.tokenizer, "teacher": sampler.teacher}
-    parts |= {"first-student": sampler.student}
-    for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            save(run, name, part)
-    if run.recipe.data != "prompts":
-        write_tokens(run)
 
 
 def train_teacher(run: Run) -> None:

@@ -20,9 +20,10 @@ from training import pipeline
 from training.cli import app, main
 from training.metrics import plots
 from training.recipes.named import get_recipe
-from training.run import Run, load_teacher
+from training.run import Run, load_teacher, load_tokenizer
 from training.stages.export import export
 from training.stages.pairs import load_pairs
+from training.start import start_from
 
 CPU = torch.device("cpu")
 
@@ -93,7 +94,7 @@ def test_a_run_can_start_from_a_bundle(
     export(run, "tiny", tmp_path / "bundle")
     again = Run(get_recipe("tiny", ["distill.start=student", "pairs.own=20"]), tmp_path / "again", CPU)
     again.out.mkdir()
-    pipeline.start_from(again, tmp_path / "bundle")
+    start_from(again, tmp_path / "bundle")
     drawn, student = load_file(run.out / "decoder.safetensors"), load_file(run.out / "student.safetensors")
     found = load_file(again.out / "tokenizer.safetensors")
     assert all(torch.equal(found[k], v.half().float()) for k, v in drawn.items())
@@ -108,10 +109,12 @@ def test_a_run_can_start_from_a_bundle(
     pipeline.distill(again)
     assert (again.out / "student.safetensors").exists()
     with pytest.raises(RecipeError, match="has a tokenizer already"):
-        pipeline.start_from(again, tmp_path / "bundle")
+        start_from(again, tmp_path / "bundle")
     other = Run(get_recipe("cpu"), tmp_path / "other", CPU)
-    with pytest.raises(RecipeError, match=r"another architecture .*: vq\.codebook_size is 64, not 1024$"):
-        pipeline.start_from(other, tmp_path / "bundle")
+    with pytest.raises(
+        RecipeError, match=r"another architecture .*: tokenizer_model\.codebook_size is 64, not 1024$"
+    ):
+        start_from(other, tmp_path / "bundle")
 
 
 def test_a_student_can_be_made_deeper_than_its_teacher(
@@ -127,7 +130,7 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
         tmp_path / "deeper",
         CPU,
     )
-    pipeline.start_from(deeper, tmp_path / "shallow")
+    start_from(deeper, tmp_path / "shallow")
     pipeline.generate_pairs(deeper)
     pipeline.distill(deeper)
     pipeline.evaluate(deeper, extractor=Mean(), timing=False)
@@ -139,7 +142,7 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
         chosen = plan_for_budget(bundle.presets, budget).plan
         assert sample_images(bundle.sampler, chosen, [0], [(0, 0)]).shape == (1, 32, 32, 3)
     shallow = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
-    pipeline.start_from(shallow, tmp_path / "bundle")
+    start_from(shallow, tmp_path / "bundle")
     pipeline.generate_pairs(shallow)
     with pytest.raises(RecipeError, match=r"distill\.layers must be at least the 3"):
         pipeline.distill(shallow)
@@ -216,11 +219,11 @@ def test_a_run_folder_of_other_settings_is_refused_in_one_line_that_names_the_fi
 def test_weights_that_do_not_say_their_settings_are_refused_in_one_line(run: Run, tmp_path: Path) -> None:
     """Of a run of before, or put there by hand."""
     save_file(load_file(run.out / "teacher.safetensors"), str(tmp_path / "teacher.safetensors"))
-    other = Run(get_recipe("tiny", ["model.layers=3"]), tmp_path, CPU)
+    other, tokenizer = Run(get_recipe("tiny", ["model.layers=3"]), tmp_path, CPU), load_tokenizer(run)
     with pytest.raises(RecipeError, match=r"teacher\.safetensors .* is not of the recipe 'tiny'") as caught:
-        load_teacher(other)
+        load_teacher(other, tokenizer)
     assert "\n" not in caught.value.message
-    load_teacher(Run(get_recipe("tiny"), tmp_path, CPU))
+    load_teacher(Run(get_recipe("tiny"), tmp_path, CPU), tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_recipes_are_overridden_by_name() -> None:
         ("tiny", "distill.stepz=3", "distill has no field 'stepz'; it has steps, batch"),
         ("tiny", "steps", "takes stage.field=value"),
         ("tiny", "a.b.c=1", "takes stage.field=value"),
-        ("tiny", "nothing.steps=3", "has no part 'nothing'; it has vq, gpt, tokenizer"),
+        ("tiny", "nothing.steps=3", "has no part 'nothing'; it has tokenizer_model, model, tokenizer"),
         ("tiny", "tokenizer=3", "the recipe has no field 'tokenizer'; it has seed"),
         ("tiny", "name=mine", "the recipe has no field 'name'"),
         ("tiny", "data=imagefolder", "data must be 'cifar10', 'pictograms' or 'prompts', not 'imagefolder'"),
