@@ -32,8 +32,8 @@ help:  ## list the targets
 serve: $(VENV)/.ready-serve  ## serve the built-in model (HOST, PORT, ARGS override)
 	exec $(RUN) -m server serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test: lint types  ## ruff, mypy, then every test
-	$(RUN) -m pytest $(ARGS)
+test: lint types  ## ruff, mypy, then every test, in two processes
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## ruff: rules and format
 	$(RUN) -m ruff check .

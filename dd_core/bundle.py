@@ -23,17 +23,23 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dd_core.errors import BundleNotFoundError, HashMismatchError, ManifestError, WeightsError
+from dd_core.errors import (
+    BundleNotFoundError,
+    HashMismatchError,
+    InvalidPlanError,
+    ManifestError,
+    WeightsError,
+)
 from dd_core.files import save_tensors
 from dd_core.manifest import FileEntry, Manifest, read_manifest, write_manifest
-from dd_core.models.adapters import load_strictly
+from dd_core.models.adapters import check_state, load_strictly
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_models, on_meta, restore
 from dd_core.plan import Preset
-from dd_core.sampling import Sampler
+from dd_core.regular import open_regular, read_regular
+from dd_core.sampling import Sampler, check_plan
 from dd_core.text.config import T5Config
 from dd_core.text.encoder import PromptEncoder
 from dd_core.text.minilm import MiniLM, MiniLMStates, packed, read_tokenizer, unpacked
@@ -42,7 +48,9 @@ from dd_core.text.t5 import T5States
 DEFAULT_BUNDLE = "cifar10"
 DEFAULT_TEXT_BUNDLE = "pictograms"
 _PIECES = "tokenizer.json"
-_SHOWN = 200  # characters of a source that an error repeats
+_SHOWN = 64  # characters of a source that an error repeats
+_MOST_PIECES = 2**26  # bytes
+_MOST_HEADER = 10**8  # bytes, as safetensors has it
 _DEFAULTS = Path(__file__).parent / "defaults"
 
 
@@ -105,20 +113,21 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
     manifest = read_manifest(folder)
     with on_meta():
         tokenizer, student, teacher = new_models(manifest.vq, manifest.student, manifest.teacher)
-    for name, module in {"tokenizer": tokenizer, "student": student, "teacher": teacher}.items():
-        if module is not None:
-            _fill(module, _read_checked(folder, manifest, name), folder / name, device)
+    modules = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
+    parts = {name: module for name, module in modules.items() if module is not None}
+    for name, module in parts.items():  # all of them before the first is read
+        _check_size(folder, manifest, name, module)
+    for name, module in parts.items():
+        _fill(module, _read_checked(folder, manifest, name), folder / name, device)
     marginals = _load_marginals(folder, manifest, device)
     layout = manifest.model.layout
     sampler = Sampler(layout, tokenizer, student, teacher, marginals, manifest.draw, manifest.flow, device)
     presets = tuple(entry.preset() for entry in manifest.presets)
     for preset in presets:
-        if preset.plan.num_blocks != layout.num_blocks:
-            raise ManifestError(
-                f"{folder}: preset {preset.plan.name} ends at block {preset.plan.num_blocks}, "
-                f"the layout has {layout.num_blocks}",
-                param="presets",
-            )
+        try:
+            check_plan(sampler, preset.plan)
+        except InvalidPlanError as error:
+            raise ManifestError(f"{folder}: {error.message}", param="presets") from None
     return Bundle(manifest, sampler, presets, _load_text(folder, manifest, device))
 
 
@@ -173,16 +182,40 @@ def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def file_entry(path: Path) -> FileEntry:
     """Hash and size of a file, read in pieces."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
+
+
+def _entry(folder: Path, manifest: Manifest, file: str) -> FileEntry:
+    entry = manifest.files.get(file)
+    if entry is None:
+        raise ManifestError(f"{folder}: the manifest names no {file}", param=file)
+    return entry
+
+
+def _check_size(folder: Path, manifest: Manifest, name: str, module: nn.Module) -> None:
+    """Hold an architecture against the size of its file, before either costs anything.
+
+    A number takes one to eight bytes.
+    """
+    file = f"{name}.safetensors"
+    size = _entry(folder, manifest, file).bytes
+    numbers = sum(value.numel() for value in module.state_dict().values())
+    if not numbers <= size <= 8 * numbers + _MOST_HEADER:
+        raise WeightsError(
+            f"{folder / file}: {size} bytes, and the architecture has {numbers} numbers", param=file
+        )
 
 
 def _checked_path(folder: Path, manifest: Manifest, file: str) -> Path:
     """A file's path, once its hash is found to be right."""
-    path, entry = folder / file, manifest.files.get(file)
-    if entry is None:
-        raise ManifestError(f"{folder}: the manifest names no {path.name}", param=path.name)
+    path, entry = folder / file, _entry(folder, manifest, file)
     try:
+        size = path.stat().st_size
+        if size > entry.bytes:  # not read to its end: it may have none
+            raise HashMismatchError(
+                f"{path}: {size} bytes, the manifest says {entry.bytes}: it is another file", param=path.name
+            )
         found = file_entry(path)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or error}", param=path.name) from error
@@ -202,12 +235,13 @@ def _read_checked(folder: Path, manifest: Manifest, name: str) -> dict[str, Tens
     path = _checked_path(folder, manifest, f"{name}.safetensors")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except Exception as error:  # a header may fail in any way there is
         raise WeightsError(f"{path}: not a safetensors file: {error}", param=path.name) from error
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, device: torch.device) -> None:
     """Fills a module that was built on the meta device; its weights become float32 on `device`."""
+    check_state(module, state, f"{source}.safetensors")  # before anything grows to float32
     state = {k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for k, v in state.items()}
     load_strictly(module, state, f"{source}.safetensors")
     restore(module)
@@ -222,11 +256,15 @@ def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> Prompt
     if isinstance(cfg, T5Config):
         states = T5States(cfg, device)
         return PromptEncoder(states, cfg.length, cfg.dim, load=states.load)
-    path = _checked_path(folder, manifest, _PIECES)
-    pieces = read_tokenizer(path.read_bytes(), cfg, str(path))
-    state = unpacked(_read_checked(folder, manifest, "text"), f"{folder / 'text'}.safetensors")
     with on_meta():
         module = MiniLM(cfg)
+    _check_size(folder, manifest, "text", module)
+    path = _checked_path(folder, manifest, _PIECES)
+    try:
+        pieces = read_tokenizer(read_regular(path, _MOST_PIECES), cfg, str(path))
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}", param=path.name) from None
+    state = unpacked(_read_checked(folder, manifest, "text"), f"{folder / 'text'}.safetensors")
     _fill(module, state, folder / "text", device)
     return PromptEncoder(MiniLMStates(module, pieces), cfg.length, cfg.dim)
 
@@ -238,7 +276,7 @@ def _load_marginals(folder: Path, manifest: Manifest, device: torch.device) -> T
     cfg = manifest.model
     shape = (cfg.num_classes, cfg.layout.num_tokens, cfg.codebook_size)
     found = state.get("log_frequency")
-    if found is None or found.shape != shape:
+    if found is None or found.shape != shape or not found.is_floating_point():
         got = None if found is None else list(found.shape)
         raise WeightsError(
             f"{folder}: marginals need log_frequency of shape {list(shape)}, got {got}",

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dd_core.errors import InvalidRequestError
@@ -43,7 +45,7 @@ class FlowSettings:
     """
 
     solver: str = "dpmpp-3m"
-    evaluations: int = 10
+    evaluations: Annotated[int, Field(le=1000)] = 10
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:

@@ -7,11 +7,13 @@ branch on data and without a host synchronisation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from dd_core.bounds import Step
 from dd_core.errors import InvalidRequestError
 
 
@@ -33,12 +35,12 @@ class LogitSettings:
         InvalidRequestError: a value out of range.
     """
 
-    guidance: float = 1.0
+    guidance: Annotated[float, Field(le=1000, allow_inf_nan=False)] = 1.0
     guidance_schedule: Literal["constant", "linear"] = "constant"
-    guidance_until: int | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    guidance_until: Step | None = None
+    temperature: Annotated[float, Field(ge=1e-3, le=1000, allow_inf_nan=False)] = 1.0
+    top_k: Annotated[int, Field(le=2**20)] = 0
+    top_p: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
     def __post_init__(self) -> None:
         rules = (

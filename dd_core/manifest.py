@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from dd_core.bounds import MAX_TOKENS, Figures, FileName, Line, Name, Step, Text, Word
 from dd_core.errors import ManifestError
 from dd_core.flow import FlowSettings
 from dd_core.logits import LogitSettings
 from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.plan import Actor, Draw, Plan, Preset, Segment
+from dd_core.regular import read_regular
 from dd_core.text.config import MiniLMConfig, T5Config
 
 FORMAT_VERSION = 1
+_MOST_BYTES = 2**24  # of the file
 
 
 def _architecture(value: Any) -> str:
@@ -49,7 +53,7 @@ class FileEntry(_Strict):
     """One file of the bundle."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(gt=0)
+    bytes: int = Field(gt=0, le=2**42)
 
 
 class Source(_Strict):
@@ -59,10 +63,10 @@ class Source(_Strict):
     """
 
     part: Literal["tokenizer", "student", "teacher"]
-    file: str
+    file: Line
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    repo: str | None = None
-    revision: str | None = None
+    repo: Line | None = None
+    revision: Line | None = None
 
 
 class PresetEntry(_Strict):
@@ -72,14 +76,21 @@ class PresetEntry(_Strict):
     which are theirs and of their harness.
     """
 
-    name: str
-    segments: list[tuple[Actor, int, int]]
+    name: Name
+    segments: list[tuple[Actor, Step, Step]] = Field(max_length=64)
     draw: Draw = "multinomial"
-    split: int | None = None
+    split: Step | None = None
     offered: bool = True
     published: bool = False
-    cost: int
-    metrics: dict[str, float] = Field(default_factory=dict)
+    cost: Step
+    metrics: Figures = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> PresetEntry:
+        cost = self.preset().plan.cost
+        if self.cost != cost:
+            raise ValueError(f"cost is {self.cost}, its segments cost {cost}")
+        return self
 
     def preset(self) -> Preset:
         """The entry as the planner wants it.
@@ -112,29 +123,29 @@ class Manifest(_Strict):
     At least one of student and teacher is there; `classes` is empty where a text is the condition;
     `sources` where the weights were trained here and not converted. `text` is the encoder of the prompts:
     None for a model of classes, and for one whose prompts are encoded by whoever runs it. `examples` are
-    prompts to show.
+    prompts, or classes, to show first.
     """
 
     format_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: Name
     family: Literal["llamagen", "var"]
-    description: str
-    image_size: int = Field(gt=0)
-    classes: list[str] = Field(default_factory=list)
-    examples: list[str] = Field(default_factory=list, max_length=50)
+    description: Text
+    image_size: int = Field(gt=0, le=2048)
+    classes: list[Line] = Field(default_factory=list, max_length=100_000)
+    examples: list[Line] = Field(default_factory=list, max_length=50)
     vq: TokenizerConfig
     student: ModelConfig | None
     teacher: ModelConfig | None
     text: TextConfig | None = None
     draw: LogitSettings
     flow: FlowSettings
-    presets: list[PresetEntry] = Field(min_length=1)
-    data: str
-    licence: str
-    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    presets: list[PresetEntry] = Field(min_length=1, max_length=64)
+    data: Text
+    licence: Text
+    metrics: dict[Word, Figures] = Field(default_factory=dict, max_length=64)
     training: dict[str, Any] = Field(default_factory=dict)
-    sources: list[Source] = Field(default_factory=list)
-    files: dict[str, FileEntry] = Field(default_factory=dict)
+    sources: list[Source] = Field(default_factory=list, max_length=16)
+    files: dict[FileName, FileEntry] = Field(default_factory=dict, max_length=64)
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
@@ -158,7 +169,51 @@ class Manifest(_Strict):
                         f"text gives {self.text.length} states of {self.text.dim}, the model reads "
                         f"{m.text_tokens} of {m.text_dim}"
                     )
+        self._check_sizes(models)
+        self._check_plans()
         return self
+
+    def _check_sizes(self, models: list[LlamaGenConfig | VARConfig]) -> None:
+        """Refuse numbers that are each in bounds, and together no model."""
+        vq, layout = self.vq, models[0].layout
+        if layout.num_tokens > MAX_TOKENS:
+            raise ValueError(f"{layout.num_tokens} tokens an image, the most is {MAX_TOKENS}")
+        if any(vq.channels * multiplier % 32 for multiplier in vq.channel_multipliers) or vq.channels % 32:
+            raise ValueError("vq.channels, times each of channel_multipliers, must be a multiple of 32")
+        if isinstance(vq, MultiScaleConfig) and vq.layout != layout:
+            raise ValueError(f"vq.sides {vq.sides} are not those of the model")
+        side = math.isqrt(layout.num_tokens) if isinstance(vq, VQConfig) else vq.sides[-1]
+        if self.image_size != side * vq.downsampling:
+            raise ValueError(
+                f"image_size is {self.image_size}, {side} tokens a side make {side * vq.downsampling} pixels"
+            )
+        for m in models:
+            if (m.codebook_size, m.code_dim) != (vq.codebook_size, vq.code_dim):
+                raise ValueError(
+                    f"codebook_size and code_dim are {m.codebook_size} and {m.code_dim} of the model, "
+                    f"{vq.codebook_size} and {vq.code_dim} of vq"
+                )
+            # Rotary embeddings turn pairs of dimensions, for a row and for a column.
+            unit = 4 * m.heads if isinstance(m, LlamaGenConfig) else m.heads
+            if m.dim % unit:
+                raise ValueError(f"dim is {m.dim}, and must be a multiple of {unit} for {m.heads} heads")
+            if bool(m.text_dim) != bool(m.text_tokens):
+                raise ValueError("text_tokens and text_dim must both be 0 or neither")
+
+    def _check_plans(self) -> None:
+        names = [entry.name for entry in self.presets]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"presets: two are called {twice}")
+        for plan in (entry.preset().plan for entry in self.presets):
+            blocks = self.model.layout.num_blocks
+            if plan.num_blocks != blocks:
+                raise ValueError(
+                    f"presets: {plan.name} ends at block {plan.num_blocks}, the layout has {blocks}"
+                )
+            for actor, there in (("student", self.student), ("teacher", self.teacher)):
+                if actor in plan.needs and there is None:
+                    raise ValueError(f"presets: {plan.name} needs a {actor}, and there is none")
 
     @property
     def model(self) -> LlamaGenConfig | VARConfig:
@@ -203,15 +258,15 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / "manifest.json"
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(read_regular(path, _MOST_BYTES))
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: {error}", param="manifest") from error
+        raise _refusal(path, "", str(error)) from error
+    except RecursionError:
+        raise _refusal(path, "", "lists within lists, too deep") from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
-        raise ManifestError(
-            f"{path}: format_version is {version!r}, this build reads {FORMAT_VERSION}",
-            param="format_version",
-        )
+        says = f"is {version!r}, this build reads {FORMAT_VERSION}"
+        raise _refusal(path, "format_version", says)
     try:
         return Manifest.model_validate(raw)
     except (ValidationError, ValueError) as error:
@@ -219,7 +274,13 @@ def read_manifest(folder: Path) -> Manifest:
         # The second part of an architecture's place is the union's tag.
         parts = [p for i, p in enumerate(first["loc"]) if not (i == 1 and p in ("llamagen", "var"))]
         place = ".".join(str(p) for p in parts)
-        raise ManifestError(f"{path}: {place}: {first['msg']}", param=place or "manifest") from error
+        raise _refusal(path, place, str(first["msg"]).removeprefix("Value error, ")) from error
+
+
+def _refusal(path: Path, place: str, says: str) -> ManifestError:
+    """An error about a field, as short as a log and a reply want it, whatever the manifest holds."""
+    short = [text.encode("ascii", "backslashreplace").decode()[:300] for text in (place, says) if text]
+    return ManifestError(": ".join([str(path), *short]), param=short[0] if place else "manifest")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from distilled_decoding.contract import DoneEvent, ImageFormat
+from distilled_decoding.contract import MAX_SEED_AS_NUMBER, DoneEvent, ImageFormat
 from distilled_decoding.errors import (
     REQUEST_ID,
     ConnectionFailedError,
@@ -133,7 +133,10 @@ class EventReader:
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(seed := given.get("seed"), int) and seed > MAX_SEED_AS_NUMBER:
+        given["seed"] = str(seed)
+    return given
 
 
 def _valid(model: type[M], reply: httpx2.Response, event: str | None = None) -> M:

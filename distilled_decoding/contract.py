@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -19,6 +19,8 @@ EXIF_RECEIPT = 0x010E
 Priority = Literal["low", "normal", "high"]
 Quality = Literal["low", "medium", "high", "auto"]
 MAX_SEED = 2**63 - 1
+# JavaScript reads a larger number as another one.
+MAX_SEED_AS_NUMBER = 2**53 - 1
 MAX_DEADLINE_MS = 3_600_000
 MAX_FID = 10_000
 
@@ -28,6 +30,37 @@ def _index_or_name(value: Any) -> Any:
     if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise PydanticCustomError("label_type", "must be a class index (an integer) or a class name (a string)")
+
+
+def _seed(value: Any) -> Any:
+    digits = value if isinstance(value, str) and value.isascii() and value.isdigit() else ""
+    number = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if (
+        value is None
+        or 0 <= number <= MAX_SEED_AS_NUMBER
+        or (0 < len(digits) <= len(str(MAX_SEED)) and int(digits) <= MAX_SEED)
+    ):
+        return value
+    raise PydanticCustomError(
+        "seed_type",
+        "must be an integer from 0 to {number}, or text of one up to {text}",
+        {"number": MAX_SEED_AS_NUMBER, "text": MAX_SEED},
+    )
+
+
+Seed = Annotated[
+    int | str | None,
+    BeforeValidator(_seed),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MAX_SEED_AS_NUMBER},
+                {"type": "string", "pattern": "^[0-9]{1,19}$"},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 
 
 def _or(default: Any) -> BeforeValidator:
@@ -52,7 +85,8 @@ class GenerateRequest(BaseModel):
     prompt: str | None = Field(None, description="Text, for models that are conditioned on text.")
     model: str | None = Field(
         None,
-        description="Name of a loaded model; may be left out where one alone takes a label, or a prompt.",
+        description="Name or alias of a loaded model; may be left out where one alone takes a label, or a "
+        "prompt.",
     )
     steps: int | None = Field(
         None,
@@ -74,6 +108,11 @@ class GenerateRequest(BaseModel):
     min_quality: float | None = Field(
         None, gt=0, le=MAX_FID, description="The highest measured FID to accept of a plan; lower is better."
     )
+    plan: str | None = Field(
+        None,
+        description="Instead of the four above: the name of a plan that `GET /models` offers. It is "
+        "applied whatever was measured of it, and never replaced under load.",
+    )
     brownout: Annotated[bool, _or(True)] = Field(
         True,
         json_schema_extra=_nullable,
@@ -83,11 +122,10 @@ class GenerateRequest(BaseModel):
     n: Annotated[int, _or(1)] = Field(
         1, ge=1, json_schema_extra=_nullable, description="Number of images, up to the server's limit."
     )
-    seed: int | None = Field(
+    seed: Seed = Field(
         None,
-        ge=0,
-        le=MAX_SEED,
-        description="Image i is a function of (seed, i); left out, the server draws a seed and reports it.",
+        description="Image i is a function of (seed, i); left out, the server draws a seed and reports it. "
+        "One beyond 2⁵³ − 1, up to 2⁶³ − 1, is sent as text.",
     )
     receipt: str | None = Field(
         None,
@@ -135,9 +173,10 @@ class GenerateOptions(TypedDict, total=False):
     quality: Quality | None
     latency_budget_ms: float | None
     min_quality: float | None
+    plan: str | None
     brownout: bool | None
     n: int | None
-    seed: int | None
+    seed: int | str | None
     format: ImageFormat | None
     receipt: str | None
     keep: float | None
@@ -151,11 +190,15 @@ class StreamOptions(GenerateOptions, total=False):
     partial_images: int | None
 
 
+_SEED_TEXT = "The seed as text, where it is beyond 2⁵³ − 1: JavaScript reads the number as another one."
+
+
 class ImageReply(BaseModel):
     """One image of a JSON reply."""
 
     index: int = Field(description="0 for the first image of the request, and so on.")
     seed: int
+    seed_text: str | None = Field(None, description=_SEED_TEXT)
     format: ImageFormat
     width: int = Field(description="In pixels.")
     height: int = Field(description="In pixels.")
@@ -183,6 +226,7 @@ class GenerateReply(BaseModel):
     )
     steps: int = Field(description="Forward passes that this plan spends on each image.")
     seed: int = Field(description="Given or drawn.")
+    seed_text: str | None = Field(None, description=_SEED_TEXT)
     images: Sequence[ImageReply] = Field(
         description="For each image `index`, `seed`, `format`, `width`, `height`, `receipt` and `data`."
     )
@@ -198,6 +242,7 @@ class ImageEvent(BaseModel):
     steps: int = Field(description="Forward passes that this plan spends.")
     requested_plan: str
     seed: int
+    seed_text: str | None = Field(None, description=_SEED_TEXT)
     stage: int = Field(description="0 for the first picture of an image, and so on.")
     final: bool = Field(description="False for a preview: a better picture of the same image follows.")
     image: ImageReply

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from distilled_decoding.contract import (
-    MAX_SEED,
+    MAX_SEED_AS_NUMBER,
     GenerateReply,
     GenerateRequest,
     ImageReply,
@@ -24,7 +24,7 @@ from distilled_decoding.contract import (
 )
 from server import errors
 from server.api.models import admin
-from server.api.openai import ImagesRequest
+from server.api.openai_fields import NO_EFFECT, ImagesRequest
 from server.app import create_app
 from server.cli import app as server_cli
 from server.observability.metrics import Metrics
@@ -133,10 +133,18 @@ def fields(*models: type[BaseModel]) -> Callable[[], str]:
         for model in models:
             schema = model.model_json_schema()["properties"]
             for name, prop in schema.items():
+                if prop.get("deprecated"):  # in a table of its own
+                    continue
                 rows.setdefault(name, [f"`{name}`", _values(prop), prop.get("description", "")])
         return table(["field", "value", "meaning"], list(rows.values()))
 
     return of_models
+
+
+def no_effect() -> str:
+    """Fields of other servers that are accepted and change nothing, with the reason."""
+    rows = [[", ".join(f"`{name}`" for name in names), reason] for reason, names in NO_EFFECT.items()]
+    return table(["field", "why"], rows)
 
 
 def commands(
@@ -198,7 +206,7 @@ def _kind(schema: dict[str, Any]) -> str:
         return "object"
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     bounds = [
-        f"{sign} {'2⁶³ − 1' if schema[key] == MAX_SEED else schema[key]}"
+        f"{sign} {'2⁵³ − 1' if schema[key] == MAX_SEED_AS_NUMBER else schema[key]}"
         for key, sign in signs.items()
         if key in schema
     ]
@@ -213,6 +221,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "request": fields(GenerateRequest),
     "reply": fields(GenerateReply, ImageReply, Timings),
     "openai-request": fields(ImagesRequest),
+    "openai-no-effect": no_effect,
     "dd-server": commands(server_cli, "dd-server", elsewhere=["serve"]),
     "dd-train": commands(training_cli, "dd-train", shared=_SHARED),
     "make": make_targets,

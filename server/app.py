@@ -26,7 +26,7 @@ from server.devices.pool import DevicePool
 from server.errors import install_error_handlers
 from server.generation.encoder import Encoder
 from server.middleware.stack import install_middleware
-from server.models.catalog import ServedModel, find_all
+from server.models.catalog import ServedModel, check_aliases, find_all, sources_of
 from server.observability.metrics import package_version
 from server.settings import Settings
 from server.state import Phase, ServerState
@@ -70,15 +70,18 @@ def create_app(
         prepare: see `server.devices.messages.DeviceOptions`.
 
     Raises:
-        InvalidRequestError: a file of keys cannot be used.
+        InvalidRequestError: a file of keys cannot be used; an alias is of no model, or a model's name.
     """
     state = ServerState(settings)
+    if served is not None:
+        check_aliases(settings.aliases, [model.name for model in served])
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         found = served
         if found is None:
-            found = await asyncio.to_thread(find_all, settings.model.split(","))
+            found = await asyncio.to_thread(find_all, sources_of(settings.model))
+            check_aliases(settings.aliases, [model.name for model in found])
         weights = sum(model.bytes for model in found)
         pool = state.pool = DevicePool(
             settings,
@@ -105,6 +108,7 @@ def create_app(
         summary="One-step image generation.",
         version=package_version(),
         lifespan=lifespan,
+        openapi_url=None,  # server.api.pages serves it
         docs_url=None,
         redoc_url=None,
     )

@@ -23,7 +23,7 @@ from dd_core.sampling import sample_images
 from distilled_decoding.contract import MAX_SEED, SUFFIXES
 from server.generation.encoder import encode, read_receipt
 from server.generation.receipts import Receipt, parse_receipt
-from server.models.catalog import find, find_all
+from server.models.catalog import find, find_all, sources_of
 from server.models.listing import convert_model, listing, named_class, passes, pull_lines
 from server.observability.metrics import package_version
 from server.settings import ENV_PREFIX, Settings, load_settings, show
@@ -93,7 +93,8 @@ def serve(
     launcher.prepare(settings)
     bound = launcher.bind(settings.host, settings.port)
     with bound:  # a port that is taken is told before a model is fetched
-        served = find_all(settings.model.split(","))
+        named = models or [settings.model]
+        served = find_all([source for text in named for source in sources_of(text)])
         launcher.serve(create_app(settings, served), settings, bound)
 
 
@@ -105,7 +106,12 @@ def generate(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="The image is a function of this number.")
     ] = 0,
-    steps: Annotated[int, typer.Option(help="Step budget: the most forward passes to spend.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Step budget: the most forward passes to spend; left out, the fewest.")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="Instead of --steps: a plan by name, as `dd-server models` lists them.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help=f"{_MODEL} The built-in one that takes what is sent, if left out.")
     ] = None,
@@ -114,20 +120,24 @@ def generate(
     """Make one image without a server: the same image as image 0 of a request with this seed."""
     if out.suffix.lower() not in SUFFIXES:
         raise InvalidRequestError(f"--out must end in {', '.join(SUFFIXES)}, not {out.suffix!r}", param="out")
+    if steps is not None and plan is not None:
+        raise InvalidRequestError("send either --steps or --plan, not both", param="plan")
     served = find(model or (DEFAULT_BUNDLE if prompt is None else DEFAULT_TEXT_BUNDLE))
-    plan = served.budgets.pick(steps).plan
+    budget = served.budgets.least if steps is None else steps
+    chosen = (served.budgets.pick(budget) if plan is None else served.preset(plan)).plan
     named = int(label) if label is not None and label.isascii() and label.isdigit() else label
     condition = served.condition(named, prompt)
     bundle = load_bundle(served.folder, pick_device(device))
     if isinstance(condition, str):
         assert bundle.text is not None, "a model without an encoder is not found"
-        pixels = sample_images(bundle.sampler, plan, bundle.text.encode([condition]), [(seed, 0)])
+        pixels = sample_images(bundle.sampler, chosen, bundle.text.encode([condition]), [(seed, 0)])
     else:
-        pixels = sample_images(bundle.sampler, plan, [condition], [(seed, 0)])
-    receipt = Receipt.of(served.name, served.identities[plan.name], condition, plan.name, NoiseKey(seed, 0))
+        pixels = sample_images(bundle.sampler, chosen, [condition], [(seed, 0)])
+    identity = served.identities[chosen.name]
+    receipt = Receipt.of(served.name, identity, condition, chosen.name, NoiseKey(seed, 0))
     out.write_bytes(encode(pixels[0].numpy(), SUFFIXES[out.suffix.lower()], str(receipt)))
     what = condition if isinstance(condition, str) else served.manifest.classes[condition]
-    typer.echo(f"{out}: {what}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
+    typer.echo(f"{out}: {what}, seed {seed}, plan {chosen.name}, {passes(chosen.cost)}")
 
 
 @app.command()

@@ -12,6 +12,7 @@
     │   └── OtherWeightsError  409  other_weights
     ├── BodyTooLargeError      413  body_too_large
     ├── MediaTypeError         415  unsupported_media_type
+    │   └── ContentEncodingError 415  unsupported_encoding  (Accept-Encoding)
     ├── HeadTooLargeError      431  headers_too_large
     ├── ComputeError           500  compute_failed
     │   └── OutOfMemoryError   500  out_of_memory
@@ -86,7 +87,7 @@ class NotAcceptableError(ApiError, status=406, code="not_acceptable"):
 
 
 class ConflictError(ApiError, status=409, code="conflict"):
-    """A model of this name is loaded already."""
+    """A model of this name is loaded already, or it is another one's alias."""
 
 
 class OtherWeightsError(ConflictError, code="other_weights"):
@@ -113,7 +114,15 @@ class HeadTooLargeError(ApiError, status=431, code="headers_too_large"):
 
 
 class MediaTypeError(ApiError, status=415, code="unsupported_media_type"):
-    """The body is declared to be something other than JSON."""
+    """The body is declared to be something other than JSON, or in a charset that JSON does not come in."""
+
+
+class ContentEncodingError(MediaTypeError, code="unsupported_encoding"):
+    """The body is compressed in another way than by gzip."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"accept-encoding": "gzip"}
 
 
 class ComputeError(ApiError, code="compute_failed"):
@@ -182,6 +191,8 @@ def shortened(text: str) -> str:
 def _body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
     usual = "invalid_request_error" if status < 500 else "server_error"
     kind = _TYPES.get(status, usual)
+    # A path or a name that is quoted may hold what is no UTF-8.
+    message = message.encode("utf-8", "backslashreplace").decode()
     return {"error": {"type": kind, "code": code, "message": message, "param": param}}
 
 

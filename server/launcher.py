@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from dd_core.errors import DDError, InvalidRequestError
+from server.devices.sockets import settle_socket_folder
 from server.errors import ComputeError
 from server.middleware.auth import read_keys
 from server.middleware.connection import protocol
@@ -99,8 +100,7 @@ def make_server(app: FastAPI, settings: Settings, bound: socket.socket) -> Serve
         # not tested.
         loop="asyncio",
         timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
+        proxy_headers=False,  # server.middleware.proxies reads them
         timeout_graceful_shutdown=settings.drain_timeout + _GRACE,  # type: ignore[arg-type]
         server_header=False,
         lifespan="on",
@@ -115,12 +115,14 @@ def prepare(settings: Settings) -> None:
     """Set up logging and find quick mistakes, before a model is fetched and loaded.
 
     Raises:
-        InvalidRequestError: a file of keys cannot be used, or tracing is not installed.
+        InvalidRequestError: a file of keys cannot be used, tracing is not installed, or there is no place for
+            sockets.
     """
     logs.configure(settings.log_level, settings.log_format)
     for line in unknown_variables(os.environ):
         log.warning("%s", line)
     read_keys(settings)
+    settle_socket_folder()
     if settings.otel_endpoint:
         require_sdk()
 

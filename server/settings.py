@@ -27,6 +27,7 @@ _SERVICE_LINK = re.compile(
     r"(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
 _SERVICE_ADDRESS = re.compile(r"(?:tcp|udp|sctp)://.*")
+_PUBLIC_URL = re.compile(r"https?://(?:[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?(?:/[^\s?#]*)?")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.\-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
@@ -40,6 +41,11 @@ class Settings(BaseSettings):
     model: str = Field(
         f"{DEFAULT_BUNDLE},{DEFAULT_TEXT_BUNDLE}",
         description="Built-in or published models, or bundles' folders; several with commas between.",
+    )
+    served_model_name: str = Field(
+        "",
+        description="Other names for the models, as clients of other servers send: "
+        "`pictograms=dall-e-3,pictograms=gpt-image-1`; `NAME=ALIAS`, joined by commas.",
     )
     device: str = Field(
         "auto",
@@ -120,9 +126,14 @@ class Settings(BaseSettings):
         75.0, ge=0.0, le=3600.0, description="Seconds that a connection is kept for another request."
     )
     trusted_proxies: str = Field(
-        "127.0.0.1",
-        description="Addresses or networks, joined by commas, whose `X-Forwarded-For` names the client "
-        "in the log; `*` = any, empty = none.",
+        "127.0.0.1,::1",
+        description="Addresses or networks, joined by commas, whose `X-Forwarded-*` or `Forwarded` name the "
+        "client in the log and what links begin with; `*` = any, empty = none.",
+    )
+    public_url: str = Field(
+        "",
+        description="Address of the server as its clients know it, for links, as `https://img.example/dd`; "
+        "empty = as the request, or a trusted proxy, says.",
     )
     otel_endpoint: str = Field(
         "",
@@ -161,6 +172,24 @@ class Settings(BaseSettings):
                 ip_network(part)
         return value
 
+    @field_validator("served_model_name")
+    @classmethod
+    def _aliases_are_pairs(cls, value: str) -> str:
+        _aliases(value)
+        return value
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The name of a model by each of its aliases."""
+        return _aliases(self.served_model_name)
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url_is_an_address(cls, value: str) -> str:
+        if value and not _PUBLIC_URL.fullmatch(value):
+            raise ValueError(f"{value!r} is no address: write http(s)://host, with port and path if need be")
+        return value.rstrip("/")
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: Any) -> Any:
@@ -191,6 +220,20 @@ class Settings(BaseSettings):
                 "or the largest request could never be admitted"
             )
         return self
+
+
+def _aliases(text: str) -> dict[str, str]:
+    """Parse `NAME=ALIAS,NAME=ALIAS`; an alias without a name is another one of the name before it."""
+    names: dict[str, str] = {}
+    name = ""
+    for part in filter(None, map(str.strip, text.split(","))):
+        before, sign, after = (piece.strip() for piece in part.partition("="))
+        name, alias = (before, after) if sign else (name, before)
+        if not name or not alias:
+            raise ValueError(f"{part!r} is no alias: write NAME=ALIAS, joined by commas")
+        if names.setdefault(alias, name) != name:
+            raise ValueError(f"{alias} would be an alias of both {names[alias]} and {name}")
+    return names
 
 
 def show(value: object) -> str:

@@ -35,7 +35,7 @@ class ServerState:
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
     phase: Phase = Phase.LOADING
-    catalog: Catalog = field(default_factory=Catalog)
+    catalog: Catalog = field(init=False)
     pool: DevicePool | None = None
     encoder: Encoder | None = None
     # Models are loaded and unloaded one at a time.
@@ -43,6 +43,9 @@ class ServerState:
     # Set by whoever runs the process: called when warm-up is over, and when nothing helps any more.
     on_ready: Callable[[], None] = lambda: None
     on_failure: Callable[[Exception], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self.catalog = Catalog(self.settings.aliases)
 
     def enter(self, phase: Phase) -> None:
         """Move on; the `dd_ready` gauge follows."""

@@ -20,7 +20,7 @@ from distilled_decoding.contract import (
 from docs import reference
 from server import errors
 from server.api.content import parse
-from server.api.openai import ImagesReply, ImagesRequest
+from server.api.openai_fields import ImagesReply, ImagesRequest
 from server.app import create_app
 from server.cli import app as cli
 from server.observability.metrics import OUTCOMES, Metrics

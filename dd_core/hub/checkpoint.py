@@ -62,6 +62,14 @@ def _why(error: Exception) -> str:
     return f"damaged, or not a torch file ({first[0] if first else type(error).__name__})"
 
 
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the prefixes that torch's wrappers for several devices and its compiler add."""
+    for prefix in ("module.", "_orig_mod."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
 def state_dict_at(
     content: Any, places: tuple[tuple[str, ...], ...], source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -79,7 +87,7 @@ def state_dict_at(
             found = found.get(key) if isinstance(found, Mapping) else None
         items = found.items() if isinstance(found, Mapping) else ()
         if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
-            return dict(items), place
+            return _unwrapped(dict(items)), place
     there = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
     looked = " or ".join("".join(f"[{key!r}]" for key in place) or "its top level" for place in places)
     shown = there if len(there) <= 200 else there[:200] + "…"

@@ -81,6 +81,16 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: 
     """Loads our state dict by taking its tensors over, not copying them (so `module` may be on meta).
 
     Raises:
+        WeightsError: as `check_state`.
+    """
+    check_state(module, state, source)
+    module.load_state_dict(state, assign=True)
+
+
+def check_state(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Checks that a state dict is a module's, by names, shapes and kinds of number.
+
+    Raises:
         WeightsError: what is missing, unexpected, of another shape or no number of the right kind;
             the first five.
     """
@@ -98,7 +108,6 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], source: 
     ]
     if problems:
         raise WeightsError(f"{source}: {_first(problems, '; ')}", param=Path(source).name)
-    module.load_state_dict(state, assign=True)
 
 
 def adapt_llamagen_vq(state: Mapping[str, Tensor], source: str = "LlamaGen VQ") -> Adapted:

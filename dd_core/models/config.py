@@ -1,19 +1,23 @@
 """Named architectures as frozen dataclasses: what a checkpoint's tensors must look like.
 
 A config is everything that a model's shapes depend on. It goes into a bundle's manifest as
-plain JSON and comes back through the same dataclass.
+plain JSON and comes back through the same dataclass, which then holds its fields to their bounds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from pydantic import Field
+
+from dd_core.bounds import Codes, Depth, Epsilon, Multipliers, Share, Side, Sides, Width
 from dd_core.layout import TokenLayout
 
 Family = Literal["llamagen", "var"]
 # Manifests are untrusted: a field that an architecture does not have is refused.
 STRICT: dict[str, Any] = {"extra": "forbid"}
+_Blocks = Annotated[int, Field(ge=1, le=16)]
 
 
 class _Autoencoder:
@@ -21,7 +25,7 @@ class _Autoencoder:
 
     __pydantic_config__: ClassVar = STRICT
     family: ClassVar[Family]
-    channel_multipliers: tuple[int, ...]
+    channel_multipliers: Multipliers
 
     @property
     def downsampling(self) -> int:
@@ -78,12 +82,12 @@ class _Scales:
 class VQConfig(_Autoencoder):
     """LlamaGen's VQ tokenizer: encoder, l2-normalised codebook, decoder; the defaults are VQ-16."""
 
-    codebook_size: int = 16384
-    code_dim: int = 8
-    z_channels: int = 256
-    channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = 2
+    codebook_size: Codes = 16384
+    code_dim: Width = 8
+    z_channels: Width = 256
+    channels: Width = 128
+    channel_multipliers: Multipliers = (1, 1, 2, 2, 4)
+    res_blocks: _Blocks = 2
     family: ClassVar[Family] = "llamagen"
 
 
@@ -96,18 +100,18 @@ class LlamaGenConfig(_Transformer):
     instead of a class. The feed-forward width is a multiple of `hidden_multiple`.
     """
 
-    layers: int = 12
-    heads: int = 12
-    dim: int = 768
-    codebook_size: int = 16384
-    code_dim: int = 8
-    grid: int = 16
-    num_classes: int = 1000
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-    hidden_multiple: int = 256
-    text_tokens: int = 0
-    text_dim: int = 0
+    layers: Depth = 12
+    heads: Depth = 12
+    dim: Width = 768
+    codebook_size: Codes = 16384
+    code_dim: Width = 8
+    grid: Side = 16
+    num_classes: Codes = 1000
+    rope_base: Annotated[float, Field(ge=1, le=1e9)] = 10000.0
+    norm_eps: Epsilon = 1e-5
+    hidden_multiple: Width = 256
+    text_tokens: Annotated[int, Field(ge=0, le=1024)] = 0
+    text_dim: Annotated[int, Field(ge=0, le=16_384)] = 0
     family: ClassVar[Family] = "llamagen"
 
     @property
@@ -147,14 +151,14 @@ class MultiScaleConfig(_Autoencoder, _Scales):
     with its input by `phi_ratio`. The code dimension is `z_channels`.
     """
 
-    codebook_size: int = 4096
-    z_channels: int = 32
-    channels: int = 160
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = 2
-    sides: tuple[int, ...] = _VAR_256
-    shared_phi: int = 4
-    phi_ratio: float = 0.5
+    codebook_size: Codes = 4096
+    z_channels: Width = 32
+    channels: Width = 160
+    channel_multipliers: Multipliers = (1, 1, 2, 2, 4)
+    res_blocks: _Blocks = 2
+    sides: Sides = _VAR_256
+    shared_phi: Depth = 4
+    phi_ratio: Share = 0.5
     family: ClassVar[Family] = "var"
 
     @property
@@ -177,16 +181,16 @@ class VARConfig(_Transformer, _Scales):
             `checkpoint` = a mask that came with the weights.
     """
 
-    depth: int = 16
-    dim: int = 1024
-    heads: int = 16
-    codebook_size: int = 4096
-    code_dim: int = 32
-    sides: tuple[int, ...] = _VAR_256
-    num_classes: int = 1000
+    depth: Depth = 16
+    dim: Width = 1024
+    heads: Depth = 16
+    codebook_size: Codes = 4096
+    code_dim: Width = 32
+    sides: Sides = _VAR_256
+    num_classes: Codes = 1000
     unit_length: bool = True
     shared_adaln: bool = False
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Field(ge=0.01, le=64, allow_inf_nan=False)] = 4.0
     prefix_mask: bool = True
     student_mask: Literal["released", "paper", "checkpoint"] = "released"
     family: ClassVar[Family] = "var"

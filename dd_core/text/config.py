@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
+
+from dd_core.bounds import Codes, Depth, Epsilon, Positions, Width
 from dd_core.models.config import STRICT
 
 
@@ -23,13 +26,13 @@ class MiniLMConfig:
     __pydantic_config__: ClassVar = STRICT
 
     kind: Literal["minilm"] = "minilm"
-    length: int = 16
-    vocabulary: int = 30522
-    dim: int = 384
-    layers: int = 6
-    heads: int = 12
-    hidden: int = 1536
-    norm_eps: float = 1e-12
+    length: Positions = 16
+    vocabulary: Codes = 30522
+    dim: Width = 384
+    layers: Depth = 6
+    heads: Depth = 12
+    hidden: Width = 1536
+    norm_eps: Epsilon = 1e-12
 
     def __post_init__(self) -> None:
         if min(self.vocabulary, self.dim, self.layers, self.heads, self.hidden) < 1 or self.length < 3:
@@ -51,13 +54,15 @@ class T5Config:
     __pydantic_config__: ClassVar = STRICT
 
     kind: Literal["t5"] = "t5"
-    repo: str = "google/flan-t5-xl"
-    revision: str = "main"
-    length: int = 120
-    dim: int = 2048
+    repo: Annotated[str, Field(max_length=200)] = "google/flan-t5-xl"
+    revision: Annotated[str, Field(max_length=200)] = "main"
+    length: Positions = 120
+    dim: Width = 2048
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo) or not re.fullmatch(r"[\w.-]+", self.revision):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo, re.ASCII) or not re.fullmatch(
+            r"[\w.-]+", self.revision, re.ASCII
+        ):
             raise ValueError(f"{self.repo!r} at {self.revision!r} is no repository and revision")
         if self.length < 1 or self.dim < 1:
             raise ValueError("length and dim must be positive")

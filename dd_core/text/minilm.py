@@ -134,19 +134,26 @@ def read_tokenizer(data: bytes, cfg: MiniLMConfig, source: str) -> Tokenizer:
 
     try:
         tokenizer = Tokenizer.from_buffer(data)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(cfg.length)
+        pieces = tokenizer.encode("a picture").ids  # some only fail when they are used,
+        longest = tokenizer.encode("a red cat, a picture " * cfg.length).ids  # some when they truncate
     except BaseException as error:
         # The library raises bare exceptions, and its panics are no `Exception`.
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise WeightsError(f"{source}: not a tokenizer: {error}", param="tokenizer.json") from error
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    largest = max([*tokenizer.get_vocab(with_added_tokens=True).values(), *pieces, *longest], default=-1)
     if not 0 <= largest < cfg.vocabulary:
         raise WeightsError(
             f"{source}: pieces are numbered to {largest}, the encoder has {cfg.vocabulary}",
             param="tokenizer.json",
         )
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(cfg.length)
+    if not 0 < len(pieces) <= cfg.length or len(longest) > cfg.length:
+        raise WeightsError(
+            f"{source}: two words become {len(pieces)} pieces, the encoder takes 1 to {cfg.length}",
+            param="tokenizer.json",
+        )
     return tokenizer
 
 
@@ -189,4 +196,4 @@ class MiniLMStates:
 
     def _of(self, pieces: list[list[int]]) -> Tensor:
         device = self.module.words.weight.device
-        return self.module(torch.tensor(pieces, device=device)).float()  # type: ignore[no-any-return]
+        return self.module(torch.tensor(pieces, dtype=torch.long, device=device)).float()  # type: ignore[no-any-return]

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from distilled_decoding.contract import ImageFormat
-from server.errors import BadRequestError, InvalidJSONError, MediaTypeError, NotAcceptableError, shortened
+from server.api.decoding import decoded
+from server.errors import BadRequestError, InvalidJSONError, NotAcceptableError, shortened
 from server.generation.encoder import MEDIA_TYPES
 
 M = TypeVar("M", bound=BaseModel)
@@ -23,17 +24,16 @@ _JSON = "application/json"
 _EVENTS = "text/event-stream"
 
 
-async def read_json(request: Request, contract: type[M]) -> M:
+async def read_json(request: Request, contract: type[M], limit: int) -> M:
     """Read the body of `request` as JSON of `contract`.
 
+    Args:
+        limit: most bytes of the body when it is no longer compressed.
+
     Raises:
-        MediaTypeError: it is declared to be something else.
-        InvalidJSONError, BadRequestError: as `parse` does.
+        ApiError: as `decoded` and `parse` do.
     """
-    media_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
-    if media_type != _JSON and not media_type.endswith("+json"):
-        raise MediaTypeError(f"send the body as JSON, with content-type: {_JSON}")
-    return parse(contract, await request.body())
+    return parse(contract, decoded(request.headers, await request.body(), limit))
 
 
 def parse(contract: type[M], body: bytes) -> M:

@@ -25,7 +25,7 @@ ERRORS = errors(
         406: "`Accept` admits nothing that can be sent.",
         409: "A receipt of weights or of a plan that are not here.",
         413: "The body is too long.",
-        415: "The body is not declared as JSON.",
+        415: "The body is not declared as JSON, or is compressed in another way than by gzip.",
         429: "The queue is full; `Retry-After` says for how long.",
         500: "The device failed on this request.",
         503: "Not ready, shutting down, too busy for the request's `deadline_ms`, or its device was killed.",

@@ -49,7 +49,7 @@ async def generate(request: Request) -> Response:
     with ExitStack() as owned:
         record = owned.enter_context(record_of(request.scope, server.metrics, settings.log_prompts))
         pool, encoder = server.accepting()
-        body = await read_json(request, GenerateRequest)
+        body = await read_json(request, GenerateRequest, settings.max_body_bytes)
         form = negotiate(request.headers.get("accept"), body.format, body.n)
         model, redeemed = resolve_model(body, server.models(), settings.max_images, streamed=form.stream)
         record.model = model.name

@@ -12,11 +12,12 @@ from starlette.responses import Response
 from distilled_decoding.contract import GenerateRequest, ImageFormat
 from server.api.content import negotiate
 from server.api.description import ERRORS, IMAGES
-from server.api.responses import GenerateWriter, send
+from server.api.responses import GenerateWriter, image_headers, send
 from server.errors import BadRequestError
 from server.generation.encoder import MEDIA_TYPES, Encoding
 from server.generation.request import GenerationRequest, resolve, resolve_model
 from server.generation.runner import GenerationRun
+from server.generation.sizes import parse_size, shown
 from server.observability.metrics import package_version
 from server.observability.record import record_of
 from server.settings import Settings
@@ -44,6 +45,9 @@ async def image(
         ImageFormat | None,
         Query(alias="format", description="`png` (default), `jpeg` or `webp`; left out, `Accept` decides."),
     ] = None,
+    size: Annotated[
+        str | None, Query(description="`512x512`: resampled to it; `auto` or left out, the model's own.")
+    ] = None,
 ) -> Response:
     """The picture that a reply's `receipt` names, made again."""
     server = state_of(request)
@@ -56,15 +60,16 @@ async def image(
         model, redeemed = resolve_model(body, server.models(), settings.max_images, streamed=False)
         record.model = model.name
         generation = resolve(body, model, redeemed, settings, pool.forecast, record.arrived)
+        encoding = Encoding(form.image_format, size=parse_size(size, model.size))
         record.choose(**generation.logged)
-        headers = _cache_headers(generation, form.image_format, pool.kind, settings)
+        headers = _cache_headers(generation, encoding, pool.kind, settings)
         if _unchanged(request.headers.get("if-none-match"), headers["etag"]):
             return Response(status_code=304, headers=headers)
         if "head" in request.scope:
-            reply = Response(media_type=MEDIA_TYPES[form.image_format], headers=headers)
+            facts = image_headers(generation, record, form.image_format)
+            reply = Response(media_type=MEDIA_TYPES[form.image_format], headers=facts | headers)
             del reply.headers["content-length"]  # it would have to be computed
             return reply
-        encoding = Encoding(form.image_format)
         run = owned.enter_context(GenerationRun(generation, pool, encoder, encoding, record))
         reply = await send(GenerateWriter(run, raw=True), owned)
         reply.headers.update(headers)
@@ -80,10 +85,12 @@ def _body(receipt: str, image_format: ImageFormat | None) -> GenerateRequest:
 
 
 def _cache_headers(
-    generation: GenerationRequest, image_format: ImageFormat, kind: str, settings: Settings
+    generation: GenerationRequest, encoding: Encoding, kind: str, settings: Settings
 ) -> dict[str, str]:
     """Tag all that the bytes follow from: of another build or kind of device they may differ."""
-    parts = (generation.receipt(0, generation.plan), image_format, package_version(), kind)
+    size = () if encoding.size is None else (shown(encoding.size),)
+    receipt = generation.receipt(0, generation.plan)
+    parts = (receipt, encoding.image_format, package_version(), kind, *size)
     tag = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
     weak = "" if settings.determinism == "exact" else "W/"
     whose = "private" if settings.api_keys_file else "public"

@@ -5,6 +5,7 @@ models while the server runs, where admin keys are set.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
@@ -12,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from dd_core.errors import DDError
-from server.api.description import errors
-from server.errors import ApiError, BadRequestError, ConflictError, UnknownModelError
-from server.models.catalog import find
-from server.state import state_of
+from server.api.content import read_json
+from server.api.description import errors, json_body
+from server.errors import ApiError, BadRequestError, UnknownModelError
+from server.models.catalog import ServedModel, find
+from server.state import ServerState, state_of
 
 router = APIRouter(tags=["models"])
 admin = APIRouter(prefix="/admin", tags=["admin"])
@@ -25,9 +27,13 @@ admin = APIRouter(prefix="/admin", tags=["admin"])
 async def models(request: Request) -> Response:
     """Classes, image size, plans with cost and measured metrics, budgets, defaults, determinism."""
     state = state_of(request)
-    limit, determinism = state.settings.max_images, state.settings.determinism
-    entries = [model.describe(limit, determinism) for model in state.models().models.values()]
+    entries = [_entry(state, model) for model in state.models().models.values()]
     return Response(orjson.dumps({"models": entries}), media_type="application/json")
+
+
+def _entry(state: ServerState, model: ServedModel) -> dict[str, Any]:
+    settings, aliases = state.settings, state.catalog.aliases_of(model.name)
+    return {**model.describe(settings.max_images, settings.determinism), "aliases": aliases}
 
 
 class LoadRequest(BaseModel):
@@ -44,23 +50,19 @@ class LoadRequest(BaseModel):
     response_class=Response,
     status_code=201,
     responses=errors(
-        {400: "There is no such model, or it cannot be served.", 409: "A model of this name is loaded."}
+        {400: "There is no such model, or it cannot be served.", 409: "A model has this name, or this alias."}
     ),
+    openapi_extra=json_body(LoadRequest, model="var-dd-d16"),
 )
-async def load(request: Request, body: LoadRequest) -> Response:
+async def load(request: Request) -> Response:
     """Fetch it where it must, load it on every device and warm it up; others are served meanwhile."""
     state = state_of(request)
+    body = await read_json(request, LoadRequest, state.settings.max_body_bytes)
     async with state.changing:
         pool, _ = state.accepting()
         try:
             model = await asyncio.to_thread(find, body.model)
-            if model.name in state.catalog.models:
-                loaded = state.catalog.models[model.name].folder
-                raise ConflictError(
-                    f"a model {model.name} is loaded already, from {loaded}; {body.model} needs another "
-                    "name in its manifest",
-                    param="model",
-                )
+            state.catalog.check_name(model.name, body.model)
             await pool.load(model)
             state.metrics.bind(model.name, model.presets)
         except ApiError:
@@ -68,8 +70,7 @@ async def load(request: Request, body: LoadRequest) -> Response:
         except DDError as error:
             raise BadRequestError(error.message, param="model") from error
         state.catalog.models[model.name] = model
-    entry = model.describe(state.settings.max_images, state.settings.determinism)
-    return Response(orjson.dumps(entry), 201, media_type="application/json")
+    return Response(orjson.dumps(_entry(state, model)), 201, media_type="application/json")
 
 
 @admin.delete(

@@ -1,11 +1,18 @@
-"""`/`: the playground. `/docs`: the interface, rendered from `/openapi.json`. No outside resources."""
+"""`/`: the playground. `/docs`: the interface, rendered from `/openapi.json`. `/models.html` and
+`/metrics.html`: what `/models` and `/metrics` say, as pages.
+
+No outside resources; links and requests are relative, for servers behind a prefix.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter
+import orjson
+from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
+
+from server.links import base_url, moved
 
 router = APIRouter(include_in_schema=False)
 
@@ -28,6 +35,27 @@ async def playground() -> Response:
 async def docs() -> Response:
     """The interface's description."""
     return FileResponse(STATIC / "docs.html", headers=_HEADERS)
+
+
+@router.get("/models.html")
+async def models() -> Response:
+    """The loaded models."""
+    return FileResponse(STATIC / "models.html", headers=_HEADERS)
+
+
+@router.get("/metrics.html")
+async def metrics() -> Response:
+    """The metrics, as tables."""
+    return FileResponse(STATIC / "metrics.html", headers=_HEADERS)
+
+
+@router.get("/openapi.json")
+async def description(request: Request) -> Response:
+    """The interface for machines; it says where the server is where it is not beside this document."""
+    document = request.app.openapi()
+    if moved(request.scope):
+        document = {**document, "servers": [{"url": base_url(request.scope)}]}
+    return Response(orjson.dumps(document), media_type="application/json")
 
 
 @router.get("/favicon.ico")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import time
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +25,12 @@ from starlette.types import Receive, Scope, Send
 
 from dd_core.errors import DDError
 from dd_core.plan import Plan
+from distilled_decoding.contract import MAX_SEED_AS_NUMBER, ImageFormat
 from server.errors import error_body
 from server.generation.encoder import MEDIA_TYPES, GeneratedImage
+from server.generation.request import GenerationRequest
 from server.generation.runner import GenerationRun
+from server.observability.record import RequestRecord
 
 log = logging.getLogger("dd_server")
 
@@ -36,6 +41,10 @@ AppStatus.enable_automatic_graceful_drain = False
 PING_SECONDS = 10.0
 _VARY = {"vary": "accept"}
 _LINE_END = "\n"
+# Characters of a receipt in a header: a proxy's buffer, nginx's of 4 KiB, has to hold the whole head.
+_LONGEST_IN_HEADER = 2048
+_LONGEST_SLUG = 60
+_WORDS = re.compile("[a-z0-9]+")
 
 
 @dataclass(eq=False)
@@ -113,21 +122,12 @@ class GenerateWriter(ReplyWriter):
     raw: bool  # one image's bytes, with everything else in `X-DD-*` headers
 
     def _common(self, plan: Plan) -> dict[str, Any]:
-        """Return the fields that replies of every form have; `plan` is the one that made the images."""
-        generation = self.run.generation
-        return {
-            "id": self.run.record.request_id,
-            "model": generation.model.name,
-            "plan": plan.name,
-            "steps": plan.cost,
-            "requested_plan": generation.requested_plan,
-            "seed": generation.seed,
-        }
+        return _common(self.run.generation, self.run.record, plan)
 
     def _entry(self, image: GeneratedImage) -> dict[str, Any]:
         return {
             "index": image.number,
-            "seed": image.seed,
+            **seed_fields(image.seed),
             "format": self.run.encoding.image_format,
             "width": image.width,
             "height": image.height,
@@ -137,16 +137,15 @@ class GenerateWriter(ReplyWriter):
 
     def body(self, images: Sequence[GeneratedImage]) -> Response:
         """Write all images in base64, or the bytes of the one image."""
-        common = self._common(self.run.generation.plan)
+        generation, image_format = self.run.generation, self.run.encoding.image_format
         if not self.raw:
+            common = self._common(generation.plan)
             entries = [self._entry(image) for image in images]
             reply = orjson.dumps({**common, "images": entries, "timings": images[-1].timings})
             return Response(reply, media_type="application/json", headers=_VARY)
         [image] = images
-        fields = {**common, "index": image.number, "receipt": image.receipt, **image.timings}
-        headers = {f"x-dd-{name.replace('_', '-')}": str(value) for name, value in fields.items()}
-        media_type = MEDIA_TYPES[self.run.encoding.image_format]
-        return Response(image.data, media_type=media_type, headers={**_VARY, **headers})
+        headers = {**image_headers(generation, self.run.record, image_format), **_as_headers(image.timings)}
+        return Response(image.data, media_type=MEDIA_TYPES[image_format], headers=headers)
 
     def event(self, image: GeneratedImage) -> tuple[str, dict[str, Any]]:
         """Write an `image` event."""
@@ -163,3 +162,51 @@ class GenerateWriter(ReplyWriter):
         record, images = self.run.record, len(self.run.generation.keys)
         total = round(1e3 * (time.perf_counter() - record.arrived), 3)
         return "done", {"id": record.request_id, "images": images, "total_ms": total}
+
+
+def _common(generation: GenerationRequest, record: RequestRecord, plan: Plan) -> dict[str, Any]:
+    """Return the fields that replies of every form have; `plan` is the one that made the images."""
+    return {
+        "id": record.request_id,
+        "model": generation.model.name,
+        "plan": plan.name,
+        "steps": plan.cost,
+        "requested_plan": generation.requested_plan,
+        **seed_fields(generation.seed),
+    }
+
+
+def seed_fields(seed: int) -> dict[str, Any]:
+    """Return a seed as a number, and besides as text where JavaScript would read another number."""
+    return {"seed": seed} if seed <= MAX_SEED_AS_NUMBER else {"seed": seed, "seed_text": str(seed)}
+
+
+def image_headers(
+    generation: GenerationRequest, record: RequestRecord, image_format: ImageFormat
+) -> dict[str, str]:
+    """Return the headers of a reply that is the file of one image, but for its times.
+
+    They are known before the image is. A receipt that is too long for a header is in the file alone.
+    """
+    newest, receipt = generation.keys[0].newest, generation.receipt(0, generation.plan)
+    fields = {**_common(generation, record, generation.plan), "index": newest.index}
+    fields.pop("seed_text", None)  # a header is text itself
+    if len(receipt) <= _LONGEST_IN_HEADER:
+        fields["receipt"] = receipt
+    name = f"{_slug(generation)}-{newest.seed}-{newest.index}.{image_format}"
+    return {**_VARY, "content-disposition": f'inline; filename="{name}"', **_as_headers(fields)}
+
+
+def _as_headers(fields: Mapping[str, object]) -> dict[str, str]:
+    return {f"x-dd-{name.replace('_', '-')}": str(value) for name, value in fields.items()}
+
+
+def _slug(generation: GenerationRequest) -> str:
+    """Return a class or a prompt as a file's name has it: lower-case letters and digits between hyphens."""
+    condition, model = generation.condition, generation.model
+    described = condition if isinstance(condition, str) else model.manifest.classes[condition]
+    for text in (described, model.name):
+        ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
+        if slug := "-".join(_WORDS.findall(ascii_only.lower()))[:_LONGEST_SLUG].strip("-"):
+            return slug
+    return "image"

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from server.devices import messages
 from server.devices.pipe import MessagePipe
+from server.devices.sockets import settle_socket_folder
 from server.errors import ComputeError
 
 log = logging.getLogger("dd_server.worker")
@@ -83,6 +84,7 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start the process."""
+        settle_socket_folder()
         ours, theirs = _processes.Pipe()
         process = _processes.Process(
             target=self.entry, args=(theirs, self.options), name="dd-device", daemon=True

@@ -20,6 +20,7 @@ from dd_core.errors import InvalidRequestError
 from dd_core.plan import Plan
 from distilled_decoding.contract import EXIF_RECEIPT, PNG_RECEIPT, ImageFormat
 from server.devices.messages import Pixels
+from server.generation.sizes import Size, resample
 
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 QUALITY = 95  # of JPEG and WebP
@@ -31,10 +32,11 @@ _PIXELS_PER_TASK = 2**14
 
 @dataclass(frozen=True)
 class Encoding:
-    """A file format, and the quality of JPEG and WebP, 0 to 100."""
+    """A file format, the quality of JPEG and WebP (0 to 100), and a size other than the model's own."""
 
     image_format: ImageFormat
     quality: int = QUALITY
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,21 @@ class GeneratedImage:
     timings: dict[str, float]  # milliseconds: the contract's `Timings`, `total_ms` since it arrived
 
 
-def encode(pixels: Pixels, image_format: ImageFormat, receipt: str = "", quality: int = QUALITY) -> bytes:
-    """Encode one image `[H, W, 3]` uint8 as a file. PNG is exact; JPEG and WebP are at `quality` (0 to 100).
+def encode(
+    pixels: Pixels,
+    image_format: ImageFormat,
+    receipt: str = "",
+    quality: int = QUALITY,
+    size: Size | None = None,
+) -> bytes:
+    """Encode one image `[H, W, 3]` uint8 as a file. PNG is exact; JPEG and WebP are at `quality` (0 to 100);
+    with a `size`, the pixels are resampled to it.
 
-    The same pixels and receipt give the same bytes: nothing else goes in.
+    The same arguments give the same bytes: nothing else goes in.
     """
     image = Image.fromarray(pixels)
+    if size is not None:
+        image = resample(image, size)
     buffer = io.BytesIO()
     if image_format == "png":
         about = PngImagePlugin.PngInfo()
@@ -112,7 +123,8 @@ class Encoder:
     ) -> list[bytes]:
         """Encode every image as a file, in order; all have the same size."""
         tasks = list(zip(images, receipts, strict=True))
-        area = images[0].shape[0] * images[0].shape[1]
+        (height, width), made = images[0].shape[:2], encoding.size or (0, 0)
+        area = max(height * width, made[0] * made[1])
         if area * len(images) <= _INLINE_PIXELS:
             return _encode_part(tasks, encoding)
         loop, size = asyncio.get_running_loop(), max(1, _PIXELS_PER_TASK // area)
@@ -128,4 +140,5 @@ class Encoder:
 
 
 def _encode_part(tasks: Sequence[tuple[Pixels, str]], encoding: Encoding) -> list[bytes]:
-    return [encode(pixels, encoding.image_format, receipt, encoding.quality) for pixels, receipt in tasks]
+    of = encoding
+    return [encode(pixels, of.image_format, receipt, of.quality, of.size) for pixels, receipt in tasks]

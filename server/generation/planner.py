@@ -6,7 +6,8 @@
 *Requested* is the plan that an idle server would take; *applied* the one that this one takes now. They
 differ only where the request leaves the choice: by a time (`latency_budget_ms`, `quality: auto`), or under
 load, where fewer passes for everyone come before a refusal for some (brown-out), unless it says
-`brownout: false`. Pure logic: forecasts come from the scheduler.
+`brownout: false`. A request that names its plan leaves none, and does not come here. Pure logic: forecasts
+come from the scheduler.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from dd_core.noise import NoiseKey
 from dd_core.plan import Plan, Preset
 from distilled_decoding.contract import GenerateRequest, Priority
-from server.errors import BadRequestError, DeadlineUnreachableError, OtherWeightsError
+from server.errors import BadRequestError, DeadlineUnreachableError, OtherWeightsError, shortened
 from server.generation import planner
 from server.generation.receipts import MOST_SPLICES, Receipt, parse_receipt
 from server.models.catalog import Catalog, ServedModel
@@ -118,7 +118,10 @@ def _redeem(receipt: Receipt, catalog: Catalog) -> tuple[ServedModel, Redeemed]:
         raise OtherWeightsError(
             f"the receipt is of the model {receipt.model[:64]!r}, which is not loaded", param="receipt"
         )
-    preset = model.preset(receipt.plan)
+    preset = model.offered.get(receipt.plan)
+    if preset is None:
+        message = f"model {model.name} offers no plan {shortened(receipt.plan)!r} any more"
+        raise OtherWeightsError(message, param="receipt")
     if not receipt.is_of(model.identities[preset.plan.name]):
         raise OtherWeightsError(
             f"the receipt is of other weights or settings than those of {model.name} that are loaded: this "
@@ -169,7 +172,10 @@ def resolve(
             model, condition, seed, keys, choice, steps, priority, deadline, streamed=streamed
         )
 
-    if redeemed is not None and body.steps is None and body.quality is None and query.latency is None:
+    if body.plan is not None:
+        named = model.preset(body.plan)
+        choice = planner.PlanChoice(named, named)
+    elif redeemed is not None and body.steps is None and body.quality is None and query.latency is None:
         choice = planner.choose_again(redeemed.preset, body.min_quality)
     else:
         default = model.refined if streamed else model.budgets.ladder[0]
@@ -199,12 +205,7 @@ def check_fields(body: GenerateRequest, max_images: int, *, streamed: bool) -> N
         raise BadRequestError("send either label or prompt, not both", param="prompt")
     if body.n > max_images:
         raise BadRequestError(f"n must be from 1 to {max_images}", param="n")
-    if body.steps is not None and body.quality is not None:
-        raise BadRequestError("send either steps or quality, not both", param="quality")
-    if body.quality == "auto" and body.latency_budget_ms is not None:
-        raise BadRequestError(
-            "quality auto is the server's own latency_budget_ms: send one of the two", param="quality"
-        )
+    _check_budget(body)
     if body.partial_images is not None and not streamed:
         raise BadRequestError("partial_images needs accept: text/event-stream", param="partial_images")
     if body.receipt is None:
@@ -220,11 +221,24 @@ def check_fields(body: GenerateRequest, max_images: int, *, streamed: bool) -> N
         raise BadRequestError("a receipt is one image: n must be 1, or send keep to vary it", param="n")
 
 
+def _check_budget(body: GenerateRequest) -> None:
+    """Check that the fields that lead to a plan go together."""
+    if body.steps is not None and body.quality is not None:
+        raise BadRequestError("send either steps or quality, not both", param="quality")
+    if body.quality == "auto" and body.latency_budget_ms is not None:
+        raise BadRequestError(
+            "quality auto is the server's own latency_budget_ms: send one of the two", param="quality"
+        )
+    for name in ("steps", "quality", "latency_budget_ms", "min_quality"):
+        if body.plan is not None and getattr(body, name) is not None:
+            raise BadRequestError(f"send either plan or {name}, not both", param="plan")
+
+
 def _keys(body: GenerateRequest, redeemed: Redeemed | None, blocks: int) -> tuple[int, tuple[NoiseKey, ...]]:
     """Return the seed that the reply reports, and the noise of new images, or of a receipt's image or its
     variations.
     """
-    seed = secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else body.seed
+    seed = secrets.randbelow(_DRAWN_SEEDS) if body.seed is None else int(body.seed)
     if redeemed is None:
         return seed, NoiseKey.of_seed(seed, body.n)
     key = redeemed.key

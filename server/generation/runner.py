@@ -113,7 +113,8 @@ class GenerationRun:
         )
         images = []
         for one, receipt, file in zip(sampled, receipts, files, strict=True):
-            newest, (height, width) = generation.keys[one.index].newest, one.pixels.shape[:2]
+            newest = generation.keys[one.index].newest
+            width, height = encoding.size or one.pixels.shape[1::-1]
             image = GeneratedImage(
                 one.index, newest.seed, newest.index, plan, stage, final, receipt, width, height, file, times
             )

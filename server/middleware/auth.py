@@ -21,13 +21,15 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dd_core.errors import InvalidRequestError
+from dd_core.regular import open_regular
 from server.errors import UnauthorizedError, error_response, not_found
 from server.observability.context import context_of
 from server.settings import Settings
 
 log = logging.getLogger("dd_server")
 
-_OPEN = frozenset({"/", "/docs", "/openapi.json", "/favicon.ico", "/healthz", "/readyz", "/metrics"})
+_PAGES = ("/", "/docs", "/models.html", "/metrics.html", "/favicon.ico")
+_OPEN = frozenset({*_PAGES, "/openapi.json", "/healthz", "/readyz", "/metrics"})
 _OPEN_FOLDER = "/static/"
 _ADMIN = "/admin"
 
@@ -102,7 +104,7 @@ class KeyFile:
 
     def _read(self) -> bool:
         """Read the keys; False where the file is as it was."""
-        with self._path.open("rb") as file:
+        with open_regular(self._path) as file:  # a pipe would hold up the event loop
             content = file.read(_MOST_BYTES + 1)
         digest = hashlib.sha256(content).digest()
         if digest == self._seen:

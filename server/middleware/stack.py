@@ -2,6 +2,7 @@
 
 From the outside in:
 
+    ProxyHeaders        client and address as a trusted proxy tells them (`server.middleware.proxies`)
     (tracing)           a span (`server.observability.tracing`)
     RequestContext      an id for the request, and its log line (`server.observability.logs`)
     Cors                preflights, and the headers that other pages may read (`server.middleware.cors`)
@@ -37,6 +38,7 @@ from server.errors import ApiError, error_response, http_error_response
 from server.middleware.auth import RequireKey, read_keys
 from server.middleware.cors import Cors
 from server.middleware.limits import BodyLimit
+from server.middleware.proxies import ProxyHeaders
 from server.observability.logs import CLIENT_LEFT, log_request, shown_path
 from server.observability.tracing import add_tracing, make_provider
 from server.settings import Settings
@@ -67,6 +69,7 @@ def install_middleware(app: FastAPI, settings: Settings, direct: Sequence[Route]
     app.add_middleware(RequestContext, access_log=settings.access_log)
     if settings.otel_endpoint:
         add_tracing(app, make_provider(settings.otel_endpoint))
+    app.add_middleware(ProxyHeaders, trusted=settings.trusted_proxies, public_url=settings.public_url)
 
 
 class RequestContext:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from dd_core.plan import Preset
 from dd_core.text.clean import clean_caption
 from dd_core.text.config import T5Config
 from dd_core.text.encoder import MAX_CHARACTERS, checked_prompt
-from server.errors import BadRequestError, OtherWeightsError, UnknownModelError, shortened
+from server.errors import BadRequestError, ConflictError, UnknownModelError, shortened
 from server.models.budgets import BudgetTable
 from server.models.labels import LabelTable
 from server.settings import Determinism
@@ -62,6 +62,11 @@ class ServedModel:
         """Size of all its files."""
         return sum(entry.bytes for entry in self.manifest.files.values())
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its images in pixels."""
+        return self.manifest.image_size, self.manifest.image_size
+
     @cached_property
     def identities(self) -> dict[str, str]:
         """By plan: the identity of weights, settings and plan (`Manifest.identity`)."""
@@ -78,16 +83,22 @@ class ServedModel:
         with_student = [p for p in self.budgets.ladder if "student" in p.plan.needs]
         return (with_student or self.budgets.ladder)[-1]
 
+    @cached_property
+    def offered(self) -> dict[str, Preset]:
+        """The plans that may be asked for, by name, cheapest first."""
+        presets = sorted(self.presets, key=lambda preset: preset.plan.cost)
+        return {preset.plan.name: preset for preset in presets if preset.offered}
+
     def preset(self, plan: str) -> Preset:
         """Return the offered plan of this name.
 
         Raises:
-            OtherWeightsError: the model has none.
+            BadRequestError: the model has none; `param` is `plan`.
         """
-        for preset in self.presets:
-            if preset.offered and preset.plan.name == plan:
-                return preset
-        raise OtherWeightsError(f"model {self.name} offers no plan {plan[:64]!r} any more", param="receipt")
+        if plan not in self.offered:
+            names = ", ".join(self.offered)
+            raise BadRequestError(f"unknown plan {shortened(plan)!r}; {self.name} has {names}", param="plan")
+        return self.offered[plan]
 
     def condition(self, label: int | str | None, prompt: str | None) -> int | str:
         """Return the class index, or the prompt, that a request asks for.
@@ -176,13 +187,39 @@ class ServedModel:
 
 
 class Catalog:
-    """The models that may be asked for, by name."""
+    """The models that may be asked for, by name or alias. A reply says the name.
 
-    def __init__(self) -> None:
+    Args:
+        aliases: the name of a model by each alias; one whose model is not loaded leads nowhere.
+    """
+
+    def __init__(self, aliases: Mapping[str, str] | None = None) -> None:
         self.models: dict[str, ServedModel] = {}
+        self.aliases = dict(aliases or {})
+
+    def check_name(self, name: str, source: str) -> None:
+        """Check that a model to be loaded may have its name.
+
+        Raises:
+            ConflictError: a model of this name is loaded, or another model has it as an alias.
+        """
+        if name in self.models:
+            raise ConflictError(
+                f"a model {name} is loaded already, from {self.models[name].folder}; {source} needs another "
+                "name in its manifest",
+                param="model",
+            )
+        if name in self.aliases:
+            raise ConflictError(
+                f"{name}, the name of {source}, is an alias of the model {self.aliases[name]}", param="model"
+            )
+
+    def aliases_of(self, name: str) -> list[str]:
+        """Return the other names of a model."""
+        return [alias for alias, meant in self.aliases.items() if meant == name]
 
     def find(self, name: str | None, by_text: bool | None = None) -> ServedModel:
-        """Return the named model; without a name, the only one that takes what is sent.
+        """Return the model of a name or an alias; without one, the only model that takes what is sent.
 
         Args:
             by_text: whether a prompt is sent, or a label; None where neither or both are.
@@ -200,13 +237,16 @@ class Catalog:
             if not self.models:
                 raise UnknownModelError("no model is loaded", param="model")
             raise BadRequestError(f"several models are loaded, name one: {self._names()}", param="model")
-        if name not in self.models:
+        found = self.models.get(name) or self.models.get(self.aliases.get(name, ""))
+        if found is None:
             message = f"no model {shortened(name)!r} is loaded; there is {self._names()}"
             raise UnknownModelError(message, param="model")
-        return self.models[name]
+        return found
 
     def _names(self) -> str:
-        return ", ".join(sorted(self.models))
+        return ", ".join(
+            sorted([*self.models, *(a for a, name in self.aliases.items() if name in self.models)])
+        )
 
 
 def find(source: str | Path) -> ServedModel:
@@ -221,6 +261,11 @@ def find(source: str | Path) -> ServedModel:
         require_t5(spec.name)  # before gigabytes are fetched
     folder = locate(source)
     return ServedModel.of(folder, read_manifest(folder))
+
+
+def sources_of(text: str) -> list[str]:
+    """Split the names of models at the commas; a folder that has commas in its name is one."""
+    return [text] if Path(text).is_dir() else text.split(",")
 
 
 def find_all(sources: Sequence[str]) -> list[ServedModel]:
@@ -240,6 +285,26 @@ def find_all(sources: Sequence[str]) -> list[ServedModel]:
             )
         found[model.name] = source, model
     return [model for _, model in found.values()]
+
+
+def check_aliases(aliases: Mapping[str, str], names: Collection[str]) -> None:
+    """Check that aliases are of models that are served, and are none of their names.
+
+    Raises:
+        InvalidRequestError: one is not; the message has both names.
+    """
+    for alias, name in aliases.items():
+        if name not in names:
+            raise InvalidRequestError(
+                f"served_model_name gives {name} the alias {alias}, but serves no model {name}: there is "
+                f"{', '.join(sorted(names))}",
+                param="served_model_name",
+            )
+        if alias in names:
+            raise InvalidRequestError(
+                f"served_model_name gives {name} the alias {alias}, which is a model's own name",
+                param="served_model_name",
+            )
 
 
 def check_encoder(manifest: Manifest) -> None:

@@ -18,6 +18,11 @@ from server.scheduling.costs import Kind, RemainingWork, Work, lane_of
 if TYPE_CHECKING:  # torch, which scheduling can do without
     from dd_core.noise import NoiseKey
 
+# A job fails after so many deaths of the device, in the last of which it was alone. A crash points at it; of
+# a kill from outside it is the victim, but also the cause, where it takes more memory than there is.
+_MAX_CRASHES = 2
+_MAX_KILLS = 3
+
 Rank = tuple[int, float, int]  # lowest first: (−priority, due, order of arrival)
 
 
@@ -76,6 +81,12 @@ class Job:
     def queue_s(self) -> float:
         """Seconds that it waited, also between its passes."""
         return max(0.0, self.finished - self.submitted - self.compute_s)
+
+    def count_death(self, *, crashed: bool) -> bool:
+        """Count a death of the device, by itself or by somebody else; return True if there were too many."""
+        self.crashes += crashed
+        self.kills += not crashed
+        return self.crashes >= _MAX_CRASHES if crashed else self.kills >= _MAX_KILLS
 
     def remaining(self, stage: int = 0) -> list[RemainingWork]:
         """Return the work that one image has still to go through from `stage` on, in order."""

@@ -37,10 +37,6 @@ _SAFETY_MARGIN = 0.5
 # Weight of a new measurement of the slowdown, and the most that one may say.
 _SLOWDOWN_WEIGHT = 0.1
 _MAX_SLOWDOWN = 4.0
-# A job fails after so many deaths of the device, in the last of which it was alone. A crash points at it; of
-# a kill from outside it is the victim, but also the cause, where it takes more memory than there is.
-_MAX_CRASHES = 2
-_MAX_KILLS = 3
 # Jobs that are over and still in the heap of deadlines, besides as many as there are live ones.
 _MAX_STALE = 100
 
@@ -225,14 +221,7 @@ class Scheduler:
             crashed: it died of itself; otherwise somebody else ended it, which says nothing of its work.
         """
         suspects = _live(self._running.samples) if self._running else []
-        for job in dict.fromkeys(s.job for s in suspects):
-            job.crashes += crashed
-            job.kills += not crashed
-        hopeless = None
-        if len(suspects) == 1:
-            job = suspects[0].job
-            too_often = job.crashes >= _MAX_CRASHES if crashed else job.kills >= _MAX_KILLS
-            hopeless = job if too_often else None
+        hopeless = [job for job in dict.fromkeys(s.job for s in suspects) if job.count_death(crashed=crashed)]
         self._running = None
         self.interrupted()
         self._ready.clear()
@@ -249,7 +238,7 @@ class Scheduler:
                     [sample],
                     isolation_group=next(self._numbers) if sample in suspects else sample.isolation_group,
                 )
-        return hopeless
+        return hopeless[0] if len(suspects) == 1 and hopeless else None
 
     def end(self, job: Job) -> None:
         """Forget a job whose client has left, that failed or whose time is over: images of it that have

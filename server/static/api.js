@@ -1,7 +1,7 @@
-// What the server is asked, with the tab's API key, and how its refusals are told.
+// What the server is asked, at addresses relative to the page's own, with the tab's API key, and how its refusals are told.
 
-import { eventsOf } from "/static/sse.js";
-import { $ } from "/static/dom.js";
+import { eventsOf } from "./sse.js";
+import { $ } from "./dom.js";
 
 const KEY = "dd-api-key";
 let keyAsked = null; // promise of a key that the form is waiting for
@@ -57,16 +57,21 @@ function askForKey(note) {
 }
 
 async function post(body, accept, signal) {
-  const reply = await ask("/generate", {
+  const reply = await ask("generate", {
     method: "POST",
     headers: { "content-type": "application/json", accept },
     body: JSON.stringify(body),
     signal,
   });
   if (reply.ok) return reply;
+  throw await refusalOf(reply);
+}
+
+/** What a reply that is no success says. */
+export async function refusalOf(reply) {
   const { error } = await reply.json().catch(() => ({ error: { message: `The server answered ${reply.status}.` } }));
   const wait = reply.headers.get("retry-after");
-  throw new Refusal(error.message + (wait && reply.status >= 429 ? ` (try again in ${wait} s)` : ""), error.param);
+  return new Refusal(error.message + (wait && reply.status >= 429 ? ` (try again in ${wait} s)` : ""), error.param);
 }
 
 /** Images in one piece: the JSON reply of POST /generate. */

@@ -1,14 +1,10 @@
-// Renders /openapi.json: every path with its fields, replies and a curl command.
+// Renders the OpenAPI document: every path with its fields, replies, a curl command, and a form that sends.
+
+import { el } from "./dom.js";
+import { tryIt } from "./try.js";
 
 const VERBS = ["get", "post", "put", "delete"];
 let schemas = {};
-
-function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
 
 /** Text with `code` spans. */
 function prose(text = "") {
@@ -48,8 +44,9 @@ function fieldTable(schema) {
 }
 
 function curl(path, verb, body) {
-  if (verb === "get") return `curl -s ${location.origin}${path}`;
-  return `curl -s ${location.origin}${path} -H 'content-type: application/json' \\\n  -d '${JSON.stringify(body.example)}'`;
+  const command = `curl -s ${verb === "get" || body ? "" : `-X ${verb.toUpperCase()} `}${new URL(".", location.href)}${path.slice(1)}`;
+  if (!body) return command;
+  return `${command} -H 'content-type: application/json' \\\n  -d '${JSON.stringify(body.example)}'`;
 }
 
 function section(path, verb, operation) {
@@ -60,6 +57,7 @@ function section(path, verb, operation) {
   ];
   if (body) parts.push(el("h3", {}, "Fields"), fieldTable(body.schema));
   parts.push(el("h3", {}, "Try it"), el("pre", { tabindex: "0" }, curl(path, verb, body)));
+  parts.push(tryIt(path, verb, operation.parameters ?? [], body?.example ?? (body && {})));
   const replies = Object.entries(operation.responses ?? {}).filter(([status]) => status !== "422");
   parts.push(el("h3", {}, "Replies"));
   const rows = replies.map(([status, reply]) =>
@@ -71,7 +69,7 @@ function section(path, verb, operation) {
   return el("section", { class: "card" }, ...parts);
 }
 
-const description = await (await fetch("/openapi.json")).json();
+const description = await (await fetch("openapi.json")).json();
 schemas = description.components?.schemas ?? {};
 const sections = Object.entries(description.paths).flatMap(([path, operations]) =>
   VERBS.filter((verb) => operations[verb]).map((verb) => section(path, verb, operations[verb])),

@@ -1,9 +1,8 @@
 // Tiles: pictures that can be picked. The tray of seeds or variations, and what was shown earlier.
 
-import { $, el } from "/static/dom.js";
-import { altOf, fileOf } from "/static/picture.js";
-
-const KEPT = 18;
+import { $, el } from "./dom.js";
+import { altOf, fileOf } from "./picture.js";
+import { KEPT, save, saved } from "./recent.js";
 
 /** A button that shows a picture as it is refined, and picks it. */
 export function tile(picture, pick) {
@@ -47,17 +46,32 @@ export function fillTray(title, pictures, pick) {
   $("tray").hidden = false;
 }
 
+/** The tray's title, and its pictures that have come. */
+export function inTray() {
+  const pictures = Array.from($("tiles").children, ({ picture }) => picture);
+  return [$("tray-title").textContent, pictures.filter(({ stage }) => stage)];
+}
+
 export function emptyTray() {
   $("tray").hidden = true;
   $("tiles").replaceChildren();
 }
 
+const receiptOf = (picture) => picture.stage?.image.receipt;
+const isKept = (receipt) => [...$("thumbs").children].some((thumb) => receiptOf(thumb.picture) === receipt);
+
 /** Keeps a picture that is no longer shown among the earlier ones, once. */
 export function keep(picture, pick) {
-  const receipt = picture.stage?.image.receipt;
-  const known = [...$("thumbs").children].some((thumb) => thumb.picture.stage.image.receipt === receipt);
-  if (!receipt || known) return;
+  if (!picture.stage || isKept(receiptOf(picture))) return;
+  save(picture);
   $("thumbs").prepend(tile(picture, pick));
   while ($("thumbs").children.length > KEPT) $("thumbs").lastChild.remove();
   $("earlier").hidden = false;
+}
+
+/** Shows the pictures from before a reload behind the earlier ones; `shown` is on the sheet already. */
+export function restore(models, shown, pick) {
+  const before = saved(models).filter((picture) => receiptOf(picture) !== (shown && receiptOf(shown)) && !isKept(receiptOf(picture)));
+  $("thumbs").append(...before.map((picture) => tile(picture, pick)));
+  $("earlier").hidden = !$("thumbs").children.length;
 }

@@ -1,6 +1,6 @@
 // The live strip: what the server went through in the last minute, from differences of its own /metrics.
 
-import { $ } from "/static/dom.js";
+import { $ } from "./dom.js";
 
 const EVERY_MS = 2500;
 const WINDOW_MS = 60_000;
@@ -10,19 +10,24 @@ const CURVE = { width: 120, height: 28 };
 const SAMPLE = /^(\w+)(?:\{(.*)\})? (\S+)$/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
+/** A line of the text format as { name, labels, value }, or null where it is no sample. */
+export function series(line) {
+  const [, name, labels = "", value] = SAMPLE.exec(line) ?? [];
+  if (!name) return null;
+  return { name, labels: Object.fromEntries(Array.from(labels.matchAll(LABEL), ([, key, word]) => [key, word])), value: Number(value) };
+}
+
 /** The numbers that the strip is made of, out of the Prometheus text format; summed over models and plans. */
 export function read(text, at) {
   const found = { at, depth: 0, images: 0, buckets: new Map() };
   for (const line of text.split("\n")) {
     if (!line.startsWith("dd_")) continue;
-    const [, name, labels = "", value] = SAMPLE.exec(line) ?? [];
-    if (name === "dd_queue_depth") found.depth = Number(value);
-    if (name === "dd_images_total") found.images += Number(value);
-    if (name !== "dd_request_duration_seconds_bucket") continue;
-    const { outcome, le } = Object.fromEntries(Array.from(labels.matchAll(LABEL), ([, key, word]) => [key, word]));
-    if (outcome !== "ok") continue;
-    const edge = le === "+Inf" ? Infinity : Number(le);
-    found.buckets.set(edge, (found.buckets.get(edge) ?? 0) + Number(value));
+    const { name, labels, value } = series(line);
+    if (name === "dd_queue_depth") found.depth = value;
+    if (name === "dd_images_total") found.images += value;
+    if (name !== "dd_request_duration_seconds_bucket" || labels.outcome !== "ok") continue;
+    const edge = labels.le === "+Inf" ? Infinity : Number(labels.le);
+    found.buckets.set(edge, (found.buckets.get(edge) ?? 0) + value);
   }
   return found;
 }
@@ -60,7 +65,7 @@ export function startStrip() {
   async function look() {
     timer = null;
     try {
-      const reply = await fetch("/metrics", { cache: "no-store" });
+      const reply = await fetch("metrics", { cache: "no-store" });
       if (reply.ok) readings = added(readings, read(await reply.text(), performance.now()));
       $("live").classList.toggle("stale", !reply.ok);
     } catch {

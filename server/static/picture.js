@@ -1,7 +1,7 @@
 // A picture is one image as it becomes better: the stages that have come, and those that are expected.
 
-import { milliseconds, passes } from "/static/dom.js";
-import { readReceipt } from "/static/receipts.js";
+import { milliseconds, passes } from "./dom.js";
+import { readReceipt } from "./receipts.js";
 
 /**
  * Tells whoever listens by a `change` event.
@@ -98,16 +98,16 @@ export const timeOf = (stage) => milliseconds(stage.timings.total_ms);
 /** A name for the file that says what is in it. */
 export function fileName(model, stage) {
   const { subject, seed, number, variations } = said(model, stage.image.receipt);
-  const word = subject.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40).replace(/^-|-$/g, "");
+  const word = String(subject).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40).replace(/^-|-$/g, "");
   const parts = [word || "image", "seed", seed, ...(number ? [number] : []), ...(variations ? ["varied"] : []), stage.plan];
   return `${parts.join("-")}.${stage.image.format}`;
 }
 
 /** The body that gives this very stage again: in words where words are enough, else by its receipt. */
 export function bodyOf(model, source, stage) {
-  const plan = planWithin(model, stage.steps);
-  if ("receipt" in source || plan?.name !== stage.plan) return { receipt: stage.image.receipt };
-  return { ...source, steps: stage.steps };
+  if ("receipt" in source) return { receipt: stage.image.receipt };
+  const within = planWithin(model, stage.steps);
+  return { ...source, ...(within?.name === stage.plan ? { steps: stage.steps } : { plan: stage.plan }) };
 }
 
 // ---- a model's plans
@@ -127,8 +127,21 @@ export function ladder(model, target) {
   return [...cheaper, target];
 }
 
-/** The budget that a stream gets where nobody chose one: the best plan that the student has a part in. */
-export function refined(model) {
-  const students = model.budgets.filter(({ plan }) => planNamed(model, plan).segments.some(([actor]) => actor === "student"));
-  return (students.at(-1) ?? model.budgets[0]).from;
+/** The words for a budget, as [word, plan]: the plans that the server measured as its low, medium and high quality. */
+export function grades(model) {
+  const { low, medium, high } = model.qualities;
+  const words = [["Fast", low], ["Better", medium], ["Best", high]];
+  const known = new Set();
+  return words.filter(([, name]) => !known.has(name) && known.add(name)).map(([word, name]) => [word, planNamed(model, name)]);
+}
+
+/** The plan where nobody chose one: one better than the fastest, where there is one. */
+export const usual = (model) => (grades(model)[1] ?? grades(model)[0])[1];
+
+/** Who draws what in a plan, in words. */
+export function saidOf({ segments }) {
+  const parts = segments.map(([actor, start, stop]) =>
+    actor === "teacher" ? `the teacher draws ${stop - start} tokens in a pass each` : `the student draws ${stop - start} tokens in one pass`,
+  );
+  return parts.join(", then ");
 }

@@ -2,6 +2,8 @@
 
 const WORD = /dd1\.[\w-]+/;
 const CHUNK = "dd-receipt"; // of PNG
+const WHOLE = /"(?:[^"\\]|\\.)*"|-?\d+/g; // a string, or a whole number, of JSON
+const isNumber = (part) => !part.startsWith('"');
 const DESCRIPTION = 0x010e; // of EXIF, in JPEG and WebP
 
 /** The receipt in a text (the word alone, or a link that holds it), or null. */
@@ -9,12 +11,14 @@ export const receiptIn = (text) => WORD.exec(text)?.[0] ?? null;
 
 /**
  * What an image follows from, or null where the word cannot be read. `condition` is a class index or a
- * prompt; each of `changes` is [block, seed, number], from that block on.
+ * prompt; each of `changes` is [block, seed, number], from that block on. Seeds that JavaScript's numbers
+ * cannot hold are texts.
  */
 export function readReceipt(receipt) {
   try {
     const bytes = bytesOf(atob(receipt.slice("dd1.".length).replaceAll("-", "+").replaceAll("_", "/")));
-    const fields = JSON.parse(new TextDecoder().decode(bytes.slice(0, -6))); // a checksum of 6 bytes ends it
+    const text = new TextDecoder().decode(bytes.slice(0, -6)); // a checksum of 6 bytes ends it
+    const fields = JSON.parse(text.replace(WHOLE, (part) => (isNumber(part) && !Number.isSafeInteger(Number(part)) ? `"${part}"` : part)));
     const [model, , condition, plan, seed, number, changes] = fields;
     return { model, condition, plan, seed, number, changes };
   } catch {

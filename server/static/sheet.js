@@ -1,9 +1,10 @@
 // The sheet: the picture that is shown, large, or several side by side; its stages, and what can be done with it.
 
-import { hasKey } from "/static/api.js";
-import { $, el, milliseconds, passes } from "/static/dom.js";
-import { mark, setPicture, tile } from "/static/gallery.js";
-import { altOf, bodyOf, fileName, fileOf, planNamed, timeOf, titleOf } from "/static/picture.js";
+import { hasKey } from "./api.js";
+import { $, el, milliseconds, passes } from "./dom.js";
+import { link } from "./download.js";
+import { mark, setPicture, tile } from "./gallery.js";
+import { altOf, bodyOf, planNamed, timeOf, titleOf } from "./picture.js";
 
 let shown = null;
 const one = $("one");
@@ -52,7 +53,8 @@ function compared(picture, pick) {
   return el("figure", {}, tile(picture, pick), caption);
 }
 
-function refresh() {
+export function refresh() {
+  if (!shown) return;
   const { stage, waiting } = shown;
   const single = $("figures").firstElementChild === one;
   if (single) {
@@ -67,9 +69,8 @@ function refresh() {
   $("facts").replaceChildren(...factsOf(shown));
   $("busy-note").textContent = shown.note;
   $("busy-note").hidden = !shown.note;
-  $("download").href = fileOf(stage);
-  $("download").download = fileName(shown.model, stage);
-  $("open").href = `/images/${stage.image.receipt}`;
+  link(shown);
+  $("open").href = `images/${stage.image.receipt}`;
   $("open").hidden = hasKey(); // a link cannot bring the key
   if (shown.chosen === null) announce();
 }
@@ -116,7 +117,7 @@ export function curl(named) {
   const body = JSON.stringify(bodyOf(shown.model, source, shown.stage)).replaceAll("'", "'\\''");
   const key = hasKey() ? `-H "authorization: Bearer $DD_API_KEY" ` : "";
   return (
-    `curl -s ${location.origin}/generate ${key}-H 'accept: image/png' -H 'content-type: application/json' ` +
+    `curl -s ${new URL("generate", location.href)} ${key}-H 'accept: image/png' -H 'content-type: application/json' ` +
     `-d '${body}' > image.png`
   );
 }

@@ -75,7 +75,7 @@ def receipts(page: Page, file: bytes) -> Any:
 def test_a_files_receipt_is_found_and_nothing_in_what_holds_none(
     page: Page, server: Running, image_format: str
 ) -> None:
-    reply = server.post({"label": 3, "seed": 2**63 - 1, "format": image_format}, accept="image/*")
+    reply = server.post({"label": 3, "seed": str(2**63 - 1), "format": image_format}, accept="image/*")
     file = reply.raise_for_status().content
     assert receipts(page, file) == reply.headers["x-dd-receipt"]
     for part in (b"", file[:20], file[:32], b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"RIFF____WEBPEXIF", b"text"):

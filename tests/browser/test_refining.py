@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from dd_core.noise import NoiseKey
 from server.generation.receipts import Receipt
 from tests.browser.tools import (
+    budget,
     expected,
     image_of,
     read_receipt_of,
@@ -70,7 +71,7 @@ def test_the_first_picture_is_there_before_the_next_is_computed(
     before = height(tab)
     turnstile.admit()
     expect(image).to_have_attribute("alt", "ship, seed 11, made in 1 pass")
-    expect(tab.get_by_role("status").nth(2)).to_contain_text("being refined")
+    expect(tab.locator("#status")).to_contain_text("being refined")
     expect(tab.locator("#figures")).to_have_attribute("aria-busy", "true")
     expect(trail.nth(0)).to_have_attribute("aria-current", "step")
     expect(trail.nth(1)).to_be_disabled()
@@ -147,7 +148,7 @@ def answered(server: Running, **changes: object) -> str:
 def test_a_busy_servers_cheaper_plan_is_named(page: Page, server: Running) -> None:
     body = answered(server, requested_plan="teacher")
     page.route("**/generate", lambda route: route.fulfill(content_type="text/event-stream", body=body))
-    page.get_by_role("button", name="64", exact=True).click()
+    budget(page, 64)
     expect(page.locator("#busy-note")).to_have_text(
         "The server is busy: it drew dd-1 (1 pass) instead of teacher."
     )
@@ -180,7 +181,7 @@ def test_a_gallery_is_refined_in_place_and_picked_from(page: Page, server: Runni
     settled(page)
     assert image_of(page) == base64.b64decode(reply["images"][5]["data"]), "the address leads back to it"
 
-    page.get_by_role("button", name="21", exact=True).click()
+    budget(page, 21)
     expect(page.locator("#trail button")).to_have_count(4)
     settled(page)
     assert image_of(page) == expected(server, receipt=reply["images"][5]["receipt"], steps=21)
@@ -250,7 +251,7 @@ def test_a_dropped_file_gives_its_very_image_again(page: Page, server: Running) 
     page.reload()
     settled(page)
     assert image_of(page) == file, "the address holds the receipt"
-    page.get_by_role("button", name="2", exact=True).click()
+    budget(page, 2)
     expect(page.locator("#trail button")).to_have_count(2)
     settled(page)
     assert image_of(page) == expected(server, label="truck", seed=9, steps=2), "the same noise, another plan"
@@ -290,6 +291,8 @@ def test_what_holds_no_receipt_is_refused(page: Page) -> None:
 
 TEXT_MODEL = {
     "name": "words",
+    "description": "Simple things.",
+    "qualities": {"low": "dd-1", "medium": "dd-1", "high": "dd-2"},
     "conditioning": "text",
     "image": {"width": 32, "height": 32},
     "examples": ["a red circle", "two blue squares"],
@@ -299,7 +302,7 @@ TEXT_MODEL = {
         for n in (1, 2)
     ],
     "budgets": [{"from": n, "to": n, "plan": f"dd-{n}"} for n in (1, 2)],
-    "limits": {"n": 4},
+    "limits": {"n": 4, "prompt": 1000},
 }
 
 

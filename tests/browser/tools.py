@@ -56,6 +56,12 @@ def settled(page: Page, images: int = 1) -> None:
     expect(page.locator("#figures")).not_to_have_attribute("aria-busy", "true")
 
 
+def budget(page: Page, steps: int) -> None:
+    """Presses a step budget, behind the disclosure of the numbers."""
+    page.locator("#numbers").evaluate("(details) => { details.open = true; }")
+    page.locator("#stops").get_by_role("button", name=str(steps), exact=True).click()
+
+
 def expected(server: Running, **body: object) -> bytes:
     """What the server gives for a body."""
     return server.post(body, accept="image/png").raise_for_status().content
@@ -64,7 +70,7 @@ def expected(server: Running, **body: object) -> bytes:
 def receipt_of(page: Page) -> str:
     """The receipt of the image that is shown, from the link that opens it."""
     href = page.get_by_role("link", name="Open").get_attribute("href") or ""
-    return href.removeprefix("/images/")
+    return href.removeprefix("images/")
 
 
 def read_receipt_of(page: Page) -> Receipt:

@@ -193,6 +193,28 @@ def _content(spec: ModelSpec, modules: dict[PartName, nn.Module]) -> tuple[Any, 
     return content, content["trainer"]["ema_parameters"]
 
 
+def test_a_teacher_as_its_own_training_saves_it_is_read(
+    spec: ModelSpec, modules: dict[PartName, nn.Module], tmp_path: Path
+) -> None:
+    """VAR's training nests it, as a student's does; and wrappers for several devices prefix every key."""
+    files = _files(spec, modules, tmp_path / "files")
+    state = content_of(spec, "teacher", modules["teacher"])
+    for number, content in enumerate(
+        (
+            {"trainer": {"var_wo_ddp": state}, "epoch": 3},
+            {"module." + key: value for key, value in state.items()},
+            {"trainer": {"var_wo_ddp": {"module._orig_mod." + key: value for key, value in state.items()}}},
+        )
+    ):
+        given = _replaced(files, "teacher", saved(content))
+        convert(spec, given, tmp_path / f"bundle-{number}")
+        loaded = load_bundle(tmp_path / f"bundle-{number}", CPU)
+        for ours, theirs in zip(
+            _samples(loaded.sampler, spec), _samples(_original(spec, modules), spec), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -46,12 +46,22 @@ def test_generate_gives_what_the_server_sends(call: Caller, server: Running, tmp
     made = call(server.url, lambda c: c.generate(**wanted))
     sent = server.post(wanted).json()
     differing = {"id", "timings"}
-    assert made.model_dump(exclude=differing) == {k: v for k, v in sent.items() if k not in differing}
+    assert made.model_dump(exclude=differing, exclude_none=True) == {
+        k: v for k, v in sent.items() if k not in differing
+    }
     assert made.timings.total_ms > made.timings.compute_ms > 0
     raw = server.post({**wanted, "n": 1}, accept="image/webp").content
     assert made.images[0].bytes == raw
     assert made.images[1].save(tmp_path / "second.webp").read_bytes() == made.images[1].bytes != raw
     assert made.images[0].data not in repr(made)
+
+
+@pytest.mark.parametrize("seed", [2**53 - 1, 2**53, 2**63 - 1])
+def test_a_seed_is_a_number_whatever_its_size(call: Caller, server: Running, seed: int) -> None:
+    """A large one is sent as text, as the contract asks for it."""
+    made = call(server.url, lambda c: c.generate(label=3, seed=seed))
+    assert made.seed == made.images[0].seed == seed
+    assert call(server.url, lambda c: c.generate(label=3, seed=str(seed))).images == made.images
 
 
 def test_an_image_is_saved_in_the_format_that_its_name_says(

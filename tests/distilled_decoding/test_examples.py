@@ -58,10 +58,12 @@ def url() -> Iterator[str]:
 
 
 def test_no_block_goes_unrun() -> None:
-    """Beside the blocks that name a language are the two that install the client: see test_install.py."""
+    """Beside the blocks that name a language are the two that install the client (test_install.py) and the
+    flag for other names of models (test_recorded_clients.py).
+    """
     assert len(BLOCKS) == len(OUTCOMES)
     assert {language for language, _ in BLOCKS} == set(RUNNERS)
-    assert len(re.findall(r"^```", PAGE, re.MULTILINE)) == 2 * (len(BLOCKS) + 2)
+    assert len(re.findall(r"^```", PAGE, re.MULTILINE)) == 2 * (len(BLOCKS) + 3)
 
 
 @pytest.mark.parametrize("number", range(len(OUTCOMES)), ids=[language for language, _ in BLOCKS])

@@ -13,11 +13,17 @@ from dd_core.bundle import Bundle, load_bundle
 from tests.hub_fixtures import hub as hub
 from tests.server.helpers import Gate, Running, processes, running
 from tests.tiny import tiny_bundle
+from tests.tiny_text import tiny_text_bundle
 
 
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_text_bundle(tmp_path_factory.mktemp("text") / "tiny-text")
 
 
 @pytest.fixture(scope="session")

@@ -48,13 +48,16 @@ def test_generate_writes_the_image_that_the_server_sends(
     run: Run, server: Running, bundle_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "ship.png"
-    common = ("--model", bundle_folder, "--device", "cpu", "--seed", 7, "--steps", 2)
-    code, said, _ = run("generate", "--label", "ship", "--out", out, *common)
+    common = ("--model", bundle_folder, "--device", "cpu", "--seed", 7)
+    code, said, _ = run("generate", "--label", "ship", "--out", out, *common, "--steps", 2)
     assert code == 0
     assert "dd-2" in said
     reply = server.post({"label": "ship", "seed": 7, "steps": 2}, accept="image/png")
     assert out.read_bytes() == reply.content
-    assert run("generate", "--label", "8", "--out", tmp_path / "8.webp", *common)[0] == 0
+    by_name = ("--plan", "dd-2", *common)
+    assert run("generate", "--label", "ship", "--out", tmp_path / "named.png", *by_name)[0] == 0
+    assert (tmp_path / "named.png").read_bytes() == reply.content
+    assert "dd-1" in run("generate", "--label", "8", "--out", tmp_path / "8.webp", *common)[1]
     with Image.open(tmp_path / "8.webp") as image:
         assert image.format == "WEBP"
 
@@ -66,6 +69,8 @@ def test_generate_writes_the_image_that_the_server_sends(
         ({"--label": "10"}, "0 to 9"),
         ({"--steps": "0"}, "from 1 to 64"),
         ({"--steps": "1000000000"}, "from 1 to 64"),
+        ({"--plan": "teachr"}, "dd-1, dd-2,"),
+        ({"--plan": "dd-2", "--steps": "2"}, "not both"),
         ({"--seed": "-1"}, "--seed"),
         ({"--out": "ship.gif"}, ".webp"),
         ({"--out": "/nowhere/ship.png"}, "/nowhere/ship.png"),
@@ -150,11 +155,15 @@ def test_every_setting_is_a_flag(run: Run) -> None:
         assert f"--{name.replace('_', '-')}" in said
 
 
-def test_serve_says_where_it_listens_and_drains_on_sigterm(bundle_folder: Path) -> None:
-    """A request that runs when the signal comes is answered, and the exit code is 0."""
+def test_serve_says_where_it_listens_and_drains_on_sigterm(bundle_folder: Path, tmp_path: Path) -> None:
+    """A request that runs when the signal comes is answered, and the exit code is 0; all that with a
+    temporary folder whose path is too long for a socket.
+    """
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
     command = [sys.executable, "-m", "server", "serve", str(bundle_folder), "--port", "0", "--device", "cpu"]
     command += ["--max-batch", "1"]  # so that the request below takes a while
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(long)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -177,6 +177,7 @@ def test_the_description_covers_the_contract(server: Running) -> None:
         "prompt",
         "model",
         "steps",
+        "plan",
         "n",
         "seed",
         "format",

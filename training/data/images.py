@@ -58,7 +58,7 @@ _INCEPTION_WHEEL = Package(
 
 @dataclass(frozen=True)
 class About:
-    """The data of a bundle; `classes` is empty where texts are the condition (`examples` are some)."""
+    """The data of a bundle; `classes` is empty where texts are the condition. `examples`: what to show."""
 
     description: str
     classes: tuple[str, ...]

@@ -16,7 +16,7 @@ from PIL import Image
 from dd_core.bundle import Bundle
 from dd_core.sampling import sample_images
 from distilled_decoding.contract import GenerateRequest
-from tests.server.helpers import Gate, Running, busy, eventually, running
+from tests.server.helpers import Gate, Running, busy, eventually, refused, running
 
 Body = dict[str, Any]
 
@@ -92,8 +92,42 @@ def test_a_seed_that_is_left_out_is_drawn_and_reported(server: Running) -> None:
     assert np.array_equal(pixels_of(server.post({"label": "dog", "seed": seed})), pixels_of(first))
 
 
-def test_the_largest_seed_is_kept_exactly(server: Running) -> None:
-    assert server.post({"label": 0, "seed": 2**63 - 1}).json()["seed"] == 2**63 - 1
+@pytest.mark.parametrize("seed", [2**53 - 1, str(2**53 - 1), "7", "007"])
+def test_a_seed_may_be_text(server: Running, seed: int | str) -> None:
+    reply = server.post({"label": 0, "seed": seed}).json()
+    assert reply["seed"] == int(seed)
+    assert "seed_text" not in reply
+    assert reply["images"] == server.post({"label": 0, "seed": int(seed)}).json()["images"]
+
+
+@pytest.mark.parametrize("seed", [2**53, 2**60 + 1, 2**63 - 1])
+def test_a_seed_that_is_no_number_of_javascripts_goes_and_comes_as_text(server: Running, seed: int) -> None:
+    """As a number, JSON.parse reads another one without a word: its images could not be had again."""
+    reply = server.post({"label": 0, "seed": str(seed)})
+    body = reply.json()
+    [image] = body["images"]
+    for entry in (body, image):
+        assert (entry["seed"], entry["seed_text"]) == (seed, str(seed))
+    as_javascript = int(float(seed))
+    again = server.post({"label": 0, "seed": as_javascript})
+    assert "text" in refused(again, 400, "invalid_request", "seed")
+    raw = server.post({"label": 0, "seed": str(seed)}, accept="image/png")
+    assert raw.headers["x-dd-seed"] == str(seed)
+    assert "x-dd-seed-text" not in raw.headers
+    events = server.post({"label": 0, "seed": str(seed)}, accept="text/event-stream").text
+    assert f'"seed_text":"{seed}"' in events
+    openai = server.client.post(
+        "/v1/images/generations", json={"prompt": "airplane", "seed": str(seed)}
+    ).json()
+    assert (openai["data"][0]["seed"], openai["data"][0]["seed_text"]) == (seed, str(seed))
+    # Receipts of such seeds stay what they are.
+    repeated = server.post({"receipt": image["receipt"]}).json()
+    assert repeated["images"] == [image]
+    assert repeated["seed_text"] == str(seed)
+
+
+def test_drawn_seeds_are_numbers_of_javascripts(server: Running) -> None:
+    assert all(server.post({"label": 0}).json()["seed"] < 2**53 for _ in range(8))
 
 
 @pytest.mark.parametrize(("name", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])

@@ -18,7 +18,6 @@ from PIL import Image
 from tests.server.helpers import Gate, Running, busy, eventually, running
 
 PATH = "/v1/images/generations"
-WEBP = {"output_format": "webp"}
 
 
 def client_of(live: Running) -> openai.OpenAI:
@@ -159,17 +158,15 @@ def test_models(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "says"),
     [
-        ({"size": "1024x1024"}, "size", "32x32"),
+        ({"size": "4096x4096"}, "size", "2048"),
         ({"prompt": "a castle"}, "prompt", "airplane"),
         ({"prompt": ""}, "prompt", "at least 1"),
         ({"prompt": 8}, "prompt", "string"),
         ({"n": 0}, "n", "greater"),
         ({"n": 17}, "n", "1 to 16"),
         ({"quality": "best"}, "quality", "'low'"),
-        ({"background": "transparent"}, "background", "'opaque'"),
+        ({"background": "red"}, "background", "'opaque'"),
         ({"output_format": "gif"}, "output_format", "'webp'"),
-        ({"output_compression": 50}, "output_compression", "jpeg and webp"),
-        ({**WEBP, "output_compression": 5, "response_format": "url"}, "output_compression", "b64_json"),
         ({"partial_images": 2}, "partial_images", "stream"),
         ({"partial_images": 4, "stream": True}, "partial_images", "less than or equal to 3"),
         ({"stream": True, "response_format": "url"}, "response_format", "b64_json"),
@@ -212,7 +209,7 @@ def test_every_error_has_a_type(server: Running) -> None:
 
 def test_refusals_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
-        client.images.generate(prompt="ship", size="512x512")
+        client.images.generate(prompt="ship", size="5120x5120")
     assert (bad.value.param, bad.value.type) == ("size", "invalid_request_error")
     with pytest.raises(openai.NotFoundError, match="no model 'dall-e-3'"):
         client.images.generate(prompt="ship", model="dall-e-3")

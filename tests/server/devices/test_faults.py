@@ -237,7 +237,7 @@ def test_a_device_that_stops_at_any_moment_does_not_stop_the_server(bundle_folde
 
 
 def test_a_device_that_stops_for_good_is_replaced_and_its_work_done_again(bundle_folder: Path) -> None:
-    with running(bundle_folder, hang_timeout=0.5) as live, ThreadPoolExecutor(1) as pool:
+    with running(bundle_folder, hang_timeout=2.0) as live, ThreadPoolExecutor(1) as pool:
         expected = live.post({"label": 1, "seed": 2, "n": 16}).json()["images"]
         os.kill(live.pid, signal.SIGSTOP)
         asked = pool.submit(live.post, {"label": 1, "seed": 2, "n": 16})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dd_core.plan import Preset
 from server.errors import BadRequestError
 from server.generation.planner import PlanChoice, PlanQuery, choose
 from server.models.budgets import BudgetTable
+from server.models.catalog import find
 from server.scheduling.backlog import Forecast
 from tests.server.helpers import Gate, Running, busy, eventually, refused, running
 
@@ -151,6 +153,14 @@ def test_words_and_times_lead_to_plans(server: Running, body: dict[str, Any], na
         ({"min_quality": 1}, "min_quality", "50.00"),
         ({"min_quality": -1}, "min_quality", "greater"),
         ({"brownout": 1}, "brownout", "boolean"),
+        ({"plan": "teachr"}, "plan", "dd-1, dd-2, pre-trained-11-21, pre-trained-1-21, teacher"),
+        ({"plan": "onestep"}, "plan", "'onestep'"),  # for comparison alone
+        ({"plan": "x" * 5000}, "plan", "x…"),
+        ({"plan": 1}, "plan", "string"),
+        ({"plan": "dd-1", "steps": 1}, "plan", "steps"),
+        ({"plan": "dd-1", "quality": "auto"}, "plan", "quality"),
+        ({"plan": "dd-1", "latency_budget_ms": 5}, "plan", "latency_budget_ms"),
+        ({"plan": "dd-1", "min_quality": 60}, "plan", "min_quality"),
     ],
 )
 def test_wishes_that_contradict_themselves(
@@ -159,14 +169,34 @@ def test_wishes_that_contradict_themselves(
     assert says in refused(server.post({"label": 0, **body}), 400, "invalid_request", param)
 
 
+def test_a_named_plan_is_applied_where_a_cheaper_one_measures_better(bundle_folder: Path) -> None:
+    found = find(bundle_folder)
+    presets = tuple(replace(p, fid=10.0) if p.plan.name == "dd-2" else p for p in found.presets)
+    model = replace(found, presets=presets, budgets=BudgetTable(presets))
+    with running(model) as live:
+        assert live.post({"label": 0, "seed": 0, "steps": 64}).json()["plan"] == "dd-2"
+        reply = live.post({"label": 0, "seed": 0, "plan": "teacher"}).json()
+        assert (reply["plan"], reply["requested_plan"], reply["steps"]) == ("teacher", "teacher", 64)
+        [image] = reply["images"]
+        assert live.post({"receipt": image["receipt"]}).json()["images"] == [image]
+        two = live.post({"label": 0, "seed": 0, "steps": 2}).json()["images"][0]
+        assert live.post({"receipt": two["receipt"], "plan": "teacher"}).json()["images"] == [image]
+        last = live.post({"label": 0, "seed": 0, "plan": "teacher"}, accept="text/event-stream").text
+        assert f'"receipt":"{image["receipt"]}"' in last
+        openai = {"prompt": "airplane", "seed": 0, "plan": "teacher", "quality": "auto"}
+        assert live.client.post("/v1/images/generations", json=openai).json()["plan"] == "teacher"
+        both = live.client.post("/v1/images/generations", json={**openai, "quality": "hd"})
+        assert "quality" in refused(both, 400, "invalid_request", "plan")
+
+
 def test_models_say_where_words_lead(server: Running) -> None:
     [model] = server.client.get("/models").json()["models"]
     assert model["qualities"] == {"low": "dd-1", "medium": "pre-trained-11-21", "high": "teacher"}
 
 
 def test_brownout_is_told_in_body_header_log_and_metric(bundle_folder: Path, gate: Gate) -> None:
-    """Behind much work, two of three requests get one pass in place of 64, and are told so; the one that
-    minds waits.
+    """Behind much work, two of four requests get one pass in place of 64, and are told so; the one that
+    minds waits, and the one that names its plan.
     """
     with running(bundle_folder, gate, brownout_ms=1.0, max_batch=1) as live, ThreadPoolExecutor(30) as pool:
         first = busy(live, gate, pool)
@@ -176,13 +206,14 @@ def test_brownout_is_told_in_body_header_log_and_metric(bundle_folder: Path, gat
         in_json = pool.submit(live.post, body)
         in_headers = pool.submit(live.post, body, accept="image/png")
         minds = pool.submit(live.post, {**body, "brownout": False})
-        eventually(lambda: live.depth == 23, "all wait")
+        named = pool.submit(live.post, {"label": 2, "seed": 1, "plan": "teacher"})
+        eventually(lambda: live.depth == 24, "all wait")
         gate.open.set()
         reply = in_json.result().json()
         assert (reply["plan"], reply["steps"], reply["requested_plan"]) == ("dd-1", 1, "teacher")
         headers = in_headers.result().headers
         assert (headers["x-dd-plan"], headers["x-dd-requested-plan"]) == ("dd-1", "teacher")
-        assert minds.result().json()["plan"] == "teacher"
+        assert minds.result().json()["plan"] == named.result().json()["plan"] == "teacher"
         assert first.result().status_code == 200
         assert all(other.result().json()["requested_plan"] == "dd-1" for other in crowd)
         assert live.metric("dd_plan_downgrades_total", requested="teacher", applied="dd-1") == 2

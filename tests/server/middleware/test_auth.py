@@ -111,6 +111,12 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             create_app(Settings(admin_keys_file=path))
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "keys")
+    with pytest.raises(InvalidRequestError, match="not a regular file"):
+        KeyFile(tmp_path / "keys", "api_keys_file")
+
+
 def test_an_empty_variable_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD_SERVER_API_KEYS_FILE", "")
     assert Settings().api_keys_file is None

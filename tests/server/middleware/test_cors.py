@@ -47,10 +47,17 @@ def test_a_preflight_is_answered_without_a_key(shared: Running) -> None:
     assert reply.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("asked", [{"origin": "https://other.example"}, {"method": "DELETE"}])
-def test_a_refused_preflight_has_the_envelope(shared: Running, asked: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"origin": "https://other.example"}, "'https://other.example' is none of --cors-origins"),
+        ({"method": "DELETE"}, "GET and POST, not 'DELETE'"),
+        ({"origin": "x" * 5000, "method": "y" * 5000}, "x…"),
+    ],
+)
+def test_a_refused_preflight_names_what_is_refused(shared: Running, asked: dict[str, str], says: str) -> None:
     reply = preflight(shared, **asked)
-    assert "--cors-origins" in refused(reply, 400, "invalid_request")
+    assert says in refused(reply, 400, "invalid_request")
     if "origin" in asked:
         assert "access-control-allow-origin" not in reply.headers
 
@@ -63,6 +70,16 @@ def test_a_page_may_send_whatever_headers_its_client_has(shared: Running) -> Non
     assert set(own.split(",")) <= listed(reply, "access-control-allow-headers")
 
 
+def test_a_public_page_may_ask_a_server_of_a_private_network(shared: Running) -> None:
+    """Chrome asks for that beforehand, and takes a refusal of it for one of the request."""
+    asked = {"origin": PAGE, "access-control-request-method": "POST"}
+    reply = shared.client.options(
+        "/generate", headers={**asked, "access-control-request-private-network": "true"}
+    )
+    assert reply.status_code == 200
+    assert reply.headers["access-control-allow-private-network"] == "true"
+
+
 def test_a_page_can_read_every_header_that_a_reply_has(shared: Running) -> None:
     """A header that the server sends and CORS does not expose is invisible to the page."""
     headers = {"origin": PAGE, "x-api-key": KEY, "accept": "image/png"}
@@ -71,7 +88,7 @@ def test_a_page_can_read_every_header_that_a_reply_has(shared: Running) -> None:
     assert reply.headers["access-control-allow-origin"] == PAGE
     ours = {name for name in reply.headers if name.startswith("x-")}
     assert len(ours) > 5
-    assert ours | {"retry-after"} <= listed(reply, "access-control-expose-headers")
+    assert ours | {"retry-after", "content-disposition"} <= listed(reply, "access-control-expose-headers")
     assert {"accept", "origin"} <= listed(reply, "vary")
 
 

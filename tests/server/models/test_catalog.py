@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dd_core.errors import BundleNotFoundError, InvalidRequestError
-from server.models.catalog import find, find_all
+from server.models.catalog import find, find_all, sources_of
 
 
 def test_two_models_of_one_name_are_refused(bundle_folder: Path, tmp_path: Path) -> None:
@@ -22,6 +22,14 @@ def test_two_models_of_one_name_are_refused(bundle_folder: Path, tmp_path: Path)
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "name": "mine"}))
     assert [model.name for model in find_all([str(bundle_folder), str(other)])] == ["tiny", "mine"]
+
+
+def test_a_folder_with_a_comma_in_its_name_is_one_model(bundle_folder: Path, tmp_path: Path) -> None:
+    """As `/admin` takes it."""
+    folder = shutil.copytree(bundle_folder, tmp_path / "a,b")
+    assert sources_of(str(folder)) == [str(folder)]
+    assert sources_of("cifar10, pictograms") == ["cifar10", " pictograms"]
+    assert [model.folder for model in find_all(sources_of(str(folder)))] == [folder]
 
 
 @pytest.mark.parametrize("source", ["", "x" * 5000, "a/" * 5000, "\0"])

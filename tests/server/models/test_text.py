@@ -22,6 +22,7 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import InvalidRequestError
 from dd_core.sampling import sample_images
 from dd_core.text.config import T5Config
+from server.generation.encoder import read_receipt
 from server.models.catalog import ServedModel, check_encoder, find
 from tests.server.generation.test_runner import EVENTS, parse
 from tests.server.helpers import Running, refused, running
@@ -31,11 +32,6 @@ from tests.tiny_text import EXAMPLES, tiny_text_bundle, tiny_text_manifest
 
 OURS = ("dd_", "uvicorn")  # not what the client of the same process logs
 CAT = {"prompt": "a red cat", "seed": 7}
-
-
-@pytest.fixture(scope="module")
-def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_text_bundle(tmp_path_factory.mktemp("text") / "tiny-text")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +67,38 @@ def test_a_prompt_gives_the_picture_of_the_sampling_loop(texts: Running, text_bu
         [data] = images(texts, **CAT, steps=preset.plan.cost)
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
         assert np.array_equal(shown, expected[0].numpy()), preset.plan.name
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red cat, 2 hearts!", "a-red-cat-2-hearts-7-0.webp"),
+        ("Crème brûlée", "creme-brulee-7-0.webp"),
+        ('../../etc/passwd";x=', "etc-passwd-x-7-0.webp"),
+        ("❤️ 红心", "tiny-text-7-0.webp"),
+        ("red heart " * 99, "-".join(["red-heart"] * 6) + "-7-0.webp"),
+    ],
+)
+def test_a_picture_has_the_name_of_its_prompt(texts: Running, prompt: str, name: str) -> None:
+    reply = texts.post({"prompt": prompt, "seed": 7}, accept="image/webp")
+    assert reply.headers["content-disposition"] == f'inline; filename="{name}"'
+    again = texts.client.get(f"/images/{reply.headers['x-dd-receipt']}")
+    assert again.headers["content-disposition"] == f'inline; filename="{name.replace("webp", "png")}"'
+
+
+def test_a_long_receipt_stays_out_of_the_head(texts: Running, tmp_path: Path) -> None:
+    """nginx has 4 KiB for the head of a reply, as it comes."""
+    reply = texts.post({"prompt": "\U0001f600" * 1000, "seed": 7}, accept="image/png")
+    assert "x-dd-receipt" not in reply.headers
+    (tmp_path / "long.png").write_bytes(reply.content)
+    receipt = read_receipt(tmp_path / "long.png")
+    assert len(receipt) > 5000
+    again = texts.client.get(f"/images/{receipt}")
+    assert again.content == reply.content
+    longest = texts.post({"prompt": "x" * 1000, "seed": 2**53 - 1}, accept="image/png")
+    assert longest.headers["x-dd-receipt"], "plain letters fit"
+    for each in (reply, again, longest):
+        assert sum(len(name) + len(value) + 4 for name, value in each.headers.raw) < 4000
 
 
 def test_other_words_give_another_picture(texts: Running) -> None:
@@ -184,6 +212,10 @@ def test_side_by_side_what_is_sent_says_which_model(bundle_folder: Path, text_fo
             named = client.images.generate(model="tiny", prompt="ship", quality="low", extra_body={"seed": 7})
             ship = live.post({"label": "ship", "seed": 7}).json()["images"][0]["data"]
             assert named.data[0].b64_json == ship  # type: ignore[index]
+            # As docs/02-http-api.md says: without a model, also a class's name is a prompt.
+            unnamed = client.images.generate(prompt="ship", quality="low", extra_body={"seed": 7})
+            written = live.post({"prompt": "ship", "seed": 7}).json()["images"][0]["data"]
+            assert unnamed.data[0].b64_json == written != ship  # type: ignore[index]
             assert {model.id for model in client.models.list()} == {"tiny", "tiny-text"}
 
 
