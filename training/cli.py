@@ -1,14 +1,16 @@
 """`dd-train`: one subcommand a stage, over one run folder.
 
 dd-train all --recipe cpu --out runs/cpu          every stage, each resumed where it stopped
-dd-train distill --recipe cpu --set distill.steps=6000
+dd-train all --data photos --size 64 --out runs/photos
+dd-train distill --out runs/cpu --set distill.steps=+2000
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +25,11 @@ from dd_core.runtime import pick_device
 from training import pipeline
 from training.data import pictograms
 from training.data.captions import read_prompts
+from training.data.sources import bundle_name
 from training.metrics.sheet import UNSEEN, draw_sheet
-from training.recipes.named import RECIPES, get_recipe
+from training.recipes.choose import DEFAULT, choose_recipe
+from training.recipes.named import RECIPES
+from training.recipes.saved import remembered
 from training.run import Run
 from training.stages.export import export as export_bundle
 
@@ -34,12 +39,27 @@ app = typer.Typer(
     help="Make a bundle: tokenizer, teacher, pairs, student, figures.",
 )
 
-_DEFAULT = "gpu" if torch.cuda.is_available() else "cpu"
 _OUT = Path("runs/default")
-Recipe = Annotated[str, typer.Option(help=f"Named settings: {', '.join(RECIPES)}.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Named settings: {', '.join(RECIPES)}. By default those that the run folder was begun with, or "
+        f"{DEFAULT}."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Run folder; a stage that stopped goes on from what is there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="stage.field=value; may be repeated.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="stage.field=value, or +value for more of it; may be repeated, and lasts."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Your own images: a folder with one sub-folder a class. The run folder remembers it."),
+]
+Size = Annotated[
+    int | None, typer.Option(help="Side in pixels to which the images of --data are cropped and resized.")
+]
 StopAfter = Annotated[
     int | None, typer.Option(help="End after that many updates (or shards), as a kill would.")
 ]
@@ -54,42 +74,61 @@ class _Stderr(logging.Handler):
         sys.stderr.flush()
 
 
-def _prepare(
-    recipe: str, out: Path, device: str, overrides: list[str] | None, stop_after: int | None, threads: int
-) -> Run:
-    run = Run(get_recipe(recipe, overrides), out, pick_device(device), stop_after)
+@contextmanager
+def _prepared(
+    recipe: str | None,
+    out: Path,
+    device: str,
+    overrides: list[str] | None,
+    stop_after: int | None = None,
+    threads: int = 0,
+    data: Path | None = None,
+    size: int | None = None,
+) -> Iterator[Run]:
+    """Give the run of a command, whose folder remembers its recipe.
+
+    Raises:
+        RecipeError: settings that cannot be, or a run that was begun with others.
+    """
+    _log_to()
+    run = Run(choose_recipe(out, recipe, overrides or (), data, size), out, pick_device(device), stop_after)
     out.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
     if run.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    handlers: list[logging.Handler] = [logging.FileHandler(out / "train.log")]
-    if not sys.stderr.isatty():
-        handlers.append(_Stderr())
+    _log_to(logging.FileHandler(out / "train.log"))
+    with remembered(out, run.recipe):
+        yield run
+
+
+def _log_to(*handlers: logging.Handler) -> None:
+    """Log there, and to standard error where that is no terminal, which has progress bars."""
     ours = logging.getLogger("dd_train")
     for old in list(ours.handlers):
         ours.removeHandler(old)
         old.close()
-    for handler in handlers:
+    for handler in (*handlers, *([] if sys.stderr.isatty() else [_Stderr()])):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         ours.addHandler(handler)
     ours.setLevel(logging.INFO)
-    return run
 
 
 def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> None:
     @app.command(name, help=help_text)
     def command(
-        recipe: Recipe = _DEFAULT,
+        recipe: Recipe = None,
         out: Out = _OUT,
         device: Device = "auto",
         overrides: Overrides = None,
         stop_after: StopAfter = None,
         threads: Threads = 0,
+        data: Data = None,
+        size: Size = None,
     ) -> None:
-        run = _prepare(recipe, out, device, overrides, stop_after, threads)
-        for stage in stages:
-            stage(run)
+        with _prepared(recipe, out, device, overrides, stop_after, threads, data, size) as run:
+            for stage in stages:
+                stage(run)
 
 
 _command("tokenizer", "(a) VQ tokenizer: images to codes and back.", pipeline.train_tokenizer)
@@ -101,7 +140,7 @@ _command("teacher", "(b) Autoregressive teacher on the codes.", pipeline.train_t
 
 @app.command("pairs", help="(c) Noise-data pairs by Algorithm 1.")
 def pairs(
-    recipe: Recipe = _DEFAULT,
+    recipe: Recipe = None,
     out: Out = _OUT,
     device: Device = "auto",
     overrides: Overrides = None,
@@ -113,7 +152,8 @@ def pairs(
     ] = None,
 ) -> None:
     """Make the pairs, of a file's prompts if there is one."""
-    pipeline.generate_pairs(_prepare(recipe, out, device, overrides, stop_after, threads), prompts)
+    with _prepared(recipe, out, device, overrides, stop_after, threads) as run:
+        pipeline.generate_pairs(run, prompts)
 
 
 _command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
@@ -161,26 +201,32 @@ def sheet(
 @app.command("start", help="Begin a run with a bundle's weights instead of training them anew.")
 def start(
     bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.")],
-    recipe: Recipe = _DEFAULT,
+    recipe: Recipe = None,
     out: Out = _OUT,
     device: Device = "auto",
     overrides: Overrides = None,
+    data: Data = None,
+    size: Size = None,
 ) -> None:
     """Copies the weights and encodes the training images."""
-    pipeline.start_from(_prepare(recipe, out, device, overrides, None, 0), bundle)
+    with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
+        pipeline.start_from(run, bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")
 def export(
     to: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    name: Annotated[str, typer.Option(help="The model's name in requests.")] = "cifar10",
-    recipe: Recipe = _DEFAULT,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in requests; by default that of the data.")
+    ] = None,
+    recipe: Recipe = None,
     out: Out = _OUT,
     device: Device = "auto",
     overrides: Overrides = None,
 ) -> None:
     """Writes the bundle and says how large it became."""
-    manifest = export_bundle(_prepare(recipe, out, device, overrides, None, 0), name, to)
+    with _prepared(recipe, out, device, overrides) as run:
+        manifest = export_bundle(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
 

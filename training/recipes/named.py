@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from dd_core.errors import RecipeError
@@ -22,8 +23,16 @@ def get_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """
     if name not in RECIPES:
         raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}", param="recipe")
-    recipe = RECIPES[name]
-    for item in overrides or []:
+    return overridden(RECIPES[name], overrides or [])
+
+
+def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with `stage.field=value` overrides; of a whole number, `stage.field=+value` adds to it.
+
+    Raises:
+        RecipeError: unknown stage or field, or a value of the wrong type.
+    """
+    for item in overrides:
         path, equals, text = item.partition("=")
         *stage, leaf = path.split(".")
         if not equals or len(stage) > 1:
@@ -43,6 +52,8 @@ def get_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 def _parse(text: str, old: Any, path: str) -> Any:
     if isinstance(old, str):
         return text
+    if text.startswith("+") and text[1:].isdecimal() and type(old) is int:
+        return old + int(text)
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
