@@ -7,9 +7,10 @@ command line as `--set stage.field=value`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dd_core.models.config import (
+    STRICT,
     ModelConfig,
     TokenizerConfig,
 )
@@ -166,6 +167,8 @@ class Recipe:
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
     """
+
+    __pydantic_config__: ClassVar = STRICT  # for `recipe.json`
 
     name: str
     tokenizer_model: TokenizerConfig
