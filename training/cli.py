@@ -150,9 +150,11 @@ def pairs(
         Path | None,
         typer.Option(help="A file of prompts, one a line, for a model of texts; else the captions."),
     ] = None,
+    data: Data = None,
+    size: Size = None,
 ) -> None:
     """Make the pairs, of a file's prompts if there is one."""
-    with _prepared(recipe, out, device, overrides, stop_after, threads) as run:
+    with _prepared(recipe, out, device, overrides, stop_after, threads, data, size) as run:
         pipeline.generate_pairs(run, prompts)
 
 
@@ -223,9 +225,11 @@ def export(
     out: Out = _OUT,
     device: Device = "auto",
     overrides: Overrides = None,
+    data: Data = None,
+    size: Size = None,
 ) -> None:
     """Writes the bundle and says how large it became."""
-    with _prepared(recipe, out, device, overrides) as run:
+    with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
         manifest = export_bundle(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)

@@ -111,6 +111,11 @@ def test_a_folder_becomes_a_bundle_by_commands_that_name_it_once(
     rows = {row["name"]: row for row in report["rows"]}
     assert rows["real-split"]["images"] == len(images.test.labels) // 2 == 10
 
+    deep = sets("tokenizer_model.channel_multipliers=[1, 1, 1, 1]")
+    begun = ("--recipe", "tiny", "--data", photos, "--size", 64, "--out", tmp_path / "on", *deep)
+    train("start", tmp_path / "bundle", *begun)
+    assert load_file(tmp_path / "on" / "tokens.safetensors")["labels"].bincount().tolist() == [19, 18, 22]
+
     (photos / "red fox" / "0.png").unlink()
     assert train.refusal("evaluate", "--out", out).startswith(
         f"{photos} has changed since this run was begun: 80 images of 3 classes then, 79 of 3 now;"
