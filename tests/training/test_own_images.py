@@ -183,6 +183,15 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_are_refused_before_images_are_decoded(
+    train: Trainer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DD_CACHE", str(tmp_path / "cache"))
+    for wrong in ("teacher.stepz=3", "tokenizer_model.side=3", "seed=x"):
+        assert train.refusal("all", "--data", photos, "--out", tmp_path / "run", "--set", wrong)
+    assert not (tmp_path / "cache" / "folders").exists()
+
+
 def test_a_size_without_images_and_no_folder_of_images_are_refused(train: Trainer, tmp_path: Path) -> None:
     chosen = ("--recipe", "tiny", "--out", tmp_path / "run")
     assert "--size goes with --data" in train.refusal("all", *chosen, "--size", 64)

@@ -14,7 +14,7 @@ from training import pipeline
 from training.metrics import plots
 from training.recipes.choose import DEFAULT, choose_recipe
 from training.recipes.named import RECIPES, get_recipe
-from training.recipes.saved import read_recipe, remembered
+from training.recipes.saved import check_changes, read_recipe, remembered
 from training.recipes.settings import Recipe
 from training.run import Run
 
@@ -127,6 +127,24 @@ def test_settings_of_later_stages_may_change_and_pairs_may_grow(begun: Path) -> 
     chosen = command(begun, "generate_pairs", overrides=overrides)
     assert (chosen.pairs.count, chosen.distill.lr, chosen.evaluate.images) == (24, 0.5, 20)
     assert read_recipe(begun) == chosen
+
+
+def test_only_what_nothing_was_made_of_may_grow(tmp_path: Path) -> None:
+    """The decoder, which the later stages do not read, and the pairs that begin with a student's tokens."""
+    for name in ("tokenizer.pt", "decoder.pt", "teacher.pt", "student.pt"):
+        (tmp_path / name).touch()
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "manifest.json").touch()
+    before = get_recipe("tiny")
+    for free in ("decoder.steps=+1", "distill.steps=+1", "pairs.own=+1", "evaluate.batch=1"):
+        check_changes(tmp_path, before, get_recipe("tiny", [free]))
+    for used, by in (
+        ("tokenizer.steps", "decoder.pt"),
+        ("teacher.steps", "pairs"),
+        ("pairs.count", "student"),
+    ):
+        with pytest.raises(RecipeError, match=f"{used} cannot grow any more: .* has {by}"):
+            check_changes(tmp_path, before, get_recipe("tiny", [f"{used}=+1"]))
 
 
 def test_a_finished_stage_goes_on_where_it_was(tmp_path: Path) -> None:

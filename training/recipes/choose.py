@@ -43,6 +43,7 @@ def choose_recipe(
     if saved is not None and has_begun(out):
         return _continued(out, saved, name, overrides, data, size)
     recipe = saved if saved is not None and name is None else get_recipe(name or DEFAULT)
+    overridden(recipe, overrides)  # which refuses before the images are decoded
     first = [item for item in overrides if item.startswith(_ARCHITECTURE)]
     recipe = overridden(recipe, first)
     if data is not None:
