@@ -24,10 +24,11 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.errors import BundleNotFoundError, HashMismatchError, ManifestError, WeightsError
+from dd_core.files import save_tensors
 from dd_core.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from dd_core.models.adapters import load_strictly
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_models, on_meta, restore
@@ -41,6 +42,7 @@ from dd_core.text.t5 import T5States
 DEFAULT_BUNDLE = "cifar10"
 DEFAULT_TEXT_BUNDLE = "pictograms"
 _PIECES = "tokenizer.json"
+_SHOWN = 200  # characters of a source that an error repeats
 _DEFAULTS = Path(__file__).parent / "defaults"
 
 
@@ -78,13 +80,16 @@ def find_bundle(source: str | Path) -> Path:
     Raises:
         BundleNotFoundError: neither; the message lists the built-in names.
     """
-    built_in = _DEFAULTS / str(source)
+    built_in, shown = _DEFAULTS / str(source), str(source)[:_SHOWN]
     if str(source) in builtin_bundles():
         return built_in
-    if (Path(source) / "manifest.json").is_file():
-        return Path(source)
+    try:
+        if str(source) and (Path(source) / "manifest.json").is_file():
+            return Path(source)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise BundleNotFoundError(f"{shown}: {error.strerror or error}", param="model") from None
     raise BundleNotFoundError(
-        f"no bundle {str(source)!r}: neither a folder with a manifest.json nor one of the built-in "
+        f"no bundle {shown!r}: neither a folder with a manifest.json nor one of the built-in "
         f"models ({', '.join(builtin_bundles()) or 'none in this installation'})",
         param="model",
     )
@@ -149,7 +154,7 @@ def save_bundle(
     files = {}
     for name, state in states.items():
         path = folder / f"{name}.safetensors"
-        save_file({k: _stored(v, dtype) for k, v in state.items()}, str(path))
+        save_tensors({k: _stored(v, dtype) for k, v in state.items()}, path)
         files[path.name] = file_entry(path)
     if text is not None:
         (folder / _PIECES).write_bytes(pieces)

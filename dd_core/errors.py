@@ -14,6 +14,7 @@
     │   ├── HubAccessError                 a token is missing or may not read this
     │   └── HubFileMissingError            no such repository, revision or file
     ├── StorageError                       a disk is full
+    ├── NotANumberError                    a model's output holds what is not a number
     └── RecipeError (ValueError)           an unknown recipe, or one that contradicts itself
 
 `param` names the offending field in the caller's own vocabulary, so that a server can put it
@@ -82,6 +83,10 @@ class HubFileMissingError(HubError):
 
 class StorageError(DDError):
     """A disk has no room; the message says how much is needed and how much is free."""
+
+
+class NotANumberError(DDError):
+    """A model's output holds what is not a number: there is no picture."""
 
 
 class RecipeError(DDError, ValueError):

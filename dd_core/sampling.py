@@ -15,13 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from dd_core.codebook import lookup, nearest
 from dd_core.condition import ClassCondition, Condition, as_condition, of_kind
-from dd_core.errors import InvalidPlanError, InvalidRequestError
+from dd_core.errors import InvalidPlanError, InvalidRequestError, NotANumberError
 from dd_core.exact import ImageByImage, among_idle_rows, exact_block_logits, with_idle_sequences
 from dd_core.flow import FlowSettings, flow_map
 from dd_core.layout import TokenLayout, data_positions
@@ -164,11 +165,13 @@ class SegmentRun(ABC):
         assert at.count(at[0]) == len(at), "only student segments of several plans share a run"
         if segment.actor == "teacher":
             return _TeacherRun(sampler, plan, segment, x_BLC, cond, noise_BLC, uniform_BL)
-        assert sampler.marginals_KLV is not None
-        tokens = slice(sampler.layout.starts[segment.start], sampler.layout.starts[segment.stop])
-        tables = sampler.marginals_KLV, sampler.codebook_VC
-        draw = partial(marginal_draw, *tables, cond=cond, uniform_BL=uniform_BL, tokens=tokens)
-        return _OnePass(x_BLC, draw)
+        if segment.actor == "marginal":
+            assert sampler.marginals_KLV is not None
+            tokens = slice(sampler.layout.starts[segment.start], sampler.layout.starts[segment.stop])
+            tables = sampler.marginals_KLV, sampler.codebook_VC
+            draw = partial(marginal_draw, *tables, cond=cond, uniform_BL=uniform_BL, tokens=tokens)
+            return _OnePass(x_BLC, draw)
+        assert_never(segment.actor)
 
     @abstractmethod
     def advance(self) -> None:
@@ -330,5 +333,12 @@ def sample_images(
     """Images `[B, H, W, 3]` uint8 on the CPU: one for each condition and (seed, index) key.
 
     An image depends on its own condition, key and plan; not on the others in the batch.
+
+    Raises:
+        NotANumberError: one of them is no picture.
+        InvalidRequestError, InvalidPlanError: as `sample_codes` does.
     """
-    return decode(sampler, sample_codes(sampler, plan, cond, keys))[0].cpu()
+    pixels, good = decode(sampler, sample_codes(sampler, plan, cond, keys))
+    if not good.all():
+        raise NotANumberError("the model's output is not a number")
+    return pixels.cpu()

@@ -12,6 +12,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 ImageFormat = Literal["png", "jpeg", "webp"]
+SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+# Places of an image's receipt in its file: PNG's text chunk, and EXIF's ImageDescription of the others.
+PNG_RECEIPT = "dd-receipt"
+EXIF_RECEIPT = 0x010E
 Priority = Literal["low", "normal", "high"]
 Quality = Literal["low", "medium", "high", "auto"]
 MAX_SEED = 2**63 - 1

@@ -136,6 +136,7 @@ _KINDS: Mapping[int, type[DDClientError]] = {
 _STATUSES = {
     "deadline_exceeded": 504,
     "deadline_unreachable": 503,
+    "device_killed": 503,
     "draining": 503,
     "not_ready": 503,
     "queue_full": 429,

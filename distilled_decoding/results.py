@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from distilled_decoding.contract import GenerateReply, ImageReply
+from distilled_decoding.contract import SUFFIXES, GenerateReply, ImageReply
 from distilled_decoding.contract import ImageEvent as ImageEventReply
+from distilled_decoding.conversion import converted
 
 
 class Image(ImageReply):
@@ -24,9 +25,29 @@ class Image(ImageReply):
         return base64.b64decode(self.data)
 
     def save(self, path: str | Path) -> Path:
-        """Write the file as received, in its own format whatever the name's suffix. Returns the path."""
+        """Write the file in the format that the suffix names; without a suffix, as received.
+
+        An image that was received in another format is converted, which takes Pillow; its receipt stays in
+        the file. With the `format` of the request the server makes it so in the first place.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: the suffix is of no image format, or of another one and Pillow is not installed.
+        """
         path = Path(path)
-        path.write_bytes(self.bytes)
+        wanted = SUFFIXES.get(path.suffix.lower(), self.format)
+        if path.suffix and path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{path.name} must end in {', '.join(SUFFIXES)}, or have no suffix")
+        try:
+            data = self.bytes if wanted == self.format else converted(self.bytes, wanted, self.receipt)
+        except ImportError:
+            raise ValueError(
+                f"{path.name} would be {wanted}, and the image was received as {self.format}: request "
+                f"format={wanted!r}, give another suffix, or install Pillow"
+            ) from None
+        path.write_bytes(data)
         return path
 
 

@@ -20,11 +20,11 @@ from dd_core.hub.spec import PartName
 from dd_core.noise import NoiseKey
 from dd_core.runtime import pick_device
 from dd_core.sampling import sample_images
-from distilled_decoding.contract import MAX_SEED, ImageFormat
+from distilled_decoding.contract import MAX_SEED, SUFFIXES
 from server.generation.encoder import encode, read_receipt
 from server.generation.receipts import Receipt, parse_receipt
 from server.models.catalog import find, find_all
-from server.models.listing import convert_model, listing, passes, pull_lines
+from server.models.listing import convert_model, listing, named_class, passes, pull_lines
 from server.observability.metrics import package_version
 from server.settings import ENV_PREFIX, Settings, load_settings, show
 
@@ -39,7 +39,6 @@ app = typer.Typer(
 
 _MODEL = "Built-in or published model, or a bundle's folder."
 _NAME = "Published model, as `dd-server models` lists them."
-_SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -113,22 +112,20 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Make one image without a server: the same image as image 0 of a request with this seed."""
-    if out.suffix.lower() not in _SUFFIXES:
-        raise InvalidRequestError(
-            f"--out must end in {', '.join(_SUFFIXES)}, not {out.suffix!r}", param="out"
-        )
+    if out.suffix.lower() not in SUFFIXES:
+        raise InvalidRequestError(f"--out must end in {', '.join(SUFFIXES)}, not {out.suffix!r}", param="out")
     served = find(model or (DEFAULT_BUNDLE if prompt is None else DEFAULT_TEXT_BUNDLE))
-    bundle = load_bundle(served.folder, pick_device(device))
     plan = served.budgets.pick(steps).plan
     named = int(label) if label is not None and label.isascii() and label.isdigit() else label
     condition = served.condition(named, prompt)
+    bundle = load_bundle(served.folder, pick_device(device))
     if isinstance(condition, str):
         assert bundle.text is not None, "a model without an encoder is not found"
         pixels = sample_images(bundle.sampler, plan, bundle.text.encode([condition]), [(seed, 0)])
     else:
         pixels = sample_images(bundle.sampler, plan, [condition], [(seed, 0)])
     receipt = Receipt.of(served.name, served.identities[plan.name], condition, plan.name, NoiseKey(seed, 0))
-    out.write_bytes(encode(pixels[0].numpy(), _SUFFIXES[out.suffix.lower()], str(receipt)))
+    out.write_bytes(encode(pixels[0].numpy(), SUFFIXES[out.suffix.lower()], str(receipt)))
     what = condition if isinstance(condition, str) else served.manifest.classes[condition]
     typer.echo(f"{out}: {what}, seed {seed}, plan {plan.name}, {passes(plan.cost)}")
 
@@ -136,12 +133,15 @@ def generate(
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="An image that this server made.")],
+    model: Annotated[
+        str | None, typer.Option(help=f"{_MODEL} The one of the receipt's name, if left out.")
+    ] = None,
 ) -> None:
-    """Print the receipt in an image's metadata, and what it says."""
+    """Print the receipt in an image's metadata, and what it says; a class by name where its model is here."""
     word = read_receipt(file)
     receipt = parse_receipt(word)
     typer.echo(word)
-    for line in receipt.lines():
+    for line in receipt.lines(named_class(receipt, model)):
         typer.echo(f"  {line}")
 
 

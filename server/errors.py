@@ -17,6 +17,7 @@
     │   └── OutOfMemoryError   500  out_of_memory
     ├── QueueFullError         429  queue_full            (Retry-After)
     ├── CrowdedError           503  too_many_connections  (Retry-After)
+    ├── DeviceKilledError      503  device_killed         (Retry-After)
     ├── UnavailableError       503  not_ready             (Retry-After)
     │   └── DrainingError      503  draining              (Retry-After)
     ├── DeadlineUnreachableError 503  deadline_unreachable (Retry-After)
@@ -153,6 +154,10 @@ class DeadlineUnreachableError(_RetryError, status=503, code="deadline_unreachab
 
 class CrowdedError(_RetryError, status=503, code="too_many_connections"):
     """As many connections are open as the server keeps."""
+
+
+class DeviceKilledError(_RetryError, status=503, code="device_killed"):
+    """The device process was killed from outside while it was at the request, and again on every retry."""
 
 
 class UnavailableError(_RetryError, status=503, code="not_ready"):

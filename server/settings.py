@@ -148,6 +148,11 @@ class Settings(BaseSettings):
         # Kubernetes sets DD_SERVER_PORT=tcp://… in every pod beside a Service named dd-server.
         return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        return value.strip().removeprefix("[").removesuffix("]")  # an IPv6 address, as a URL writes it
+
     @field_validator("trusted_proxies")
     @classmethod
     def _proxies_are_addresses(cls, value: str) -> str:

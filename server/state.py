@@ -50,7 +50,7 @@ class ServerState:
         self.measure_readiness()
 
     def measure_readiness(self) -> None:
-        """Set `dd_ready`: a device process that is being replaced makes the server unready for a while."""
+        """Set `dd_ready`: the server is unready while all its device processes are being replaced."""
         self.metrics.ready.set(self.phase is Phase.READY and self.pool is not None and self.pool.up)
 
     def fail(self, error: Exception) -> None:
@@ -91,15 +91,15 @@ class ServerState:
         return self.pool, self.encoder
 
     def check_ready(self) -> None:
-        """Check that new clients should be sent here. While a device process is being replaced, requests
-        are still taken, but a balancer had better send them elsewhere.
+        """Check that new clients should be sent here. While all device processes are being replaced,
+        requests are still taken, but a balancer had better send them elsewhere.
 
         Raises:
-            UnavailableError: not `accepting`, or a device process is being replaced.
+            UnavailableError: not `accepting`, or no device process lives.
         """
         pool, _ = self.accepting()
         if not pool.up:
-            raise UnavailableError("a device process is being replaced", retry_after=1)
+            raise UnavailableError("every device process is being replaced", retry_after=1)
 
 
 def state_of(request: Request) -> ServerState:

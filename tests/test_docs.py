@@ -192,7 +192,7 @@ def test_anchors_of_a_page_are_distinct(page: Path) -> None:
     assert max(Counter(_anchors(page)).values()) == 1
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "benchmarks" / "results").rglob("*.md")], ids=_name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", _prose(page))
     for link in (first or second for first, second in links):
@@ -210,5 +210,8 @@ def test_pages_that_files_name_exist() -> None:
     roots = ("dd_core", "distilled_decoding", "server", "training", "benchmarks", "deploy", "docker", "tests")
     files = [p for root in roots for p in (ROOT / root).rglob("*") if p.suffix in (".py", ".yaml", ".yml")]
     for file in files:
-        for name in re.findall(r"docs/((?:\w+/)*[\w-]+\.md)", file.read_text(encoding="utf-8")):
-            assert (ROOT / "docs" / name).exists(), f"{_name(file)} names docs/{name}"
+        named = re.findall(r"docs/((?:\w+/)*[\w-]+\.md)(?:#([\w-]+))?", file.read_text(encoding="utf-8"))
+        for name, anchor in named:
+            page = ROOT / "docs" / name
+            assert page.exists(), f"{_name(file)} names docs/{name}"
+            assert not anchor or anchor in _anchors(page), f"{_name(file)} names docs/{name}#{anchor}"

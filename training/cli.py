@@ -8,6 +8,7 @@ dd-train distill --out runs/cpu --set distill.steps=+2000
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,22 +17,28 @@ from typing import Annotated
 
 import torch
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from dd_core.bundle import load_bundle
-from dd_core.errors import DDError
+from dd_core.errors import DDError, RecipeError
 from dd_core.hub.locate import locate
+from dd_core.manifest import Manifest
 from dd_core.runtime import pick_device
 from training import pipeline
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.data.sources import bundle_name
+from training.lock import locked
 from training.metrics.sheet import UNSEEN, draw_sheet
+from training.presets import presets
 from training.recipes.choose import DEFAULT, choose_recipe
 from training.recipes.named import RECIPES
 from training.recipes.saved import remembered
 from training.run import Run
 from training.stages.export import export as export_bundle
+from training.start import start_from
 
 app = typer.Typer(
     add_completion=False,
@@ -61,9 +68,9 @@ Size = Annotated[
     int | None, typer.Option(help="Side in pixels to which the images of --data are cropped and resized.")
 ]
 StopAfter = Annotated[
-    int | None, typer.Option(help="End after that many updates (or shards), as a kill would.")
+    int | None, typer.Option(min=1, help="End after that many updates (or shards), as a kill would.")
 ]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice.")]
 
 
 class _Stderr(logging.Handler):
@@ -85,21 +92,34 @@ def _prepared(
     data: Path | None = None,
     size: int | None = None,
 ) -> Iterator[Run]:
-    """Give the run of a command, whose folder remembers its recipe.
+    """Give the run of a command. No other command may use its folder meanwhile, which remembers its recipe.
 
     Raises:
-        RecipeError: settings that cannot be, or a run that was begun with others.
+        RecipeError: settings that cannot be, a folder in use, one of several processes, or a run that was
+            begun with other settings.
     """
+    if (world := os.environ.get("WORLD_SIZE") or "1") != "1":
+        raise RecipeError(
+            f"WORLD_SIZE is {world}: training by several processes is not built; start one, without torchrun "
+            "(CUDA_VISIBLE_DEVICES chooses its GPU)",
+            param="WORLD_SIZE",
+        )
     _log_to()
     run = Run(choose_recipe(out, recipe, overrides or (), data, size), out, pick_device(device), stop_after)
+    presets(run.recipe)  # plans that there are not are refused now, not after the training
     out.mkdir(parents=True, exist_ok=True)
+    with locked(out), remembered(out, run.recipe):
+        _set_up(run, threads)
+        yield run
+
+
+def _set_up(run: Run, threads: int) -> None:
+    """Set torch's threads, and log into the run folder."""
     if threads:
         torch.set_num_threads(threads)
     if run.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    _log_to(logging.FileHandler(out / "train.log"))
-    with remembered(out, run.recipe):
-        yield run
+    _log_to(logging.FileHandler(run.out / "train.log"))
 
 
 def _log_to(*handlers: logging.Handler) -> None:
@@ -184,13 +204,30 @@ def corpus() -> None:
     Console().print(f"{facts}", highlight=False)
 
 
+def _checked_budgets(value: str) -> str:
+    if not all(each.strip().isdecimal() and int(each) for each in value.split(",")):
+        raise typer.BadParameter(f"numbers of passes with commas between, as 1,2,21, not {value!r}")
+    return value
+
+
+def _bundle_name(value: str | None) -> str | None:
+    rule = Manifest.model_fields["name"]
+    try:
+        TypeAdapter(Annotated[str, rule] | None).validate_python(value)
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors()[0]["msg"]) from None
+    return value
+
+
 @app.command("sheet", help="Draw prompts that are no caption of the corpus, by budget and seed.")
 def sheet(
     bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle of texts.")],
     to: Annotated[Path, typer.Option(help="The PNG to write.")],
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; else our own.")] = None,
-    budgets: Annotated[str, typer.Option(help="Most passes of each block, by commas.")] = "1,2,21,64",
-    seeds: Annotated[int, typer.Option(help="Rows of a block.")] = 4,
+    budgets: Annotated[
+        str, typer.Option(help="Most passes of each block, by commas.", callback=_checked_budgets)
+    ] = "1,2,21,64",
+    seeds: Annotated[int, typer.Option(min=1, help="Rows of a block.")] = 4,
     device: Device = "auto",
 ) -> None:
     """Writes the picture and says which plans its blocks are of."""
@@ -212,14 +249,17 @@ def start(
 ) -> None:
     """Copies the weights and encodes the training images."""
     with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
-        pipeline.start_from(run, bundle)
+        start_from(run, bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")
 def export(
     to: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     name: Annotated[
-        str | None, typer.Option(help="The model's name in requests; by default that of the data.")
+        str | None,
+        typer.Option(
+            help="The model's name in requests; by default that of the data.", callback=_bundle_name
+        ),
     ] = None,
     recipe: Recipe = None,
     out: Out = _OUT,
@@ -239,6 +279,7 @@ def main() -> None:
     """Entry point: one clear line for what the user can mend, no traceback."""
     try:
         app()
-    except DDError as error:
-        Console(stderr=True).print(f"[red]dd-train:[/red] {error.message}", highlight=False)
-        raise SystemExit(2) from error
+    except (DDError, OSError) as error:
+        message = escape(error.message if isinstance(error, DDError) else str(error))
+        Console(stderr=True).print(f"[red]dd-train:[/red] {message}", highlight=False, soft_wrap=True)
+        raise SystemExit(2 if isinstance(error, DDError) else 1) from error

@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
+from dd_core.files import save_tensors
 from dd_core.flow import FlowSettings
-from dd_core.hub.locate import locate
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
@@ -37,11 +36,13 @@ from training.data.sources import class_names, load_images
 from training.losses.lpips import Lpips
 from training.metrics.features import Extractor, FeatureExtractor, Precision
 from training.metrics.report import Row
+from training.mismatch import difference
 from training.optim.loop import Ema, Stage, run_stage
 from training.presets import presets
 from training.recipes.settings import EvaluateRecipe
 from training.run import (
     Run,
+    facts_of,
     load_drawing_tokenizer,
     load_first_student,
     load_student,
@@ -83,10 +84,22 @@ def _begin_from(run: Run) -> Bundle:
     bundle = load_bundle(str(run.recipe.begin_from), run.device)
     if bundle.manifest.vq != run.recipe.tokenizer_model:
         raise RecipeError(
-            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: {bundle.manifest.vq}",
+            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: "
+            + difference(
+                {"tokenizer_model": asdict(bundle.manifest.vq)},
+                {"tokenizer_model": asdict(run.recipe.tokenizer_model)},
+            ),
             param="begin_from",
         )
     return bundle
+
+
+def _images_of(run: Run) -> dict[str, object]:
+    """The settings that say which images the tokens are of."""
+    recipe = run.recipe
+    found = {"data": recipe.data, "train_images": recipe.train_images, "views": recipe.views}
+    found |= {} if recipe.mirror else {"mirror": False}
+    return found | ({} if recipe.folder is None else {"folder": recipe.folder.digest})
 
 
 def write_tokens(run: Run) -> None:
@@ -94,8 +107,10 @@ def write_tokens(run: Run) -> None:
     images = train_images(run)
     mirrored = run.recipe.mirror and run.recipe.data != "pictograms"  # which have such views of their own
     tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
-    save_file(
-        {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
+    save_tensors(
+        {"tokens": tokens, "labels": images.labels.to(torch.int32)},
+        run.out / "tokens.safetensors",
+        facts_of(_images_of(run)),
     )
     used = len(torch.unique(tokens))
     log.info(
@@ -109,53 +124,16 @@ def train_decoder(run: Run) -> None:
     """Stage (a′): nothing where the recipe gives it no steps."""
     if not run.recipe.decoder.steps:
         return
-    tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer")["tokens"]
+    tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer", _images_of(run))["tokens"]
     lpips = Lpips(lpips_weights())
     stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
     _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model))
 
 
-def start_from(run: Run, source: str | Path) -> None:
-    """Puts a bundle's weights and its tokens of the training images, if there are any, into a new run folder.
-
-    Args:
-        source: a built-in or published model, or a bundle's folder; it may lack a student.
-
-    Every stage can then go on from there: `decoder`, `pairs` and, with `distill.start=student`,
-    `distill`.
-
-    Raises:
-        RecipeError: the folder has a tokenizer already, or the bundle's architecture is not the
-            recipe's.
-    """
-    if (run.out / "tokenizer.safetensors").exists():
-        raise RecipeError(f"{run.out} has a tokenizer already; choose another --out", param="out")
-    bundle = load_bundle(locate(source), run.device)
-    manifest, sampler = bundle.manifest, bundle.sampler
-    student = manifest.student
-    if student is not None:  # which may have blocks of its own
-        student = student.with_layers(run.recipe.model.num_layers)
-    if manifest.vq != run.recipe.tokenizer_model or {student, manifest.teacher} - {None} != {
-        run.recipe.model
-    }:
-        raise RecipeError(
-            f"{bundle.name} has another architecture than the recipe {run.recipe.name!r}: "
-            f"{manifest.vq}, {manifest.student or manifest.teacher}",
-            param="recipe",
-        )
-    run.out.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, object] = {"tokenizer": sampler.tokenizer, "teacher": sampler.teacher}
-    parts |= {"first-student": sampler.student}
-    for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            save(run, name, part)
-    if run.recipe.data != "prompts":
-        write_tokens(run)
-
-
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
-    tokens, tokenizer = read(run, "tokens", "tokenizer"), load_tokenizer(run)
+    tokens = read(run, "tokens", "tokenizer", _images_of(run))
+    tokenizer = load_tokenizer(run)
     conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
     first = _begin_from(run).sampler.teacher if run.recipe.begin_from else None
     assert first is None or isinstance(first, AnyTeacher)
@@ -257,13 +235,13 @@ def distill(run: Run) -> None:
     """Stage (d)."""
     cfg = run.recipe.distill
     lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
-    pairs, tokenizer = load_pairs(run.out / "pairs"), load_tokenizer(run)
+    pairs, tokenizer = load_pairs(run.out / "pairs", run.recipe.pairs), load_tokenizer(run)
     begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
     first = begin_from(run) if begin_from else None
     conditions = None
     if run.recipe.text is not None:
         conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
-    own = load_pairs(run.out / _OWN_PAIRS) if run.recipe.pairs.own else None
+    own = load_pairs(run.out / _OWN_PAIRS, run.recipe.pairs) if run.recipe.pairs.own else None
     stage, ema, _ = distill_stage(
         run.recipe, pairs, load_teacher(run, tokenizer), tokenizer, lpips, run.device, first, conditions, own
     )
@@ -299,10 +277,9 @@ def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: 
     recipe = run.recipe
     frequency = None
     if recipe.text is None:
-        pairs = load_pairs(run.out / "pairs")
-        frequency = marginals(
-            pairs.tokens, pairs.labels, recipe.model.num_classes, recipe.model.codebook_size
-        )
+        pairs = load_pairs(run.out / "pairs", run.recipe.pairs)
+        classes, codes = recipe.model.num_classes, recipe.model.codebook_size
+        frequency = marginals(pairs.tokens, pairs.labels, classes, codes)
         frequency = frequency.to(run.device)
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.errors import RecipeError
+from dd_core.files import save_tensors
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
+from training.mismatch import refuse_mismatch
 from training.recipes.settings import Recipe
 
 M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
@@ -25,6 +30,10 @@ class Run:
     out: Path
     device: torch.device
     stop_after: int | None = None
+
+    def command(self, stage: str) -> str:
+        """The command of a stage of this run, for a hint."""
+        return f"dd-train {stage} --recipe {self.recipe.name} --out {self.out}"
 
 
 def load_tokenizer(run: Run) -> AnyTokenizer:
@@ -80,20 +89,38 @@ def load_first_student(run: Run) -> AnyStudent:
 def save(run: Run, name: str, module: nn.Module) -> None:
     """Writes `name.safetensors`."""
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    save_file(state, str(run.out / f"{name}.safetensors"))
+    save_tensors(state, run.out / f"{name}.safetensors", facts_of(_architecture(module)))
 
 
-def read(run: Run, name: str, stage: str) -> dict[str, Tensor]:
+def facts_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a file that was made with `settings`, for `read` to compare."""
+    return {"made_with": json.dumps(settings)}
+
+
+def _architecture(module: nn.Module) -> dict[str, Any]:
+    cfg = getattr(module, "cfg", None)
+    return asdict(cfg) if is_dataclass(cfg) and not isinstance(cfg, type) else {}
+
+
+def read(run: Run, name: str, stage: str, wanted: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
     """The tensors of `name.safetensors`, which a stage leaves.
 
+    Args:
+        wanted: settings that it must have been made with, as far as it says so.
+
     Raises:
-        RecipeError: it is not there yet.
+        RecipeError: it is not there yet, or was made with others.
     """
     path = run.out / f"{name}.safetensors"
     if not path.exists():
         raise RecipeError(
-            f"{path} is not there yet: run `dd-train {stage} --out {run.out}` first", param="out"
+            f"{path} is not there yet: run `{run.command(stage)}` first",
+            param="out",
         )
+    with safe_open(path, "pt") as file:
+        made = json.loads((file.metadata() or {}).get("made_with", "{}"))
+    if made and wanted:
+        refuse_mismatch(path, made, wanted, f"the recipe {run.recipe.name!r} needs another --out")
     return load_file(path)
 
 
@@ -101,7 +128,15 @@ def load(run: Run, module: M, name: str, stage: str) -> M:
     """`module` with the weights of `name.safetensors`, frozen, on the run's device.
 
     Raises:
-        RecipeError: it is not there yet.
+        RecipeError: it is not there yet, or is of another architecture.
     """
-    module.load_state_dict(read(run, name, stage))
+    state = read(run, name, stage, _architecture(module))
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        problem = str(error).splitlines()[-1].strip()
+        raise RecipeError(
+            f"{name}.safetensors in {run.out} is not of the recipe {run.recipe.name!r}: {problem}",
+            param="recipe",
+        ) from None
     return module.to(run.device).eval().requires_grad_(False)

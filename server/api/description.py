@@ -28,7 +28,7 @@ ERRORS = errors(
         415: "The body is not declared as JSON.",
         429: "The queue is full; `Retry-After` says for how long.",
         500: "The device failed on this request.",
-        503: "Not ready, shutting down, or too busy for the request's `deadline_ms`.",
+        503: "Not ready, shutting down, too busy for the request's `deadline_ms`, or its device was killed.",
         504: "`deadline_ms` passed before the images were done.",
     }
 )

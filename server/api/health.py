@@ -25,10 +25,10 @@ async def healthz(request: Request) -> Response:
     "/readyz",
     summary="Warmed up and accepting",
     response_class=Response,
-    responses=errors({503: "Loading, warming up, draining, or replacing a device process."}),
+    responses=errors({503: "Loading, warming up, draining, or replacing every device process."}),
 )
 async def readyz(request: Request) -> Response:
-    """200 only between the end of warm-up and the start of the drain, while every device process lives."""
+    """200 only between the end of warm-up and the start of the drain, while a device process lives."""
     try:
         state_of(request).check_ready()
     except UnavailableError as error:

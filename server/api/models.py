@@ -33,7 +33,7 @@ async def models(request: Request) -> Response:
 class LoadRequest(BaseModel):
     """The body of `POST /admin/models`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
 
     model: str = Field(min_length=1, description="Built-in or published model, or a bundle's folder.")
 
@@ -55,9 +55,14 @@ async def load(request: Request, body: LoadRequest) -> Response:
         try:
             model = await asyncio.to_thread(find, body.model)
             if model.name in state.catalog.models:
-                raise ConflictError(f"a model {model.name} is loaded already", param="model")
-            state.metrics.bind(model.name, model.presets)
+                loaded = state.catalog.models[model.name].folder
+                raise ConflictError(
+                    f"a model {model.name} is loaded already, from {loaded}; {body.model} needs another "
+                    "name in its manifest",
+                    param="model",
+                )
             await pool.load(model)
+            state.metrics.bind(model.name, model.presets)
         except ApiError:
             raise
         except DDError as error:

@@ -31,6 +31,9 @@ log = logging.getLogger("dd_server")
 
 # Streams that run at SIGTERM get the time to end that all requests get.
 AppStatus.enable_automatic_graceful_drain = False
+# Seconds between the comments that keep a stream open while it waits: proxies and balancers close a
+# connection that is silent for 30 or 60 s.
+PING_SECONDS = 10.0
 _VARY = {"vary": "accept"}
 _LINE_END = "\n"
 
@@ -72,7 +75,7 @@ class EventReply(EventSourceResponse):
     """A stream of events that closes what it owns at its end, also where no event was ever asked for."""
 
     def __init__(self, events: AsyncIterator[ServerSentEvent], owned: ExitStack) -> None:
-        super().__init__(events, headers=_VARY, sep=_LINE_END)
+        super().__init__(events, headers=_VARY, sep=_LINE_END, ping=PING_SECONDS, ping_message_factory=_ping)
         self._owned = owned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,6 +95,11 @@ async def _events(writer: ReplyWriter) -> AsyncIterator[ServerSentEvent]:
         if not isinstance(error, DDError):
             log.exception("request %s: its stream failed", writer.run.record.request_id)
         yield _event("error", error_body(error))
+
+
+def _ping() -> ServerSentEvent:
+    """Make a comment, which clients pass over."""
+    return ServerSentEvent(comment="waiting", sep=_LINE_END)
 
 
 def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:

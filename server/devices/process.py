@@ -2,8 +2,9 @@
 
     Forward ─▶ gather rows → one advance of their `SegmentRun` → decode what is finished ─▶ Done
 
-It decides nothing: what runs next is the scheduler's choice, in the server's process. If this process
-dies, the server starts another and sends everything again: an image is a function of its request.
+What runs next, and with what, is the scheduler's choice, in the server's process; how many idle rows fill a
+batch up is decided here, by the kind of device. If this process dies, the server starts another and sends
+again all but what this one died on too often: an image is a function of its request.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,15 @@ log = logging.getLogger("dd_server.worker")
 Entry = Callable[[Connection, messages.DeviceOptions], None]
 # A process that dies so often without finishing a pass will not get better.
 _MAX_DEATHS = 5
+# Signals that a process brings upon itself. Any other comes from outside: from a person, from the kernel when
+# memory runs out, …
+_OWN_SIGNALS = frozenset(
+    {
+        signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL,
+        signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP,
+    }
+)  # fmt: skip
+_UNSEEN = 255  # exit code of a process whose fork server was gone before it
 _processes = multiprocessing.get_context("forkserver")
 # The fork server imports torch once; a device process then starts in milliseconds.
 PRELOAD = ["server.devices.preload"]
@@ -46,7 +56,7 @@ class Supervisor:
     options: messages.DeviceOptions
     hang_timeout: float  # seconds after which a pass counts as hung, and the process as dead
     on_answer: Callable[[messages.Done | messages.Failed], None]  # to each `Forward`
-    on_lost: Callable[[], None]  # the process died; the pass that it was at is not answered any more
+    on_lost: Callable[[bool], None]  # it died, True = of itself; its pass is not answered any more
     on_restored: Callable[[float], None]  # another is up, after so many seconds
     on_failure: Callable[[Exception], None]  # it cannot be brought back
 
@@ -58,6 +68,7 @@ class Supervisor:
         self._reviving: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._deaths = 0
+        self._hanging = False  # it was ended by the watchdog
         self._stopping = False
 
     @property
@@ -145,6 +156,7 @@ class Supervisor:
     def _hung(self) -> None:
         if self._process is not None:
             log.error("a pass has taken more than %.0f s: the device process is ended", self.hang_timeout)
+            self._hanging = True
             self._process.kill()
 
     def _stop_watchdog(self) -> None:
@@ -167,14 +179,10 @@ class Supervisor:
         for future in self._loading.values():
             _resolve(future, ComputeError("the device process died while it loaded the model"))
         self._reviving = asyncio.get_running_loop().create_task(self._revive(died))
-        self.on_lost()
 
     async def _revive(self, died: float) -> None:
-        process = self._process
         try:
-            if process is not None:
-                await asyncio.to_thread(process.join, 5.0)
-                log.error("the device process died (exit code %s); starting another", process.exitcode)
+            self.on_lost(await self._bury())
             if self._deaths > _MAX_DEATHS:
                 raise ComputeError(f"the device process died {self._deaths} times in a row")
             await self.start()
@@ -191,6 +199,38 @@ class Supervisor:
         seconds = time.perf_counter() - died
         log.info("the device process is back after %.2f s", seconds)
         self.on_restored(seconds)
+
+    async def _bury(self) -> bool:
+        """Wait for the end of the process that is lost; return True if it died of itself."""
+        process, hanging = self._process, self._hanging
+        self._hanging = False
+        if process is None:
+            return False
+        await asyncio.to_thread(process.join, 5.0)
+        code = process.exitcode
+        log.error("the device process died (%s); starting another", "it hung" if hanging else described(code))
+        if code is None:
+            process.kill()
+        return hanging or is_crash(code)
+
+
+def is_crash(code: int | None) -> bool:
+    """Return True for the exit code of a process that ended by its own doing, False if another ended it.
+
+    Args:
+        code: as of `multiprocessing.Process`: −n = by signal n, None = it has not ended.
+    """
+    if code is None or code == _UNSEEN:
+        return False
+    return code >= 0 or -code in _OWN_SIGNALS
+
+
+def described(code: int | None) -> str:
+    """Return an exit code in words."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    origin = "its own doing" if is_crash(code) else "sent from outside"
+    return f"signal {-code}, {signal.strsignal(-code)}: {origin}"
 
 
 def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:

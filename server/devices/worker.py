@@ -5,8 +5,8 @@
     Submission ◀─ deliver ── Scheduler.finish() ◀──────── Done ───┘
 
 Everything here runs on the event loop, so the scheduler needs no lock. A pass that fails is halved until
-the guilty image is alone; when the process dies, its successor (see `Supervisor`) is sent all its work again:
-nothing that was accepted is lost.
+the guilty image is alone; when the process dies, its successor (see `Supervisor`) is sent its work again, but
+for a request that it died on too often (see `Scheduler.restart`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from server.scheduling.scheduler import Scheduler
 
 log = logging.getLogger("dd_server.worker")
 
+# Seconds after which to come again if the device was killed time and again.
+_AFTER_KILLS = 10.0
 # The answer to a pass of the warm-up.
 _Reply = asyncio.Future[Done | Failed]
 
@@ -213,14 +215,24 @@ class DeviceWorker:
                 self._fail(guilty, kind("the device failed on this request; the server's log says why"))
         self._dispatch_next()
 
-    def _on_lost(self) -> None:
+    def _on_lost(self, crashed: bool) -> None:
         """Queue again all that the process had, for the next one."""
         in_flight, self._in_flight = self._in_flight, None
         source = None if in_flight is None else in_flight.source
         if isinstance(source, asyncio.Future) and not source.done():
             source.set_result(Failed(False, "the device process died"))
-        for job in self.scheduler.restart():
-            self._fail(job, errors.ComputeError("the device process died on this request, twice"))
+        hopeless = self.scheduler.restart(crashed=crashed)
+        if hopeless is not None and crashed:
+            self._fail(hopeless, errors.ComputeError("the device process died on this request, twice"))
+        elif hopeless is not None:
+            self._fail(
+                hopeless,
+                errors.DeviceKilledError.after(
+                    _AFTER_KILLS,
+                    f"the device process was killed from outside {hopeless.kills} times while it was at this "
+                    "request",
+                ),
+            )
         self.metrics.worker_restarts.inc()
         self.on_change()
 

@@ -50,13 +50,14 @@ class Receipt:
         """True if it is of that identity."""
         return self.weights == identity[:_DIGEST]
 
-    def lines(self) -> list[str]:
-        """Its fields in words, a line each."""
+    def lines(self, name: str | None = None) -> list[str]:
+        """Its fields in words, a line each; `name` is that of its class, if it is known."""
         label = "class" if isinstance(self.condition, int) else "prompt"
+        named = f" ({name})" if name else ""
         varied = [f"from block {s.block} on: seed {s.seed}, image {s.index}" for s in self.key.splices]
         return [
             f"model {self.model}, weights {self.weights}",
-            f"{label} {self.condition}, plan {self.plan}",
+            f"{label} {self.condition}{named}, plan {self.plan}",
             f"seed {self.key.seed}, image {self.key.index}",
             *varied,
         ]

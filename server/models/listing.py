@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dd_core.bundle import builtin_bundles
+from dd_core.bundle import builtin_bundles, find_bundle
 from dd_core.errors import InvalidRequestError
 from dd_core.hub.locate import converted, existing, locate
 from dd_core.hub.registry import find_spec, registry
 from dd_core.hub.spec import ModelSpec, PartName
 from dd_core.hub.storage import gigabytes, models_folder
 from dd_core.manifest import Manifest, read_manifest
+from server.generation.receipts import Receipt
 
 
 def pull_lines(name: str, *, no_teacher: bool) -> Iterator[str]:
@@ -59,6 +60,27 @@ def _variant(name: str, *, no_teacher: bool, unmasked_prefix: bool = False) -> M
     spec = find_spec(name)
     spec = spec.with_unmasked_prefix() if unmasked_prefix else spec
     return spec.without_teacher() if no_teacher else spec
+
+
+def named_class(receipt: Receipt, source: str | None) -> str | None:
+    """Return the name of the class that a receipt is of, if the model with these weights is on this disk.
+
+    Args:
+        source: the model; None = a built-in or converted one of the receipt's name.
+
+    Raises:
+        BundleError: `source` is no bundle.
+    """
+    if source is None and receipt.model not in (*builtin_bundles(), *converted()):
+        return None
+    folder = find_bundle(source) if source is not None else existing(receipt.model)
+    assert folder is not None, "it was listed"
+    manifest = read_manifest(folder)
+    if not isinstance(receipt.condition, int) or receipt.plan not in {p.name for p in manifest.presets}:
+        return None
+    exists = 0 <= receipt.condition < len(manifest.classes)
+    known = exists and receipt.is_of(manifest.identity(receipt.plan))
+    return manifest.classes[receipt.condition] if known else None
 
 
 def listing(source: str | None) -> Iterator[str]:

@@ -117,13 +117,15 @@ class Metrics:
             self._labels(self._requests, model, name, outcome)
         for name in names:
             self._labels(self._images, model, name)
+        for plan in offered:
+            self._labels(self._duration, model, plan.name, "ok")
         for actor in ("decode", *sorted({actor for plan in plans for actor in plan.needs})) if plans else ():
             self._labels(self._execution, model, actor)
 
     def request(self, model: str, plan: str, outcome: str, seconds: float) -> None:
         """Count one request for images."""
         self._labels(self._requests, model, plan, outcome).inc()
-        # Made on first use: 20 lines of exposition for each outcome add up.
+        # Of other outcomes made on first use: 20 lines of exposition for each add up.
         self._labels(self._duration, model, plan, outcome).observe(seconds)
 
     def downgraded(self, requested: str, applied: str) -> None:

@@ -54,6 +54,8 @@ class Job:
     deadline: float | None = None  # time by which it must be done
     previews: bool = False  # pictures of the student's earlier jumps are wanted as well
     over: bool = False  # complete, failed, expired or canceled
+    crashes: int = 0  # times that the device died of itself while at it, maybe with others
+    kills: int = 0  # times that the device was killed by somebody else meanwhile
     compute_s: float = 0.0
     finished: float = 0.0
 

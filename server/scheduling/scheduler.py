@@ -37,6 +37,10 @@ _SAFETY_MARGIN = 0.5
 # Weight of a new measurement of the slowdown, and the most that one may say.
 _SLOWDOWN_WEIGHT = 0.1
 _MAX_SLOWDOWN = 4.0
+# A job fails after so many deaths of the device, in the last of which it was alone. A crash points at it; of
+# a kill from outside it is the victim, but also the cause, where it takes more memory than there is.
+_MAX_CRASHES = 2
+_MAX_KILLS = 3
 # Jobs that are over and still in the heap of deadlines, besides as many as there are live ones.
 _MAX_STALE = 100
 
@@ -213,12 +217,22 @@ class Scheduler:
             self._queue(half, isolation_group=next(self._numbers))
         return None
 
-    def restart(self) -> list[Job]:
+    def restart(self, *, crashed: bool) -> Job | None:
         """Begin all images again after the device died and lost everything, those that it was at work on
-        one by one. Returns the guilty job, if it died of one image alone for the second time.
+        one by one. Returns the job to give up, if it was at work on that one alone and died too often.
+
+        Args:
+            crashed: it died of itself; otherwise somebody else ended it, which says nothing of its work.
         """
         suspects = _live(self._running.samples) if self._running else []
-        guilty = [s.job for s in suspects if s.isolation_group and len(suspects) == 1]
+        for job in dict.fromkeys(s.job for s in suspects):
+            job.crashes += crashed
+            job.kills += not crashed
+        hopeless = None
+        if len(suspects) == 1:
+            job = suspects[0].job
+            too_often = job.crashes >= _MAX_CRASHES if crashed else job.kills >= _MAX_KILLS
+            hopeless = job if too_often else None
         self._running = None
         self.interrupted()
         self._ready.clear()
@@ -235,7 +249,7 @@ class Scheduler:
                     [sample],
                     isolation_group=next(self._numbers) if sample in suspects else sample.isolation_group,
                 )
-        return guilty
+        return hopeless
 
     def end(self, job: Job) -> None:
         """Forget a job whose client has left, that failed or whose time is over: images of it that have

@@ -298,7 +298,7 @@ def test_a_full_disk_is_refused_before_and_cleaned_up_after(
         raise SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bundle_module, "save_file", full)
+        patch.setattr(bundle_module, "save_tensors", full)
         with pytest.raises(StorageError, match="became full"):
             convert(spec, files, tmp_path / "bundle")
     assert not list(tmp_path.glob("*bundle*/"))
@@ -359,9 +359,9 @@ def test_conversion_holds_no_copy_of_the_weights(
 ) -> None:
     """What is written lies in the file that was read: its tensors are the mapped ones."""
     seen: list[Tensor] = []
-    real = bundle_module.save_file
+    real = bundle_module.save_tensors
     monkeypatch.setattr(
-        bundle_module, "save_file", lambda state, path: (seen.extend(state.values()), real(state, path))
+        bundle_module, "save_tensors", lambda state, path: (seen.extend(state.values()), real(state, path))
     )
     maps = Path("/proc/self/maps")
     if not maps.exists():

@@ -15,7 +15,7 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.condition import Condition, as_condition
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import NoiseKey, batch_noise
-from dd_core.plan import Plan
+from dd_core.plan import Plan, Segment
 from dd_core.sampling import Sampler, SegmentRun, run_plan
 from tests.tiny import tiny_bundle
 from tests.tiny_text import tiny_text_bundle
@@ -156,3 +156,12 @@ def test_frequencies_are_of_classes(given: Given) -> None:
     chosen = plan.onestep(sampler.layout.num_blocks)
     with pytest.raises(InvalidRequestError, match="class indices"):
         run_plan(sampler, chosen, given.cond, given.noise_BLC, given.uniform_BL)
+
+
+def test_an_actor_that_is_not_known_runs_as_no_other(given: Given) -> None:
+    """Once it was taken for a marginal."""
+    segment = Segment("student", 0, given.sampler.layout.num_blocks)
+    unknown = Plan("unknown", (segment,))
+    object.__setattr__(segment, "actor", "oracle")  # `Plan` refuses it
+    with pytest.raises(AssertionError, match="oracle"):
+        given.run([(unknown, 0)], given.noise_BLC, [0])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import PIL.Image
 import pytest
 
 import distilled_decoding as client
@@ -32,6 +34,7 @@ from distilled_decoding import (
     errors,
 )
 from distilled_decoding.contract import GenerateRequest
+from server.generation.encoder import read_receipt
 from server.generation.receipts import Receipt
 from server.launcher import bind
 from tests.distilled_decoding.helpers import Caller
@@ -49,6 +52,29 @@ def test_generate_gives_what_the_server_sends(call: Caller, server: Running, tmp
     assert made.images[0].bytes == raw
     assert made.images[1].save(tmp_path / "second.webp").read_bytes() == made.images[1].bytes != raw
     assert made.images[0].data not in repr(made)
+
+
+def test_an_image_is_saved_in_the_format_that_its_name_says(
+    call: Caller, server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once `x.jpg` held a PNG."""
+    [received] = call(server.url, lambda c: c.generate(label="ship", seed=7)).images
+    assert received.save(tmp_path / "ship").read_bytes() == received.bytes
+    assert received.save(tmp_path / "ship.PNG").read_bytes() == received.bytes
+    for name, kind in (("ship.jpg", "JPEG"), ("ship.jpeg", "JPEG"), ("ship.webp", "WEBP")):
+        with PIL.Image.open(received.save(tmp_path / name)) as image:
+            assert (image.format, image.size) == (kind, (32, 32))
+        assert read_receipt(tmp_path / name) == received.receipt
+    [lossy] = call(server.url, lambda c: c.generate(label="ship", seed=7, format="webp")).images
+    with PIL.Image.open(lossy.save(tmp_path / "lossy.png")) as image:
+        assert image.format == "PNG"
+    assert read_receipt(tmp_path / "lossy.png") == lossy.receipt
+    with pytest.raises(ValueError, match=r"ship\.gif must end in \.png, \.jpg"):
+        received.save(tmp_path / "ship.gif")
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)  # as if it was not installed
+    with pytest.raises(ValueError, match="request format='jpeg'"):
+        received.save(tmp_path / "late.jpg")
+    assert not (tmp_path / "late.jpg").exists() and not (tmp_path / "ship.gif").exists()
 
 
 def test_a_stream_gives_every_picture(call: Caller, server: Running) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -93,9 +94,10 @@ class Gate:
     poisoned: Any = field(default_factory=lambda: processes.Value("i", -1))  # raises
     exhausting: Any = field(default_factory=lambda: processes.Value("i", -1))  # runs out of memory
     broken: Any = field(default_factory=lambda: processes.Value("i", -1))  # gives NaN in its own row
-    deadly: Any = field(default_factory=lambda: processes.Value("i", -1))  # kills the process
+    deadly: Any = field(default_factory=lambda: processes.Value("i", -1))  # is a fault of memory
     fatal_loads: Any = field(default_factory=lambda: processes.Value("i", 0))  # so many kill the process
     most_rows: Any = field(default_factory=lambda: processes.Value("i", 10**6))  # more: out of memory
+    loads: Latch = field(default_factory=Latch)  # closed, a process that loads a model waits
     calls: ListProxy[list[int]] | list[list[int]] = field(default_factory=list)
 
     def __call__(self, bundle: Bundle) -> Bundle:
@@ -106,6 +108,7 @@ class Gate:
             self.fatal_loads.value -= fatal
         if fatal:
             os.kill(os.getpid(), signal.SIGKILL)
+        assert self.loads.wait(PATIENCE)
         student = _Gated(bundle.sampler.student, self)
         return dataclasses.replace(bundle, sampler=dataclasses.replace(bundle.sampler, student=student))
 
@@ -125,7 +128,8 @@ class _Gated:
         gate.calls.append(classes)
         assert gate.open.wait(PATIENCE)
         if gate.deadly.value in classes:
-            os.kill(os.getpid(), signal.SIGKILL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.kill(os.getpid(), signal.SIGSEGV)
         if gate.exhausting.value in classes or len(classes) > gate.most_rows.value:
             raise torch.OutOfMemoryError("secret: the device is out of memory")
         if gate.poisoned.value in classes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +15,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from dd_core.bundle import file_entry
+from dd_core.manifest import read_manifest, write_manifest
 from server.cli import main
 from server.launcher import bind
 from tests.server.helpers import PATIENCE, Running
@@ -84,6 +89,30 @@ def test_a_mistake_gets_one_clear_line(
     assert "Traceback" not in error
     if error.startswith("dd-server: error:"):
         assert error.count("\n") == 1
+
+
+def test_a_request_that_cannot_be_met_is_refused_before_the_weights_are_read(
+    run: Run, bundle_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bundle_folder, tmp_path / "damaged")
+    (folder / "student.safetensors").write_bytes(b"damaged")
+    code, _, error = run("generate", "--label", "shop", "--out", tmp_path / "a.png", "--model", folder)
+    assert code == 2 and "unknown class 'shop'" in error
+
+
+def test_what_is_no_picture_is_not_written(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    """As the server, which answers 500."""
+    folder = shutil.copytree(bundle_folder, tmp_path / "broken")
+    weights = folder / "student.safetensors"
+    state = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(weights).items()}
+    save_file(state, weights)
+    manifest = read_manifest(folder)
+    files = {**manifest.files, weights.name: file_entry(weights)}
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
+    out = tmp_path / "a.png"
+    code, _, error = run("generate", "--label", "ship", "--out", out, "--model", folder, "--device", "cpu")
+    assert code == 1 and "not a number" in error
+    assert not out.exists()
 
 
 def test_models_lists_plans_with_their_cost(run: Run, bundle_folder: Path) -> None:

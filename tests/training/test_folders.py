@@ -152,7 +152,7 @@ def test_a_change_is_noticed_and_takes_the_place_of_the_old_cache(
 
 def test_what_a_kill_left_is_not_taken(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(folders, "save_tensors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             load_folder(photos, 64)
     assert len(load_folder(photos, 64).test.labels) == 21

@@ -195,7 +195,9 @@ def test_settings_are_refused_before_images_are_decoded(
 def test_a_size_without_images_and_no_folder_of_images_are_refused(train: Trainer, tmp_path: Path) -> None:
     chosen = ("--recipe", "tiny", "--out", tmp_path / "run")
     assert "--size goes with --data" in train.refusal("all", *chosen, "--size", 64)
-    assert "data=folder needs the folder: --data DIR" in train.refusal("all", *chosen, "--set", "data=folder")
+    assert "folder must come with --data DIR, for data=folder" in train.refusal(
+        "all", *chosen, "--set", "data=folder"
+    )
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dd_core.bundle import load_bundle
@@ -21,9 +20,10 @@ from training import pipeline
 from training.cli import app, main
 from training.metrics import plots
 from training.recipes.named import get_recipe
-from training.run import Run
+from training.run import Run, load_teacher, load_tokenizer
 from training.stages.export import export
 from training.stages.pairs import load_pairs
+from training.start import start_from
 
 CPU = torch.device("cpu")
 
@@ -94,7 +94,7 @@ def test_a_run_can_start_from_a_bundle(
     export(run, "tiny", tmp_path / "bundle")
     again = Run(get_recipe("tiny", ["distill.start=student", "pairs.own=20"]), tmp_path / "again", CPU)
     again.out.mkdir()
-    pipeline.start_from(again, tmp_path / "bundle")
+    start_from(again, tmp_path / "bundle")
     drawn, student = load_file(run.out / "decoder.safetensors"), load_file(run.out / "student.safetensors")
     found = load_file(again.out / "tokenizer.safetensors")
     assert all(torch.equal(found[k], v.half().float()) for k, v in drawn.items())
@@ -109,10 +109,12 @@ def test_a_run_can_start_from_a_bundle(
     pipeline.distill(again)
     assert (again.out / "student.safetensors").exists()
     with pytest.raises(RecipeError, match="has a tokenizer already"):
-        pipeline.start_from(again, tmp_path / "bundle")
+        start_from(again, tmp_path / "bundle")
     other = Run(get_recipe("cpu"), tmp_path / "other", CPU)
-    with pytest.raises(RecipeError, match="another architecture"):
-        pipeline.start_from(other, tmp_path / "bundle")
+    with pytest.raises(
+        RecipeError, match=r"another architecture .*: tokenizer_model\.codebook_size is 64, not 1024$"
+    ):
+        start_from(other, tmp_path / "bundle")
 
 
 def test_a_student_can_be_made_deeper_than_its_teacher(
@@ -128,7 +130,7 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
         tmp_path / "deeper",
         CPU,
     )
-    pipeline.start_from(deeper, tmp_path / "shallow")
+    start_from(deeper, tmp_path / "shallow")
     pipeline.generate_pairs(deeper)
     pipeline.distill(deeper)
     pipeline.evaluate(deeper, extractor=Mean(), timing=False)
@@ -140,12 +142,12 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
         chosen = plan_for_budget(bundle.presets, budget).plan
         assert sample_images(bundle.sampler, chosen, [0], [(0, 0)]).shape == (1, 32, 32, 3)
     shallow = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
-    pipeline.start_from(shallow, tmp_path / "bundle")
+    start_from(shallow, tmp_path / "bundle")
     pipeline.generate_pairs(shallow)
     with pytest.raises(RecipeError, match=r"distill\.layers must be at least the 3"):
         pipeline.distill(shallow)
     monkeypatch.setattr(pipeline, "load_bundle", lambda *_: bundle)
-    recipe = replace(get_recipe("tiny", ["distill.start=transplant"]), begin_from="deeper")
+    recipe = get_recipe("tiny", ["begin_from=deeper", "distill.start=transplant"])
     carried = Run(recipe, shallow.out, CPU)
     with pytest.raises(RecipeError, match="other blocks than its teacher"):
         pipeline.distill(carried)
@@ -179,6 +181,75 @@ def test_commands_explain_what_is_missing(
     where = ("--out", str(tmp_path / "x"), "--device", "cpu")
     assert _refused(monkeypatch, "pairs", "--recipe", "tiny", *where) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "run `dd-train tokenizer --out" in said and "Traceback" not in said
+    assert "run `dd-train tokenizer --recipe tiny --out" in said and "Traceback" not in said
     assert _refused(monkeypatch, "teacher", "--recipe", "huge", *where) == 2
     assert "tiny, cpu, gpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "says"),
+    [
+        ("distill", ["tokenizer_model.code_dim=8", "model.code_dim=8"], "code_dim was 4 and is 8"),
+        ("distill", ["model.layers=3"], "layers was 2 and is 3"),
+        ("evaluate", ["distill.layers=3"], "layers was 2 and is 3"),
+        ("distill", ["pairs.guidance=9"], "pairs.guidance was 2.0 and is 9.0"),
+        ("pairs", ["pairs.solver=euler"], 'pairs.solver was "dpmpp-3m" and is "euler"'),
+        ("decoder", ["train_images=8"], "train_images was 256 and is 8"),
+        ("teacher", ["teacher.lr=0.5"], "teacher.lr was 0.001 and is 0.5"),
+    ],
+)
+def test_a_run_folder_of_other_settings_is_refused_in_one_line_that_names_the_field(
+    run: Run,
+    cache: Path,
+    command: str,
+    overrides: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DD_CACHE", str(cache))
+    monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
+    given = [part for override in overrides for part in ("--set", override)]
+    where = ("--recipe", "tiny", "--out", str(run.out), "--device", "cpu")
+    assert _refused(monkeypatch, command, *where, *given) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and "Traceback" not in said
+
+
+def test_weights_that_do_not_say_their_settings_are_refused_in_one_line(run: Run, tmp_path: Path) -> None:
+    """Of a run of before, or put there by hand."""
+    save_file(load_file(run.out / "teacher.safetensors"), str(tmp_path / "teacher.safetensors"))
+    other, tokenizer = Run(get_recipe("tiny", ["model.layers=3"]), tmp_path, CPU), load_tokenizer(run)
+    with pytest.raises(RecipeError, match=r"teacher\.safetensors .* is not of the recipe 'tiny'") as caught:
+        load_teacher(other, tokenizer)
+    assert "\n" not in caught.value.message
+    load_teacher(Run(get_recipe("tiny"), tmp_path, CPU), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "says"),
+    [
+        (["all", "--set", 'evaluate.plans=["dd1"]'], {}, "choose from dd-1, dd-2"),
+        (["all", "--stop-after", "-1"], {}, "--stop-after"),
+        (["all", "--threads", "-1"], {}, "--threads"),
+        (["all"], {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2: training by several processes is not built"),
+        (["export", "--to", "x", "--name", "My model"], {}, "--name"),
+        (["all", "--out", "/dev/null/run"], {}, "/dev/null/run"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    arguments: list[str],
+    variables: dict[str, str],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    command, *more = arguments
+    out = tmp_path / "run"
+    assert _refused(monkeypatch, command, "--recipe", "tiny", "--out", str(out), *more)
+    said = capsys.readouterr().err
+    assert says in said and "Traceback" not in said
+    assert not out.exists()

@@ -31,6 +31,7 @@ from training.run import Run
 from training.stages.export import export
 from training.stages.pairs import load_pairs
 from training.stages.teacher import new_teacher
+from training.start import start_from
 
 CPU = torch.device("cpu")
 T5 = T5Config(repo="local/tiny", length=6, dim=16)
@@ -109,7 +110,7 @@ def test_from_a_teacher_and_prompts_to_a_bundle_with_a_student(
     recipe: Recipe, published: Path, tmp_path: Path
 ) -> None:
     run = Run(recipe, tmp_path / "run", CPU)
-    pipeline.start_from(run, published)
+    start_from(run, published)
     with pytest.raises(RecipeError, match="--prompts"):
         pipeline.generate_pairs(run)
     file = tmp_path / "prompts.txt"
@@ -133,12 +134,12 @@ def test_what_a_run_of_prompts_has_no_images_for_is_refused(
     run = Run(recipe, tmp_path / "run", CPU)
     with pytest.raises(RecipeError, match="dd-train start"):
         pipeline.train_tokenizer(run)
-    pipeline.start_from(run, published)
+    start_from(run, published)
     with pytest.raises(RecipeError, match="measure"):
         pipeline.evaluate(run)
     other = Run(replace(recipe, model=replace(recipe.model, layers=3)), tmp_path / "other", CPU)
     with pytest.raises(RecipeError, match="another architecture"):
-        pipeline.start_from(other, published)
+        start_from(other, published)
     empty = tmp_path / "links.txt"
     empty.write_text("https://example.com/a.png\n")
     with pytest.raises(RecipeError, match="none of the prompts"):

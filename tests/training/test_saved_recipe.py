@@ -111,8 +111,8 @@ def begun(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("tokenizer.steps=+1", r"tokenizer\.steps cannot grow any more: .* has teacher\.pt, made of what"),
         ("teacher.steps=+1", r"teacher\.steps cannot grow any more: .* has pairs/manifest\.json, made of"),
         ("pairs.guidance=3", r"pairs/manifest\.json with pairs\.guidance 2\.0, not 3\.0"),
-        ("pairs.count=+1.5", r"pairs\.count takes a int"),
-        ("teacher.lr=+1", r"teacher\.lr takes a float"),
+        ("pairs.count=+1.5", r"pairs\.count must be a valid integer, not '\+1\.5'"),
+        ("teacher.lr=+1", r"teacher\.lr must be a valid number, not '\+1'"),
     ],
 )
 def test_settings_of_a_stage_that_has_begun_stay(override: str, says: str, begun: Path) -> None:

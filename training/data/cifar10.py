@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dd_core.files import save_tensors
 from training.data.images import ImageSet
 from training.data.packages import DataError, cache_dir, checked
 
@@ -49,7 +49,7 @@ def cifar10(split: str, archive: Path | None = None) -> ImageSet:
         raise DataError(f"split must be 'train' or 'test', not {split!r}", param="split")
     store = cache_dir() / "cifar10.safetensors"
     if not store.exists():
-        save_file(_read_cifar(archive or _fetch_cifar()), str(store))
+        save_tensors(_read_cifar(archive or _fetch_cifar()), store)
     with safe_open(store, "pt") as file:
         return ImageSet(file.get_tensor(f"{split}_images"), file.get_tensor(f"{split}_labels").long())
 

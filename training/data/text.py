@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from dd_core.errors import InvalidRequestError, RecipeError
+from dd_core.files import save_tensors
 from dd_core.models.adapters import load_strictly
 from dd_core.text.config import MiniLMConfig, T5Config
 from dd_core.text.encoder import checked_prompt, padded_states
@@ -181,10 +182,8 @@ def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, 
     log.info("encoding %d texts", len(texts))
     for i, row in enumerate(states_of.many([checked_prompt(t) for t in texts])):
         states[i], mask[i] = padded_states(row.half(), cfg.length)
-    temporary = store.with_suffix(".tmp")
     store.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"states": states, "mask": mask}, str(temporary), {"fingerprint": fingerprint})
-    temporary.replace(store)
+    save_tensors({"states": states, "mask": mask}, store, {"fingerprint": fingerprint})
     return states, mask
 
 

@@ -23,10 +23,11 @@ from typing import Literal, Protocol, get_args
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dd_core.errors import InvalidRequestError
+from dd_core.files import save_tensors
 from dd_core.runtime import pick_device
 from training.data.cifar10 import cifar10
 from training.data.images import inception_weights
@@ -167,9 +168,7 @@ def features_of(image_N3HW: Tensor, extractor: Extractor, store: Path, title: st
     for chunk in _shown(torch.split(image_N3HW, CHUNK), title):
         path = store / f"{_chunk_name(chunk, extractor)}.safetensors"
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            save_file({"features": extractor(chunk)}, str(temporary))
-            temporary.replace(path)
+            save_tensors({"features": extractor(chunk)}, path)
         parts.append(load_file(path)["features"])
     return torch.cat(parts)
 

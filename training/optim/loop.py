@@ -30,6 +30,7 @@ from rich.progress import (
 from torch import Tensor
 
 from dd_core.noise import stream_seed
+from training.mismatch import refuse_mismatch
 
 log = logging.getLogger("dd_train")
 
@@ -230,14 +231,9 @@ def _resume(stage: Stage, path: Path, journal: Path) -> int:
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
     step = int(saved["step"])
-    if _lasting(saved["config"]) != _lasting(stage.config) or step > stage.steps:
-        from dd_core.errors import RecipeError
-
-        raise RecipeError(
-            f"{path} was made with other settings ({saved['config']}) than asked for now "
-            f"({stage.config}); choose another --out or remove it",
-            param="recipe",
-        )
+    # More steps are a longer run of the same stage; fewer than it has made are another.
+    made, wanted = (_lasting(c) if step <= stage.steps else c for c in (saved["config"], stage.config))
+    refuse_mismatch(path, made, wanted, "choose another --out or remove it")
     for key, part in stage.parts.items():
         part.load_state_dict(saved["parts"][key])
     if journal.exists():

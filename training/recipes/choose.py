@@ -10,7 +10,7 @@ import torch
 
 from dd_core.errors import RecipeError
 from training.data.sources import same_folder, with_folder
-from training.recipes.named import get_recipe, overridden
+from training.recipes.named import changed, checked, get_recipe
 from training.recipes.saved import check_changes, has_begun, read_recipe
 from training.recipes.settings import Recipe
 
@@ -43,14 +43,14 @@ def choose_recipe(
     if saved is not None and has_begun(out):
         return _continued(out, saved, name, overrides, data, size)
     recipe = saved if saved is not None and name is None else get_recipe(name or DEFAULT)
-    overridden(recipe, overrides)  # which refuses before the images are decoded
+    changed(recipe, overrides)  # which refuses before the images are decoded
     first = [item for item in overrides if item.startswith(_ARCHITECTURE)]
-    recipe = overridden(recipe, first)
+    recipe = changed(recipe, first)
     if data is not None:
         recipe = with_folder(recipe, data, size)
     elif size is not None and size != recipe.image_size:
         raise RecipeError("--size goes with --data, the folder of the images", param="size")
-    return overridden(recipe, [item for item in overrides if item not in first])
+    return checked(changed(recipe, [item for item in overrides if item not in first]))
 
 
 def _continued(
@@ -76,6 +76,6 @@ def _continued(
             )
         same_folder(saved.folder, data, saved.image_size)  # which may have moved
         recipe = replace(saved, folder=replace(saved.folder, path=str(data.resolve())))
-    recipe = overridden(recipe, overrides)
+    recipe = checked(changed(recipe, overrides))
     check_changes(out, saved, recipe)
     return recipe

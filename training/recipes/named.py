@@ -2,70 +2,106 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from dd_core.errors import RecipeError
+from dd_core.models.config import MultiScaleConfig
 from training.recipes.llamagen import LLAMAGEN
+from training.recipes.overrides import overridden
 from training.recipes.settings import Recipe
 from training.recipes.var import VAR
 
 RECIPES = {**LLAMAGEN, **VAR}
 
 
-def get_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+def get_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A named recipe with `stage.field=value` overrides.
 
     Raises:
-        RecipeError: unknown recipe, stage or field, or a value of the wrong type.
+        RecipeError: unknown recipe, stage or field; a value that the field does not take, or that
+            contradicts another one.
     """
     if name not in RECIPES:
         raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}", param="recipe")
-    return overridden(RECIPES[name], overrides or [])
+    return checked(changed(RECIPES[name], overrides))
 
 
-def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """A recipe with `stage.field=value` overrides; of a whole number, `stage.field=+value` adds to it.
+def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with `stage.field=value` overrides, not yet `checked`.
 
     Raises:
-        RecipeError: unknown stage or field, or a value of the wrong type.
+        RecipeError: unknown stage or field, or a value that the field does not take.
     """
     for item in overrides:
-        path, equals, text = item.partition("=")
-        *stage, leaf = path.split(".")
-        if not equals or len(stage) > 1:
-            raise RecipeError(f"--set takes stage.field=value, not {item!r}", param="set")
-        owner: Any = getattr(recipe, stage[0], None) if stage else recipe
-        names = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
-        if leaf not in names:
-            where = stage[0] if stage else "the recipe"
-            raise RecipeError(
-                f"{where} has no field {leaf!r}; it has {', '.join(names) or 'none'}", param="set"
-            )
-        changed = dataclasses.replace(owner, **{leaf: _parse(text, getattr(owner, leaf), path)})
-        recipe = dataclasses.replace(recipe, **{stage[0]: changed}) if stage else changed
+        recipe = overridden(recipe, item)
     return recipe
 
 
-def _parse(text: str, old: Any, path: str) -> Any:
-    if isinstance(old, str):
-        return text
-    if text.startswith("+") and text[1:].isdecimal() and type(old) is int:
-        return old + int(text)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if old is None:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise RecipeError(f"{path} takes a whole number, not {text!r}", param="set")
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(value)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(old):
-        raise RecipeError(f"{path} takes a {type(old).__name__} like {old!r}, not {text!r}", param="set")
-    return value
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, if its fields agree with each other.
+
+    Raises:
+        RecipeError: one contradicts another.
+    """
+    for field_name, broken, rule in _rules(recipe):
+        if broken:
+            raise RecipeError(f"{field_name} must {rule}", param=field_name)
+    return recipe
+
+
+def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
+    """Yield what fields demand of each other: a field, true if it breaks the rule, and the rule."""
+    vq, model, text, distill, evaluate = (
+        recipe.tokenizer_model,
+        recipe.model,
+        recipe.text,
+        recipe.distill,
+        recipe.evaluate,
+    )
+    blocks, pictured = model.layout.num_blocks, recipe.data != "prompts"
+    yield "model", model.family != vq.family, f"be of the tokenizer's family, {vq.family}"
+    yield (
+        "model.codebook_size",
+        model.codebook_size != vq.codebook_size,
+        f"be the tokenizer's, {vq.codebook_size}",
+    )
+    yield "model.code_dim", model.code_dim != vq.code_dim, f"be the tokenizer's, {vq.code_dim}"
+    scales = vq.layout if isinstance(vq, MultiScaleConfig) else model.layout
+    yield "model.sides", model.layout != scales, "be the tokenizer's"
+    yield "model.heads", model.dim % model.heads, f"divide model.dim, {model.dim}"
+    size, folder = recipe.image_size, recipe.folder
+    fixed = recipe.data in ("cifar10", "pictograms")
+    yield "model", fixed and size != 32, f"make pictures of 32 pixels with the tokenizer, not of {size}"
+    yield (
+        "folder",
+        (recipe.data == "folder") != (folder is not None),
+        "come with --data DIR, for data=folder",
+    )
+    count = 10 if folder is None else len(folder.classes)
+    classes = recipe.data in ("cifar10", "folder")
+    yield (
+        "model.num_classes",
+        classes and model.num_classes != count,
+        f"be {count}, as the images have",
+    )
+    yield (
+        "data",
+        classes != (text is None),
+        "be cifar10 or folder without text, else pictograms or prompts",
+    )
+    if text is not None:
+        yield "model.text_tokens", model.text_tokens != text.length, f"be text.length, {text.length}"
+        yield "model.text_dim", model.text_dim != text.dim, f"be text.dim, {text.dim}"
+    steps = distill.train_steps
+    within = all(t < blocks for t in steps) and len(set(steps)) == len(steps)
+    yield "distill.train_steps", not within, f"be different steps of 0..{blocks - 1}"
+    yield "distill.split", (distill.split or 0) > blocks, f"be at most {blocks}, the number of blocks"
+    yield (
+        "distill.layers",
+        (distill.layers or model.num_layers) < model.num_layers,
+        f"be at least the model's {model.num_layers}",
+    )
+    lost = distill.start == "transplant" and recipe.begin_from is None
+    yield "begin_from", lost, "name a bundle for distill.start=transplant"
+    yield "evaluate.images", pictured and evaluate.images < 2, "be at least 2"
+    yield "evaluate.reference", pictured and evaluate.reference < 2, "be at least 2"

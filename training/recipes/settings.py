@@ -7,7 +7,9 @@ command line as `--set stage.field=value`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dd_core.models.config import (
     STRICT,
@@ -15,6 +17,17 @@ from dd_core.models.config import (
     TokenizerConfig,
 )
 from dd_core.text.config import TextConfig
+
+# Kinds of settings, with their bounds.
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Solver = Literal["euler", "dpmpp-2m", "dpmpp-3m"]  # of `dd_core.flow`
 
 
 @dataclass(frozen=True)
@@ -25,15 +38,15 @@ class TokenizerRecipe:
     the tokenizer itself.
     """
 
-    steps: int
-    batch: int
-    lr: float = 1e-3
-    lpips: float = 1.0
-    lpips_share: float = 1.0
-    commitment: float = 0.25
-    codebook_decay: float = 0.99
-    continuous_for: float = 0.05
-    ema: float = 0.999
+    steps: CountOrNone
+    batch: Count
+    lr: Rate = 1e-3
+    lpips: Weight = 1.0
+    lpips_share: Share = 1.0
+    commitment: Weight = 0.25
+    codebook_decay: Decay = 0.99
+    continuous_for: Part = 0.05
+    ema: Decay = 0.999
 
 
 @dataclass(frozen=True)
@@ -44,14 +57,14 @@ class DecoderRecipe:
     stage out.
     """
 
-    steps: int
-    batch: int
-    lr: float = 3e-4
-    judge_lr: float = 5e-4
-    lpips: float = 1.0
-    adversarial: float = 0.15
-    ramp: float = 0.05
-    ema: float = 0.998
+    steps: CountOrNone
+    batch: Count
+    lr: Rate = 3e-4
+    judge_lr: Rate = 5e-4
+    lpips: Weight = 1.0
+    adversarial: Weight = 0.15
+    ramp: Part = 0.05
+    ema: Decay = 0.998
 
 
 @dataclass(frozen=True)
@@ -61,13 +74,13 @@ class TeacherRecipe:
     Matrices of the blocks are trained with Muon (`matrix_lr`), the rest with AdamW (`lr`).
     """
 
-    steps: int
-    batch: int
-    lr: float = 1e-3
-    matrix_lr: float = 4e-3
-    weight_decay: float = 0.05
-    class_dropout: float = 0.1
-    ema: float = 0.999
+    steps: CountOrNone
+    batch: Count
+    lr: Rate = 1e-3
+    matrix_lr: Rate = 4e-3
+    weight_decay: Weight = 0.05
+    class_dropout: Part = 0.1
+    ema: Decay = 0.999
 
 
 @dataclass(frozen=True)
@@ -77,16 +90,16 @@ class PairsRecipe:
     `own` is how many pairs stage (c') makes besides: those begin with the student's tokens.
     """
 
-    count: int
-    batch: int
-    shard: int = 10_000
-    guidance: float = 2.0
-    top_k: int = 0
-    top_p: float = 1.0
-    temperature: float = 1.0
-    solver: str = "dpmpp-3m"
-    evaluations: int = 10
-    own: int = 0
+    count: Count
+    batch: Count
+    shard: Count = 10_000
+    guidance: Weight = 2.0
+    top_k: CountOrNone = 0
+    top_p: Share = 1.0
+    temperature: Rate = 1.0
+    solver: Solver = "dpmpp-3m"
+    evaluations: Count = 10
+    own: CountOrNone = 0
 
 
 @dataclass(frozen=True)
@@ -107,25 +120,25 @@ class DistillRecipe:
     others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """
 
-    steps: int
-    batch: int
-    train_steps: tuple[int, ...] = (0, 20)
+    steps: CountOrNone
+    batch: Count
+    train_steps: Annotated[tuple[CountOrNone, ...], Field(min_length=1)] = (0, 20)
     start: Literal["teacher", "student", "transplant"] = "teacher"
-    layers: int | None = None
-    split: int | None = None
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    matrix_lr: float = 2e-3
-    weight_decay: float = 0.0
-    cross_entropy: float = 0.1
-    lpips: float = 1.0
-    lpips_share: float = 1.0
-    mse: float = 0.0
-    adversarial: float = 0.0
-    judged_share: float = 0.25
-    judge_lr: float = 1e-3
-    ramp: float = 0.05
-    ema: float = 0.999
+    layers: Count | None = None
+    split: CountOrNone | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: Rate = 1e-3
+    matrix_lr: Rate = 2e-3
+    weight_decay: Weight = 0.0
+    cross_entropy: Weight = 0.1
+    lpips: Weight = 1.0
+    lpips_share: Share = 1.0
+    mse: Weight = 0.0
+    adversarial: Weight = 0.0
+    judged_share: Share = 0.25
+    judge_lr: Rate = 1e-3
+    ramp: Part = 0.05
+    ema: Decay = 0.999
 
 
 @dataclass(frozen=True)
@@ -137,10 +150,10 @@ class EvaluateRecipe:
     there), else float32. `plans` names the plans to measure, and so to offer; none = all.
     """
 
-    images: int
-    reference: int
-    test: int = 10_000
-    batch: int = 250
+    images: CountOrNone
+    reference: CountOrNone
+    test: Count = 10_000
+    batch: Count = 250
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     plans: tuple[str, ...] = ()
 
@@ -168,7 +181,7 @@ class Recipe:
     with those tensors of its teacher that have the right shape (all but the condition's).
     """
 
-    __pydantic_config__: ClassVar = STRICT  # for `recipe.json`
+    __pydantic_config__ = STRICT  # for `recipe.json`
 
     name: str
     tokenizer_model: TokenizerConfig
@@ -179,16 +192,16 @@ class Recipe:
     pairs: PairsRecipe
     distill: DistillRecipe
     evaluate: EvaluateRecipe
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 200
-    preview_every: int = 1200
-    train_images: int = field(default=50_000)
+    seed: Seed = 0
+    log_every: Count = 20
+    save_every: Count = 200
+    preview_every: Count = 1200
+    train_images: CountOrNone = field(default=50_000)
     data: Literal["cifar10", "folder", "pictograms", "prompts"] = "cifar10"
     folder: Folder | None = None
     mirror: bool = True
     text: TextConfig | None = None
-    views: int = 6
+    views: Count = 6
     begin_from: str | None = None
 
     @property

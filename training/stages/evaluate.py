@@ -27,11 +27,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dd_core.codebook import lookup
 from dd_core.errors import InvalidRequestError
+from dd_core.files import save_tensors
 from dd_core.plan import Plan, Preset
 from dd_core.sampling import Sampler, sample_images, to_pixels
 from training.data.cifar10 import CIFAR10_CLASSES
@@ -344,10 +345,8 @@ def _samples(
         )
         done = stop
         if done == recipe.images or done - saved >= max(recipe.batch, recipe.images // 10):
-            temporary = path.with_suffix(".tmp")
             images = {"images": torch.cat(parts), "labels": labels[:done].clone()}
-            save_file(images, str(temporary), {"fingerprint": fingerprint})
-            temporary.replace(path)
+            save_tensors(images, path, {"fingerprint": fingerprint})
             saved = done
             rate = (done - start) / (time.perf_counter() - began)
             left = (recipe.images - done) / rate

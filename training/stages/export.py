@@ -29,7 +29,8 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
     unmeasured = run.recipe.data == "prompts"  # there is nothing to measure against
     if not rows and not unmeasured:
         raise RecipeError(
-            f"no figures in {run.out}: run `dd-train evaluate --out {run.out}` first", param="out"
+            f"no figures in {run.out}: run `{run.command('evaluate')}` first",
+            param="out",
         )
     measured = {row.name: row.metrics() for row in rows if row.kind == "plan"}
     others = {row.name: row.metrics() for row in rows if row.kind != "plan"}

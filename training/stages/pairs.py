@@ -25,20 +25,24 @@ from pathlib import Path
 import torch
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core import plan
 from dd_core.codebook import nearest
 from dd_core.errors import RecipeError
+from dd_core.files import save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.noise import gaussian_noise
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training.data.conditions import ClassConditions, Conditions
+from training.mismatch import refuse_mismatch
 from training.recipes.settings import PairsRecipe
 
 log = logging.getLogger("dd_train")
+# Settings that say of which distribution, and by which map, the tokens are.
+_DRAWING = ("guidance", "top_k", "top_p", "temperature", "solver", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,8 @@ def make_pairs(
     made_with |= {"prompts": prompts} if prompts else {}
     made_with |= {"begin": begin} if begin else {}
     manifest = out / "manifest.json"
-    if manifest.exists() and json.loads(manifest.read_text())["made_with"] != made_with:
-        raise RecipeError(
-            f"{out} holds pairs of other settings or another teacher; choose another --out", param="out"
-        )
+    if manifest.exists():
+        refuse_mismatch(out, json.loads(manifest.read_text())["made_with"], made_with, "choose another --out")
     facts = {"made_with": made_with, "count": cfg.count}
     manifest.write_text(json.dumps({**facts, "complete": False}, indent=1))
     chosen = plan.trajectory(sampler.layout.num_blocks, begin)
@@ -127,9 +129,7 @@ def make_pairs(
             ]
         )
         dtype = torch.int16 if len(sampler.codebook_VC) <= 2**15 else torch.int32
-        temporary = _shard(out, number).with_suffix(".tmp")
-        save_file({"labels": labels.to(torch.int32), "tokens": tokens.to(dtype)}, str(temporary))
-        temporary.replace(_shard(out, number))
+        save_tensors({"labels": labels.to(torch.int32), "tokens": tokens.to(dtype)}, _shard(out, number))
         rate = (stop - start) / (time.perf_counter() - began)
         left = sum(min(cfg.shard, cfg.count - s) for _, s in missing[made + 1 :]) / rate
         log.info("pairs: shard %d of %d, %.1f pairs/s, %.0f s left", number + 1, len(starts), rate, left)
@@ -137,11 +137,14 @@ def make_pairs(
     return out
 
 
-def load_pairs(folder: Path) -> Pairs:
+def load_pairs(folder: Path, cfg: PairsRecipe | None = None) -> Pairs:
     """Reads a complete set of pairs.
 
+    Args:
+        cfg: how they must have been drawn; None = however it was.
+
     Raises:
-        RecipeError: no manifest, or not all shards were made yet.
+        RecipeError: no manifest, or not all shards were made yet; or they were drawn in another way.
     """
     manifest = folder / "manifest.json"
     facts = json.loads(manifest.read_text()) if manifest.exists() else {}
@@ -149,6 +152,12 @@ def load_pairs(folder: Path) -> Pairs:
         raise RecipeError(
             f"{folder} holds no complete set of pairs; run the pairs stage (again)", param="pairs"
         )
+    if cfg is not None:
+        made, wanted = (
+            {"pairs": {name: settings[name] for name in _DRAWING}}
+            for settings in (facts["made_with"]["pairs"], asdict(cfg))
+        )
+        refuse_mismatch(folder, made, wanted, "name the same again, or choose another --out")
     number = -(-facts["count"] // facts["made_with"]["pairs"]["shard"])
     shards = [load_file(_shard(folder, k)) for k in range(number)]
     labels = torch.cat([s["labels"] for s in shards]).long()

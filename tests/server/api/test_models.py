@@ -42,6 +42,8 @@ def test_a_model_is_loaded_served_and_unloaded(live: Running, other: Path) -> No
     before = live.post(OK).json()["images"]
     reply = live.client.post("/admin/models", json={"model": str(other)}, headers=KEY)
     assert reply.status_code == 201 and reply.json()["name"] == "other"
+    registry = live.state.metrics.registry
+    assert registry.get_sample_value("dd_images_total", {"model": "other", "plan": "dd-1"}) == 0.0
     assert {m["name"] for m in live.client.get("/models").json()["models"]} == {"tiny", "other"}
     assert "several models" in refused(live.post(OK), 400, "invalid_request", "model")
     images = live.post({**OK, "model": "other"}).json()["images"]
@@ -67,9 +69,7 @@ def test_a_model_that_one_process_cannot_load_is_loaded_in_none(
         reply = live.client.post("/admin/models", json={"model": str(other)}, headers=KEY)
         assert "died while it loaded" in refused(reply, 500, "compute_failed")
         refused(live.post({**OK, "model": "other"}), 404, "unknown_model", "model")
-        engine = live.state.pool
-        assert engine is not None
-        eventually(lambda: engine.up, "the process is back")
+        eventually(lambda: live.metric("dd_worker_recovery_seconds_count") == 1, "the process is back")
         live.client.post("/admin/models", json={"model": str(other)}, headers=KEY).raise_for_status()
         assert live.post({**OK, "model": "other"}).status_code == 200
 
@@ -88,7 +88,10 @@ def test_unloading_waits_for_the_models_requests(live: Running, gate: Gate) -> N
 
 def test_bad_requests_change_nothing(live: Running, bundle_folder: Path, tmp_path: Path) -> None:
     post = live.client.post
-    refused(post("/admin/models", json={"model": str(bundle_folder)}, headers=KEY), 409, "conflict", "model")
+    spaced = post("/admin/models", json={"model": f" {bundle_folder} "}, headers=KEY)
+    assert refused(spaced, 409, "conflict", "model").count(str(bundle_folder)) == 2, "both sources"
+    for source in (" ", "x" * 5000, "\0"):
+        refused(post("/admin/models", json={"model": source}, headers=KEY), 400, "invalid_request", "model")
     reply = post("/admin/models", json={"model": "nowhere"}, headers=KEY)
     assert "no bundle" in refused(reply, 400, "invalid_request", "model")
     refused(post("/admin/models", json={}, headers=KEY), 400, "invalid_request", "model")

@@ -119,6 +119,28 @@ def test_a_request_that_kills_the_device_is_found_and_the_others_are_answered(
         assert live.metric("dd_worker_restarts_total") == 2
 
 
+@pytest.mark.parametrize("kills", [2, 3])
+def test_a_request_is_not_blamed_for_a_device_that_was_killed_from_outside(
+    bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor, kills: int
+) -> None:
+    """It is made after two kills, and told to come again after the third."""
+    with running(bundle_folder, gate, warmup=False) as live:
+        reply = busy(live, gate, pool)
+        for kill in range(1, kills + 1):
+            eventually(lambda expected=kill: len(gate.calls) == expected, "it is on the device")
+            os.kill(live.pid, signal.SIGKILL)
+            eventually(
+                lambda expected=kill: live.metric("dd_worker_restarts_total") == expected, "it was noticed"
+            )
+        gate.open.set()
+        if kills == 2:
+            assert reply.result().status_code == 200
+        else:
+            assert "killed from outside 3 times" in refused(reply.result(), 503, "device_killed")
+            assert reply.result().headers["retry-after"] == "10"
+        assert live.post(OK).status_code == 200
+
+
 def test_a_device_process_that_dies_while_it_is_replaced_is_replaced_again(
     bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
@@ -142,6 +164,26 @@ def test_a_device_process_that_only_dies_ends_the_server(bundle_folder: Path, ga
                 eventually(lambda: not live.state.pool.up, "it died")  # type: ignore[union-attr]
         eventually(lambda: live.server.failure is not None, "given up")
         assert "died 6 times in a row" in str(live.server.failure)
+
+
+def test_a_server_is_ready_while_one_of_its_devices_lives(bundle_folder: Path, gate: Gate) -> None:
+    with running(bundle_folder, gate, warmup=False, device="cpu,cpu") as live:
+        assert live.state.pool is not None
+        first, second = live.state.pool.pids
+        assert first is not None and second is not None
+        gate.loads.clear()
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: live.metric("dd_worker_restarts_total") == 1, "one has died")
+        assert live.client.get("/readyz").status_code == 200
+        assert live.metric("dd_ready") == 1
+        assert live.post(OK).status_code == 200
+        os.kill(second, signal.SIGKILL)
+        eventually(lambda: live.metric("dd_worker_restarts_total") == 2, "both have died")
+        assert "every device" in refused(live.client.get("/readyz"), 503, "not_ready")
+        assert live.metric("dd_ready") == 0
+        gate.loads.set()
+        eventually(lambda: live.client.get("/readyz").status_code == 200, "one is back")
+        assert live.metric("dd_ready") == 1
 
 
 def test_a_pass_that_hangs_is_ended(bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor) -> None:

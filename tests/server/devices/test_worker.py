@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from dd_core.plan import one_step
+from server import errors
 from server.devices.messages import Command, DeviceOptions, Drop, Forward
 from server.devices.submission import Submission
 from server.devices.worker import DeviceWorker
@@ -28,7 +29,7 @@ class Process:
     def send(self, command: Command) -> None:
         if isinstance(command, self.deadly or ()):
             self.up, self.deadly = False, None
-            self.worker._on_lost()
+            self.worker._on_lost(True)
         elif self.up:
             self.sent.append(command)
 
@@ -62,5 +63,32 @@ def test_a_process_that_is_found_dead_by_a_message_gets_its_work_later(
         process.up = True
         worker._on_restored(0.1)
         assert isinstance(process.sent[-1], Forward)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("crashed", "deaths", "error", "says"),
+    [
+        (True, 2, errors.ComputeError, "twice"),
+        (False, 3, errors.DeviceKilledError, "from outside 3 times"),
+    ],
+)
+def test_a_request_that_the_device_died_on_too_often_fails_with_what_is_known(
+    worker: DeviceWorker, crashed: bool, deaths: int, error: type[errors.ApiError], says: str
+) -> None:
+    async def scene() -> None:
+        worker.supervisor = process = Process(worker)
+        asked = job(one_step(4))
+        submission = Submission(asked, {asked: 0}, lambda: None)
+        worker.submit(asked, submission)
+        for turn in range(deaths):
+            assert isinstance(process.sent[-1], Forward) and not submission.over, f"after {turn} deaths"
+            process.up = False
+            worker._on_lost(crashed)
+            process.up = True
+            worker._on_restored(0.1)
+        with pytest.raises(error, match=says):
+            await anext(submission)
 
     asyncio.run(scene())

@@ -62,6 +62,21 @@ def test_the_file_itself_holds_the_receipt(server: Running, tmp_path: Path, run:
         assert "class 8, plan dd-1" in said and "seed 7, image 0" in said
 
 
+def test_a_class_is_shown_by_name_where_the_model_is_known(
+    server: Running, bundle_folder: Path, tmp_path: Path, run: Run
+) -> None:
+    path = tmp_path / "ship.png"
+    path.write_bytes(base64.b64decode(made(server)["data"]))
+    assert "  class 8 (ship), plan dd-1\n" in run("inspect", path, "--model", bundle_folder)[1]
+    other = tiny_bundle(tmp_path / "other", seed=1)
+    assert "  class 8, plan dd-1\n" in run("inspect", path, "--model", other)[1]
+    code, _, error = run("inspect", path, "--model", tmp_path)
+    assert code == 2 and "no bundle" in error
+    shipped = ("generate", "--label", "8", "--seed", "7", "--device", "cpu", "--out", tmp_path / "real.png")
+    assert run(*shipped)[0] == 0
+    assert "  class 8 (ship), plan dd-1\n" in run("inspect", tmp_path / "real.png")[1]
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
 def test_a_file_without_a_receipt_says_so(tmp_path: Path, run: Run, content: bytes) -> None:
     path = tmp_path / "x.png"

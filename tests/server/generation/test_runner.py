@@ -23,6 +23,7 @@ from dd_core import plan
 from dd_core.bundle import Bundle
 from dd_core.plan import Preset
 from dd_core.sampling import sample_codes
+from server.api import responses
 from server.api.responses import EventReply
 from server.generation.planner import RefinementStep, refinement_steps
 from tests.server.helpers import Gate, Running, busy, eventually, refused, running
@@ -36,7 +37,8 @@ def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for block in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n"))
-        found.append((fields["event"], json.loads(fields["data"])))
+        if "event" in fields:  # else it is a comment
+            found.append((fields["event"], json.loads(fields["data"])))
     return found
 
 
@@ -179,6 +181,25 @@ def test_when_the_client_leaves_the_rest_is_not_computed(bundle_folder: Path, ga
         assert live.post({"label": 0}).status_code == 200
         assert live.metric("dd_images_total", model="tiny", plan="teacher") == 0
         assert live.metric("dd_queue_depth") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/generate", {"label": 4}), ("/v1/images/generations", {"prompt": "ship", "stream": True})],
+)
+def test_a_stream_that_waits_is_kept_open_by_comments(
+    bundle_folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    assert responses.PING_SECONDS < 30, "the idle time of common proxies"
+    monkeypatch.setattr(responses, "PING_SECONDS", 0.05)
+    with running(bundle_folder, gate, warmup=False) as live:
+        gate.open.clear()
+        with live.client.stream("POST", path, json=body, headers=EVENTS) as reply:
+            lines = reply.iter_lines()
+            assert [next(lines) for _ in range(4)] == [": waiting", "", ": waiting", ""]
+            gate.open.set()
+            events = [line for line in lines if line.startswith("event: ")]
+        assert events and "error" not in events[-1]
 
 
 def test_the_time_to_the_first_picture_is_a_metric(bundle_folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from dd_core.plan import Preset, few_steps, hybrid, one_step, onestep, teacher
-from server.observability.metrics import SECONDS, Metrics
+from server.observability.metrics import FORMATS, OUTCOMES, SECONDS, UNKNOWN, Metrics
 
 PRESETS = (
     Preset(one_step(64), fid=40.0),
@@ -47,3 +49,30 @@ def test_a_downgrade_can_be_seen_before_the_first_one() -> None:
     }
     assert ("teacher", "dd-1") in found and ("dd-2", "dd-1") in found
     assert ("dd-1", "dd-2") not in found and not any("onestep" in pair for pair in found)
+
+
+def series(metrics: Metrics) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    samples = (sample for family in metrics.registry.collect() for sample in family.samples)
+    return {(s.name, frozenset(s.labels.items())) for s in samples if not s.name.startswith("process_")}
+
+
+def test_every_series_exists_before_its_first_event() -> None:
+    """But the durations of requests that were not answered: a rate of them is nobody's."""
+    metrics = Metrics()
+    metrics.bind("tiny", PRESETS)
+    before = series(metrics)
+    offered = [preset.plan.name for preset in PRESETS if preset.offered]
+    for plan, outcome in itertools.product([*offered, UNKNOWN], OUTCOMES):
+        if (plan, outcome) != (UNKNOWN, "ok"):
+            metrics.request("tiny", plan, outcome, 0.1)
+            metrics.request(UNKNOWN, UNKNOWN, "invalid", 0.1)
+    for plan in offered:
+        metrics.delivered("tiny", plan, 1)
+    for requested, applied in (("teacher", "dd-2"), ("dd-2", "dd-1")):
+        metrics.downgraded(requested, applied)
+    for image_format in FORMATS:
+        metrics.encode_seconds(image_format, 0.1)
+    for actor in ("student", "teacher", "marginal", "decode"):
+        metrics.executed("tiny", actor, 1, 0.1)
+    for name, labels in series(metrics) - before:
+        assert name.startswith("dd_request_duration_seconds") and dict(labels)["outcome"] != "ok"

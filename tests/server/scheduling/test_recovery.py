@@ -108,7 +108,7 @@ def test_after_a_death_all_begin_again_and_the_suspects_alone() -> None:
     offered(queue, suspects)
     dying = taken(queue)
     assert {s.job for s in dying.samples} == {suspects}
-    assert queue.restart() == []
+    assert queue.restart(crashed=True) is None
     assert queue.depth == 4 and not queue.dropped
     sizes = []
     while (work := queue.next_batch()) is not None:
@@ -119,16 +119,47 @@ def test_after_a_death_all_begin_again_and_the_suspects_alone() -> None:
     assert suspects.over and waits.over and queue.backlog.seconds() == 0
 
 
-def test_a_request_that_kills_the_device_twice_is_the_guilty_one() -> None:
+@pytest.mark.parametrize(
+    ("deaths", "given_up"),
+    [
+        ("cc", True),  # c = crashes of its own, k = is killed from outside
+        ("kk", False),
+        ("kkk", True),
+        ("kc", False),
+        ("ck", False),
+        ("kkc", False),
+        ("ckk", False),
+        ("kckc", True),
+        ("kckk", True),
+    ],
+)
+def test_a_request_is_given_up_after_two_crashes_or_three_kills(deaths: str, given_up: bool) -> None:
+    """The first death is shared with another request, which is not blamed for it."""
     queue = scheduler()
     bad, good = job(ONE), job(ONE)
     offered(queue, bad, good)
-    taken(queue)
-    assert queue.restart() == []
+    *before, last = [death == "c" for death in deaths]
+    for number, crashed in enumerate(before):
+        assert [s.job for s in taken(queue).samples] == [bad, good][: 1 if number else 2]
+        assert queue.restart(crashed=crashed) is None
     assert [s.job for s in taken(queue).samples] == [bad]
-    assert queue.restart() == [bad]
-    queue.end(bad)
-    assert rest(queue) == [good]
+    assert queue.restart(crashed=last) is (bad if given_up else None)
+    if given_up:
+        queue.end(bad)
+    assert rest(queue) == ([good] if given_up else [bad, good])
+
+
+def test_the_deaths_of_a_device_count_for_the_request_whatever_image_of_it_it_was_at() -> None:
+    queue = scheduler()
+    asked = job(ONE, count=3)
+    offered(queue, asked)
+    taken(queue)
+    assert queue.restart(crashed=False) is None
+    taken(queue)
+    assert queue.restart(crashed=False) is None
+    finished(queue, taken(queue))
+    taken(queue)
+    assert queue.restart(crashed=False) is asked
 
 
 @pytest.mark.parametrize("kind", [Scheduler, FifoScheduler])
@@ -165,8 +196,9 @@ def test_everything_ends_whatever_comes(kind: type[Scheduler]) -> None:
                     queue.end(guilty)
                     ended += 1
             elif work is not None and draw.random() < 0.02:
-                for guilty in queue.restart():
-                    queue.end(guilty)
+                hopeless = queue.restart(crashed=draw.random() < 0.5)
+                if hopeless is not None:
+                    queue.end(hopeless)
                     ended += 1
             elif work is not None:
                 done += finished(queue, work, now)
