@@ -31,7 +31,8 @@ from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
 from training.data import captions, text
 from training.data.conditions import Conditions
-from training.data.images import ImageSet, cifar10, lpips_weights
+from training.data.images import ImageSet, lpips_weights
+from training.data.sources import class_names, load_images
 from training.losses.lpips import Lpips
 from training.metrics.features import Extractor, FeatureExtractor, Precision
 from training.metrics.report import Row
@@ -63,19 +64,10 @@ log = logging.getLogger("dd_train")
 
 
 def train_images(run: Run) -> ImageSet:
-    """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe).
-
-    Of pictograms: every view of every picture that is not held out, labelled with the picture's number.
-    """
-    if run.recipe.data == "prompts":
-        raise RecipeError(
-            f"the recipe {run.recipe.name!r} has no images: begin with `dd-train start`, from a bundle that "
-            "has a tokenizer and a teacher",
-            param="recipe",
-        )
-    if run.recipe.data == "pictograms":
-        return text.train_images(run.recipe)
-    return cifar10("train").first(run.recipe.train_images)
+    """The images that the run learns from: all that there are, or the first ones of a small recipe."""
+    images, _ = load_images(run)
+    of_pictures = run.recipe.data == "pictograms"  # whose views were chosen by picture
+    return images.first(0 if of_pictures else run.recipe.train_images)
 
 
 def train_tokenizer(run: Run) -> None:
@@ -105,13 +97,15 @@ def _begin_from(run: Run) -> Bundle:
 def _images_of(run: Run) -> dict[str, object]:
     """The settings that say which images the tokens are of."""
     recipe = run.recipe
-    return {"data": recipe.data, "train_images": recipe.train_images, "views": recipe.views}
+    found = {"data": recipe.data, "train_images": recipe.train_images, "views": recipe.views}
+    found |= {} if recipe.mirror else {"mirror": False}
+    return found | ({} if recipe.folder is None else {"folder": recipe.folder.digest})
 
 
 def write_tokens(run: Run) -> None:
     """`tokens.safetensors`: the codes of all training images and of their mirror images."""
     images = train_images(run)
-    mirrored = run.recipe.data == "cifar10"  # pictograms have mirrored views of their own
+    mirrored = run.recipe.mirror and run.recipe.data != "pictograms"  # which have such views of their own
     tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
     save_tensors(
         {"tokens": tokens, "labels": images.labels.to(torch.int32)},
@@ -322,7 +316,8 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
     if run.recipe.text is not None:
         reference, test, prompts = text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
     else:
-        reference, test = cifar10("train"), cifar10("test").first(cfg.test)
+        reference, test = load_images(run)
+        test = test.first(cfg.test)
     return evaluate_plans(
         sampler,
         presets(run.recipe),
@@ -332,6 +327,7 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         run.out / "evaluation",
         weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
         seed=run.recipe.seed + 2,
+        class_names=class_names(run.recipe),
         extractor=extractor or FeatureExtractor(run.device, _precision(cfg, run.device)),
         timing=timing,
         prompts=prompts,

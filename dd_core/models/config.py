@@ -31,6 +31,10 @@ class _Autoencoder:
     def downsampling(self) -> int:
         return int(2 ** (len(self.channel_multipliers) - 1))
 
+    def with_side(self, side: int) -> Self:
+        """The same architecture for a grid of `side` × `side` codes."""
+        raise NotImplementedError
+
 
 class _Transformer:
     """The last row of the label table, `num_classes`, is the null class. Without `text_dim` the condition is
@@ -67,6 +71,10 @@ class _Transformer:
         """Side of the grid of codes that the decoder reads, in tokens."""
         raise NotImplementedError
 
+    def with_side(self, side: int) -> Self:
+        """The same architecture for a grid of `side` × `side` codes."""
+        raise NotImplementedError
+
 
 class _Scales:
     """`sides` are those of the scales, in tokens."""
@@ -89,6 +97,10 @@ class VQConfig(_Autoencoder):
     channel_multipliers: Multipliers = (1, 1, 2, 2, 4)
     res_blocks: _Blocks = 2
     family: ClassVar[Family] = "llamagen"
+
+    def with_side(self, side: int) -> Self:
+        del side  # convolutions alone
+        return self
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,9 @@ class LlamaGenConfig(_Transformer):
     def side(self) -> int:
         return self.grid
 
+    def with_side(self, side: int) -> Self:
+        return replace(self, grid=side)
+
     @property
     def hidden(self) -> int:
         """Feed-forward width: two thirds of 4·dim, rounded up."""
@@ -140,7 +155,18 @@ class LlamaGenConfig(_Transformer):
         return TokenLayout.raster(self.grid * self.grid)
 
 
-_VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+def scales(side: int) -> tuple[int, ...]:
+    """Sides of VAR's scales up to `side`: each is four fifths of the next one, rounded, and the first is 1.
+
+    For 16 these are the published 1, 2, 3, 4, 5, 6, 8, 10, 13, 16.
+    """
+    found = [side]
+    while found[-1] > 1:
+        found.append(min(found[-1] - 1, round(found[-1] * 0.8)))
+    return tuple(reversed(found))
+
+
+_VAR_256 = scales(16)
 
 
 @dataclass(frozen=True)
@@ -164,6 +190,9 @@ class MultiScaleConfig(_Autoencoder, _Scales):
     @property
     def code_dim(self) -> int:
         return self.z_channels
+
+    def with_side(self, side: int) -> Self:
+        return self if side == self.sides[-1] else replace(self, sides=scales(side))
 
 
 @dataclass(frozen=True)
@@ -205,6 +234,9 @@ class VARConfig(_Transformer, _Scales):
     @property
     def side(self) -> int:
         return self.sides[-1]
+
+    def with_side(self, side: int) -> Self:
+        return self if side == self.sides[-1] else replace(self, sides=scales(side))
 
     @classmethod
     def of_depth(cls, depth: int) -> VARConfig:

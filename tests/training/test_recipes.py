@@ -37,7 +37,11 @@ def test_recipes_are_overridden_by_name() -> None:
         ("tiny", "nothing.steps=3", "has no part 'nothing'; it has tokenizer_model, model, tokenizer"),
         ("tiny", "tokenizer=3", "the recipe has no field 'tokenizer'; it has seed"),
         ("tiny", "name=mine", "the recipe has no field 'name'"),
-        ("tiny", "data=imagefolder", "data must be 'cifar10', 'pictograms' or 'prompts', not 'imagefolder'"),
+        (
+            "tiny",
+            "data=imagefolder",
+            "data must be 'cifar10', 'folder', 'pictograms' or 'prompts', not 'imagefolder'",
+        ),
         ("tiny", "distill.start=studnet", "must be 'teacher', 'student' or 'transplant', not 'studnet'"),
         ("tiny", "pairs.solver=rk4", "must be 'euler', 'dpmpp-2m' or 'dpmpp-3m', not 'rk4'"),
         ("tiny", "distill.optimizer=sgd", "must be 'adamw' or 'muon', not 'sgd'"),
@@ -70,7 +74,7 @@ def test_recipes_are_overridden_by_name() -> None:
         ),
         ("text-tiny", "text.length=2", "text.length: an encoder has at least"),
         ("tiny", "model.num_classes=9", "model.num_classes must be 10"),
-        ("tiny", "data=pictograms", "data must be cifar10 without text"),
+        ("tiny", "data=pictograms", "data must be cifar10 or folder without text"),
         ("tiny", "evaluate.images=0", "evaluate.images must be at least 2"),
     ],
 )

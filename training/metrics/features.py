@@ -29,7 +29,8 @@ from torch import Tensor
 from dd_core.errors import InvalidRequestError
 from dd_core.files import save_tensors
 from dd_core.runtime import pick_device
-from training.data.images import cifar10, inception_weights
+from training.data.cifar10 import cifar10
+from training.data.images import inception_weights
 from training.data.packages import DataError, cache_dir
 from training.metrics.fid import frechet_distance, kernel_distance
 from training.metrics.inception import SIDE, Inception

@@ -15,9 +15,14 @@ from dd_core.sampling import to_pixels
 def reconstruction_grid(
     image_B3HW: Tensor, reconstruction_B3HW: Tensor, path: Path, columns: int = 16
 ) -> None:
-    """Rows of images, each above its reconstructions; both in [−1, 1], on any device."""
+    """Rows of images, each above its reconstructions; both in [−1, 1], on any device.
+
+    Of more images than a row has, those in whole rows.
+    """
+    columns = min(columns, len(image_B3HW))
+    shown = len(image_B3HW) // columns * columns
     pairs = zip(
-        torch.split(image_B3HW.cpu(), columns), torch.split(reconstruction_B3HW.cpu(), columns), strict=True
+        *(torch.split(part[:shown].cpu(), columns) for part in (image_B3HW, reconstruction_B3HW)), strict=True
     )
     image_grid(torch.cat([part for pair in pairs for part in pair]), path, columns=columns)
 

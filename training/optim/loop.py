@@ -3,7 +3,8 @@
 A stage is a `Stage`: modules and optimizers by name, and `update(step)`, which does one
 optimisation step and returns figures to log. Nothing random outlives a step: the loop seeds
 torch with (seed, step) before each update, and batches are functions of the step (`Batches`),
-so a run that was killed and resumed gives the same weights as one that was not.
+so a run that was killed and resumed gives the same weights as one that was not. A stage whose
+number of steps has grown goes on by the longer run's schedule from where it is.
 """
 
 from __future__ import annotations
@@ -216,15 +217,25 @@ def _save(stage: Stage, path: Path, step: int) -> None:
     temporary.replace(path)
 
 
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a stage is not resumed without: all but its number of steps, which may grow."""
+    return {
+        name: {k: v for k, v in part.items() if k != "steps"} if isinstance(part, dict) else part
+        for name, part in config.items()
+    }
+
+
 def _resume(stage: Stage, path: Path, journal: Path) -> int:
     if not path.exists():
         journal.unlink(missing_ok=True)
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    refuse_mismatch(path, saved["config"], stage.config, "choose another --out or remove it")
+    step = int(saved["step"])
+    # More steps are a longer run of the same stage; fewer than it has made are another.
+    made, wanted = (_lasting(c) if step <= stage.steps else c for c in (saved["config"], stage.config))
+    refuse_mismatch(path, made, wanted, "choose another --out or remove it")
     for key, part in stage.parts.items():
         part.load_state_dict(saved["parts"][key])
-    step = int(saved["step"])
     if journal.exists():
         kept = [line for line in journal.read_text().splitlines() if json.loads(line)["step"] <= step]
         journal.write_text("".join(line + "\n" for line in kept))

@@ -23,9 +23,26 @@ def get_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}", param="recipe")
-    recipe = RECIPES[name]
+    return checked(changed(RECIPES[name], overrides))
+
+
+def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with `stage.field=value` overrides, not yet `checked`.
+
+    Raises:
+        RecipeError: unknown stage or field, or a value that the field does not take.
+    """
     for item in overrides:
         recipe = overridden(recipe, item)
+    return recipe
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, if its fields agree with each other.
+
+    Raises:
+        RecipeError: one contradicts another.
+    """
     for field_name, broken, rule in _rules(recipe):
         if broken:
             raise RecipeError(f"{field_name} must {rule}", param=field_name)
@@ -52,11 +69,26 @@ def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
     scales = vq.layout if isinstance(vq, MultiScaleConfig) else model.layout
     yield "model.sides", model.layout != scales, "be the tokenizer's"
     yield "model.heads", model.dim % model.heads, f"divide model.dim, {model.dim}"
-    size = recipe.image_size
-    yield "model", pictured and size != 32, f"make pictures of 32 pixels with the tokenizer, not of {size}"
-    classes = recipe.data == "cifar10"
-    yield "model.num_classes", classes and model.num_classes != 10, "be 10, the classes of CIFAR-10"
-    yield "data", classes != (text is None), "be cifar10 without text, pictograms or prompts with it"
+    size, folder = recipe.image_size, recipe.folder
+    fixed = recipe.data in ("cifar10", "pictograms")
+    yield "model", fixed and size != 32, f"make pictures of 32 pixels with the tokenizer, not of {size}"
+    yield (
+        "folder",
+        (recipe.data == "folder") != (folder is not None),
+        "come with --data DIR, for data=folder",
+    )
+    count = 10 if folder is None else len(folder.classes)
+    classes = recipe.data in ("cifar10", "folder")
+    yield (
+        "model.num_classes",
+        classes and model.num_classes != count,
+        f"be {count}, as the images have",
+    )
+    yield (
+        "data",
+        classes != (text is None),
+        "be cifar10 or folder without text, else pictograms or prompts",
+    )
     if text is not None:
         yield "model.text_tokens", model.text_tokens != text.length, f"be text.length, {text.length}"
         yield "model.text_dim", model.text_dim != text.dim, f"be text.dim, {text.dim}"

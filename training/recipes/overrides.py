@@ -24,7 +24,8 @@ def overridden(settings: T, item: str) -> T:
 
     Args:
         settings: a dataclass, of which some fields, its parts, are dataclasses too.
-        item: `field=value` or `part.field=value`; a value is JSON, or a word where the field takes words.
+        item: `field=value` or `part.field=value`; a value is JSON, or a word where the field takes words. Of
+            a whole number, `+value` adds to it.
 
     Raises:
         RecipeError: there is no such field, or it does not take this value; the message says what it takes.
@@ -43,8 +44,11 @@ def overridden(settings: T, item: str) -> T:
     if name not in names:
         where = part[0] if part else "the recipe"
         raise RecipeError(f"{where} has no field {name!r}; it has {', '.join(names)}", param="set")
+    old = getattr(owner, name)
+    if type(old) is int and text.startswith("+") and text[1:].isdecimal():
+        text = str(old + int(text))
     kind = get_type_hints(type(owner), include_extras=True)[name]
-    value = _parsed(_bounded(kind, getattr(owner, name)), text, path)
+    value = _parsed(_bounded(kind, old), text, path)
     try:
         changed = dataclasses.replace(owner, **{name: value})
     except ValueError as error:  # a rule of the dataclass itself

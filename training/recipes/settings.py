@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dd_core.models.config import (
+    STRICT,
     ModelConfig,
     TokenizerConfig,
 )
@@ -158,15 +159,29 @@ class EvaluateRecipe:
 
 
 @dataclass(frozen=True)
+class Folder:
+    """Your own images, as `dd-train --data` found them: where, their classes, how many, and a hash of all."""
+
+    path: str
+    classes: tuple[str, ...]
+    images: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that `dd-train` needs to make a bundle.
 
-    `data` is what the images are: CIFAR-10 with its classes, or the pictograms with their captions,
-    which `text` encodes; `views` of each picture are learned from. Of `prompts` there are no images: such a
-    run is started from a bundle with a teacher, and has the stages (c) and (d) only.
+    `data` is what the images are: CIFAR-10 with its classes; those of a `folder`; or the pictograms with
+    their captions, which `text` encodes; `views` of each picture are learned from. Of `prompts` there are no
+    images: such a run is started from a bundle with a teacher, and has the stages (c) and (d) only.
+    `train_images` keeps the first ones only; 0 keeps all. `mirror` says that an image's mirror image is as
+    good, which it is not of letters.
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
     """
+
+    __pydantic_config__ = STRICT  # for `recipe.json`
 
     name: str
     tokenizer_model: TokenizerConfig
@@ -182,7 +197,9 @@ class Recipe:
     save_every: Count = 200
     preview_every: Count = 1200
     train_images: CountOrNone = field(default=50_000)
-    data: Literal["cifar10", "pictograms", "prompts"] = "cifar10"
+    data: Literal["cifar10", "folder", "pictograms", "prompts"] = "cifar10"
+    folder: Folder | None = None
+    mirror: bool = True
     text: TextConfig | None = None
     views: Count = 6
     begin_from: str | None = None

@@ -90,7 +90,7 @@ def decoder_stage(
     def preview(path: Path) -> None:
         averaged = new_tokenizer(recipe.tokenizer_model).to(device)
         averaged.load_state_dict(ema.average)
-        x, _ = images.batch(torch.arange(32))
+        x, _ = images.batch(torch.arange(count)[:32])
         with torch.no_grad():
             recon = averaged.decode_tokens(tokens_FNL[0, :32].long().to(device))
         reconstruction_grid(x, recon, path)

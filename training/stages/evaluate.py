@@ -35,8 +35,9 @@ from dd_core.errors import InvalidRequestError
 from dd_core.files import save_tensors
 from dd_core.plan import Plan, Preset
 from dd_core.sampling import Sampler, sample_images, to_pixels
+from training.data.cifar10 import CIFAR10_CLASSES
 from training.data.conditions import ClassConditions, Conditions
-from training.data.images import CIFAR10_CLASSES, ImageSet
+from training.data.images import ImageSet
 from training.metrics.caption_retrieval import Agreement
 from training.metrics.features import Extractor, FeatureExtractor, content_hash, features_of, real_store
 from training.metrics.fid import (

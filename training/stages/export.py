@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from dd_core.bundle import save_bundle
@@ -10,11 +10,12 @@ from dd_core.errors import RecipeError
 from dd_core.manifest import Manifest, PresetEntry
 from dd_core.text.config import MiniLMConfig
 from training.data import text
-from training.data.images import CIFAR10_CLASSES, About
+from training.data.sources import about
 from training.metrics.report import read_rows
 from training.optim.loop import plain
 from training.pipeline import load_models, sampler_of
 from training.presets import presets
+from training.recipes.settings import Recipe
 from training.run import Run
 
 
@@ -41,25 +42,14 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         for p in presets(recipe)
         if p.plan.name in measured or unmeasured
     ]
-    about = (
-        text.about(recipe)
-        if recipe.text is not None
-        else About(
-            "Small photographs of ten kinds of things, the classes of CIFAR-10. Horses, ships, cars and "
-            "planes come out best.",
-            CIFAR10_CLASSES,
-            "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
-            "The bundle holds weights, none of the images.",
-            ("horse",),
-        )
-    )
+    described = about(recipe)
     manifest = Manifest(
         name=name,
         family=recipe.model.family,
-        description=about.description,
+        description=described.description,
         image_size=recipe.image_size,
-        classes=list(about.classes),
-        examples=list(about.examples),
+        classes=list(described.classes),
+        examples=list(described.examples),
         text=recipe.text,
         vq=recipe.tokenizer_model,
         student=recipe.student,
@@ -67,10 +57,10 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         draw=sampler.draw,
         flow=sampler.flow,
         presets=entries,
-        data=about.data,
-        licence=about.licence,
+        data=described.data,
+        licence=described.licence,
         metrics=others,
-        training=plain(asdict(recipe)),
+        training=plain(asdict(_shareable(recipe))),
     )
     module, pieces = text.encoder(recipe.text) if isinstance(recipe.text, MiniLMConfig) else (None, b"")
     return save_bundle(
@@ -83,3 +73,10 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         text=module,
         pieces=pieces,
     )
+
+
+def _shareable(recipe: Recipe) -> Recipe:
+    """The recipe without the place of a folder on this machine."""
+    if recipe.folder is None:
+        return recipe
+    return replace(recipe, folder=replace(recipe.folder, path=Path(recipe.folder.path).name))

@@ -141,7 +141,7 @@ def tokenizer_stage(
     def preview(path: Path) -> None:
         averaged = new_tokenizer(recipe, device)
         averaged.load_state_dict(ema.average)
-        x, _ = images.batch(torch.arange(32))
+        x, _ = images.batch(torch.arange(len(images.labels))[:32])
         with torch.no_grad():
             recon = averaged.decode_tokens(averaged.encode(x.to(device)))
         reconstruction_grid(x, recon, path)
@@ -156,9 +156,18 @@ def tokenizer_stage(
 
 @torch.no_grad()
 def encode_all(
-    model: AnyTokenizer, images: ImageSet, device: torch.device, batch: int = 500, *, mirrored: bool = True
+    model: AnyTokenizer,
+    images: ImageSet,
+    device: torch.device,
+    batch: int | None = None,
+    *,
+    mirrored: bool = True,
 ) -> Tensor:
-    """Tokens of every image and (with `mirrored`) of its mirror image: `[2 or 1, N, L]` int16 or int32."""
+    """Tokens of every image and (with `mirrored`) of its mirror image: `[2 or 1, N, L]` int16 or int32.
+
+    `batch` images at a time; None = as many as 500 of 32 pixels are.
+    """
+    batch = batch or max(1, 500 * 32 * 32 // images.images[0, 0].numel())
     flips = []
     for flip in (False, True) if mirrored else (False,):
         rows = []
