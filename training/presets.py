@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dd_core import plan
-from dd_core.errors import RecipeError
-from dd_core.plan import Preset
+from dd_core.errors import InvalidPlanError, RecipeError
+from dd_core.plan import Plan, Preset
+from dd_core.sampling import Sampler, check_plan
 from training.recipes.settings import Recipe
 
 
@@ -47,3 +48,12 @@ def presets(recipe: Recipe) -> list[Preset]:
             param="evaluate.plans",
         )
     return [p for p in found if not chosen or p.plan.name in chosen]
+
+
+def runs(sampler: Sampler, chosen: Plan) -> bool:
+    """True if `sampler` has the layout and the actors of a plan."""
+    try:
+        check_plan(sampler, chosen)
+    except InvalidPlanError:
+        return False
+    return True

@@ -37,7 +37,7 @@ def test_recipes_are_overridden_by_name() -> None:
         ("tiny", "nothing.steps=3", "has no part 'nothing'; it has tokenizer_model, model, tokenizer"),
         ("tiny", "tokenizer=3", "the recipe has no field 'tokenizer'; it has seed"),
         ("tiny", "name=mine", "the recipe has no field 'name'"),
-        ("tiny", "data=imagefolder", "data must be 'cifar10', 'pictograms' or 'prompts', not 'imagefolder'"),
+        ("tiny", "data=imagefolder", "data must be 'cifar10', 'pictograms' or 'none', not 'imagefolder'"),
         ("tiny", "distill.start=studnet", "must be 'teacher', 'student' or 'transplant', not 'studnet'"),
         ("tiny", "pairs.solver=rk4", "must be 'euler', 'dpmpp-2m' or 'dpmpp-3m', not 'rk4'"),
         ("tiny", "distill.optimizer=sgd", "must be 'adamw' or 'muon', not 'sgd'"),
@@ -110,7 +110,7 @@ def test_the_recipes_keep_their_own_rules(name: str) -> None:
         for field, kind in get_type_hints(type(owner), include_extras=True).items():
             if not dataclasses.is_dataclass(value := getattr(owner, field)):
                 TypeAdapter(kind).validate_python(value, strict=True)
-    assert recipe.image_size == (256 if recipe.data == "prompts" else 32)
+    assert recipe.image_size == (256 if recipe.data == "none" else 32)
     assert recipe.model.head_dim % 4 == 0
 
 

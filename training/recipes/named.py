@@ -8,10 +8,11 @@ from dd_core.errors import RecipeError
 from dd_core.models.config import MultiScaleConfig
 from training.recipes.llamagen import LLAMAGEN
 from training.recipes.overrides import overridden
+from training.recipes.published import PUBLISHED
 from training.recipes.settings import Recipe
 from training.recipes.var import VAR
 
-RECIPES = {**LLAMAGEN, **VAR}
+RECIPES = {**LLAMAGEN, **VAR, **PUBLISHED}
 
 
 def get_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -41,7 +42,7 @@ def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
         recipe.distill,
         recipe.evaluate,
     )
-    blocks, pictured = model.layout.num_blocks, recipe.data != "prompts"
+    blocks, pictured = model.layout.num_blocks, recipe.data != "none"
     yield "model", model.family != vq.family, f"be of the tokenizer's family, {vq.family}"
     yield (
         "model.codebook_size",
@@ -56,7 +57,8 @@ def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
     yield "model", pictured and size != 32, f"make pictures of 32 pixels with the tokenizer, not of {size}"
     classes = recipe.data == "cifar10"
     yield "model.num_classes", classes and model.num_classes != 10, "be 10, the classes of CIFAR-10"
-    yield "data", classes != (text is None), "be cifar10 without text, pictograms or prompts with it"
+    fits = {"cifar10": text is None, "pictograms": text is not None}.get(recipe.data, True)
+    yield "data", not fits, "be cifar10 without text, pictograms with it, or none"
     if text is not None:
         yield "model.text_tokens", model.text_tokens != text.length, f"be text.length, {text.length}"
         yield "model.text_dim", model.text_dim != text.dim, f"be text.dim, {text.dim}"

@@ -86,6 +86,7 @@ class TeacherRecipe:
 class PairsRecipe:
     """Stage (c). Algorithm 1: noise → teacher through the flow map → tokens.
 
+    `guidance` grows over the blocks where `guidance_schedule` is `linear`, as VAR's does.
     `own` is how many pairs stage (c') makes besides: those begin with the student's tokens.
     """
 
@@ -93,6 +94,7 @@ class PairsRecipe:
     batch: Count
     shard: Count = 10_000
     guidance: Weight = 2.0
+    guidance_schedule: Literal["constant", "linear"] = "constant"
     top_k: CountOrNone = 0
     top_p: Share = 1.0
     temperature: Rate = 1.0
@@ -162,8 +164,9 @@ class Recipe:
     """Everything that `dd-train` needs to make a bundle.
 
     `data` is what the images are: CIFAR-10 with its classes, or the pictograms with their captions,
-    which `text` encodes; `views` of each picture are learned from. Of `prompts` there are no images: such a
-    run is started from a bundle with a teacher, and has the stages (c) and (d) only.
+    which `text` encodes; `views` of each picture are learned from. With `none` there are no images: such a
+    run is started from a bundle with a teacher, has the stages (c) and (d), and is measured
+    against a reference.
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
     """
@@ -182,7 +185,7 @@ class Recipe:
     save_every: Count = 200
     preview_every: Count = 1200
     train_images: CountOrNone = field(default=50_000)
-    data: Literal["cifar10", "pictograms", "prompts"] = "cifar10"
+    data: Literal["cifar10", "pictograms", "none"] = "cifar10"
     text: TextConfig | None = None
     views: Count = 6
     begin_from: str | None = None

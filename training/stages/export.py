@@ -11,10 +11,11 @@ from dd_core.manifest import Manifest, PresetEntry
 from dd_core.text.config import MiniLMConfig
 from training.data import text
 from training.data.images import CIFAR10_CLASSES, About
+from training.data.origin import read_origin
 from training.metrics.report import read_rows
 from training.optim.loop import plain
 from training.pipeline import load_models, sampler_of
-from training.presets import presets
+from training.presets import presets, runs
 from training.run import Run
 
 
@@ -25,7 +26,7 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         RecipeError: a stage has not been run, or not to its end.
     """
     rows = read_rows(run.out / "evaluation" / "rows")
-    unmeasured = run.recipe.data == "prompts"  # there is nothing to measure against
+    unmeasured = not rows and run.recipe.data == "none"  # it can be measured, but need not be
     if not rows and not unmeasured:
         raise RecipeError(
             f"no figures in {run.out}: run `{run.command('evaluate')}` first",
@@ -39,18 +40,9 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
     entries = [
         PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
         for p in presets(recipe)
-        if p.plan.name in measured or unmeasured
+        if p.plan.name in measured or (unmeasured and runs(sampler, p.plan))
     ]
-    about = (
-        text.about(recipe)
-        if recipe.text is not None
-        else About(
-            f"CIFAR-10 classes at 32×32, trained with the recipe {recipe.name!r}.",
-            CIFAR10_CLASSES,
-            "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
-            "The bundle holds weights, none of the images.",
-        )
-    )
+    about = _about(run)
     manifest = Manifest(
         name=name,
         family=recipe.model.family,
@@ -80,4 +72,18 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         marginals_KLV=sampler.marginals_KLV,
         text=module,
         pieces=pieces,
+    )
+
+
+def _about(run: Run) -> About:
+    """The description of the run's data, and the names of its classes."""
+    if run.recipe.text is not None:
+        return text.about(run.recipe)
+    if run.recipe.data == "none":
+        return read_origin(run.out)
+    return About(
+        f"CIFAR-10 classes at 32×32, trained with the recipe {run.recipe.name!r}.",
+        CIFAR10_CLASSES,
+        "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
+        "The bundle holds weights, none of the images.",
     )
