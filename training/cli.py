@@ -216,10 +216,11 @@ def evaluate(
         raise RecipeError("--set changes a recipe, and a bundle has none", param="set")
     out = out or Path("evaluations") / Path(bundle).name
     where = pick_device(device)
+    subject = Subject.of_bundle(bundle, where)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _set_up(out, where, threads)
-        measure(Subject.of_bundle(bundle, where), request, FeatureExtractor(where), out)
+        measure(subject, request, FeatureExtractor(where), out)
         typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
 
 

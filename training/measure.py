@@ -200,11 +200,7 @@ def _conditions(subject: Subject, request: Request) -> tuple[Conditions, str | N
     found = pictures_with_captions(request.reference, request.captions)
     captions = [caption for caption in found if _readable(caption)]
     if len(captions) < len(found):
-        log.warning(
-            "%d of %d captions are left out: a prompt may not be so long",
-            len(found) - len(captions),
-            len(found),
-        )
+        log.warning("%d of %d captions cannot be prompts", len(found) - len(captions), len(found))
     if not captions:
         raise DataError(f"none of the {len(found)} captions can be a prompt", param="captions")
     return PromptConditions(captions, subject.encode), fingerprint_of({"captions": captions})
@@ -278,13 +274,13 @@ def _notes(
         notes.append(f"Precision and recall are of {equal:,} images against as many.")
     if classifier is None:
         notes.append(
-            "IS is missing: the Inception file has features only; `--inception` names one with the classifier."
+            "IS is missing: the Inception file has features only; `--inception` names its classifier."
         )
     else:
         notes.append(f"IS is by the classifier of {classifier.name} on the same features, without its bias.")
     if request.timing:
         notes.append(
-            f"Times on {subject.sampler.device} with {torch.get_num_threads()} threads, one image alone and batches "
-            f"of {request.batch}."
+            f"Times on {subject.sampler.device} with {torch.get_num_threads()} threads, one image alone and "
+            f"batches of {request.batch}."
         )
     return notes

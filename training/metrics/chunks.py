@@ -32,7 +32,7 @@ log = logging.getLogger("dd_train")
 
 
 class Chunks:
-    """The chunks of one plan in `folder`. Image i has the label i mod `conditions.count` and the key (seed, i).
+    """The chunks of one plan in `folder`: image i has the label i mod `conditions.count`, the key (seed, i).
 
     Args:
         fingerprint: of all that the images and features follow from but their number.

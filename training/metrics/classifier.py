@@ -22,7 +22,10 @@ from training.data.packages import DataError, cache_dir
 log = logging.getLogger("dd_train")
 
 FETCH = "fetch"
-URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
 _SHAPE = (1008, 2048)
 
 
@@ -42,8 +45,8 @@ class Classifier:
         if weight is None or tuple(weight.shape) != _SHAPE:
             found = "none" if weight is None else str(list(weight.shape))
             raise DataError(
-                f"{path}: the Inception score needs fc.weight {list(_SHAPE)} of the network of 2015 (pytorch-fid's "
-                f"file), found {found}; torchvision's Inception is another network",
+                f"{path}: the Inception score needs fc.weight {list(_SHAPE)} of the network of 2015 "
+                f"(pytorch-fid's file), found {found}; torchvision's Inception is another network",
                 param="inception",
             )
         self.name = f"pytorch-fid's ({path.name})"
@@ -72,8 +75,8 @@ def _fetched() -> Path:
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=prefix, progress=False)
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"pytorch-fid's weights could not be fetched ({error}): put {path.name} into {path.parent}, or name "
-                "another place with --inception",
+                f"pytorch-fid's weights could not be fetched ({error}): put {path.name} into "
+                f"{path.parent}, or name another place with --inception",
                 param="inception",
             ) from error
     return path

@@ -1,5 +1,5 @@
-"""Figures of the paper: Tables 1, 2 and 3 of "Distilled Decoding 1: One-step Sampling of Image Auto-regressive
-Models with Flow Matching" (arXiv 2412.17153).
+"""Figures of the paper: Tables 1, 2 and 3 of "Distilled Decoding 1: One-step Sampling of Image
+Auto-regressive Models with Flow Matching" (arXiv 2412.17153).
 
 Classes: ImageNet at 256×256, 50,000 images against ADM's reference. Texts: 5,000 prompts of LAION-COCO.
 Times are seconds an image on one A100, in the steady state.

@@ -1,9 +1,9 @@
 """The real set that generated images are held against: a folder of pictures, or an .npz of ADM's evaluator.
 
 An .npz may have `mu` [D] and `sigma` [D, D], which give FID alone; `arr_0` [M, H, W, 3] uint8, pictures whose
-features are computed here; and `activations` [M, D], features that others computed. Where `mu` and `sigma` are
-there, FID is held against them, and the other figures against the pictures or features beside them: ADM's
-reference for ImageNet has statistics of the whole training set and 10,000 pictures of it.
+features are computed here; and `activations` [M, D], features that others computed. Where `mu` and `sigma`
+are there, FID is held against them, and the other figures against the pictures or features beside them:
+ADM's reference for ImageNet has statistics of the whole training set and 10,000 pictures of it.
 
 Shapes: M real images, D features, H W pixels.
 """
@@ -142,8 +142,8 @@ def _of_npz(path: Path, extractor: Extractor) -> Reference:
         raise DataError(f"{path}: not an .npz that can be read ({error})", param="reference") from error
     if not ({"mu", "sigma"} <= known or known & {"arr_0", "activations"}):
         raise DataError(
-            f"{path} has the keys {', '.join(names) or 'none'}; a reference has mu and sigma, arr_0 (pictures) or "
-            "activations",
+            f"{path} has the keys {', '.join(names) or 'none'}; a reference has mu and sigma, arr_0 "
+            "(pictures) or activations",
             param="reference",
         )
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
@@ -178,7 +178,8 @@ def _wide(path: Path, key: str, found: Tensor, dimensions: int, extractor: Extra
     square = key != "sigma" or found.shape[0] == width
     if found.ndim != dimensions or found.shape[-1] != width or not square:
         raise DataError(
-            f"{path}: {key} is {list(found.shape)}, of another network than ours, whose features are {width} wide",
+            f"{path}: {key} is {list(found.shape)}, of another network than ours, whose features are "
+            f"{width} wide",
             param="reference",
         )
 

@@ -24,7 +24,8 @@ class Row:
         fid, kid, kid_std: Fréchet and kernel distance (mean and deviation over subsets); where the reference
             is statistics alone, FID is all there is.
         precision, recall: of `manifold_images` against as many real ones.
-        inception_score, inception_score_std: of the original network's classes, where its classifier was given.
+        inception_score, inception_score_std: of the original network's classes, where its classifier was
+            given.
         classifier_score, classifier_score_std: exp of the mean divergence of a linear probe's
             class probabilities from their mean, at most the number of classes. This is not
             the Inception score: that needs a classifier that the Inception file lacks.

@@ -1,7 +1,8 @@
 """Recipes of the published teachers of classes: the paper's students (App. C), from the authors' checkpoints.
 
-1.2 million pairs at guidance 2.0, batches of 512, AdamW (0.9, 0.95), EMA 0.9999, 1.0·LPIPS + 0.1·cross entropy;
-VAR 120 epochs at 10⁻⁴ for every 256 images of a batch, LlamaGen 70 epochs at 10⁻⁴. The steps that a student
+1.2 million pairs at guidance 2.0, batches of 512, AdamW (0.9, 0.95), EMA 0.9999, 1.0·LPIPS + 0.1·cross
+entropy; VAR 120 epochs at 10⁻⁴ for every 256 images of a batch, LlamaGen 70 epochs at 10⁻⁴.
+The steps that a student
 jumps from, the heads' split and how the teacher draws are those of the released scripts. There are no images:
 `dd-train start var-d16 --recipe var-dd-d16` begins such a run. Sized by the paper, not run here.
 """
