@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from dd_core.bundle import load_bundle
+from dd_core.condition import ClassCondition
 from dd_core.errors import RecipeError
 from dd_core.hub.convert import convert
 from dd_core.hub.pull import LocalFile
 from dd_core.hub.registry import find_spec
 from dd_core.hub.storage import models_folder
+from dd_core.models.build import new_student, new_teacher, new_tokenizer
 from dd_core.models.config import MultiScaleConfig, VARConfig
 from dd_core.sampling import sample_images
 from tests.hub import content_of, random_modules, saved, tiny_spec
@@ -25,6 +28,7 @@ from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.measure import Request, measure
 from training.metrics import plots
+from training.recipes.costs import costs
 from training.recipes.named import get_recipe
 from training.recipes.settings import PairsRecipe
 from training.run import Run
@@ -127,3 +131,19 @@ def test_pairs_from_before_the_schedule_was_a_setting_stay_good(tmp_path: Path) 
     assert len(load_pairs(tmp_path / "pairs", cfg).tokens) == 4
     with pytest.raises(RecipeError, match="guidance_schedule was"):
         load_pairs(tmp_path / "pairs", replace(cfg, guidance_schedule="linear"))
+
+
+def test_costs_of_any_depth_follow_from_those_of_one_and_two_blocks() -> None:
+    tiny = get_recipe("var-tiny", ["distill.batch=4"])
+    deep = replace(tiny, model=tiny.model.with_layers(3))
+    teacher = new_teacher(deep.model, new_tokenizer(deep.tokenizer_model)).eval()
+    tokens = torch.zeros(1, deep.model.layout.num_tokens, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        teacher(tokens, ClassCondition(torch.zeros(1, dtype=torch.long)))
+    flow = tokens.numel() * 10 * 2 * 2 * 64 * 4  # ten evaluations, two products with 64 codes of 4
+    found = costs(deep)
+    assert found.pairs == 48 * (2 * counter.get_total_flops() + flow)
+    weights = sum(p.numel() for p in new_student(deep.model).parameters())
+    tokenizer = sum(p.numel() for p in new_tokenizer(deep.tokenizer_model).parameters())
+    assert found.state == 4 * (6 * weights + tokenizer)
+    assert costs(replace(deep, distill=replace(deep.distill, batch=8))).distill == 2 * found.distill
