@@ -172,6 +172,7 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
             )
             if request.samples:
                 chunks.write_npz(samples, conditions)
+            _grid(sampler, chosen, conditions, request.seed, out / "grids" / f"{chosen.name}.png")
             made = _row(chosen, found, real, classifier)
             if not request.timing:
                 return made.with_cost(chosen.cost, None, None)
@@ -181,7 +182,6 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
         asked = {"images": images, "reference": real.fingerprint, "timing": request.timing}
         asked |= {"inception": classifier is not None, "samples": request.samples}
         rows.append(once(out / "rows" / f"{chosen.name}.json", fingerprint_of({**drawn, **asked}), row))
-        _grid(sampler, chosen, conditions, request.seed, out / "grids" / f"{chosen.name}.png")
         write_comparison(rows, paper, settings, notes, out)
         chunks.remove()
     return rows
@@ -239,9 +239,7 @@ def _row(chosen: Plan, features: torch.Tensor, real: Reference, classifier: Clas
 
 
 def _grid(sampler: Sampler, chosen: Plan, conditions: Conditions, seed: int, path: Path) -> None:
-    """Eight pictures of a plan, once."""
-    if path.exists():
-        return
+    """Eight pictures of a plan."""
     labels = torch.arange(8) % conditions.count
     write_grid(sample_images(sampler, chosen, conditions(labels), [(seed, i) for i in range(8)]), path, 8)
 

@@ -25,6 +25,8 @@ from dd_core.errors import WeightsError
 # runs nothing.
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
 
+_WRAPPERS = ("module.", "_orig_mod.")
+
 
 def read_checkpoint(path: Path) -> Any:
     """The contents of a safetensors file, or of a torch file of either format.
@@ -68,7 +70,8 @@ def state_dict_at(
     """The state dict inside a checkpoint, and the place where it was.
 
     Args:
-        places: paths of keys, tried in order; the first that leads to a mapping of tensors counts.
+        places: paths of keys, tried in order; the first that leads to a mapping of tensors counts. A prefix
+            of all its keys that a training script's wrappers put there is taken off.
 
     Raises:
         WeightsError: none does; the message says what is there.
@@ -79,10 +82,18 @@ def state_dict_at(
             found = found.get(key) if isinstance(found, Mapping) else None
         items = found.items() if isinstance(found, Mapping) else ()
         if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
-            return dict(items), place
+            return _unwrapped(dict(items)), place
     there = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
     looked = " or ".join("".join(f"[{key!r}]" for key in place) or "its top level" for place in places)
     shown = there if len(there) <= 200 else there[:200] + "…"
     raise WeightsError(
         f"{source}: no state dict in {looked}; the file holds {shown}", param=Path(source).name
     )
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the prefixes of DistributedDataParallel and torch.compile."""
+    for prefix in _WRAPPERS * 2:  # in either order
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

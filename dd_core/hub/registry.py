@@ -31,7 +31,7 @@ _LLAMAGEN_T2I = "peizesun/llamagen_t2i"
 
 # Where the loading code of each family looks inside its files.
 _MODEL = (("model",), ("module",), ("state_dict",), ())
-_PLAIN = ((), ("state_dict",), ("model",))
+_PLAIN = ((), ("state_dict",), ("model",), ("trainer", "var_wo_ddp"))  # the last: of VAR's training script
 _VAR_EMA = (("trainer", "ema_parameters"), ("trainer", "var_wo_ddp"), ())
 _LLAMAGEN_EMA = (("ema",), ("model",), ())
 

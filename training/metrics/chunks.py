@@ -1,7 +1,7 @@
 """A plan's images and their features, drawn and kept a chunk at a time.
 
 50,000 pictures of 256×256 are 10 GB: they are never all in memory, and a killed evaluation goes on with the
-chunk where it stopped. A chunk that was drawn for fewer images serves for more.
+chunk where it stopped.
 
 Shapes: N images, D features, H W pixels.
 """
