@@ -31,6 +31,8 @@ from training.data import pictograms
 from training.data.captions import read_prompts
 from training.data.sources import bundle_name
 from training.lock import locked
+from training.measure import Request, Subject, measure
+from training.metrics.features import FeatureExtractor
 from training.metrics.sheet import UNSEEN, draw_sheet
 from training.presets import presets
 from training.recipes.choose import DEFAULT, choose_recipe
@@ -109,17 +111,17 @@ def _prepared(
     presets(run.recipe)  # plans that there are not are refused now, not after the training
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), remembered(out, run.recipe):
-        _set_up(run, threads)
+        _set_up(out, run.device, threads)
         yield run
 
 
-def _set_up(run: Run, threads: int) -> None:
-    """Set torch's threads, and log into the run folder."""
+def _set_up(out: Path, device: torch.device, threads: int) -> None:
+    """Set torch's threads, and log into the folder."""
     if threads:
         torch.set_num_threads(threads)
-    if run.device.type == "cuda":
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    _log_to(logging.FileHandler(run.out / "train.log"))
+    _log_to(logging.FileHandler(out / "train.log"))
 
 
 def _log_to(*handlers: logging.Handler) -> None:
@@ -179,7 +181,6 @@ def pairs(
 
 
 _command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
-_command("evaluate", "(e) FID, KID, precision and recall of every plan, with its cost.", pipeline.evaluate)
 _command(
     "own-pairs",
     "(c') Pairs that begin with the tokens of the student that the run was started from.",
@@ -191,6 +192,67 @@ _command(
     *(pipeline.train_tokenizer, pipeline.train_decoder, pipeline.train_teacher),
     *(pipeline.generate_pairs, pipeline.distill, pipeline.evaluate),
 )
+
+
+@app.command("evaluate", help="(e) FID, KID, precision and recall of every plan, with its cost.")
+def evaluate(
+    bundle: Annotated[
+        str | None,
+        typer.Argument(help="Name or folder of a bundle, built-in and published ones too; else the run."),
+    ] = None,
+    recipe: Recipe = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"Run folder ({_OUT}), or the folder of a bundle's report.")
+    ] = None,
+    device: Device = "auto",
+    overrides: Overrides = None,
+    data: Data = None,
+    size: Size = None,
+    stop_after: StopAfter = None,
+    threads: Threads = 0,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Real images: a folder of pictures, or an .npz as ADM's evaluator reads it."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images a plan draws.")] = 50_000,
+    plans: Annotated[str, typer.Option(help="Names of plans, by commas; none = all.")] = "",
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions of the pictures of --reference; else those beside them.")
+    ] = None,
+    inception: Annotated[
+        str | None,
+        typer.Option(help="pytorch-fid's weights for the Inception score, or 'fetch'; without, no score."),
+    ] = None,
+    samples: Annotated[bool, typer.Option(help="Write each plan's images as an .npz.")] = True,
+    batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    timing: Annotated[bool, typer.Option(help="Measure the time that an image takes.")] = True,
+) -> None:
+    """Measures a run on its own data, or a run or a bundle against real images of any kind."""
+    chosen = tuple(name for name in plans.split(",") if name)
+    request = None
+    if reference is not None:
+        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing)
+    if bundle is None:
+        with _prepared(recipe, out or _OUT, device, overrides, stop_after, threads, data, size) as run:
+            if request is None:
+                pipeline.evaluate(run)
+            else:
+                extractor = FeatureExtractor(run.device)
+                measure(pipeline.subject_of(run), request, extractor, pipeline.reference_folder(run))
+        return
+    if request is None:
+        raise RecipeError("a bundle is measured against --reference, a folder or an .npz", param="reference")
+    if overrides:
+        raise RecipeError("--set changes a recipe, and a bundle has none", param="set")
+    out = out or Path("evaluations") / Path(bundle).name
+    where = pick_device(device)
+    subject = Subject.of_bundle(bundle, where)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _set_up(out, where, threads)
+        measure(subject, request, FeatureExtractor(where), out)
+        typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
 
 
 @app.command("corpus", help="Fetch and draw the pictograms that the recipes for texts learn from.")

@@ -34,6 +34,7 @@ from training.data.conditions import Conditions
 from training.data.images import ImageSet, lpips_weights
 from training.data.sources import class_names, load_images
 from training.losses.lpips import Lpips
+from training.measure import Subject
 from training.metrics.features import Extractor, FeatureExtractor, Precision
 from training.metrics.report import Row
 from training.mismatch import difference
@@ -60,6 +61,7 @@ from training.stages.tokenizer import encode_all, tokenizer_stage
 
 _CAPTIONS, _PROMPTS = "captions.safetensors", "prompts.safetensors"
 _OWN_PAIRS = "own-pairs"
+_LARGEST_TABLE = 2**28  # token frequencies; of ImageNet's classes they would be 11 GB and more
 log = logging.getLogger("dd_train")
 
 
@@ -220,7 +222,7 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
                 f"{kept.parent} holds pairs of other prompts; choose another --out", param="prompts"
             )
         return found
-    if lines is None and run.recipe.data == "prompts":
+    if lines is None and run.recipe.data == "none":
         raise RecipeError(
             f"the recipe {run.recipe.name!r} has no captions of its own: name a file with --prompts",
             param="prompts",
@@ -273,10 +275,13 @@ def load_models(run: Run) -> tuple[AnyTokenizer, AnyStudent, AnyTeacher]:
 
 
 def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: AnyTeacher) -> Sampler:
-    """The sampler of a run's models, with the token frequencies of its pairs for the baselines."""
+    """The sampler of a run's models, with the token frequencies of its pairs for the baselines, where
+    their table can be held.
+    """
     recipe = run.recipe
     frequency = None
-    if recipe.text is None:
+    table = recipe.model.num_classes * recipe.model.layout.num_tokens * recipe.model.codebook_size
+    if recipe.text is None and table <= _LARGEST_TABLE:
         pairs = load_pairs(run.out / "pairs", run.recipe.pairs)
         classes, codes = recipe.model.num_classes, recipe.model.codebook_size
         frequency = marginals(pairs.tokens, pairs.labels, classes, codes)
@@ -300,9 +305,9 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
     Raises:
         RecipeError: an earlier stage is missing, or the recipe has no images to measure against.
     """
-    if run.recipe.data == "prompts":
+    if run.recipe.data == "none":
         raise RecipeError(
-            f"the recipe {run.recipe.name!r} has no images to measure against: export what there is",
+            f"the recipe {run.recipe.name!r} has no images to measure against: name some with --reference",
             param="recipe",
         )
     sampler, cfg = sampler_of(run, *load_models(run)), run.recipe.evaluate
@@ -332,6 +337,24 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         timing=timing,
         prompts=prompts,
     )
+
+
+def subject_of(run: Run) -> Subject:
+    """The run's models as `training.measure` measures them.
+
+    Raises:
+        RecipeError: an earlier stage is missing.
+    """
+    models = load_models(run)
+    plans = [preset.plan for preset in presets(run.recipe)]
+    return Subject(
+        run.recipe.name, run.recipe.model, sampler_of(run, *models), plans, weights_digest(*models)
+    )
+
+
+def reference_folder(run: Run) -> Path:
+    """The place of figures against a given reference: of a run without images, that of its evaluation."""
+    return run.out / ("evaluation" if run.recipe.data == "none" else "evaluation-reference")
 
 
 def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:

@@ -10,6 +10,7 @@ from torch import nn
 from dd_core.bundle import load_bundle
 from dd_core.errors import RecipeError
 from dd_core.hub.locate import locate
+from training.data.origin import write_origin
 from training.mismatch import difference
 from training.pipeline import write_tokens
 from training.run import Run, save
@@ -55,5 +56,6 @@ def start_from(run: Run, source: str | Path) -> None:
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             save(run, name, part)
-    if run.recipe.data != "prompts":
+    write_origin(run.out, manifest)
+    if run.recipe.data != "none":
         write_tokens(run)

@@ -40,7 +40,7 @@ def test_recipes_are_overridden_by_name() -> None:
         (
             "tiny",
             "data=imagefolder",
-            "data must be 'cifar10', 'folder', 'pictograms' or 'prompts', not 'imagefolder'",
+            "data must be 'cifar10', 'folder', 'pictograms' or 'none', not 'imagefolder'",
         ),
         ("tiny", "distill.start=studnet", "must be 'teacher', 'student' or 'transplant', not 'studnet'"),
         ("tiny", "pairs.solver=rk4", "must be 'euler', 'dpmpp-2m' or 'dpmpp-3m', not 'rk4'"),
@@ -114,7 +114,7 @@ def test_the_recipes_keep_their_own_rules(name: str) -> None:
         for field, kind in get_type_hints(type(owner), include_extras=True).items():
             if not dataclasses.is_dataclass(value := getattr(owner, field)):
                 TypeAdapter(kind).validate_python(value, strict=True)
-    assert recipe.image_size == (256 if recipe.data == "prompts" else 32)
+    assert recipe.image_size == (256 if recipe.data == "none" else 32)
     assert recipe.model.head_dim % 4 == 0
 
 

@@ -91,6 +91,21 @@ class EncodedConditions:
         return padded_batch(self.encode([self.prompts[i] for i in labels_B.tolist()]), self.length)
 
 
+@dataclass(frozen=True)
+class PromptConditions:
+    """A label is a prompt, encoded whenever it is asked for by the encoder of a bundle."""
+
+    prompts: Sequence[str]
+    encode: Callable[[Sequence[str]], Condition]
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+    def __call__(self, labels_B: Tensor) -> Condition:
+        return self.encode([self.prompts[i] for i in labels_B.tolist()])
+
+
 def spread(labels: int, images: int) -> list[int]:
     """Labels of a sheet of `images`: all in turn, or evenly spread where there are more than images."""
     stride = max(1, labels // images)

@@ -34,7 +34,7 @@ def load_images(run: Run) -> tuple[ImageSet, ImageSet]:
             assert recipe.folder is not None, "a rule of the recipe"
             found = same_folder(recipe.folder, Path(recipe.folder.path), recipe.image_size)
             return found.train, found.test
-        case "prompts":
+        case "none":
             raise RecipeError(
                 f"the recipe {recipe.name!r} has no images: begin with `dd-train start`, from a bundle that "
                 "has a tokenizer and a teacher",
@@ -97,8 +97,8 @@ def about(recipe: Recipe) -> About:
             licence="not stated: it is for whoever trained the weights to choose",
         )
     return About(
-        "Small photographs of ten kinds of things, the classes of CIFAR-10. Horses, ships, cars and planes come "
-        "out best.",
+        "Small photographs of ten kinds of things, the classes of CIFAR-10. Horses, ships, cars and "
+        "planes come out best.",
         CIFAR10_CLASSES,
         "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
         "The bundle holds weights, none of the images.",

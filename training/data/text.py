@@ -206,7 +206,7 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
 
 def about(recipe: Recipe) -> About:
     """The bundle's description of the corpus, its licences and its encoder."""
-    if recipe.data == "prompts":
+    if recipe.data == "none":
         return About(
             f"Pictures from texts, distilled with the recipe {recipe.name!r}.",
             (),

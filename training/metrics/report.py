@@ -21,8 +21,11 @@ class Row:
     Args:
         name, kind: a plan's name and `plan`, or `reconstruction`, `real-test`, `real-split`.
         images, reference_images: how many were held against how many.
-        fid, kid, kid_std: Fréchet and kernel distance (mean and deviation over subsets).
+        fid, kid, kid_std: Fréchet and kernel distance (mean and deviation over subsets); where the reference
+            is statistics alone, FID is all there is.
         precision, recall: of `manifold_images` against as many real ones.
+        inception_score, inception_score_std: of the original network's classes, where its classifier was
+            given.
         classifier_score, classifier_score_std: exp of the mean divergence of a linear probe's
             class probabilities from their mean, at most the number of classes. This is not
             the Inception score: that needs a classifier that the Inception file lacks.
@@ -41,11 +44,13 @@ class Row:
     images: int
     reference_images: int
     fid: float
-    kid: float
-    kid_std: float
-    precision: float
-    recall: float
+    kid: float | None
+    kid_std: float | None
+    precision: float | None
+    recall: float | None
     manifold_images: int
+    inception_score: float | None = None
+    inception_score_std: float | None = None
     classifier_score: float | None = None
     classifier_score_std: float | None = None
     class_accuracy: float | None = None
@@ -100,25 +105,25 @@ def table(rows: Sequence[Row], settings: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for r in rows:
         ratio = r.fid / teacher if teacher and r.kind == "plan" else None
-        classes = () if by_text else (_shown(r.classifier_score, ".2f"),)
+        classes = () if by_text else (shown(r.classifier_score, ".2f"),)
         cells = (
             r.name,
-            _shown(r.passes, "d"),
+            shown(r.passes, "d"),
             f"{r.images:,} against {r.reference_images:,}",
             f"{r.fid:.2f}",
-            _shown(ratio, ".2f"),
-            f"{1e3 * r.kid:.2f} ± {1e3 * r.kid_std:.2f}",
+            shown(ratio, ".2f"),
+            with_spread(r.kid, r.kid_std, 1e3),
             *classes,
-            f"{r.precision:.3f}",
-            f"{r.recall:.3f}",
-            _shown(r.right_caption if by_text else r.class_accuracy, ".3f"),
-            _shown(r.ms_per_image, ".1f"),
-            _shown(r.images_per_s, ".1f"),
+            shown(r.precision, ".3f"),
+            shown(r.recall, ".3f"),
+            shown(r.right_caption if by_text else r.class_accuracy, ".3f"),
+            shown(r.ms_per_image, ".1f"),
+            shown(r.images_per_s, ".1f"),
         )
         lines.append("| " + " | ".join(cells) + " |")
     if by_text:
         return "\n".join([*lines, "", _text_notes(settings), ""])
-    probe = _shown(rows[0].probe_accuracy if rows else None, ".3f")
+    probe = shown(rows[0].probe_accuracy if rows else None, ".3f")
     counts = ", ".join(sorted({f"{r.manifold_images:,}" for r in rows}))
     notes = (
         f"Inception features in {settings['precision']}; seed {settings['seed']}, labels i mod "
@@ -147,5 +152,11 @@ def _text_notes(settings: dict[str, Any]) -> str:
     )
 
 
-def _shown(value: float | None, how: str) -> str:
+def with_spread(value: float | None, spread: float | None, scale: float = 1.0) -> str:
+    """A mean and a deviation as a table has them."""
+    return "–" if value is None or spread is None else f"{scale * value:.2f} ± {scale * spread:.2f}"
+
+
+def shown(value: float | None, how: str) -> str:
+    """A figure as a table has it; a dash for none."""
     return "–" if value is None else format(value, how)

@@ -127,7 +127,7 @@ LLAMAGEN["text-gpu"] = dataclasses.replace(
 # 80, AdamW at 10⁻⁴ in batches of 512, 70 epochs. Not run here.
 LLAMAGEN["llamagen-t2i"] = Recipe(
     name="llamagen-t2i",
-    data="prompts",
+    data="none",
     text=T5Config(),
     tokenizer_model=VQConfig(),
     model=LlamaGenConfig(layers=36, heads=20, dim=1280, text_tokens=120, text_dim=2048),

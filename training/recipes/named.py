@@ -8,10 +8,11 @@ from dd_core.errors import RecipeError
 from dd_core.models.config import MultiScaleConfig
 from training.recipes.llamagen import LLAMAGEN
 from training.recipes.overrides import overridden
+from training.recipes.published import PUBLISHED
 from training.recipes.settings import Recipe
 from training.recipes.var import VAR
 
-RECIPES = {**LLAMAGEN, **VAR}
+RECIPES = {**LLAMAGEN, **VAR, **PUBLISHED}
 
 
 def get_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -58,7 +59,7 @@ def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
         recipe.distill,
         recipe.evaluate,
     )
-    blocks, pictured = model.layout.num_blocks, recipe.data != "prompts"
+    blocks, pictured = model.layout.num_blocks, recipe.data != "none"
     yield "model", model.family != vq.family, f"be of the tokenizer's family, {vq.family}"
     yield (
         "model.codebook_size",
@@ -84,11 +85,8 @@ def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
         classes and model.num_classes != count,
         f"be {count}, as the images have",
     )
-    yield (
-        "data",
-        classes != (text is None),
-        "be cifar10 or folder without text, else pictograms or prompts",
-    )
+    fits = {"pictograms": text is not None, "none": True}.get(recipe.data, text is None)
+    yield "data", not fits, "be cifar10 or folder without text, pictograms with it, or none"
     if text is not None:
         yield "model.text_tokens", model.text_tokens != text.length, f"be text.length, {text.length}"
         yield "model.text_dim", model.text_dim != text.dim, f"be text.dim, {text.dim}"

@@ -87,6 +87,7 @@ class TeacherRecipe:
 class PairsRecipe:
     """Stage (c). Algorithm 1: noise → teacher through the flow map → tokens.
 
+    `guidance` grows over the blocks where `guidance_schedule` is `linear`, as VAR's does.
     `own` is how many pairs stage (c') makes besides: those begin with the student's tokens.
     """
 
@@ -94,6 +95,7 @@ class PairsRecipe:
     batch: Count
     shard: Count = 10_000
     guidance: Weight = 2.0
+    guidance_schedule: Literal["constant", "linear"] = "constant"
     top_k: CountOrNone = 0
     top_p: Share = 1.0
     temperature: Rate = 1.0
@@ -173,8 +175,9 @@ class Recipe:
     """Everything that `dd-train` needs to make a bundle.
 
     `data` is what the images are: CIFAR-10 with its classes; those of a `folder`; or the pictograms with
-    their captions, which `text` encodes; `views` of each picture are learned from. Of `prompts` there are no
-    images: such a run is started from a bundle with a teacher, and has the stages (c) and (d) only.
+    their captions, which `text` encodes; `views` of each picture are learned from. With `none` there
+    are no images: such a run is started from a bundle with a teacher, has the stages (c) and (d), and is
+    measured against a reference.
     `train_images` keeps the first ones only; 0 keeps all. `mirror` says that an image's mirror image is as
     good, which it is not of letters.
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
@@ -197,7 +200,7 @@ class Recipe:
     save_every: Count = 200
     preview_every: Count = 1200
     train_images: CountOrNone = field(default=50_000)
-    data: Literal["cifar10", "folder", "pictograms", "prompts"] = "cifar10"
+    data: Literal["cifar10", "folder", "pictograms", "none"] = "cifar10"
     folder: Folder | None = None
     mirror: bool = True
     text: TextConfig | None = None

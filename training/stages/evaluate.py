@@ -14,16 +14,11 @@ Shapes: N images, K classes, H W pixels.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -40,22 +35,15 @@ from training.data.conditions import ClassConditions, Conditions
 from training.data.images import ImageSet
 from training.metrics.caption_retrieval import Agreement
 from training.metrics.features import Extractor, FeatureExtractor, content_hash, features_of, real_store
-from training.metrics.fid import (
-    Gaussian,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
-from training.metrics.linear_probe import LinearProbe
+from training.metrics.judge import Judge
 from training.metrics.report import Row, write_grid, write_report
+from training.metrics.rows import fingerprint_of, once
+from training.metrics.timing import plan_times
 from training.recipes.settings import EvaluateRecipe
 
 log = logging.getLogger("dd_train")
 
 _VERSION = 2  # raise it when a measure changes, so that no old row survives
-_MANIFOLD = 10_000  # the most images a set for precision and recall, whose cost is quadratic
-_REPEATS = 10
 
 
 @dataclass(frozen=True)
@@ -68,73 +56,6 @@ class Prompted:
     conditions: Conditions
     agreement: Agreement
     fingerprint: str
-
-
-@dataclass
-class _Judge:
-    """The real images that every set is held against; features only when a row needs them."""
-
-    reference: ImageSet
-    extractor: Extractor
-    classes: int
-    agreement: Agreement | None = None
-
-    @cached_property
-    def features(self) -> Tensor:
-        return features_of(self.reference.images, self.extractor, real_store(), "reference")
-
-    @cached_property
-    def gaussian(self) -> Gaussian:
-        return Gaussian.of(self.features)
-
-    @cached_property
-    def probe(self) -> LinearProbe:
-        return LinearProbe(self.features, self.reference.labels, self.classes)
-
-    def measure(
-        self,
-        name: str,
-        kind: str,
-        features: Tensor,
-        labels: Tensor,
-        real: Tensor | None = None,
-        prompted: Tensor | None = None,
-    ) -> Row:
-        """A set's row; held against `real` features where given, else the reference.
-
-        `prompted` are the set's pictures, where its labels are those of prompts.
-        """
-        gaussian = self.gaussian if real is None else Gaussian.of(real)
-        against = self.features if real is None else real
-        equal = min(len(against), len(features), _MANIFOLD)
-        kid, kid_std = kernel_distance(against, features)
-        precision, recall = precision_recall(against[:equal], features[:equal])
-        row = Row(
-            name=name,
-            kind=kind,
-            images=len(features),
-            reference_images=len(against),
-            fid=frechet_distance(gaussian, features),
-            kid=kid,
-            kid_std=kid_std,
-            precision=precision,
-            recall=recall,
-            manifold_images=equal,
-        )
-        return replace(row, **self._by_condition(features, labels, prompted))
-
-    def _by_condition(self, features: Tensor, labels: Tensor, prompted: Tensor | None) -> dict[str, Any]:
-        """Figures of how well the condition was kept to: by class, or by prompt."""
-        if self.agreement is not None:
-            return {"right_caption": None if prompted is None else self.agreement(prompted, labels)}
-        probability = self.probe(features)
-        score, score_std = inception_score(probability)
-        return {
-            "classifier_score": score,
-            "classifier_score_std": score_std,
-            "class_accuracy": float((probability.argmax(1) == labels).double().mean()),
-            "probe_accuracy": self.probe.accuracy,
-        }
 
 
 def evaluate_plans(
@@ -184,7 +105,7 @@ def evaluate_plans(
     measurer = extractor or FeatureExtractor(sampler.device)
     reference = ImageSet(reference.images[: recipe.reference], reference.labels[: recipe.reference])
     conditions: Conditions = ClassConditions(len(class_names)) if prompts is None else prompts.conditions
-    judge = _Judge(reference, measurer, conditions.count, None if prompts is None else prompts.agreement)
+    judge = Judge(reference, measurer, conditions.count, None if prompts is None else prompts.agreement)
     identity = {
         "version": _VERSION,
         "network": measurer.fingerprint,
@@ -212,7 +133,7 @@ def evaluate_plans(
     first: list[Tensor] = []
 
     def add(name: str, key: dict[str, object], make: Callable[[], Row]) -> None:
-        rows.append(_once(out / "rows" / f"{name}.json", _fingerprint({**identity, **key}), make))
+        rows.append(once(out / "rows" / f"{name}.json", fingerprint_of({**identity, **key}), make))
         write_report(rows, settings, out)
 
     for plan in plans:
@@ -224,7 +145,7 @@ def evaluate_plans(
             "draw": repr(sampler.draw),
             "flow": repr(sampler.flow),
         }
-        images, labels = _samples(sampler, plan, recipe, seed, conditions, out, _fingerprint(key))
+        images, labels = _samples(sampler, plan, recipe, seed, conditions, out, fingerprint_of(key))
         write_grid(images[: 10 * columns], out / "grids" / f"{plan.name}.png", columns)
         first.append(images[:columns])
 
@@ -232,7 +153,7 @@ def evaluate_plans(
             pixels = _channels_first(images)
             features = features_of(pixels, measurer, out / "features", plan.name)
             row = judge.measure(plan.name, "plan", features, labels, prompted=pixels)
-            times = _times(sampler, plan, recipe.batch, seed, conditions) if timing else (None, None)
+            times = plan_times(sampler, plan, recipe.batch, seed, conditions) if timing else (None, None)
             return row.with_cost(plan.cost, *times)
 
         # A row without times is not the row that was asked for with them.
@@ -295,24 +216,6 @@ def _check(plans: list[Plan], recipe: EvaluateRecipe, reference: ImageSet, test:
         )
 
 
-def _fingerprint(key: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-
-def _once(path: Path, fingerprint: str, make: Callable[[], Row]) -> Row:
-    """The row on disk if it is of this fingerprint, else a new one, which is written."""
-    if path.exists():
-        saved = json.loads(path.read_text())
-        if saved["fingerprint"] == fingerprint:
-            return Row(**saved["row"])
-    row = make()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"fingerprint": fingerprint, "row": asdict(row)}, indent=1))
-    temporary.replace(path)
-    log.info("%s: FID %.2f, KID %.2f·10⁻³ (%d images)", row.name, row.fid, 1e3 * row.kid, row.images)
-    return row
-
-
 def _samples(
     sampler: Sampler,
     plan: Plan,
@@ -352,27 +255,6 @@ def _samples(
             left = (recipe.images - done) / rate
             log.info("%s: %d/%d images %.1f/s %.0fs left", plan.name, done, recipe.images, rate, left)
     return torch.cat(parts), labels
-
-
-def _times(
-    sampler: Sampler, plan: Plan, batch: int, seed: int, conditions: Conditions
-) -> tuple[float, float]:
-    """Milliseconds of one image alone (median of ten), and images a second in a batch.
-
-    Whole calls: noise, plan, decoder, pixels back on the CPU.
-    """
-
-    def seconds(count: int) -> float:
-        cond = conditions(torch.arange(count) % conditions.count)
-        keys = [(seed, i) for i in range(count)]
-        began = time.perf_counter()
-        sample_images(sampler, plan, cond, keys)
-        return time.perf_counter() - began
-
-    seconds(1)
-    alone = statistics.median(seconds(1) for _ in range(_REPEATS))
-    seconds(batch)
-    return 1e3 * alone, batch / seconds(batch)
 
 
 @torch.inference_mode()

@@ -10,11 +10,13 @@ from dd_core.errors import RecipeError
 from dd_core.manifest import Manifest, PresetEntry
 from dd_core.text.config import MiniLMConfig
 from training.data import text
+from training.data.images import About
+from training.data.origin import read_origin
 from training.data.sources import about
 from training.metrics.report import read_rows
 from training.optim.loop import plain
 from training.pipeline import load_models, sampler_of
-from training.presets import presets
+from training.presets import presets, runs
 from training.recipes.settings import Recipe
 from training.run import Run
 
@@ -26,7 +28,7 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
         RecipeError: a stage has not been run, or not to its end.
     """
     rows = read_rows(run.out / "evaluation" / "rows")
-    unmeasured = run.recipe.data == "prompts"  # there is nothing to measure against
+    unmeasured = not rows and run.recipe.data == "none"  # it can be measured, but need not be
     if not rows and not unmeasured:
         raise RecipeError(
             f"no figures in {run.out}: run `{run.command('evaluate')}` first",
@@ -40,9 +42,9 @@ def export(run: Run, name: str, folder: Path) -> Manifest:
     entries = [
         PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
         for p in presets(recipe)
-        if p.plan.name in measured or unmeasured
+        if p.plan.name in measured or (unmeasured and runs(sampler, p.plan))
     ]
-    described = about(recipe)
+    described = _about(run)
     manifest = Manifest(
         name=name,
         family=recipe.model.family,
@@ -80,3 +82,9 @@ def _shareable(recipe: Recipe) -> Recipe:
     if recipe.folder is None:
         return recipe
     return replace(recipe, folder=replace(recipe.folder, path=Path(recipe.folder.path).name))
+
+
+def _about(run: Run) -> About:
+    """The description of the run's data, or of the data of the bundle that it was started from."""
+    started = run.recipe.data == "none" and run.recipe.text is None
+    return read_origin(run.out) if started else about(run.recipe)

@@ -42,7 +42,8 @@ from training.recipes.settings import PairsRecipe
 
 log = logging.getLogger("dd_train")
 # Settings that say of which distribution, and by which map, the tokens are.
-_DRAWING = ("guidance", "top_k", "top_p", "temperature", "solver", "evaluations")
+_DRAWING = ("guidance", "guidance_schedule", "top_k", "top_p", "temperature", "solver", "evaluations")
+_SCHEDULE = {"guidance_schedule": "constant"}  # not written, so that pairs from before it existed stay good
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def make_pairs(
     """
     out.mkdir(parents=True, exist_ok=True)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("count", "own")}
+    if settings["guidance_schedule"] == _SCHEDULE["guidance_schedule"]:
+        del settings["guidance_schedule"]
     made_with: dict[str, object] = {"pairs": settings, "seed": seed}
     conditions = ClassConditions(classes) if isinstance(classes, int) else classes
     made_with |= {"weights": identity, "classes": conditions.count}
@@ -155,7 +158,7 @@ def load_pairs(folder: Path, cfg: PairsRecipe | None = None) -> Pairs:
     if cfg is not None:
         made, wanted = (
             {"pairs": {name: settings[name] for name in _DRAWING}}
-            for settings in (facts["made_with"]["pairs"], asdict(cfg))
+            for settings in (_SCHEDULE | facts["made_with"]["pairs"], asdict(cfg))
         )
         refuse_mismatch(folder, made, wanted, "name the same again, or choose another --out")
     number = -(-facts["count"] // facts["made_with"]["pairs"]["shard"])

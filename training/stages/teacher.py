@@ -124,7 +124,13 @@ def teacher_stage(
 def draw_settings(recipe: Recipe) -> LogitSettings:
     """The teacher's distribution as the recipe's pairs are drawn from it."""
     p = recipe.pairs
-    return LogitSettings(guidance=p.guidance, temperature=p.temperature, top_k=p.top_k, top_p=p.top_p)
+    return LogitSettings(
+        guidance=p.guidance,
+        guidance_schedule=p.guidance_schedule,
+        temperature=p.temperature,
+        top_k=p.top_k,
+        top_p=p.top_p,
+    )
 
 
 @torch.inference_mode()
