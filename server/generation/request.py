@@ -39,7 +39,7 @@ class GenerationRequest:
     seed: int  # as the reply reports it
     keys: tuple[NoiseKey, ...]  # the noise of each image
     choice: planner.PlanChoice
-    steps: tuple[planner.RefinementStep, ...]  # to run: one, or for a stream one after the other
+    refinement: tuple[planner.RefinementStep, ...]  # steps to run: one, or for a stream one after the other
     priority: int  # of two that wait the higher goes first
     deadline: float | None  # when it must be done, on `time.perf_counter`
     streamed: bool  # each image is wanted as it comes, not all together
@@ -76,7 +76,7 @@ class GenerationRequest:
 
     def forecast(self, of_job: Callable[[Job], Forecast]) -> Forecast:
         """Predict when all steps would be done, one after the other, the first from now on."""
-        times = [of_job(self.job(step)) for step in self.steps]
+        times = [of_job(self.job(step)) for step in self.refinement]
         rest = sum(later.alone for later in times[1:])
         return Forecast(times[0].start, times[0].finish + rest, times[0].alone + rest)
 
@@ -163,13 +163,13 @@ def resolve(
 
     def by(choice: planner.PlanChoice) -> GenerationRequest:
         plan, worst = choice.applied.plan, body.min_quality
-        steps: tuple[planner.RefinementStep, ...] = (planner.RefinementStep(plan),)
+        refinement: tuple[planner.RefinementStep, ...] = (planner.RefinementStep(plan),)
         if streamed:
             shown = [preset for preset in model.budgets.ladder if worst is None or preset.reaches(worst)]
-            steps = planner.refinement_steps(shown, plan, body.partial_images)
+            refinement = planner.refinement_steps(shown, plan, body.partial_images)
         priority = _PRIORITIES[body.priority]
         return GenerationRequest(
-            model, condition, seed, keys, choice, steps, priority, deadline, streamed=streamed
+            model, condition, seed, keys, choice, refinement, priority, deadline, streamed=streamed
         )
 
     if body.plan is not None:
@@ -184,7 +184,7 @@ def resolve(
             model.budgets, query, default, max_wait, lambda p: by(planner.PlanChoice(p, p)).forecast(forecast)
         )
     generation = by(choice)
-    if deadline is not None and len(generation.steps) > 1:  # the scheduler checks each step by itself
+    if deadline is not None and len(generation.refinement) > 1:  # the scheduler checks each step by itself
         start, finish, _ = generation.forecast(forecast)
         if time.perf_counter() + finish > deadline:
             raise DeadlineUnreachableError.after(

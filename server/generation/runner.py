@@ -50,7 +50,7 @@ class GenerationRun:
     record: RequestRecord
 
     def __post_init__(self) -> None:
-        self._submission = self._submit(self.generation.steps[0])
+        self._submission = self._submit(self.generation.refinement[0])
         self.record.admitted = True
         self.pool.hold(self.generation.model.name)
 
@@ -65,7 +65,7 @@ class GenerationRun:
         return self.pool.submit(self.generation.job(step))
 
     async def __aiter__(self) -> AsyncIterator[GeneratedImage]:
-        stage, steps = 0, self.generation.steps
+        stage, steps = 0, self.generation.refinement
         for step in steps:
             if step is not steps[0]:
                 self._submission = self._submit(step)

@@ -32,7 +32,6 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _MOST_SHOWN = 64  # characters of a client that is no address (RFC 7239 allows names)
 
 
-@lru_cache(4096)
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     """Parse an address without its scope; one that is mapped into IPv6 is the IPv4 address that it is."""
     try:
@@ -40,6 +39,12 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return (address.ipv4_mapped if address.version == 6 else None) or address
+
+
+@lru_cache(4096)
+def _plain(host: str) -> str:
+    """Write an address in its usual form; what is none stays as it is."""
+    return str(_address(host) or host)
 
 
 class TrustedProxies:
@@ -55,10 +60,14 @@ class TrustedProxies:
             else found
             for found in networks
         ]
+        self._known = lru_cache(4096)(self._trusts)
 
     def __contains__(self, host: str | None) -> bool:
-        address = None if self._any or host is None else _address(host)
-        return self._any or (address is not None and any(address in network for network in self._networks))
+        return self._any or (host is not None and self._known(host))
+
+    def _trusts(self, host: str) -> bool:
+        address = _address(host)
+        return address is not None and any(address in network for network in self._networks)
 
 
 class _Said(NamedTuple):
@@ -85,11 +94,16 @@ class ProxyHeaders:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        for end in ("client", "server"):
+            if scope.get(end):
+                host, port = scope[end]
+                scope[end] = (_plain(host), port)
         prefix, client = "", scope.get("client")
-        if client:
-            scope["client"] = client = (str(_address(client[0]) or client[0]), client[1])
-        if (client[0] if client else None) in self.trusted:
-            headers = Headers(scope=scope)
+        said = [
+            header for header in scope["headers"] if header[0].startswith((b"x-forwarded-", b"forwarded"))
+        ]
+        if said and (client[0] if client else None) in self.trusted:
+            headers = Headers(raw=said)
             self._apply(scope, _said_by_x(headers) or _said_by_forwarded(headers) or _Said())
             prefix = _first(headers, "x-forwarded-prefix").rstrip("/")
         set_base(scope, self.public_url, prefix if _PREFIX.fullmatch(prefix) else "")
@@ -115,7 +129,7 @@ class ProxyHeaders:
         """Return the last hop that is no trusted proxy, or the first of all."""
         hosts = [_host_and_port(hop) for hop in hops]
         host, port = next((hop for hop in reversed(hosts) if hop[0] not in self.trusted), hosts[0])
-        return str(_address(host) or host[:_MOST_SHOWN]), port
+        return _plain(host[:_MOST_SHOWN]), port
 
 
 def _first(headers: Headers, name: str) -> str:
