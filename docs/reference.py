@@ -44,7 +44,7 @@ _ROUTING = {
     ("500", "internal_error"): "A bug; the log holds the traceback under the request's id.",
 }
 # Options of every stage of training.
-_SHARED = ("--recipe", "--out", "--device", "--set", "--stop-after", "--threads")
+_SHARED = ("--recipe", "--out", "--device", "--set", "--stop-after", "--threads", "--data", "--size")
 _PAGES_OF_THE_SERVER = {
     "GET /": "The page to try it on",
     "GET /docs": "The interface, rendered",

@@ -62,6 +62,15 @@ def test_import_direction(path: Path) -> None:
     assert ours <= ALLOWED[package]
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if _name(p).split("/")[0] in ("server", "training")], ids=_name
+)
+def test_no_model_family_outside_the_core(path: Path) -> None:
+    """A model is built by `dd_core.models.build` from its config, and used through the protocols."""
+    families = {f"dd_core.models.{name}" for name in ("llamagen", "var", "vq", "multiscale_vq")}
+    assert not families & set(_imports(_tree(path)))
+
+
 def test_the_server_shares_only_the_wire_contract_with_the_client() -> None:
     used = {module for path in (ROOT / "server").rglob("*.py") for module in _imports(_tree(path))}
     assert {name for name in used if name.startswith("distilled_decoding")} == {"distilled_decoding.contract"}

@@ -1,7 +1,8 @@
 """`dd-train`: one subcommand a stage, over one run folder.
 
 dd-train all --recipe cpu --out runs/cpu          every stage, each resumed where it stopped
-dd-train distill --recipe cpu --set distill.steps=6000
+dd-train all --data photos --size 64 --out runs/photos
+dd-train distill --out runs/cpu --set distill.steps=+2000
 """
 
 from __future__ import annotations
@@ -25,14 +26,21 @@ from dd_core.errors import DDError, RecipeError
 from dd_core.hub.locate import locate
 from dd_core.manifest import Manifest
 from dd_core.runtime import pick_device
-from training import pictograms, pipeline
-from training.captions import read_prompts
-from training.export import export as export_bundle
+from training import pipeline
+from training.data import pictograms
+from training.data.captions import read_prompts
+from training.data.sources import bundle_name
 from training.lock import locked
+from training.measure import Request, Subject, measure
+from training.metrics.features import FeatureExtractor
+from training.metrics.sheet import UNSEEN, draw_sheet
 from training.presets import presets
-from training.recipes import RECIPES, get_recipe
+from training.recipes.choose import DEFAULT, choose_recipe
+from training.recipes.named import RECIPES
+from training.recipes.saved import remembered
 from training.run import Run
-from training.sheet import UNSEEN, draw_sheet
+from training.stages.export import export as export_bundle
+from training.start import start_from
 
 app = typer.Typer(
     add_completion=False,
@@ -40,12 +48,27 @@ app = typer.Typer(
     help="Make a bundle: tokenizer, teacher, pairs, student, figures.",
 )
 
-_DEFAULT = "gpu" if torch.cuda.is_available() else "cpu"
 _OUT = Path("runs/default")
-Recipe = Annotated[str, typer.Option(help=f"Named settings: {', '.join(RECIPES)}.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Named settings: {', '.join(RECIPES)}. By default those that the run folder was begun with, or "
+        f"{DEFAULT}."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Run folder; a stage that stopped goes on from what is there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="stage.field=value; may be repeated.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="stage.field=value, or +value for more of it; may be repeated, and lasts."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Your own images: a folder with one sub-folder a class. The run folder remembers it."),
+]
+Size = Annotated[
+    int | None, typer.Option(help="Side in pixels to which the images of --data are cropped and resized.")
+]
 StopAfter = Annotated[
     int | None, typer.Option(min=1, help="End after that many updates (or shards), as a kill would.")
 ]
@@ -62,17 +85,20 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def _prepared(
-    recipe: str,
+    recipe: str | None,
     out: Path,
     device: str,
     overrides: list[str] | None,
     stop_after: int | None = None,
     threads: int = 0,
+    data: Path | None = None,
+    size: int | None = None,
 ) -> Iterator[Run]:
-    """Give the run of a command, whose folder no other command may use meanwhile.
+    """Give the run of a command. No other command may use its folder meanwhile, which remembers its recipe.
 
     Raises:
-        RecipeError: settings that cannot be, a folder in use, or one of several processes.
+        RecipeError: settings that cannot be, a folder in use, one of several processes, or a run that was
+            begun with other settings.
     """
     if (world := os.environ.get("WORLD_SIZE") or "1") != "1":
         raise RecipeError(
@@ -80,28 +106,31 @@ def _prepared(
             "(CUDA_VISIBLE_DEVICES chooses its GPU)",
             param="WORLD_SIZE",
         )
-    run = Run(get_recipe(recipe, overrides or ()), out, pick_device(device), stop_after)
+    _log_to()
+    run = Run(choose_recipe(out, recipe, overrides or (), data, size), out, pick_device(device), stop_after)
     presets(run.recipe)  # plans that there are not are refused now, not after the training
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        _set_up(run, threads)
+    with locked(out), remembered(out, run.recipe):
+        _set_up(out, run.device, threads)
         yield run
 
 
-def _set_up(run: Run, threads: int) -> None:
-    """Set torch's threads, and log into the run folder."""
+def _set_up(out: Path, device: torch.device, threads: int) -> None:
+    """Set torch's threads, and log into the folder."""
     if threads:
         torch.set_num_threads(threads)
-    if run.device.type == "cuda":
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    handlers: list[logging.Handler] = [logging.FileHandler(run.out / "train.log")]
-    if not sys.stderr.isatty():
-        handlers.append(_Stderr())
+    _log_to(logging.FileHandler(out / "train.log"))
+
+
+def _log_to(*handlers: logging.Handler) -> None:
+    """Log there, and to standard error where that is no terminal, which has progress bars."""
     ours = logging.getLogger("dd_train")
     for old in list(ours.handlers):
         ours.removeHandler(old)
         old.close()
-    for handler in handlers:
+    for handler in (*handlers, *([] if sys.stderr.isatty() else [_Stderr()])):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         ours.addHandler(handler)
     ours.setLevel(logging.INFO)
@@ -110,14 +139,16 @@ def _set_up(run: Run, threads: int) -> None:
 def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> None:
     @app.command(name, help=help_text)
     def command(
-        recipe: Recipe = _DEFAULT,
+        recipe: Recipe = None,
         out: Out = _OUT,
         device: Device = "auto",
         overrides: Overrides = None,
         stop_after: StopAfter = None,
         threads: Threads = 0,
+        data: Data = None,
+        size: Size = None,
     ) -> None:
-        with _prepared(recipe, out, device, overrides, stop_after, threads) as run:
+        with _prepared(recipe, out, device, overrides, stop_after, threads, data, size) as run:
             for stage in stages:
                 stage(run)
 
@@ -131,7 +162,7 @@ _command("teacher", "(b) Autoregressive teacher on the codes.", pipeline.train_t
 
 @app.command("pairs", help="(c) Noise-data pairs by Algorithm 1.")
 def pairs(
-    recipe: Recipe = _DEFAULT,
+    recipe: Recipe = None,
     out: Out = _OUT,
     device: Device = "auto",
     overrides: Overrides = None,
@@ -141,14 +172,15 @@ def pairs(
         Path | None,
         typer.Option(help="A file of prompts, one a line, for a model of texts; else the captions."),
     ] = None,
+    data: Data = None,
+    size: Size = None,
 ) -> None:
     """Make the pairs, of a file's prompts if there is one."""
-    with _prepared(recipe, out, device, overrides, stop_after, threads) as run:
+    with _prepared(recipe, out, device, overrides, stop_after, threads, data, size) as run:
         pipeline.generate_pairs(run, prompts)
 
 
 _command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
-_command("evaluate", "(e) FID, KID, precision and recall of every plan, with its cost.", pipeline.evaluate)
 _command(
     "own-pairs",
     "(c') Pairs that begin with the tokens of the student that the run was started from.",
@@ -160,6 +192,67 @@ _command(
     *(pipeline.train_tokenizer, pipeline.train_decoder, pipeline.train_teacher),
     *(pipeline.generate_pairs, pipeline.distill, pipeline.evaluate),
 )
+
+
+@app.command("evaluate", help="(e) FID, KID, precision and recall of every plan, with its cost.")
+def evaluate(
+    bundle: Annotated[
+        str | None,
+        typer.Argument(help="Name or folder of a bundle, built-in and published ones too; else the run."),
+    ] = None,
+    recipe: Recipe = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"Run folder ({_OUT}), or the folder of a bundle's report.")
+    ] = None,
+    device: Device = "auto",
+    overrides: Overrides = None,
+    data: Data = None,
+    size: Size = None,
+    stop_after: StopAfter = None,
+    threads: Threads = 0,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Real images: a folder of pictures, or an .npz as ADM's evaluator reads it."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images a plan draws.")] = 50_000,
+    plans: Annotated[str, typer.Option(help="Names of plans, by commas; none = all.")] = "",
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions of the pictures of --reference; else those beside them.")
+    ] = None,
+    inception: Annotated[
+        str | None,
+        typer.Option(help="pytorch-fid's weights for the Inception score, or 'fetch'; without, no score."),
+    ] = None,
+    samples: Annotated[bool, typer.Option(help="Write each plan's images as an .npz.")] = True,
+    batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    timing: Annotated[bool, typer.Option(help="Measure the time that an image takes.")] = True,
+) -> None:
+    """Measures a run on its own data, or a run or a bundle against real images of any kind."""
+    chosen = tuple(name for name in plans.split(",") if name)
+    request = None
+    if reference is not None:
+        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing)
+    if bundle is None:
+        with _prepared(recipe, out or _OUT, device, overrides, stop_after, threads, data, size) as run:
+            if request is None:
+                pipeline.evaluate(run)
+            else:
+                extractor = FeatureExtractor(run.device)
+                measure(pipeline.subject_of(run), request, extractor, pipeline.reference_folder(run))
+        return
+    if request is None:
+        raise RecipeError("a bundle is measured against --reference, a folder or an .npz", param="reference")
+    if overrides:
+        raise RecipeError("--set changes a recipe, and a bundle has none", param="set")
+    out = out or Path("evaluations") / Path(bundle).name
+    where = pick_device(device)
+    subject = Subject.of_bundle(bundle, where)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _set_up(out, where, threads)
+        measure(subject, request, FeatureExtractor(where), out)
+        typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
 
 
 @app.command("corpus", help="Fetch and draw the pictograms that the recipes for texts learn from.")
@@ -179,10 +272,10 @@ def _checked_budgets(value: str) -> str:
     return value
 
 
-def _bundle_name(value: str) -> str:
+def _bundle_name(value: str | None) -> str | None:
     rule = Manifest.model_fields["name"]
     try:
-        TypeAdapter(Annotated[str, rule]).validate_python(value)
+        TypeAdapter(Annotated[str, rule] | None).validate_python(value)
     except ValidationError as error:
         raise typer.BadParameter(error.errors()[0]["msg"]) from None
     return value
@@ -209,30 +302,37 @@ def sheet(
 @app.command("start", help="Begin a run with a bundle's weights instead of training them anew.")
 def start(
     bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.")],
-    recipe: Recipe = _DEFAULT,
+    recipe: Recipe = None,
     out: Out = _OUT,
     device: Device = "auto",
     overrides: Overrides = None,
+    data: Data = None,
+    size: Size = None,
 ) -> None:
     """Copies the weights and encodes the training images."""
-    with _prepared(recipe, out, device, overrides) as run:
-        pipeline.start_from(run, bundle)
+    with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
+        start_from(run, bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")
 def export(
     to: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     name: Annotated[
-        str, typer.Option(help="The model's name in requests.", callback=_bundle_name)
-    ] = "cifar10",
-    recipe: Recipe = _DEFAULT,
+        str | None,
+        typer.Option(
+            help="The model's name in requests; by default that of the data.", callback=_bundle_name
+        ),
+    ] = None,
+    recipe: Recipe = None,
     out: Out = _OUT,
     device: Device = "auto",
     overrides: Overrides = None,
+    data: Data = None,
+    size: Size = None,
 ) -> None:
     """Writes the bundle and says how large it became."""
-    with _prepared(recipe, out, device, overrides) as run:
-        manifest = export_bundle(run, name, to)
+    with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
+        manifest = export_bundle(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
 

@@ -27,6 +27,12 @@ def refuse_mismatch(what: object, made: Mapping[str, Any], wanted: Mapping[str, 
         )
 
 
+def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Return the first field that differs, in words."""
+    found = (f"{name} is {there}, not {here}" for name, there, here in differences(theirs, ours))
+    return next(found, "its teacher is not its student's")
+
+
 def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield each field that differs, by its dotted name, with both values as JSON."""
     before, now = dict(_flat(made)), dict(_flat(wanted))

@@ -9,17 +9,15 @@ own-pairs ─▶ own-pairs/: begun by first-student, gone on with by the teacher
 distill   ─▶ student.safetensors
 evaluate  ─▶ evaluation.json, evaluation.md, pictures
 
-`training.export` makes a bundle of what they leave.
+`training.stages.export` makes a bundle of what they leave.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,97 +26,88 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.files import save_tensors
 from dd_core.flow import FlowSettings
-from dd_core.hub.locate import locate
-from dd_core.models.config import LlamaGenConfig
-from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
-from dd_core.models.vq import VQTokenizer
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
-from training import captions, text
-from training.conditions import Conditions
-from training.data import ImageSet, cifar10, lpips_weights
-from training.decoder import decoder_stage
-from training.distill import distill_stage, student_from_teacher, transplanted
-from training.evaluate import Prompted, evaluate_plans
-from training.features import Extractor, FeatureExtractor, Precision
-from training.loop import Ema, Stage, run_stage
-from training.lpips import Lpips
-from training.mismatch import differences
-from training.pairs import load_pairs, make_pairs, marginals, weights_digest
+from training.data import captions, text
+from training.data.conditions import Conditions
+from training.data.images import ImageSet, lpips_weights
+from training.data.sources import class_names, load_images
+from training.losses.lpips import Lpips
+from training.measure import Subject
+from training.metrics.features import Extractor, FeatureExtractor, Precision
+from training.metrics.report import Row
+from training.mismatch import difference
+from training.optim.loop import Ema, Stage, run_stage
 from training.presets import presets
-from training.recipes import EvaluateRecipe
-from training.report import Row
+from training.recipes.settings import EvaluateRecipe
 from training.run import (
     Run,
     facts_of,
-    load,
     load_drawing_tokenizer,
     load_first_student,
+    load_student,
     load_teacher,
     load_tokenizer,
     read,
     save,
 )
-from training.teacher import draw_settings, teacher_stage
-from training.tokenizer import encode_all, tokenizer_stage
+from training.stages.decoder import decoder_stage
+from training.stages.distill import distill_stage, student_from_teacher, transplanted
+from training.stages.evaluate import Prompted, evaluate_plans
+from training.stages.pairs import load_pairs, make_pairs, marginals, weights_digest
+from training.stages.teacher import draw_settings, teacher_stage
+from training.stages.tokenizer import encode_all, tokenizer_stage
 
 _CAPTIONS, _PROMPTS = "captions.safetensors", "prompts.safetensors"
 _OWN_PAIRS = "own-pairs"
+_LARGEST_TABLE = 2**28  # token frequencies; of ImageNet's classes they would be 11 GB and more
 log = logging.getLogger("dd_train")
 
 
 def train_images(run: Run) -> ImageSet:
-    """The recipe's training images (all of CIFAR-10's, or the first ones of a small recipe).
-
-    Of pictograms: every view of every picture that is not held out, labelled with the picture's number.
-    """
-    if run.recipe.data == "prompts":
-        raise RecipeError(
-            f"the recipe {run.recipe.name!r} has no images: begin with `dd-train start`, from a bundle that "
-            "has a tokenizer and a teacher",
-            param="recipe",
-        )
-    if run.recipe.data == "pictograms":
-        return text.train_images(run.recipe)
-    return cifar10("train").first(run.recipe.train_images)
+    """The images that the run learns from: all that there are, or the first ones of a small recipe."""
+    images, _ = load_images(run)
+    of_pictures = run.recipe.data == "pictograms"  # whose views were chosen by picture
+    return images.first(0 if of_pictures else run.recipe.train_images)
 
 
 def train_tokenizer(run: Run) -> None:
     """Stage (a), and the tokens of all training images."""
     images = train_images(run)
     first = _begin_from(run).sampler.tokenizer if run.recipe.begin_from else None
-    assert first is None or isinstance(first, VQTokenizer)
+    assert first is None or isinstance(first, AnyTokenizer)
     stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device, first)
-    if _run(run, stage, ema, VQTokenizer(run.recipe.vq)):
+    if _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model)):
         write_tokens(run)
 
 
 def _begin_from(run: Run) -> Bundle:
     bundle = load_bundle(str(run.recipe.begin_from), run.device)
-    if bundle.manifest.vq != run.recipe.vq:
+    if bundle.manifest.vq != run.recipe.tokenizer_model:
         raise RecipeError(
             f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: "
-            + _difference({"vq": asdict(bundle.manifest.vq)}, {"vq": asdict(run.recipe.vq)}),
+            + difference(
+                {"tokenizer_model": asdict(bundle.manifest.vq)},
+                {"tokenizer_model": asdict(run.recipe.tokenizer_model)},
+            ),
             param="begin_from",
         )
     return bundle
 
 
-def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    found = (f"{name} is {there}, not {here}" for name, there, here in differences(theirs, ours))
-    return next(found, "its teacher is not its student's")
-
-
 def _images_of(run: Run) -> dict[str, object]:
     """The settings that say which images the tokens are of."""
     recipe = run.recipe
-    return {"data": recipe.data, "train_images": recipe.train_images, "views": recipe.views}
+    found = {"data": recipe.data, "train_images": recipe.train_images, "views": recipe.views}
+    found |= {} if recipe.mirror else {"mirror": False}
+    return found | ({} if recipe.folder is None else {"folder": recipe.folder.digest})
 
 
 def write_tokens(run: Run) -> None:
     """`tokens.safetensors`: the codes of all training images and of their mirror images."""
     images = train_images(run)
-    mirrored = run.recipe.data == "cifar10"  # pictograms have mirrored views of their own
+    mirrored = run.recipe.mirror and run.recipe.data != "pictograms"  # which have such views of their own
     tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
     save_tensors(
         {"tokens": tokens, "labels": images.labels.to(torch.int32)},
@@ -126,7 +115,11 @@ def write_tokens(run: Run) -> None:
         facts_of(_images_of(run)),
     )
     used = len(torch.unique(tokens))
-    log.info("tokenizer: %d of %d codes occur in the training images", used, run.recipe.vq.codebook_size)
+    log.info(
+        "tokenizer: %d of %d codes occur in the training images",
+        used,
+        run.recipe.tokenizer_model.codebook_size,
+    )
 
 
 def train_decoder(run: Run) -> None:
@@ -136,64 +129,26 @@ def train_decoder(run: Run) -> None:
     tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer", _images_of(run))["tokens"]
     lpips = Lpips(lpips_weights())
     stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
-    _run(run, stage, ema, VQTokenizer(run.recipe.vq))
-
-
-def start_from(run: Run, source: str | Path) -> None:
-    """Puts a bundle's weights and its tokens of the training images, if there are any, into a new run folder.
-
-    Args:
-        source: a built-in or published model, or a bundle's folder; it may lack a student.
-
-    Every stage can then go on from there: `decoder`, `pairs` and, with `distill.start=student`,
-    `distill`.
-
-    Raises:
-        RecipeError: the folder has a tokenizer already, or the bundle's architecture is not the
-            recipe's.
-    """
-    if (run.out / "tokenizer.safetensors").exists():
-        raise RecipeError(f"{run.out} has a tokenizer already; choose another --out", param="out")
-    bundle = load_bundle(locate(source), run.device)
-    manifest, sampler = bundle.manifest, bundle.sampler
-    student = manifest.student
-    if isinstance(student, LlamaGenConfig):  # which may have blocks of its own
-        student = replace(student, layers=run.recipe.gpt.layers)
-    if manifest.vq != run.recipe.vq or {student, manifest.teacher} - {None} != {run.recipe.gpt}:
-        raise RecipeError(
-            f"{bundle.name} has another architecture than the recipe {run.recipe.name!r}: "
-            + _difference(
-                {"vq": asdict(manifest.vq), "gpt": asdict(student or manifest.model)},
-                {"vq": asdict(run.recipe.vq), "gpt": asdict(run.recipe.gpt)},
-            ),
-            param="recipe",
-        )
-    run.out.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, object] = {"tokenizer": sampler.tokenizer, "teacher": sampler.teacher}
-    parts |= {"first-student": sampler.student}
-    for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            save(run, name, part)
-    if run.recipe.data != "prompts":
-        write_tokens(run)
+    _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model))
 
 
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
     tokens = read(run, "tokens", "tokenizer", _images_of(run))
+    tokenizer = load_tokenizer(run)
     conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
     first = _begin_from(run).sampler.teacher if run.recipe.begin_from else None
-    assert first is None or isinstance(first, LlamaGenTeacher)
+    assert first is None or isinstance(first, AnyTeacher)
     stage, ema = teacher_stage(
         run.recipe,
         tokens["tokens"],
         tokens["labels"].long(),
-        load_tokenizer(run),
+        tokenizer,
         run.device,
         conditions,
         first,
     )
-    _run(run, stage, ema, LlamaGenTeacher(run.recipe.gpt))
+    _run(run, stage, ema, new_teacher(run.recipe.model, tokenizer))
 
 
 def generate_pairs(run: Run, prompts: Path | None = None) -> None:
@@ -226,10 +181,11 @@ def generate_own_pairs(run: Run) -> None:
 
 
 def _make_pairs(
-    run: Run, out: Path, student: LlamaGenStudent | None = None, begin: int = 0, prompts: Path | None = None
+    run: Run, out: Path, student: AnyStudent | None = None, begin: int = 0, prompts: Path | None = None
 ) -> None:
-    recipe, tokenizer, teacher = run.recipe, load_tokenizer(run), load_teacher(run)
-    conditions: int | Conditions = recipe.gpt.num_classes
+    recipe, tokenizer = run.recipe, load_tokenizer(run)
+    teacher = load_teacher(run, tokenizer)
+    conditions: int | Conditions = recipe.model.num_classes
     digest = ""
     if recipe.text is not None:
         lines = pair_prompts(run, prompts)
@@ -239,7 +195,7 @@ def _make_pairs(
     makers: list[nn.Module | Tensor] = [teacher, tokenizer.codebook_VC]
     makers += [student] if student is not None else []
     make_pairs(
-        Sampler(recipe.gpt.layout, tokenizer, student, teacher, draw=draw, device=device),
+        Sampler(recipe.model.layout, tokenizer, student, teacher, draw=draw, device=device),
         recipe.pairs if student is None else replace(recipe.pairs, count=recipe.pairs.own),
         conditions,
         out,
@@ -266,7 +222,7 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
                 f"{kept.parent} holds pairs of other prompts; choose another --out", param="prompts"
             )
         return found
-    if lines is None and run.recipe.data == "prompts":
+    if lines is None and run.recipe.data == "none":
         raise RecipeError(
             f"the recipe {run.recipe.name!r} has no captions of its own: name a file with --prompts",
             param="prompts",
@@ -281,7 +237,7 @@ def distill(run: Run) -> None:
     """Stage (d)."""
     cfg = run.recipe.distill
     lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
-    pairs = load_pairs(run.out / "pairs", run.recipe.pairs)
+    pairs, tokenizer = load_pairs(run.out / "pairs", run.recipe.pairs), load_tokenizer(run)
     begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
     first = begin_from(run) if begin_from else None
     conditions = None
@@ -289,16 +245,16 @@ def distill(run: Run) -> None:
         conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
     own = load_pairs(run.out / _OWN_PAIRS, run.recipe.pairs) if run.recipe.pairs.own else None
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, load_teacher(run), load_tokenizer(run), lpips, run.device, first, conditions, own
+        run.recipe, pairs, load_teacher(run, tokenizer), tokenizer, lpips, run.device, first, conditions, own
     )
-    _run(run, stage, ema, LlamaGenStudent(run.recipe.student))
+    _run(run, stage, ema, new_student(run.recipe.student))
 
 
-def _transplanted(run: Run) -> LlamaGenStudent:
+def _transplanted(run: Run) -> AnyStudent:
     if run.recipe.begin_from is None:
         raise RecipeError("distill.start=transplant needs begin_from, a bundle", param="distill.start")
     old = _begin_from(run).sampler
-    if not (isinstance(old.teacher, LlamaGenTeacher) and isinstance(old.student, LlamaGenStudent)):
+    if not (isinstance(old.teacher, AnyTeacher) and isinstance(old.student, AnyStudent)):
         raise RecipeError(f"{run.recipe.begin_from} lacks a teacher or a student", param="begin_from")
     if old.student.cfg != old.teacher.cfg:
         raise RecipeError(
@@ -306,26 +262,36 @@ def _transplanted(run: Run) -> LlamaGenStudent:
             "what distillation changed cannot be told",
             param="distill.start",
         )
-    codebook = load_tokenizer(run).codebook_VC.detach()
-    fresh = student_from_teacher(load_teacher(run), codebook, run.recipe.seed)
+    tokenizer = load_tokenizer(run)
+    fresh = student_from_teacher(
+        load_teacher(run, tokenizer), tokenizer.codebook_VC.detach(), run.recipe.seed
+    )
     return transplanted(fresh, old.teacher, old.student)
 
 
-def load_sampler(run: Run) -> Sampler:
+def load_models(run: Run) -> tuple[AnyTokenizer, AnyStudent, AnyTeacher]:
     """Every model of the run, for evaluation and export."""
-    tokenizer, recipe = load_drawing_tokenizer(run), run.recipe
+    return load_drawing_tokenizer(run), load_student(run), load_teacher(run, load_tokenizer(run))
+
+
+def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: AnyTeacher) -> Sampler:
+    """The sampler of a run's models, with the token frequencies of its pairs for the baselines, where
+    their table can be held.
+    """
+    recipe = run.recipe
     frequency = None
-    if recipe.text is None:
+    table = recipe.model.num_classes * recipe.model.layout.num_tokens * recipe.model.codebook_size
+    if recipe.text is None and table <= _LARGEST_TABLE:
         pairs = load_pairs(run.out / "pairs", run.recipe.pairs)
-        frequency = marginals(pairs.tokens, pairs.labels, recipe.gpt.num_classes, recipe.gpt.codebook_size)
+        classes, codes = recipe.model.num_classes, recipe.model.codebook_size
+        frequency = marginals(pairs.tokens, pairs.labels, classes, codes)
         frequency = frequency.to(run.device)
-    student = load(run, LlamaGenStudent(recipe.student), "student", "distill")
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(
-        recipe.gpt.layout,
+        recipe.model.layout,
         tokenizer,
         student,
-        load_teacher(run),
+        teacher,
         frequency,
         draw_settings(recipe),
         flow,
@@ -339,12 +305,12 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
     Raises:
         RecipeError: an earlier stage is missing, or the recipe has no images to measure against.
     """
-    if run.recipe.data == "prompts":
+    if run.recipe.data == "none":
         raise RecipeError(
-            f"the recipe {run.recipe.name!r} has no images to measure against: export what there is",
+            f"the recipe {run.recipe.name!r} has no images to measure against: name some with --reference",
             param="recipe",
         )
-    sampler, cfg = load_sampler(run), run.recipe.evaluate
+    sampler, cfg = sampler_of(run, *load_models(run)), run.recipe.evaluate
     parts = {
         "tokenizer": sampler.tokenizer,
         "student": sampler.student,
@@ -355,7 +321,8 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
     if run.recipe.text is not None:
         reference, test, prompts = text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
     else:
-        reference, test = cifar10("train"), cifar10("test").first(cfg.test)
+        reference, test = load_images(run)
+        test = test.first(cfg.test)
     return evaluate_plans(
         sampler,
         presets(run.recipe),
@@ -365,10 +332,29 @@ def evaluate(run: Run, extractor: Extractor | None = None, timing: bool = True) 
         run.out / "evaluation",
         weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
         seed=run.recipe.seed + 2,
+        class_names=class_names(run.recipe),
         extractor=extractor or FeatureExtractor(run.device, _precision(cfg, run.device)),
         timing=timing,
         prompts=prompts,
     )
+
+
+def subject_of(run: Run) -> Subject:
+    """The run's models as `training.measure` measures them.
+
+    Raises:
+        RecipeError: an earlier stage is missing.
+    """
+    models = load_models(run)
+    plans = [preset.plan for preset in presets(run.recipe)]
+    return Subject(
+        run.recipe.name, run.recipe.model, sampler_of(run, *models), plans, weights_digest(*models)
+    )
+
+
+def reference_folder(run: Run) -> Path:
+    """The place of figures against a given reference: of a run without images, that of its evaluation."""
+    return run.out / ("evaluation" if run.recipe.data == "none" else "evaluation-reference")
 
 
 def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dd_core import plan
-from dd_core.errors import RecipeError
-from dd_core.plan import Preset
-from training.recipes import Recipe
+from dd_core.errors import InvalidPlanError, RecipeError
+from dd_core.hub.registry import registry
+from dd_core.plan import Plan, Preset
+from dd_core.sampling import Sampler, check_plan
+from training.recipes.settings import Recipe
 
 
 def presets(recipe: Recipe) -> list[Preset]:
@@ -22,14 +24,14 @@ def presets(recipe: Recipe) -> list[Preset]:
     Raises:
         RecipeError: `evaluate.plans` names a plan that there is not.
     """
-    blocks, later = recipe.gpt.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
+    blocks, later = recipe.model.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
     split = recipe.distill.split
     offered = [plan.one_step(blocks, split)]
     if later:
         offered += [plan.few_steps(blocks, *sorted(later), split=split)]
-        offered += [
+        offered += _published_hybrids(recipe) or [
             plan.hybrid(blocks, a, later[0], split, draw="flow")
-            for a in (later[0] * 2 // 3, later[0] // 3, 0)
+            for a in dict.fromkeys((later[0] * 2 // 3, later[0] // 3, 0))
         ]
     offered.append(plan.teacher(blocks, draw="flow"))
     baselines = [
@@ -47,3 +49,24 @@ def presets(recipe: Recipe) -> list[Preset]:
             param="evaluate.plans",
         )
     return [p for p in found if not chosen or p.plan.name in chosen]
+
+
+def _published_hybrids(recipe: Recipe) -> list[Plan]:
+    """Table 2's plans, each with its own split, where the recipe is a published student's as it stands."""
+    spec = registry().get(recipe.name)
+    if spec is None or spec.student != recipe.model:
+        return []
+    plans = {entry.name: entry.preset().plan for entry in spec.presets}
+    steps = [t for t in recipe.distill.train_steps if t]
+    if plans["dd-2"] != plan.few_steps(recipe.model.layout.num_blocks, *steps, split=recipe.distill.split):
+        return []
+    return [p for name, p in plans.items() if name.startswith("pre-trained-")]
+
+
+def runs(sampler: Sampler, chosen: Plan) -> bool:
+    """True if `sampler` has the layout and the actors of a plan."""
+    try:
+        check_plan(sampler, chosen)
+    except InvalidPlanError:
+        return False
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from dd_core.errors import RecipeError
 from dd_core.files import save_tensors
-from dd_core.models.llamagen import LlamaGenStudent, LlamaGenTeacher
-from dd_core.models.vq import VQTokenizer
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from training.mismatch import refuse_mismatch
-from training.recipes import Recipe
+from training.recipes.settings import Recipe
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,16 @@ class Run:
         return f"dd-train {stage} --recipe {self.recipe.name} --out {self.out}"
 
 
-def load_tokenizer(run: Run) -> VQTokenizer:
+def load_tokenizer(run: Run) -> AnyTokenizer:
     """The tokenizer that stage (a) left.
 
     Raises:
         RecipeError: it has not been trained yet.
     """
-    return load(run, VQTokenizer(run.recipe.vq), "tokenizer", "tokenizer")
+    return load(run, new_tokenizer(run.recipe.tokenizer_model), "tokenizer", "tokenizer")
 
 
-def load_drawing_tokenizer(run: Run) -> VQTokenizer:
+def load_drawing_tokenizer(run: Run) -> AnyTokenizer:
     """The tokenizer that makes pictures: stage (a′)'s, or stage (a)'s where the recipe has no (a′).
 
     Raises:
@@ -54,26 +53,37 @@ def load_drawing_tokenizer(run: Run) -> VQTokenizer:
     """
     if not run.recipe.decoder.steps:
         return load_tokenizer(run)
-    return load(run, VQTokenizer(run.recipe.vq), "decoder", "decoder")
+    return load(run, new_tokenizer(run.recipe.tokenizer_model), "decoder", "decoder")
 
 
-def load_teacher(run: Run) -> LlamaGenTeacher:
-    """The teacher that stage (b) left.
+def load_teacher(run: Run, tokenizer: AnyTokenizer) -> AnyTeacher:
+    """The teacher that stage (b) left, of that tokenizer's tokens.
 
     Raises:
         RecipeError: it has not been trained yet.
     """
-    return load(run, LlamaGenTeacher(run.recipe.gpt), "teacher", "teacher")
+    return load(run, new_teacher(run.recipe.model, tokenizer), "teacher", "teacher")
 
 
-def load_first_student(run: Run) -> LlamaGenStudent:
+def load_student(run: Run) -> AnyStudent:
+    """The student that stage (d) left.
+
+    Raises:
+        RecipeError: it has not been trained yet.
+    """
+    return load(run, new_student(run.recipe.student), "student", "distill")
+
+
+def load_first_student(run: Run) -> AnyStudent:
     """The student that the run was started from; how many blocks it has is seen from its tensors.
 
     Raises:
         RecipeError: it was not.
     """
-    blocks = {key.split(".")[1] for key in read(run, "first-student", "start") if key.startswith("layers.")}
-    return load(run, LlamaGenStudent(replace(run.recipe.gpt, layers=len(blocks))), "first-student", "start")
+    stack = next(iter(new_student(run.recipe.model).GROWS))
+    keys = [key for key in read(run, "first-student", "start") if key.startswith(f"{stack}.")]
+    layers = len({key.split(".")[1] for key in keys})
+    return load(run, new_student(run.recipe.model.with_layers(layers)), "first-student", "start")
 
 
 def save(run: Run, name: str, module: nn.Module) -> None:

@@ -25,6 +25,8 @@ from dd_core.errors import WeightsError
 # runs nothing.
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
 
+_WRAPPERS = ("module.", "_orig_mod.")
+
 
 def read_checkpoint(path: Path) -> Any:
     """The contents of a safetensors file, or of a torch file of either format.
@@ -62,21 +64,14 @@ def _why(error: Exception) -> str:
     return f"damaged, or not a torch file ({first[0] if first else type(error).__name__})"
 
 
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without the prefixes that torch's wrappers for several devices and its compiler add."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
 def state_dict_at(
     content: Any, places: tuple[tuple[str, ...], ...], source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The state dict inside a checkpoint, and the place where it was.
 
     Args:
-        places: paths of keys, tried in order; the first that leads to a mapping of tensors counts.
+        places: paths of keys, tried in order; the first that leads to a mapping of tensors counts. A prefix
+            of all its keys that a training script's wrappers put there is taken off.
 
     Raises:
         WeightsError: none does; the message says what is there.
@@ -94,3 +89,11 @@ def state_dict_at(
     raise WeightsError(
         f"{source}: no state dict in {looked}; the file holds {shown}", param=Path(source).name
     )
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the prefixes of DistributedDataParallel and torch.compile."""
+    for prefix in _WRAPPERS * 2:  # in either order
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

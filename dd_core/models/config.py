@@ -6,14 +6,15 @@ plain JSON and comes back through the same dataclass, which then holds its field
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from dd_core.bounds import Codes, Depth, Epsilon, Multipliers, Share, Side, Sides, Width
 from dd_core.layout import TokenLayout
 
+Family = Literal["llamagen", "var"]
 # Manifests are untrusted: a field that an architecture does not have is refused.
 STRICT: dict[str, Any] = {"extra": "forbid"}
 _Blocks = Annotated[int, Field(ge=1, le=16)]
@@ -23,11 +24,16 @@ class _Autoencoder:
     """Down-sampling is `2 ** (len(channel_multipliers) - 1)`."""
 
     __pydantic_config__: ClassVar = STRICT
+    family: ClassVar[Family]
     channel_multipliers: Multipliers
 
     @property
     def downsampling(self) -> int:
         return int(2 ** (len(self.channel_multipliers) - 1))
+
+    def with_side(self, side: int) -> Self:
+        """The same architecture for a grid of `side` × `side` codes."""
+        raise NotImplementedError
 
 
 class _Transformer:
@@ -36,6 +42,7 @@ class _Transformer:
     """
 
     __pydantic_config__: ClassVar = STRICT
+    family: ClassVar[Family]
     dim: int
     heads: int
     num_classes: int
@@ -49,6 +56,24 @@ class _Transformer:
     @property
     def null_class(self) -> int:
         return self.num_classes
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks."""
+        raise NotImplementedError
+
+    def with_layers(self, layers: int) -> Self:
+        """The same architecture with another number of transformer blocks."""
+        raise NotImplementedError
+
+    @property
+    def side(self) -> int:
+        """Side of the grid of codes that the decoder reads, in tokens."""
+        raise NotImplementedError
+
+    def with_side(self, side: int) -> Self:
+        """The same architecture for a grid of `side` × `side` codes."""
+        raise NotImplementedError
 
 
 class _Scales:
@@ -71,6 +96,11 @@ class VQConfig(_Autoencoder):
     channels: Width = 128
     channel_multipliers: Multipliers = (1, 1, 2, 2, 4)
     res_blocks: _Blocks = 2
+    family: ClassVar[Family] = "llamagen"
+
+    def with_side(self, side: int) -> Self:
+        del side  # convolutions alone
+        return self
 
 
 @dataclass(frozen=True)
@@ -94,6 +124,21 @@ class LlamaGenConfig(_Transformer):
     hidden_multiple: Width = 256
     text_tokens: Annotated[int, Field(ge=0, le=1024)] = 0
     text_dim: Annotated[int, Field(ge=0, le=16_384)] = 0
+    family: ClassVar[Family] = "llamagen"
+
+    @property
+    def num_layers(self) -> int:
+        return self.layers
+
+    def with_layers(self, layers: int) -> Self:
+        return replace(self, layers=layers)
+
+    @property
+    def side(self) -> int:
+        return self.grid
+
+    def with_side(self, side: int) -> Self:
+        return replace(self, grid=side)
 
     @property
     def hidden(self) -> int:
@@ -110,7 +155,18 @@ class LlamaGenConfig(_Transformer):
         return TokenLayout.raster(self.grid * self.grid)
 
 
-_VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+def scales(side: int) -> tuple[int, ...]:
+    """Sides of VAR's scales up to `side`: each is four fifths of the next one, rounded, and the first is 1.
+
+    For 16 these are the published 1, 2, 3, 4, 5, 6, 8, 10, 13, 16.
+    """
+    found = [side]
+    while found[-1] > 1:
+        found.append(min(found[-1] - 1, round(found[-1] * 0.8)))
+    return tuple(reversed(found))
+
+
+_VAR_256 = scales(16)
 
 
 @dataclass(frozen=True)
@@ -129,10 +185,14 @@ class MultiScaleConfig(_Autoencoder, _Scales):
     sides: Sides = _VAR_256
     shared_phi: Depth = 4
     phi_ratio: Share = 0.5
+    family: ClassVar[Family] = "var"
 
     @property
     def code_dim(self) -> int:
         return self.z_channels
+
+    def with_side(self, side: int) -> Self:
+        return self if side == self.sides[-1] else replace(self, sides=scales(side))
 
 
 @dataclass(frozen=True)
@@ -162,6 +222,21 @@ class VARConfig(_Transformer, _Scales):
     mlp_ratio: Annotated[float, Field(ge=0.01, le=64, allow_inf_nan=False)] = 4.0
     prefix_mask: bool = True
     student_mask: Literal["released", "paper", "checkpoint"] = "released"
+    family: ClassVar[Family] = "var"
+
+    @property
+    def num_layers(self) -> int:
+        return self.depth
+
+    def with_layers(self, layers: int) -> Self:
+        return replace(self, depth=layers)
+
+    @property
+    def side(self) -> int:
+        return self.sides[-1]
+
+    def with_side(self, side: int) -> Self:
+        return self if side == self.sides[-1] else replace(self, sides=scales(side))
 
     @classmethod
     def of_depth(cls, depth: int) -> VARConfig:

@@ -241,3 +241,10 @@ class FinalLayer(nn.Module):
         shift, scale = (self.scale_shift_table + cond_BD[:, None]).chunk(2, dim=1)
         normal = F.layer_norm(h_BSD, h_BSD.shape[-1:], eps=1e-6)
         return self.linear(normal * (1 + scale) + shift)  # type: ignore[no-any-return]
+
+
+def carry_over(source: nn.Module, target: nn.Module) -> None:
+    """Copy the tensors that have the same name and shape in both modules."""
+    own = target.state_dict()
+    fitting = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
+    target.load_state_dict({**own, **fitting})

@@ -9,6 +9,9 @@ size, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +19,15 @@ from dd_core.cache import KVCache
 from dd_core.condition import Condition
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.config import LlamaGenConfig
-from dd_core.models.layers import Block, CaptionEmbedding, FinalLayer, LabelEmbedding, RMSNorm, rope_table
+from dd_core.models.layers import (
+    Block,
+    CaptionEmbedding,
+    FinalLayer,
+    LabelEmbedding,
+    RMSNorm,
+    carry_over,
+    rope_table,
+)
 
 
 def _init(module: nn.Module) -> None:
@@ -48,6 +59,11 @@ class _Trunk(nn.Module):
     @property
     def layout(self) -> TokenLayout:
         return self.cfg.layout
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks."""
+        return self.layers
 
     def condition(self, cond: Condition) -> Tensor:
         """The P condition positions, `[B, P, D]`.
@@ -123,12 +139,35 @@ class LlamaGenStudent(_Trunk):
     the class, or the last word (no text-conditional student was ever released).
     """
 
+    GROWS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "layers": ("attention.wo.weight", "feed_forward.w2.weight")
+    }
+    CONDITION: ClassVar[tuple[str, ...]] = ("cls_embedding.",)
+
     def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__(cfg)
         self.tok_embeddings = nn.Linear(cfg.code_dim, cfg.dim)
         self.n_d_embed = nn.Embedding(2, cfg.dim)
         self.final_layer_conti = FinalLayer(cfg)
         self.apply(_init)
+
+    @torch.no_grad()
+    def from_teacher(self, teacher: nn.Module, codebook_VC: Tensor) -> Self:
+        """This student with the teacher's weights (line 1 of Algorithm 2).
+
+        The input layer, an embedding in the teacher and a linear map of the code vector here, is the
+        least-squares fit: W c_j + b ≈ the teacher's embedding of token j. Only the noise/data table and the
+        embedding head are new.
+        """
+        assert isinstance(teacher, LlamaGenTeacher), "both are of one config"
+        carry_over(teacher, self)
+        table = teacher.tok_embeddings.weight.float()
+        inputs = torch.cat([codebook_VC, torch.ones_like(codebook_VC[:, :1])], 1)
+        # In float64, so that what LAPACK leaves to chance in the last bits is gone after rounding.
+        fit = torch.linalg.lstsq(inputs.double().cpu(), table.double().cpu()).solution.to(table)
+        self.tok_embeddings.weight.copy_(fit[:-1].T)
+        self.tok_embeddings.bias.copy_(fit[-1])
+        return self
 
     def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """One pass: the embedding head's `[B, L, C]` and the logits head's `[B, L, V]`.

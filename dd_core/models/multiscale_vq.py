@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dd_core.codebook import lookup, nearest
 from dd_core.models.config import MultiScaleConfig
+from dd_core.models.protocols import Quantized
 from dd_core.models.vq import Decoder, Encoder
 
 _PUBLISHED_PHI = 4
@@ -63,14 +64,36 @@ class MultiScaleVQ(nn.Module):
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Image in [−1, 1] → token indices `[B, L]`, greedily from the coarsest scale on."""
-        rest = self.encode_continuous(image_B3HW)
-        total = torch.zeros_like(rest)
-        tokens = []
+        return self.quantize(self.encode_continuous(image_B3HW)).tokens_BL
+
+    def quantize(self, z_BCpp: Tensor) -> Quantized:
+        """Feature map → codes, scale by scale, each of what the coarser ones leave.
+
+        Commitment and fit are means over the scales of the squared distance of z and f̂ after the scale, with
+        gradients for z and for φ. A later scale corrects an earlier one, which therefore need not foresee it:
+        each f̂ reaches φ of its own scale and of those before.
+        """
+        tokens, vectors = [], []
+        total = torch.zeros_like(z_BCpp)
+        commitment = fit = z_BCpp.new_zeros(())
         for k, side in enumerate(self.cfg.sides):
-            small = rest - total if k == len(self.cfg.sides) - 1 else _area(rest - total, side)
-            tokens.append(nearest(self.codebook_VC, small.flatten(2).transpose(1, 2)))
-            total = self.add_scale(total, lookup(self.codebook_VC, tokens[-1]), k)
-        return torch.cat(tokens, 1)
+            rest = (z_BCpp - total).detach()
+            small = rest if k == len(self.cfg.sides) - 1 else _area(rest, side)
+            vectors.append(small.flatten(2).transpose(1, 2))
+            tokens.append(nearest(self.codebook_VC, vectors[-1]))
+            total = self.add_scale(total, lookup(self.codebook_VC, tokens[-1]).detach(), k)
+            commitment = commitment + F.mse_loss(z_BCpp, total.detach()) / len(self.cfg.sides)
+            fit = fit + F.mse_loss(total, z_BCpp.detach()) / len(self.cfg.sides)
+        return Quantized(torch.cat(tokens, 1), torch.cat(vectors, 1), total, commitment, fit)
+
+    def decode_continuous(self, z_BCpp: Tensor) -> Tensor:
+        """Feature map → image `[B, 3, H, W]`, not clamped."""
+        return self.decoder(self.post_quant_conv(z_BCpp))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def set_codes(self, codes_VC: Tensor) -> None:
+        """Replace the codebook."""
+        self.codebook_raw.copy_(codes_VC)
 
     def add_scale(self, total_BCpp: Tensor, codes_BSC: Tensor, scale: int) -> Tensor:
         """f̂ + φ_k(upsample(codes)): the feature map with one scale more.
@@ -113,8 +136,7 @@ class MultiScaleVQ(nn.Module):
 
     def to_image(self, codes_BLC: Tensor) -> Tensor:
         """Codes or continuous embeddings `[B, L, C]` → image `[B, 3, H, W]`, not clamped."""
-        total = self.accumulate(codes_BLC, len(self.cfg.sides))[-1]
-        return self.decoder(self.post_quant_conv(total))  # type: ignore[no-any-return]
+        return self.decode_continuous(self.accumulate(codes_BLC, len(self.cfg.sides))[-1])
 
 
 def _area(x_BCpp: Tensor, side: int) -> Tensor:

@@ -1,14 +1,16 @@
-"""Protocols of the models, as the sampling loop uses them.
+"""Protocols of the models: all that the sampling loop and the training know of a family.
 
-Shapes: B batch, L tokens, C code dimension, V codebook size. A model keeps no state between
-calls: the cache is an argument.
+Shapes: B batch, L tokens, C code dimension, V codebook size; z is a tokenizer's continuous encoding, in
+whatever shape its family has. A model keeps no state between calls: the cache is an argument.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, Protocol, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dd_core.cache import KVCache
 from dd_core.condition import Condition
@@ -18,8 +20,26 @@ from dd_core.layout import TokenLayout
 class Student(Protocol):
     """F_θ: predicts the final sequence from any point of a trajectory, in one pass."""
 
+    # Modules with one entry a block, by their names, and those parameters of an entry that, at zero, make it
+    # add nothing.
+    GROWS: ClassVar[Mapping[str, tuple[str, ...]]]
+    # Parameters that depend on the condition begin with one of these names.
+    CONDITION: ClassVar[tuple[str, ...]]
+
     @property
     def layout(self) -> TokenLayout: ...
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks."""
+        ...
+
+    def from_teacher(self, teacher: nn.Module, codebook_VC: Tensor) -> Self:
+        """This student with the weights of a teacher of its family (line 1 of Algorithm 2).
+
+        What only students have stays as it is.
+        """
+        ...
 
     def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """`x` is final before each sample's step and noise after.
@@ -35,6 +55,15 @@ class Teacher(Protocol):
 
     @property
     def layout(self) -> TokenLayout: ...
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks."""
+        ...
+
+    def forward(self, tokens_BL: Tensor, cond: Condition) -> Tensor:
+        """Teacher forcing: logits of all tokens, `[B, L, V]`."""
+        ...
 
     def null_like(self, cond: Condition) -> Condition:
         """The condition that stands for none, for as many images: classifier-free guidance."""
@@ -54,11 +83,41 @@ class Teacher(Protocol):
         ...
 
 
+class Quantized(NamedTuple):
+    """A continuous encoding in codes, and what training has to make smaller.
+
+    Without gradients for the codebook: it follows the vectors by a running mean.
+    """
+
+    tokens_BL: Tensor
+    vectors_BLC: Tensor  # what was replaced by the codes
+    z: Tensor  # the encoding that the codes give, as the decoder reads it
+    commitment: Tensor  # how far the encoder is from the codes
+    fit: Tensor  # how far what the codes pass through (φ) is from the encoder
+
+
 class Tokenizer(Protocol):
     """Pixels ↔ codes."""
 
     @property
     def codebook_VC(self) -> Tensor: ...
+
+    def encode_continuous(self, image_B3HW: Tensor) -> Tensor:
+        """Image in [−1, 1] → z."""
+        ...
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """Z → the nearest codes."""
+        ...
+
+    def decode_continuous(self, z: Tensor) -> Tensor:
+        """z, or `Quantized.z` → image `[B, 3, H, W]`, not clamped."""
+        ...
+
+    @torch.no_grad()
+    def set_codes(self, codes_VC: Tensor) -> None:
+        """Replace the codebook, each code brought to where the family's codes are."""
+        ...
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Image in [−1, 1] → token indices `[B, L]`."""

@@ -11,7 +11,8 @@ H heads, E head dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,13 @@ from dd_core.condition import ClassCondition, Condition, of_kind
 from dd_core.exact import among_idle_rows
 from dd_core.layout import TokenLayout, data_positions, paper_student_mask, student_mask, teacher_mask
 from dd_core.models.config import VARConfig
-from dd_core.models.layers import FinalLayer, GeluFeedForward, attend
+from dd_core.models.layers import FinalLayer, GeluFeedForward, attend, carry_over
 
 _NORM_EPS = 1e-6
+# Factors of first weights.
+_INIT_HEAD, _INIT_ADALN, _INIT_GAMMA = 0.02, 0.5, 1e-5
+# Standard deviation of what a student has and its teacher has not: little, so that it begins as the teacher.
+_INIT_NEW = 0.02
 
 
 class CosineAttention(nn.Module):
@@ -63,6 +68,13 @@ class Modulation(nn.Sequential):
         super().__init__(nn.SiLU(), nn.Linear(dim, count * dim))
         self.count = count
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the linear map, `[count · D, D]`."""
+        weight = self[-1].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def forward(self, cond_BD: Tensor) -> Tensor:
         vectors = among_idle_rows(super().forward, cond_BD)
         return vectors.reshape(len(cond_BD), 1, self.count, -1)
@@ -74,6 +86,8 @@ class AdaptiveBlock(nn.Module):
     The six vectors come from the class embedding: by the block's own layer, or, `shared_adaln`,
     by one layer for all blocks plus the block's offsets.
     """
+
+    ada_gss: nn.Parameter
 
     def __init__(self, cfg: VARConfig) -> None:
         super().__init__()
@@ -135,6 +149,33 @@ class _Trunk(nn.Module):
         self.shared_ada_lin = Modulation(cfg.dim, 6) if cfg.shared_adaln else None
         self.head_nm = AdaptiveNorm(cfg)
         self.head = nn.Linear(cfg.dim, cfg.codebook_size)
+        self._init()
+
+    @torch.no_grad()
+    def _init(self) -> None:
+        """Begin as VAR does: all linear maps and embeddings at √(1 / 3D), the maps that end a block at that
+        over √(2·depth), logits near zero, and blocks that add next to nothing (γ).
+        """
+        cfg, std = self.cfg, math.sqrt(1 / self.cfg.dim / 3)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for table in (self.pos_start, self.pos_1LC):
+            nn.init.trunc_normal_(table, std=std)
+        self.head.weight.mul_(_INIT_HEAD)
+        self.head_nm.ada_lin.weight.mul_(_INIT_ADALN)
+        for block in self.blocks:
+            assert isinstance(block, AdaptiveBlock)
+            for last in (block.attn.proj, block.ffn.fc2):
+                last.weight.div_(math.sqrt(2 * cfg.depth))
+            if block.ada_lin is None:
+                block.ada_gss[:, :, :2].mul_(_INIT_GAMMA)
+                block.ada_gss[:, :, 2:].mul_(_INIT_ADALN)
+            else:
+                block.ada_lin.weight[: 2 * cfg.dim].mul_(_INIT_GAMMA)
+                block.ada_lin.weight[2 * cfg.dim :].mul_(_INIT_ADALN)
 
     @property
     def layout(self) -> TokenLayout:
@@ -225,6 +266,12 @@ class VARStudent(_Trunk):
     it enters at the input, and through a layer of its own in every block and before both heads.
     """
 
+    GROWS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "blocks": ("attn.proj.weight", "attn.proj.bias", "ffn.fc2.weight", "ffn.fc2.bias"),
+        "layerwise_n_d_embed": ("weight", "bias"),
+    }
+    CONDITION: ClassVar[tuple[str, ...]] = ("class_emb.",)
+
     level_S: Tensor
     mask_SS: Tensor
 
@@ -233,6 +280,11 @@ class VARStudent(_Trunk):
         self.n_d_embed = nn.Embedding(2, cfg.dim)
         self.layerwise_n_d_embed = nn.ModuleList(nn.Linear(cfg.dim, cfg.dim) for _ in range(cfg.depth + 1))
         self.final_layer_conti = FinalLayer(cfg)
+        for part in (self.n_d_embed, *self.layerwise_n_d_embed, self.final_layer_conti.linear):
+            assert isinstance(part, nn.Linear | nn.Embedding)
+            nn.init.normal_(part.weight, std=_INIT_NEW)
+            if isinstance(part, nn.Linear):
+                nn.init.zeros_(part.bias)
         self.derive()
         if cfg.student_mask == "checkpoint":
             self.register_buffer("mask_SS", student_mask(cfg.layout))
@@ -246,6 +298,21 @@ class VARStudent(_Trunk):
             paper = self.cfg.student_mask == "paper"
             mask = paper_student_mask(layout) if paper else student_mask(layout)
             self.register_buffer("mask_SS", mask, persistent=False)
+
+    @torch.no_grad()
+    def from_teacher(self, teacher: nn.Module, codebook_VC: Tensor) -> Self:  # noqa: ARG002
+        """This student with the teacher's weights (line 1 of Algorithm 2).
+
+        The start token, which predicted the first scale itself, keeps its level and position. Those of the
+        first scale's token are new (App. B), as are the noise/data table, its layers and the embedding head.
+        """
+        assert isinstance(teacher, VARTeacher), "both are of one config"
+        carry_over(teacher, self)
+        tables = (self.lvl_embed.weight, teacher.lvl_embed.weight), (self.pos_1LC[0], teacher.pos_1LC[0])
+        for own, old in tables:
+            own[0] = old[0]
+            own[2:] = old[1:]
+        return self
 
     def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
         """One pass: the embedding head's `[B, L, C]` and the logits head's `[B, L, V]`."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dd_core.codebook import lookup, nearest
 from dd_core.models.config import TokenizerConfig, VQConfig
+from dd_core.models.protocols import Quantized
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -160,6 +161,22 @@ class VQTokenizer(nn.Module):
         """Image → unit-length code vectors before quantisation, `[B, h·w, C]`."""
         z = self.quant_conv(self.encoder(image_B3HW))
         return F.normalize(z.flatten(2).transpose(1, 2), dim=-1, eps=1e-12)
+
+    def quantize(self, z_BLC: Tensor) -> Quantized:
+        """Unit-length vectors → their nearest codes. Commitment: the mean of ‖z − sg(c)‖²."""
+        tokens = nearest(self.codebook_VC, z_BLC.detach())
+        codes = lookup(self.codebook_VC, tokens).detach()
+        commitment = (z_BLC - codes).square().sum(-1).mean()
+        return Quantized(tokens, z_BLC.detach(), codes, commitment, commitment.new_zeros(()))
+
+    def decode_continuous(self, z_BLC: Tensor) -> Tensor:
+        """Vectors in place of codes → image: `to_image`."""
+        return self.to_image(z_BLC)
+
+    @torch.no_grad()
+    def set_codes(self, codes_VC: Tensor) -> None:
+        """Replace the codebook; codes are of unit length."""
+        self.codebook_raw.copy_(F.normalize(codes_VC, dim=-1))
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Image in [−1, 1] → indices of the nearest codes, `[B, h·w]` in raster order."""

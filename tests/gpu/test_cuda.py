@@ -15,11 +15,11 @@ from dd_core.noise import NoiseKey, batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import Sampler, run_plan, sample_images
 from tests.tiny import tiny_bundle
-from training.loop import run_stage
-from training.pairs import load_pairs, make_pairs
-from training.recipes import get_recipe
-from training.teacher import draw_settings, new_teacher, teacher_stage
-from training.tokenizer import new_tokenizer
+from training.optim.loop import run_stage
+from training.recipes.named import get_recipe
+from training.stages.pairs import load_pairs, make_pairs
+from training.stages.teacher import draw_settings, new_teacher, teacher_stage
+from training.stages.tokenizer import new_tokenizer
 
 T = 64
 
@@ -93,8 +93,10 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
 
     stage()
     stage()
-    teacher = new_teacher(recipe, device).eval()
-    sampler = Sampler(recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(recipe), device=device)
+    teacher = new_teacher(recipe, tokenizer, device).eval()
+    sampler = Sampler(
+        recipe.model.layout, tokenizer, None, teacher, draw=draw_settings(recipe), device=device
+    )
     make_pairs(sampler, recipe.pairs, 10, tmp_path / "pairs", seed=0, identity="test")
     assert load_pairs(tmp_path / "pairs").tokens.shape == (48, T)
 

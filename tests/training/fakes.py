@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tests.dd_core.small_text import small_text
-from training import pictograms, text
-from training.packages import Package
-from training.pictograms import Source
+from training.data import pictograms, text
+from training.data.packages import Package
+from training.data.pictograms import Source
 
 CONCEPTS = 40
 _COLOURS, _THINGS = ("red", "blue", "green", "gold"), ("heart", "cat", "dog", "star", "arrow")

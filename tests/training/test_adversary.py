@@ -12,14 +12,14 @@ from torch import nn
 from dd_core.codebook import lookup
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import CPU, RandomLpips
-from training.adversary import Adversary
-from training.distill import distill_stage, straight_through
-from training.loop import run_stage
-from training.lpips import Lpips
-from training.pairs import Pairs
-from training.recipes import get_recipe
-from training.teacher import new_teacher
-from training.tokenizer import new_tokenizer
+from training.losses.adversarial import Adversary
+from training.losses.lpips import Lpips
+from training.optim.loop import run_stage
+from training.recipes.named import get_recipe
+from training.stages.distill import distill_stage, straight_through
+from training.stages.pairs import Pairs
+from training.stages.teacher import new_teacher
+from training.stages.tokenizer import new_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_student_follows_the_judge_alone(lpips: Lpips, tmp_path: Path) -> None
         recipe.distill, steps=4, ramp=0.25, cross_entropy=0.0, mse=0.0, lpips=0.0, adversarial=1.0
     )
     stage, _, student = distill_stage(
-        replace(recipe, distill=settings), pairs, new_teacher(recipe, CPU), tokenizer, lpips, CPU
+        replace(recipe, distill=settings), pairs, new_teacher(recipe, tokenizer, CPU), tokenizer, lpips, CPU
     )
     before = {k: v.clone() for k, v in student.state_dict().items()}
     run_stage(stage, tmp_path, seed=0)

@@ -11,8 +11,8 @@ from torch import Tensor
 from dd_core.errors import InvalidRequestError
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
-from training import agreement
-from training.agreement import Agreement, CaptionJudge, picture_features, sentences
+from training.metrics import caption_retrieval as agreement
+from training.metrics.caption_retrieval import Agreement, CaptionJudge, picture_features, sentences
 
 
 @pytest.fixture

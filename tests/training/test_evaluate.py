@@ -17,12 +17,12 @@ from dd_core.sampling import Sampler, sample_images
 from tests.tiny import tiny_bundle
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
-from training import evaluate
-from training.data import ImageSet
-from training.evaluate import evaluate_plans
-from training.metrics import frechet_distance
-from training.recipes import EvaluateRecipe
-from training.report import Row
+from training.data.images import ImageSet
+from training.metrics.fid import frechet_distance
+from training.metrics.report import Row
+from training.recipes.settings import EvaluateRecipe
+from training.stages import evaluate
+from training.stages.evaluate import evaluate_plans
 
 RECIPE = EvaluateRecipe(images=20, reference=40, batch=8)
 PLANS = [plan.one_step(64), plan.onestep(64)]

@@ -13,9 +13,9 @@ from torch import Tensor
 from dd_core.errors import InvalidRequestError
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
-from training.features import FeatureExtractor, features_of, legacy_resize
-from training.inception import Inception
-from training.packages import DataError
+from training.data.packages import DataError
+from training.metrics.features import FeatureExtractor, features_of, legacy_resize
+from training.metrics.inception import Inception
 
 CACHE = Path(os.environ.get("DD_CACHE", Path.home() / ".cache" / "distilled-decoding"))
 WEIGHTS = CACHE / "inception-fid.pt"

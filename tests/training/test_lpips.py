@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from dd_core.errors import WeightsError
-from training.lpips import Lpips, from_flax
+from training.losses.lpips import Lpips, from_flax
 
 _SIZES = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dd_core.errors import InvalidRequestError
-from training.features import legacy_resize, resize_matrix
-from training.metrics import (
+from training.metrics.features import legacy_resize, resize_matrix
+from training.metrics.fid import (
     Gaussian,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
 )
-from training.probe import LinearProbe
+from training.metrics.linear_probe import LinearProbe
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:

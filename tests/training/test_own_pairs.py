@@ -18,12 +18,13 @@ from dd_core.models.llamagen import LlamaGenStudent
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training import pipeline
-from training.distill import distill_stage, student_from_teacher
-from training.pairs import Pairs, load_pairs, make_pairs
-from training.recipes import Recipe, get_recipe
+from training.recipes.named import get_recipe
+from training.recipes.settings import Recipe
 from training.run import Run
-from training.teacher import draw_settings, new_teacher
-from training.tokenizer import new_tokenizer
+from training.stages.distill import distill_stage, student_from_teacher
+from training.stages.pairs import Pairs, load_pairs, make_pairs
+from training.stages.teacher import draw_settings, new_teacher
+from training.stages.tokenizer import new_tokenizer
 
 CPU = torch.device("cpu")
 _BEGIN = 20
@@ -36,12 +37,13 @@ def recipe() -> Recipe:
 
 @pytest.fixture
 def sampler(recipe: Recipe) -> Sampler:
-    tokenizer, teacher = new_tokenizer(recipe, CPU), new_teacher(recipe, CPU).eval()
+    tokenizer = new_tokenizer(recipe, CPU)
+    teacher = new_teacher(recipe, tokenizer, CPU).eval()
     teacher.output.weight.data.mul_(20)
     student = student_from_teacher(teacher, tokenizer.codebook_VC.detach(), 1).eval()
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     draw = draw_settings(recipe)
-    return Sampler(recipe.gpt.layout, tokenizer, student, teacher, draw=draw, flow=flow, exact=False)
+    return Sampler(recipe.model.layout, tokenizer, student, teacher, draw=draw, flow=flow, exact=False)
 
 
 @torch.inference_mode()

@@ -16,29 +16,16 @@ from dd_core.models.config import LlamaGenConfig
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
-from tests.training.helpers import pictures_like
-from tests.training.test_stages import RandomLpips
-from training import pipeline, plots
+from training import pipeline
 from training.cli import app, main
-from training.export import export
-from training.pairs import load_pairs
-from training.recipes import get_recipe
-from training.run import Run, load_teacher
+from training.metrics import plots
+from training.recipes.named import get_recipe
+from training.run import Run, load_teacher, load_tokenizer
+from training.stages.export import export
+from training.stages.pairs import load_pairs
+from training.start import start_from
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in place of CIFAR-10, in the file that the real data is kept in, and LPIPS weights."""
-    cache = tmp_path_factory.mktemp("cache")
-    images = {"train_images": pictures_like(256), "test_images": pictures_like(64, seed=1)}
-    labels = {
-        f"{s}_labels": (torch.arange(n) % 10).to(torch.uint8) for s, n in (("train", 256), ("test", 64))
-    }
-    save_file({**images, **labels}, str(cache / "cifar10.safetensors"))
-    RandomLpips(cache)
-    return cache
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +94,7 @@ def test_a_run_can_start_from_a_bundle(
     export(run, "tiny", tmp_path / "bundle")
     again = Run(get_recipe("tiny", ["distill.start=student", "pairs.own=20"]), tmp_path / "again", CPU)
     again.out.mkdir()
-    pipeline.start_from(again, tmp_path / "bundle")
+    start_from(again, tmp_path / "bundle")
     drawn, student = load_file(run.out / "decoder.safetensors"), load_file(run.out / "student.safetensors")
     found = load_file(again.out / "tokenizer.safetensors")
     assert all(torch.equal(found[k], v.half().float()) for k, v in drawn.items())
@@ -122,10 +109,12 @@ def test_a_run_can_start_from_a_bundle(
     pipeline.distill(again)
     assert (again.out / "student.safetensors").exists()
     with pytest.raises(RecipeError, match="has a tokenizer already"):
-        pipeline.start_from(again, tmp_path / "bundle")
+        start_from(again, tmp_path / "bundle")
     other = Run(get_recipe("cpu"), tmp_path / "other", CPU)
-    with pytest.raises(RecipeError, match=r"another architecture .*: vq\.codebook_size is 64, not 1024$"):
-        pipeline.start_from(other, tmp_path / "bundle")
+    with pytest.raises(
+        RecipeError, match=r"another architecture .*: tokenizer_model\.codebook_size is 64, not 1024$"
+    ):
+        start_from(other, tmp_path / "bundle")
 
 
 def test_a_student_can_be_made_deeper_than_its_teacher(
@@ -141,7 +130,7 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
         tmp_path / "deeper",
         CPU,
     )
-    pipeline.start_from(deeper, tmp_path / "shallow")
+    start_from(deeper, tmp_path / "shallow")
     pipeline.generate_pairs(deeper)
     pipeline.distill(deeper)
     pipeline.evaluate(deeper, extractor=Mean(), timing=False)
@@ -153,7 +142,7 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
         chosen = plan_for_budget(bundle.presets, budget).plan
         assert sample_images(bundle.sampler, chosen, [0], [(0, 0)]).shape == (1, 32, 32, 3)
     shallow = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
-    pipeline.start_from(shallow, tmp_path / "bundle")
+    start_from(shallow, tmp_path / "bundle")
     pipeline.generate_pairs(shallow)
     with pytest.raises(RecipeError, match=r"distill\.layers must be at least the 3"):
         pipeline.distill(shallow)
@@ -200,8 +189,8 @@ def test_commands_explain_what_is_missing(
 @pytest.mark.parametrize(
     ("command", "overrides", "says"),
     [
-        ("distill", ["vq.code_dim=8", "gpt.code_dim=8"], "code_dim was 4 and is 8"),
-        ("distill", ["gpt.layers=3"], "layers was 2 and is 3"),
+        ("distill", ["tokenizer_model.code_dim=8", "model.code_dim=8"], "code_dim was 4 and is 8"),
+        ("distill", ["model.layers=3"], "layers was 2 and is 3"),
         ("evaluate", ["distill.layers=3"], "layers was 2 and is 3"),
         ("distill", ["pairs.guidance=9"], "pairs.guidance was 2.0 and is 9.0"),
         ("pairs", ["pairs.solver=euler"], 'pairs.solver was "dpmpp-3m" and is "euler"'),
@@ -230,11 +219,11 @@ def test_a_run_folder_of_other_settings_is_refused_in_one_line_that_names_the_fi
 def test_weights_that_do_not_say_their_settings_are_refused_in_one_line(run: Run, tmp_path: Path) -> None:
     """Of a run of before, or put there by hand."""
     save_file(load_file(run.out / "teacher.safetensors"), str(tmp_path / "teacher.safetensors"))
-    other = Run(get_recipe("tiny", ["gpt.layers=3"]), tmp_path, CPU)
+    other, tokenizer = Run(get_recipe("tiny", ["model.layers=3"]), tmp_path, CPU), load_tokenizer(run)
     with pytest.raises(RecipeError, match=r"teacher\.safetensors .* is not of the recipe 'tiny'") as caught:
-        load_teacher(other)
+        load_teacher(other, tokenizer)
     assert "\n" not in caught.value.message
-    load_teacher(Run(get_recipe("tiny"), tmp_path, CPU))
+    load_teacher(Run(get_recipe("tiny"), tmp_path, CPU), tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from dd_core.errors import RecipeError
 from training.presets import presets
-from training.recipes import get_recipe
+from training.recipes.named import get_recipe
 
 
 def test_a_recipe_without_a_choice_has_all_plans_and_baselines() -> None:
@@ -38,3 +38,11 @@ def test_a_plan_that_there_is_not_is_refused() -> None:
 
 def test_frequencies_of_tokens_are_no_baseline_for_texts() -> None:
     assert not {"skip-26", "onestep"} & {p.plan.name for p in presets(get_recipe("text-tiny"))}
+
+
+def test_a_published_student_has_the_plans_of_table_2_with_their_splits() -> None:
+    found = {p.plan.name: p.plan for p in presets(get_recipe("var-dd-d16"))}
+    splits = {"dd-1": 5, "dd-2": 5, "pre-trained-5-6": 5, "pre-trained-4-6": 8, "pre-trained-1-6": 9}
+    assert {name: found[name].split for name in splits} == splits
+    other = {p.plan.name for p in presets(get_recipe("var-dd-d16", ["distill.train_steps=[0, 4]"]))}
+    assert "pre-trained-1-5" in other and "pre-trained-4-6" not in other

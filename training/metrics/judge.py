@@ -1,0 +1,91 @@
+"""Figures of sets of images, each held against the same real ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from training.data.images import ImageSet
+from training.metrics.caption_retrieval import Agreement
+from training.metrics.features import Extractor, features_of, real_store
+from training.metrics.fid import (
+    Gaussian,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from training.metrics.linear_probe import LinearProbe
+from training.metrics.report import Row
+
+MANIFOLD = 10_000  # the most images a set for precision and recall, whose cost is quadratic
+
+
+@dataclass
+class Judge:
+    """The real images that every set is held against; features only when a row needs them."""
+
+    reference: ImageSet
+    extractor: Extractor
+    classes: int
+    agreement: Agreement | None = None
+
+    @cached_property
+    def features(self) -> Tensor:
+        return features_of(self.reference.images, self.extractor, real_store(), "reference")
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        return Gaussian.of(self.features)
+
+    @cached_property
+    def probe(self) -> LinearProbe:
+        return LinearProbe(self.features, self.reference.labels, self.classes)
+
+    def measure(
+        self,
+        name: str,
+        kind: str,
+        features: Tensor,
+        labels: Tensor,
+        real: Tensor | None = None,
+        prompted: Tensor | None = None,
+    ) -> Row:
+        """A set's row; held against `real` features where given, else the reference.
+
+        `prompted` are the set's pictures, where its labels are those of prompts.
+        """
+        gaussian = self.gaussian if real is None else Gaussian.of(real)
+        against = self.features if real is None else real
+        equal = min(len(against), len(features), MANIFOLD)
+        kid, kid_std = kernel_distance(against, features)
+        precision, recall = precision_recall(against[:equal], features[:equal])
+        row = Row(
+            name=name,
+            kind=kind,
+            images=len(features),
+            reference_images=len(against),
+            fid=frechet_distance(gaussian, features),
+            kid=kid,
+            kid_std=kid_std,
+            precision=precision,
+            recall=recall,
+            manifold_images=equal,
+        )
+        return replace(row, **self._by_condition(features, labels, prompted))
+
+    def _by_condition(self, features: Tensor, labels: Tensor, prompted: Tensor | None) -> dict[str, Any]:
+        """Figures of how well the condition was kept to: by class, or by prompt."""
+        if self.agreement is not None:
+            return {"right_caption": None if prompted is None else self.agreement(prompted, labels)}
+        probability = self.probe(features)
+        score, score_std = inception_score(probability)
+        return {
+            "classifier_score": score,
+            "classifier_score_std": score_std,
+            "class_accuracy": float((probability.argmax(1) == labels).double().mean()),
+            "probe_accuracy": self.probe.accuracy,
+        }

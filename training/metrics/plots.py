@@ -1,0 +1,61 @@
+"""Pictures that a training run leaves behind: loss curves and sample grids, as PNG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dd_core.sampling import to_pixels
+
+
+def reconstruction_grid(
+    image_B3HW: Tensor, reconstruction_B3HW: Tensor, path: Path, columns: int = 16
+) -> None:
+    """Rows of images, each above its reconstructions; both in [−1, 1], on any device.
+
+    Of more images than a row has, those in whole rows.
+    """
+    columns = min(columns, len(image_B3HW))
+    shown = len(image_B3HW) // columns * columns
+    pairs = zip(
+        *(torch.split(part[:shown].cpu(), columns) for part in (image_B3HW, reconstruction_B3HW)), strict=True
+    )
+    image_grid(torch.cat([part for pair in pairs for part in pair]), path, columns=columns)
+
+
+def image_grid(image_B3HW: Tensor, path: Path, *, columns: int, scale: int = 2) -> None:
+    """Writes images in [−1, 1], row by row, `scale` screen pixels to a pixel."""
+    pixels = to_pixels(image_B3HW).cpu()
+    _, height, width, _ = pixels.shape
+    rows = -(-len(pixels) // columns)
+    sheet = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), 255, dtype=torch.uint8)
+    for i, tile in enumerate(pixels):
+        y, x = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
+        sheet[y : y + height, x : x + width] = tile
+    picture = Image.fromarray(sheet.numpy())
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def loss_curve(journal: Path, path: Path) -> None:
+    """Plots every figure of a stage's journal against its step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    names = [k for k in dict.fromkeys(k for line in lines for k in line) if k not in ("step", "per_s")]
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axis.plot(*zip(*points, strict=True), linewidth=1)
+        axis.set(title=name, xlabel="step")
+        if all(value > 0 for _, value in points):
+            axis.set_yscale("log")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)

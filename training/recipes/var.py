@@ -1,0 +1,65 @@
+"""Recipes of VAR's family: next-scale order, of classes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dd_core.models.config import MultiScaleConfig, VARConfig
+from training.recipes.llamagen import LLAMAGEN
+from training.recipes.settings import (
+    DecoderRecipe,
+    DistillRecipe,
+    EvaluateRecipe,
+    PairsRecipe,
+    Recipe,
+    TeacherRecipe,
+    TokenizerRecipe,
+)
+
+_TINY, _CPU, _GPU = (1, 2, 4, 8), (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 5, 6, 8)
+
+VAR: dict[str, Recipe] = {
+    "var-tiny": dataclasses.replace(
+        LLAMAGEN["tiny"],
+        name="var-tiny",
+        tokenizer_model=MultiScaleConfig(64, 4, 32, (1, 1, 1), 1, _TINY),
+        model=VARConfig(depth=2, dim=32, heads=2, codebook_size=64, code_dim=4, sides=_TINY, num_classes=10),
+        distill=DistillRecipe(steps=6, batch=8, train_steps=(0, 2), split=2, lpips_share=0.5, mse=1.0),
+    ),
+    "var-cpu": Recipe(
+        name="var-cpu",
+        tokenizer_model=MultiScaleConfig(1024, 16, 32, (1, 2, 4), 1, _CPU),
+        model=VARConfig(
+            depth=8, dim=192, heads=3, codebook_size=1024, code_dim=16, sides=_CPU, num_classes=10
+        ),
+        tokenizer=TokenizerRecipe(steps=2700, batch=32, lpips_share=0.375),
+        decoder=DecoderRecipe(steps=2400, batch=16),
+        teacher=TeacherRecipe(steps=3600, batch=64, lr=2e-3, matrix_lr=3e-3),
+        pairs=PairsRecipe(count=20_000, batch=500, shard=5_000),
+        distill=DistillRecipe(
+            steps=1500,
+            batch=64,
+            train_steps=(0, 3),
+            optimizer="muon",
+            cross_entropy=1.0,
+            mse=1.0,
+            lpips_share=0.0625,
+            ema=0.998,
+        ),
+        evaluate=EvaluateRecipe(images=5_000, reference=10_000, precision="auto"),
+    ),
+    # Sized like `gpu`, by arithmetic and not yet run.
+    "var-gpu": Recipe(
+        name="var-gpu",
+        tokenizer_model=MultiScaleConfig(4096, 32, 64, (1, 2, 2), 2, _GPU),
+        model=VARConfig(
+            depth=12, dim=384, heads=6, codebook_size=4096, code_dim=32, sides=_GPU, num_classes=10
+        ),
+        tokenizer=TokenizerRecipe(steps=8_000, batch=256),
+        decoder=DecoderRecipe(steps=8_000, batch=128, ema=0.999),
+        teacher=TeacherRecipe(steps=10_000, batch=512, lr=2e-3, matrix_lr=3e-3),
+        pairs=PairsRecipe(count=400_000, batch=5_000, shard=50_000),
+        distill=DistillRecipe(steps=30_000, batch=512, train_steps=(0, 3), split=3, ema=0.9995),
+        evaluate=EvaluateRecipe(images=50_000, reference=50_000, batch=1_000),
+    ),
+}

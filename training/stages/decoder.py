@@ -1,0 +1,105 @@
+"""Stage (a′): the tokenizer's decoder against a discriminator, with the codes held fixed.
+
+    tokens ─▶ code vectors ─▶ decoder ─▶ image ─▶ L1 + LPIPS + adversarial
+
+L1 and LPIPS alone leave a decoder that averages over what 64 codes cannot say, and blurred
+pictures are far from real ones in FID. Encoder and codebook stay as they are, so teacher, pairs
+and student stay valid: this stage may run after them, before them or beside them.
+
+Shapes: B batch, N images, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dd_core.codebook import lookup
+from dd_core.models.build import AnyTokenizer, new_tokenizer
+from dd_core.runtime import mixed_precision
+from training.data.images import ImageSet
+from training.losses.adversarial import Adversary, ramp
+from training.losses.lpips import Lpips
+from training.metrics.plots import reconstruction_grid
+from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
+from training.recipes.settings import Recipe
+from training.stages.tokenizer import memory_layout
+
+
+def decoder_stage(
+    recipe: Recipe,
+    images: ImageSet,
+    tokens_FNL: Tensor,
+    tokenizer: AnyTokenizer,
+    lpips: Lpips,
+    device: torch.device,
+) -> tuple[Stage, Ema]:
+    """The stage, and the average whose weights are the result: a whole tokenizer.
+
+    Args:
+        tokens_FNL: codes of all images and of their mirror images, `[2, N, L]`.
+        tokenizer: where the decoder starts; encoder and codebook are taken over as they are.
+    """
+    cfg, count = recipe.decoder, len(images.images)
+    model = new_tokenizer(recipe.tokenizer_model)
+    model.load_state_dict(tokenizer.state_dict())
+    model = model.to(device=device, memory_format=memory_layout(device))  # type: ignore[call-overload]
+    trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
+    for frozen in set(model.parameters()) - set(trained):
+        frozen.requires_grad_(False)
+    lpips, adversary = lpips.to(device), Adversary(cfg.judge_lr, recipe.seed, device)
+    optimizer = torch.optim.AdamW(
+        [{"params": trained, "peak": cfg.lr}], lr=cfg.lr, betas=(0.5, 0.99), weight_decay=0.0
+    )
+    ema, batches = Ema(model, cfg.ema), Batches(len(tokens_FNL) * count, cfg.batch, recipe.seed)
+    codebook = model.codebook_VC.detach()
+
+    def update(step: int) -> dict[str, Tensor]:
+        factor = one_cycle(step, cfg.steps, 1.0)
+        chosen = batches.at(step)
+        mirrored, index = chosen >= count, chosen % count
+        x, _ = images.batch(index)
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x).to(device)
+        tokens = tokens_FNL[mirrored.long(), index].long().to(device)
+        with mixed_precision(device):
+            recon = model.to_image(lookup(codebook, tokens)).float()
+            with torch.no_grad():
+                real = lpips.features(x)
+            fake = lpips.features(recon)
+        fooled = adversary.fooled(fake)
+        pixel, perceptual = (recon - x).abs().mean(), lpips.distance(fake, real).mean()
+        weight = cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
+        loss = pixel + cfg.lpips * perceptual + weight * fooled
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(trained, 1.0)
+        update_at(optimizer, factor)
+        ema.update(model)
+        opinion = adversary.learn(real, fake, factor)
+        return {
+            "l1": pixel,
+            "lpips": perceptual,
+            "fooled": fooled,
+            "hinge": opinion,
+            "gradient_norm": norm,
+        }
+
+    def preview(path: Path) -> None:
+        averaged = new_tokenizer(recipe.tokenizer_model).to(device)
+        averaged.load_state_dict(ema.average)
+        x, _ = images.batch(torch.arange(count)[:32])
+        with torch.no_grad():
+            recon = averaged.decode_tokens(tokens_FNL[0, :32].long().to(device))
+        reconstruction_grid(x, recon, path)
+
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
+    parts |= {"judge": adversary.judge, "judging": adversary.optimizer}
+    config = {
+        "tokenizer_model": asdict(recipe.tokenizer_model),
+        "decoder": asdict(cfg),
+        "seed": recipe.seed,
+    }
+    return Stage("decoder", cfg.steps, parts, update, preview, plain(config)), ema

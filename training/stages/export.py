@@ -1,0 +1,90 @@
+"""The bundle of an evaluated run: what `dd-server` serves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from dd_core.bundle import save_bundle
+from dd_core.errors import RecipeError
+from dd_core.manifest import Manifest, PresetEntry
+from dd_core.text.config import MiniLMConfig
+from training.data import text
+from training.data.images import About
+from training.data.origin import read_origin
+from training.data.sources import about
+from training.metrics.report import read_rows
+from training.optim.loop import plain
+from training.pipeline import load_models, sampler_of
+from training.presets import presets, runs
+from training.recipes.settings import Recipe
+from training.run import Run
+
+
+def export(run: Run, name: str, folder: Path) -> Manifest:
+    """Writes the bundle of a finished run, with the figures of its evaluation by plan name.
+
+    Raises:
+        RecipeError: a stage has not been run, or not to its end.
+    """
+    rows = read_rows(run.out / "evaluation" / "rows")
+    unmeasured = not rows and run.recipe.data == "none"  # it can be measured, but need not be
+    if not rows and not unmeasured:
+        raise RecipeError(
+            f"no figures in {run.out}: run `{run.command('evaluate')}` first",
+            param="out",
+        )
+    measured = {row.name: row.metrics() for row in rows if row.kind == "plan"}
+    others = {row.name: row.metrics() for row in rows if row.kind != "plan"}
+    tokenizer, student, teacher = load_models(run)
+    sampler, recipe = sampler_of(run, tokenizer, student, teacher), run.recipe
+    # Only what was measured is offered: the planner compares figures.
+    entries = [
+        PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
+        for p in presets(recipe)
+        if p.plan.name in measured or (unmeasured and runs(sampler, p.plan))
+    ]
+    described = _about(run)
+    manifest = Manifest(
+        name=name,
+        family=recipe.model.family,
+        description=described.description,
+        image_size=recipe.image_size,
+        classes=list(described.classes),
+        examples=list(described.examples),
+        text=recipe.text,
+        vq=recipe.tokenizer_model,
+        student=recipe.student,
+        teacher=recipe.model,
+        draw=sampler.draw,
+        flow=sampler.flow,
+        presets=entries,
+        data=described.data,
+        licence=described.licence,
+        metrics=others,
+        training=plain(asdict(_shareable(recipe))),
+    )
+    module, pieces = text.encoder(recipe.text) if isinstance(recipe.text, MiniLMConfig) else (None, b"")
+    return save_bundle(
+        folder,
+        manifest,
+        tokenizer=tokenizer,
+        student=student,
+        teacher=teacher,
+        marginals_KLV=sampler.marginals_KLV,
+        text=module,
+        pieces=pieces,
+    )
+
+
+def _shareable(recipe: Recipe) -> Recipe:
+    """The recipe without the place of a folder on this machine."""
+    if recipe.folder is None:
+        return recipe
+    return replace(recipe, folder=replace(recipe.folder, path=Path(recipe.folder.path).name))
+
+
+def _about(run: Run) -> About:
+    """The description of the run's data, or of the data of the bundle that it was started from."""
+    started = run.recipe.data == "none" and run.recipe.text is None
+    return read_origin(run.out) if started else about(run.recipe)

@@ -1,0 +1,202 @@
+"""Stage (c): noise–data pairs by Algorithm 1, as sharded safetensors.
+
+A pair is only (condition, noise, final tokens): every X_t is recomputed from it. The noise of
+pair i is a function of (seed, i), so a shard stores labels and tokens alone, and the manifest
+the seed. A shard that exists is not made again; each is written atomically, so a killed run
+goes on with the first missing shard and ends with the same files. A larger count later adds
+shards to those that are there.
+
+Where a student makes more than one jump, the later ones begin with tokens that it made itself,
+while the trajectories of Algorithm 1 begin with the teacher's. So pairs may also have a student's
+first tokens and the teacher's for the rest: what the teacher would do from where the student gets.
+
+Shapes: N pairs, L tokens, C code dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dd_core import plan
+from dd_core.codebook import nearest
+from dd_core.errors import RecipeError
+from dd_core.files import save_tensors
+from dd_core.flow import FlowSettings
+from dd_core.noise import gaussian_noise
+from dd_core.runtime import mixed_precision
+from dd_core.sampling import Sampler, sample_codes
+from training.data.conditions import ClassConditions, Conditions
+from training.mismatch import refuse_mismatch
+from training.recipes.settings import PairsRecipe
+
+log = logging.getLogger("dd_train")
+# Settings that say of which distribution, and by which map, the tokens are.
+_DRAWING = ("guidance", "guidance_schedule", "top_k", "top_p", "temperature", "solver", "evaluations")
+_SCHEDULE = {"guidance_schedule": "constant"}  # not written, so that pairs from before it existed stay good
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Labels `[N]`, final tokens `[N, L]`, and the seed of their noise.
+
+    Tokens of the blocks before `begin` are a student's: they say nothing of what the teacher makes there.
+    """
+
+    labels: Tensor
+    tokens: Tensor
+    seed: int
+    begin: int = 0
+
+    def noise(self, code_dim: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        """The noise of every pair, `[N, L, C]`, from (seed, i)."""
+        length = self.tokens.shape[1]
+        noise = torch.empty(len(self.tokens), length, code_dim, dtype=dtype)
+        for i in range(len(noise)):
+            noise[i] = gaussian_noise(self.seed, i, length, code_dim)
+        return noise
+
+
+def weights_digest(*parts: nn.Module | Tensor) -> str:
+    """SHA-256 over the tensors of all parts: which weights something was made with."""
+    digest = hashlib.sha256()
+    for part in parts:
+        tensors = {"": part} if isinstance(part, Tensor) else part.state_dict()
+        for key, value in sorted(tensors.items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def make_pairs(
+    sampler: Sampler,
+    cfg: PairsRecipe,
+    classes: int | Conditions,
+    out: Path,
+    *,
+    seed: int,
+    identity: str,
+    prompts: str = "",
+    begin: int = 0,
+    stop_after: int | None = None,
+) -> Path:
+    """Writes `out/manifest.json` and `out/pairs-00000.safetensors`, …; returns `out`.
+
+    Pair i has the label i mod `classes`: a number of classes, or what the labels stand for. `prompts` is a
+    hash of the texts where they are that, of which pairs are then. The sampler's student makes the blocks
+    before `begin`. `stop_after` ends after that many new shards, as a kill would.
+
+    Raises:
+        RecipeError: `out` holds pairs of other settings or of another teacher.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {k: v for k, v in asdict(cfg).items() if k not in ("count", "own")}
+    if settings["guidance_schedule"] == _SCHEDULE["guidance_schedule"]:
+        del settings["guidance_schedule"]
+    made_with: dict[str, object] = {"pairs": settings, "seed": seed}
+    conditions = ClassConditions(classes) if isinstance(classes, int) else classes
+    made_with |= {"weights": identity, "classes": conditions.count}
+    made_with |= {"prompts": prompts} if prompts else {}
+    made_with |= {"begin": begin} if begin else {}
+    manifest = out / "manifest.json"
+    if manifest.exists():
+        refuse_mismatch(out, json.loads(manifest.read_text())["made_with"], made_with, "choose another --out")
+    facts = {"made_with": made_with, "count": cfg.count}
+    manifest.write_text(json.dumps({**facts, "complete": False}, indent=1))
+    chosen = plan.trajectory(sampler.layout.num_blocks, begin)
+    sampler = replace(sampler, flow=FlowSettings(cfg.solver, cfg.evaluations), exact=False)
+    starts = range(0, cfg.count, cfg.shard)
+    sizes = [min(cfg.shard, cfg.count - start) for start in starts]
+    missing = [(k, s) for k, s in enumerate(starts) if _rows(_shard(out, k)) != sizes[k]]
+    for made, (number, start) in enumerate(track(missing, description="pairs")):
+        if stop_after is not None and made >= stop_after:
+            return out
+        began = time.perf_counter()
+        stop = min(start + cfg.shard, cfg.count)
+        labels = torch.arange(start, stop) % conditions.count
+        tokens = torch.cat(
+            [
+                _trajectory(sampler, chosen, range(i, min(i + cfg.batch, stop)), conditions, seed)
+                for i in range(start, stop, cfg.batch)
+            ]
+        )
+        dtype = torch.int16 if len(sampler.codebook_VC) <= 2**15 else torch.int32
+        save_tensors({"labels": labels.to(torch.int32), "tokens": tokens.to(dtype)}, _shard(out, number))
+        rate = (stop - start) / (time.perf_counter() - began)
+        left = sum(min(cfg.shard, cfg.count - s) for _, s in missing[made + 1 :]) / rate
+        log.info("pairs: shard %d of %d, %.1f pairs/s, %.0f s left", number + 1, len(starts), rate, left)
+    manifest.write_text(json.dumps({**facts, "complete": True}, indent=1))
+    return out
+
+
+def load_pairs(folder: Path, cfg: PairsRecipe | None = None) -> Pairs:
+    """Reads a complete set of pairs.
+
+    Args:
+        cfg: how they must have been drawn; None = however it was.
+
+    Raises:
+        RecipeError: no manifest, or not all shards were made yet; or they were drawn in another way.
+    """
+    manifest = folder / "manifest.json"
+    facts = json.loads(manifest.read_text()) if manifest.exists() else {}
+    if not facts.get("complete"):
+        raise RecipeError(
+            f"{folder} holds no complete set of pairs; run the pairs stage (again)", param="pairs"
+        )
+    if cfg is not None:
+        made, wanted = (
+            {"pairs": {name: settings[name] for name in _DRAWING}}
+            for settings in (_SCHEDULE | facts["made_with"]["pairs"], asdict(cfg))
+        )
+        refuse_mismatch(folder, made, wanted, "name the same again, or choose another --out")
+    number = -(-facts["count"] // facts["made_with"]["pairs"]["shard"])
+    shards = [load_file(_shard(folder, k)) for k in range(number)]
+    labels = torch.cat([s["labels"] for s in shards]).long()
+    made_with, tokens = facts["made_with"], torch.cat([s["tokens"] for s in shards])
+    return Pairs(labels, tokens, made_with["seed"], made_with.get("begin", 0))
+
+
+def marginals(tokens_NL: Tensor, labels_N: Tensor, classes: int, codebook_size: int) -> Tensor:
+    """Log-frequency of each token at each place for each class, `[K, L, V]` float32.
+
+    The optimum of Proposition 3.1, with the condition as it is known at sampling time. A token
+    that never occurs at a place has log-frequency −∞.
+    """
+    length = tokens_NL.shape[1]
+    flat = (labels_N[:, None] * length + torch.arange(length)) * codebook_size + tokens_NL.long()
+    count = torch.bincount(flat.flatten(), minlength=classes * length * codebook_size)
+    count = count.view(classes, length, codebook_size).float()
+    return (count / count.sum(-1, keepdim=True).clamp(min=1)).log()
+
+
+def _trajectory(
+    sampler: Sampler, chosen: plan.Plan, index: range, conditions: Conditions, seed: int
+) -> Tensor:
+    cond = conditions(torch.tensor(index) % conditions.count)
+    with mixed_precision(sampler.device):
+        codes = sample_codes(sampler, chosen, cond, [(seed, i) for i in index])
+    return nearest(sampler.codebook_VC, codes.float()).cpu()
+
+
+def _rows(shard: Path) -> int:
+    """Number of pairs of a shard, 0 where there is none."""
+    if not shard.exists():
+        return 0
+    with safe_open(shard, "pt") as file:
+        return int(file.get_slice("labels").get_shape()[0])
+
+
+def _shard(out: Path, number: int) -> Path:
+    return out / f"pairs-{number:05d}.safetensors"

@@ -1,0 +1,178 @@
+"""Stage (a): a VQ tokenizer of either family with perceptual loss and an EMA codebook.
+
+The codebook is not trained by gradients: each code moves to the running mean of the vectors that it
+replaced (the encoder's outputs; of a multi-scale tokenizer, what the coarser scales leave of them),
+and a code that is hardly ever used is put where such a vector is. The encoder gets the
+straight-through gradient and the commitment loss, a multi-scale tokenizer's φ the distance of f̂ to
+the encoder's output. Quantisation starts after `continuous_for` of the run: from the first
+step on, the commitment loss pulls all outputs to one point before the decoder has taught the
+encoder to spread them.
+
+Shapes: B batch, L tokens, C code dimension, V codebook size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd_core.models import build
+from dd_core.models.build import AnyTokenizer
+from dd_core.noise import stream_seed
+from dd_core.runtime import mixed_precision
+from training.data.images import ImageSet
+from training.losses.lpips import Lpips
+from training.metrics.plots import reconstruction_grid
+from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
+from training.recipes.settings import Recipe
+
+
+class CodebookAverage:
+    """Running mean of the vectors assigned to each code of a tokenizer, with revival of unused codes."""
+
+    def __init__(self, tokenizer: AnyTokenizer, decay: float) -> None:
+        codebook_VC = tokenizer.codebook_VC
+        self.tokenizer, self.decay = tokenizer, decay
+        self.count_V = torch.ones(len(codebook_VC), device=codebook_VC.device)
+        self.sum_VC = codebook_VC.detach().clone()
+
+    @torch.no_grad()
+    def update(self, z_NC: Tensor, tokens_N: Tensor) -> None:
+        """Moves the codes; draws the replacements of dead ones from `z_NC`."""
+        size = len(self.count_V)
+        count = torch.bincount(tokens_N, minlength=size).to(z_NC.dtype)
+        total = torch.zeros_like(self.sum_VC).index_add_(0, tokens_N, z_NC)
+        self.count_V.lerp_(count, 1 - self.decay)
+        self.sum_VC.lerp_(total, 1 - self.decay)
+        # A code drawn less than a twentieth as often as the average one is as good as unused.
+        dead = self.count_V < 0.05 * len(z_NC) / size
+        place = torch.randint(len(z_NC), (size,), device=z_NC.device)
+        level = torch.full_like(self.count_V, len(z_NC) / size)
+        self.count_V.copy_(torch.where(dead, level, self.count_V))
+        self.sum_VC.copy_(torch.where(dead[:, None], z_NC[place] * level[:, None], self.sum_VC))
+        self.tokenizer.set_codes(self.sum_VC / self.count_V[:, None])
+
+    @torch.no_grad()
+    def reseed(self, z_NC: Tensor) -> None:
+        """Puts every code on a random vector, as if drawn equally often."""
+        size = len(self.count_V)
+        self.count_V.fill_(len(z_NC) / size)
+        self.sum_VC.copy_(z_NC[torch.randint(len(z_NC), (size,), device=z_NC.device)] * len(z_NC) / size)
+        self.tokenizer.set_codes(self.sum_VC / self.count_V[:, None])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count_V, "sum": self.sum_VC}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.count_V.copy_(state["count"])
+        self.sum_VC.copy_(state["sum"])
+
+
+def new_tokenizer(recipe: Recipe, device: torch.device) -> AnyTokenizer:
+    """A freshly initialised tokenizer, the same for the same seed on every device."""
+    torch.manual_seed(stream_seed(recipe.seed, 0, "tokenizer-init"))
+    fresh = build.new_tokenizer(recipe.tokenizer_model)
+    return fresh.to(device=device, memory_format=memory_layout(device))  # type: ignore[call-overload, no-any-return]
+
+
+def memory_layout(device: torch.device) -> torch.memory_format:
+    """Channels last where tensor cores want it; on a CPU it made a step 1.5 times slower."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def tokenizer_stage(
+    recipe: Recipe, images: ImageSet, lpips: Lpips, device: torch.device, first: AnyTokenizer | None = None
+) -> tuple[Stage, Ema]:
+    """The stage, and the average whose weights are the result.
+
+    Args:
+        first: a tokenizer to go on from. Its codes are spread already: `continuous_for` can be 0.
+    """
+    cfg = recipe.tokenizer
+    model = new_tokenizer(recipe, device)
+    if first is not None:
+        model.load_state_dict(first.state_dict())
+    lpips = lpips.to(device)
+    trained = [p for n, p in model.named_parameters() if n != "codebook_raw"]
+    optimizer = torch.optim.AdamW(
+        [{"params": trained, "peak": cfg.lr}], lr=cfg.lr, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    average, ema = CodebookAverage(model, cfg.codebook_decay), Ema(model, cfg.ema)
+    batches = Batches(len(images.images), cfg.batch, recipe.seed)
+    first_quantised = int(cfg.continuous_for * cfg.steps)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "codebook": average, "ema": ema}
+
+    def update(step: int) -> dict[str, Tensor]:
+        x, _ = images.batch(batches.at(step))
+        x = x.to(device)
+        flip = torch.rand(len(x)) < 0.5
+        x = torch.where(flip.to(device)[:, None, None, None], x.flip(3), x)
+        x = x.contiguous(memory_format=memory_layout(device))
+        quantise = step >= first_quantised
+        seen = max(1, round(cfg.lpips_share * len(x)))
+        with mixed_precision(device):
+            z = model.encode_continuous(x).float()
+            coded = model.quantize(z)
+            recon = model.decode_continuous(z + (coded.z - z).detach() if quantise else z).float()
+            with torch.no_grad():
+                target = lpips.features(x[:seen])
+            perceptual = lpips.distance(lpips.features(recon[:seen]), target).mean()
+        pixel = (recon - x).abs().mean()
+        loss = pixel + cfg.lpips * perceptual
+        if quantise:
+            loss = loss + cfg.commitment * coded.commitment + coded.fit
+        figures = {"l1": pixel, "lpips": perceptual, "commit": coded.commitment}
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        update_at(optimizer, one_cycle(step, cfg.steps, 1.0))
+        vectors = coded.vectors_BLC.flatten(0, 1)
+        if quantise:
+            average.update(vectors, coded.tokens_BL.flatten())
+        else:
+            average.reseed(vectors)
+        ema.update(model)
+        figures["codes_in_use"] = (average.count_V > 0.1 * len(vectors) / len(average.count_V)).float().mean()
+        return figures
+
+    def preview(path: Path) -> None:
+        averaged = new_tokenizer(recipe, device)
+        averaged.load_state_dict(ema.average)
+        x, _ = images.batch(torch.arange(len(images.labels))[:32])
+        with torch.no_grad():
+            recon = averaged.decode_tokens(averaged.encode(x.to(device)))
+        reconstruction_grid(x, recon, path)
+
+    config = {
+        "tokenizer_model": asdict(recipe.tokenizer_model),
+        "tokenizer": asdict(cfg),
+        "seed": recipe.seed,
+    }
+    return Stage("tokenizer", cfg.steps, parts, update, preview, plain(config)), ema
+
+
+@torch.no_grad()
+def encode_all(
+    model: AnyTokenizer,
+    images: ImageSet,
+    device: torch.device,
+    batch: int | None = None,
+    *,
+    mirrored: bool = True,
+) -> Tensor:
+    """Tokens of every image and (with `mirrored`) of its mirror image: `[2 or 1, N, L]` int16 or int32.
+
+    `batch` images at a time; None = as many as 500 of 32 pixels are.
+    """
+    batch = batch or max(1, 500 * 32 * 32 // images.images[0, 0].numel())
+    flips = []
+    for flip in (False, True) if mirrored else (False,):
+        rows = []
+        for i in range(0, len(images.images), batch):
+            x, _ = images.batch(torch.arange(i, min(i + batch, len(images.images))))
+            rows.append(model.encode((x.flip(3) if flip else x).to(device)).cpu())
+        flips.append(torch.cat(rows))
+    return torch.stack(flips).to(torch.int16 if model.cfg.codebook_size <= 2**15 else torch.int32)
