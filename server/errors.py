@@ -22,7 +22,8 @@
     ├── UnavailableError       503  not_ready             (Retry-After)
     │   └── DrainingError      503  draining              (Retry-After)
     ├── DeadlineUnreachableError 503  deadline_unreachable (Retry-After)
-    └── DeadlineError          504  deadline_exceeded
+    ├── DeadlineError          504  deadline_exceeded
+    └── LoadTimeoutError       504  load_timeout
 
 `dd_core.errors.InvalidRequestError` is answered like `BadRequestError`. Anything else is a bug:
 500, `internal_error`, with nothing of the exception in the reply. The one envelope is
@@ -87,7 +88,7 @@ class NotAcceptableError(ApiError, status=406, code="not_acceptable"):
 
 
 class ConflictError(ApiError, status=409, code="conflict"):
-    """A model of this name is loaded already, or it is another one's alias."""
+    """A model of this name is here, or on its way, or it is an alias of another; or a load was cancelled."""
 
 
 class OtherWeightsError(ConflictError, code="other_weights"):
@@ -135,6 +136,10 @@ class OutOfMemoryError(ComputeError, code="out_of_memory"):
 
 class DeadlineError(ApiError, status=504, code="deadline_exceeded"):
     """`deadline_ms` passed before the images were done; nothing more is computed for them."""
+
+
+class LoadTimeoutError(ApiError, status=504, code="load_timeout"):
+    """The model was not loaded within the server's `load_timeout`; nothing of it is left."""
 
 
 class _RetryError(ApiError):

@@ -78,6 +78,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.state.drain()
+        self.state.loads.end_all()
         patience = self.state.settings.drain_timeout
         giving_up = asyncio.get_running_loop().call_later(patience, self.state.give_up)
         await super().shutdown(sockets)

@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     hang_timeout: float = Field(
         300.0, ge=0.1, description="Seconds after which a pass counts as hung and its process is replaced."
     )
+    load_timeout: float = Field(
+        600.0, ge=0.1, le=86400.0, description="Seconds that a load through `/admin` may take; beyond it 504."
+    )
     max_images: int = Field(16, ge=1, le=256, description="Most images of one request (`n`).")
     max_body_bytes: int = Field(65536, ge=256, description="Longest request body in bytes; beyond it 413.")
     encode_threads: int = Field(

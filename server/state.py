@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import cast
 
 from starlette.requests import Request
 
+from server.devices.loads import Loads
 from server.devices.pool import DevicePool
 from server.errors import DrainingError, UnavailableError
 from server.generation.encoder import Encoder
@@ -38,14 +38,14 @@ class ServerState:
     catalog: Catalog = field(init=False)
     pool: DevicePool | None = None
     encoder: Encoder | None = None
-    # Models are loaded and unloaded one at a time.
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    loads: Loads = field(init=False)
     # Set by whoever runs the process: called when warm-up is over, and when nothing helps any more.
     on_ready: Callable[[], None] = lambda: None
     on_failure: Callable[[Exception], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self.catalog = Catalog(self.settings.aliases)
+        self.loads = Loads(self.settings, self.catalog, self.metrics)
 
     def enter(self, phase: Phase) -> None:
         """Move on; the `dd_ready` gauge follows."""

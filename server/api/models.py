@@ -4,7 +4,6 @@ models while the server runs, where admin keys are set.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import orjson
@@ -15,8 +14,8 @@ from starlette.responses import Response
 from dd_core.errors import DDError
 from server.api.content import read_json
 from server.api.description import errors, json_body
-from server.errors import ApiError, BadRequestError, UnknownModelError
-from server.models.catalog import ServedModel, find
+from server.errors import ApiError, BadRequestError, UnknownModelError, shortened
+from server.models.catalog import ServedModel
 from server.state import ServerState, state_of
 
 router = APIRouter(tags=["models"])
@@ -44,13 +43,24 @@ class LoadRequest(BaseModel):
     model: str = Field(min_length=1, description="Built-in or published model, or a bundle's folder.")
 
 
+@admin.get("/models", summary="The loaded models, and loads under way", response_class=Response)
+async def changes(request: Request) -> Response:
+    """Names and folders; the source, name (null = not known yet) and seconds of each load; unloads."""
+    return Response(orjson.dumps(state_of(request).loads.describe()), media_type="application/json")
+
+
 @admin.post(
     "/models",
     summary="Load a model",
     response_class=Response,
     status_code=201,
     responses=errors(
-        {400: "There is no such model, or it cannot be served.", 409: "A model has this name, or this alias."}
+        {
+            400: "There is no such model, or it cannot be served.",
+            409: "A model has this name, or this alias, or is being loaded; or the load was cancelled.",
+            503: "Not ready, or shutting down.",
+            504: "It was not loaded within `load_timeout`.",
+        }
     ),
     openapi_extra=json_body(LoadRequest, model="var-dd-d16"),
 )
@@ -58,34 +68,29 @@ async def load(request: Request) -> Response:
     """Fetch it where it must, load it on every device and warm it up; others are served meanwhile."""
     state = state_of(request)
     body = await read_json(request, LoadRequest, state.settings.max_body_bytes)
-    async with state.changing:
-        pool, _ = state.accepting()
-        try:
-            model = await asyncio.to_thread(find, body.model)
-            state.catalog.check_name(model.name, body.model)
-            await pool.load(model)
-            state.metrics.bind(model.name, model.presets)
-        except ApiError:
-            raise
-        except DDError as error:
-            raise BadRequestError(error.message, param="model") from error
-        state.catalog.models[model.name] = model
+    pool, _ = state.accepting()
+    try:
+        model = await state.loads.load(pool, body.model)
+    except ApiError:
+        raise
+    except DDError as error:
+        raise BadRequestError(error.message, param="model") from error
     return Response(orjson.dumps(_entry(state, model)), 201, media_type="application/json")
 
 
 @admin.delete(
-    "/models/{name}",
-    summary="Unload a model",
+    "/models/{name:path}",  # or the source of a load, which may be a folder
+    summary="Unload a model, or cancel its load",
     response_class=Response,
     status_code=204,
-    responses=errors({404: "No model of that name is loaded."}),
+    responses=errors({404: "No model of that name is loaded or being loaded."}),
 )
 async def unload(request: Request, name: str) -> Response:
-    """Take no more requests for it, let those that it has end, and free its memory."""
+    """Take no more requests for it, let those that it has end, and free its memory. A load that goes on
+    (named by its model or its source) ends with 409.
+    """
     state = state_of(request)
-    async with state.changing:
-        pool, _ = state.accepting()
-        if state.catalog.models.pop(name, None) is None:
-            raise UnknownModelError(f"no model {name[:64]!r} is loaded", param="name")
-        await pool.unload(name)
+    pool, _ = state.accepting()
+    if not await state.loads.unload(pool, name) and not await state.loads.cancel(name):
+        raise UnknownModelError(f"no model {shortened(name)!r} is loaded or being loaded", param="name")
     return Response(status_code=204)

@@ -42,11 +42,12 @@ class Load:
 
     model: str
     folder: Path
+    number: int = 0  # tells apart the loads of a model
 
 
 @dataclass(frozen=True)
 class Unload:
-    """Forget a model. Nothing is answered."""
+    """Forget a model, or the load of it that goes on. Nothing is answered."""
 
     model: str
 
@@ -85,9 +86,9 @@ class Forward:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model is there, or `error` says why not."""
+    """The model of `load` is there, or `error` says why not."""
 
-    model: str
+    load: Load
     error: DDError | None = None
 
 

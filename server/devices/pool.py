@@ -100,7 +100,7 @@ class DevicePool:
         await asyncio.gather(*(worker.supervisor.start() for worker in self._workers))
 
     async def load(self, model: ServedModel) -> None:
-        """Load a model everywhere and warm it up; it may be asked for then.
+        """Load a model everywhere and warm it up; it may be asked for then. Cancelled, it leaves nothing.
 
         Raises:
             DDError: the bundle is damaged, or a pass over a single image fails.
@@ -112,10 +112,14 @@ class DevicePool:
             worker.load(model.name, model.folder, share, condition)
             for worker, share in zip(self._workers, shares, strict=True)
         )
-        failures = [error for error in await asyncio.gather(*loads, return_exceptions=True) if error]
-        if failures:  # nowhere or everywhere
-            await asyncio.gather(*(worker.unload(model.name) for worker in self._workers))
-            raise failures[0]
+        try:
+            failures = [error for error in await asyncio.gather(*loads, return_exceptions=True) if error]
+            if failures:
+                raise failures[0]
+        except BaseException:  # nowhere or everywhere
+            for worker in self._workers:
+                worker.forget(model.name)
+            raise
 
     def _shares(self, steps: Sequence[WarmupStep]) -> list[Sequence[WarmupStep]]:
         """Share out the warm-up: on a GPU all to each, since much is made for a device; on a CPU, whose

@@ -53,8 +53,8 @@ class Device:
     images: dict[int, _Image] = field(default_factory=dict)
     runs: dict[int, SegmentRun] = field(default_factory=dict)  # the teacher batches under way, by number
 
-    def load(self, command: messages.Load) -> None:
-        """Load a bundle and keep it.
+    def load(self, command: messages.Load) -> Bundle:
+        """Load a bundle, which is not kept yet.
 
         Raises:
             DDError: what is wrong with it.
@@ -63,7 +63,7 @@ class Device:
         if bundle.text is not None:
             bundle.text.load()  # T5 may have to be fetched first: here nothing waits for it but this model
         bundle = replace(bundle, sampler=replace(bundle.sampler, exact=self.options.exact))
-        self.bundles[command.model] = self.options.prepare(bundle) if self.options.prepare else bundle
+        return self.options.prepare(bundle) if self.options.prepare else bundle
 
     @torch.inference_mode()
     def forward(self, command: messages.Forward) -> messages.Done:
@@ -177,30 +177,41 @@ def serve(connection: Connection, device: Device) -> None:
         EOFError, ConnectionError: it was.
     """
     sending = threading.Lock()
+    loading: dict[str, messages.Load] = {}  # of each model the last one, until it is unloaded
+    keeping = threading.Lock()
 
     def answer(found: messages.Answer) -> None:
         with sending:
             connection.send(found)
 
     def load(command: messages.Load) -> None:
+        bundle: Bundle | None = None
         error: DDError | None = None
         try:
-            device.load(command)
+            bundle = device.load(command)
         except DDError as found:
             error = found
         except Exception as found:
             log.exception("loading %s failed", command.model)
             error = BundleError(f"{command.model}: {type(found).__name__} while loading")
-        answer(messages.Loaded(command.model, error))
+        with keeping:
+            if loading.get(command.model) is not command:  # unloaded in the meantime, perhaps loaded again
+                return
+            if bundle is not None:
+                device.bundles[command.model] = bundle
+        answer(messages.Loaded(command, error))
 
     while True:
         command: messages.Command = connection.recv()
         if isinstance(command, messages.Forward):
             answer(_forward(device, command))
         elif isinstance(command, messages.Load):
+            loading[command.model] = command
             threading.Thread(target=load, args=(command,), daemon=True).start()
         elif isinstance(command, messages.Unload):
-            device.bundles.pop(command.model, None)
+            with keeping:
+                loading.pop(command.model, None)
+                device.bundles.pop(command.model, None)
         else:
             device.forget(command.numbers)
 

@@ -9,6 +9,7 @@ after `hang_timeout`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import multiprocessing
 import os
@@ -63,7 +64,8 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self._models: dict[str, Path] = {}
-        self._loading: dict[str, asyncio.Future[None]] = {}
+        self._loading: dict[messages.Load, asyncio.Future[None]] = {}
+        self._numbers = itertools.count()
         self._process: ForkServerProcess | None = None
         self._pipe: MessagePipe | None = None
         self._reviving: asyncio.Task[None] | None = None
@@ -95,7 +97,7 @@ class Supervisor:
         self._pipe = await MessagePipe.open(ours, self._receive, self._lost)
 
     async def load(self, model: str, folder: Path) -> None:
-        """Load a model, now and in every process that follows; after an error, `unload` it.
+        """Load a model, now and in every process that follows; if it raises, `unload` it.
 
         Raises:
             DDError: the bundle is damaged.
@@ -105,8 +107,11 @@ class Supervisor:
         self._models[model] = folder
 
     def unload(self, model: str) -> None:
-        """Let the process forget a model."""
+        """Let the process forget a model; one that it still loads is not answered any more."""
         self._models.pop(model, None)
+        for load, future in self._loading.items():
+            if load.model == model:
+                _resolve(future, None)
         self.send(messages.Unload(model))
 
     def forward(self, command: messages.Forward) -> None:
@@ -137,16 +142,17 @@ class Supervisor:
     async def _load(self, model: str, folder: Path) -> None:
         if self._pipe is None:
             raise ComputeError("the device process is being replaced; try again in a moment")
-        future = self._loading[model] = asyncio.get_running_loop().create_future()
-        self.send(messages.Load(model, folder))
+        load = messages.Load(model, folder, next(self._numbers))
+        future = self._loading[load] = asyncio.get_running_loop().create_future()
+        self.send(load)
         try:
             await future
         finally:
-            self._loading.pop(model, None)
+            del self._loading[load]
 
     def _receive(self, answer: messages.Answer) -> None:
         if isinstance(answer, messages.Loaded):
-            future = self._loading.get(answer.model)
+            future = self._loading.get(answer.load)
             if future is not None:
                 _resolve(future, answer.error)
             return

@@ -61,18 +61,21 @@ def warmup_steps(model: str, plans: Sequence[Plan]) -> list[WarmupStep]:
 
 
 async def warm_up(
-    steps: Sequence[WarmupStep], condition: int | str, costs: CostTable, device: _Device
+    steps: Sequence[WarmupStep],
+    condition: int | str,
+    costs: CostTable,
+    device: _Device,
+    numbers: Iterator[int],
 ) -> None:
     """Measure `steps` on `device` and record them in `costs`.
 
     Args:
         condition: any that the model takes.
+        numbers: of the images, each once: models may be warmed up at the same time.
 
     Raises:
         ComputeError: a pass over a single image fails.
     """
-    # Numbers of their own, below zero, so that no image of a request has them.
-    numbers = itertools.count(-1, -1)
     for plan, stage in steps:
         await _Measurement(plan, stage, condition, costs, device, numbers).run()
 

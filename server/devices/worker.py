@@ -12,6 +12,7 @@ for a request that it died on too often (see `Scheduler.restart`).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -71,6 +72,8 @@ class DeviceWorker:
         self._pending: dict[Job, Submission] = {}
         self._settled = asyncio.Event()  # set whenever a job is over
         self._reserved: deque[tuple[Forward, _Reply]] = deque()
+        # Of images of the warm-up: below zero, so that no image of a request has them.
+        self._warmup_numbers = itertools.count(-1, -1)
         self._in_flight: _InFlight | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0
@@ -92,7 +95,7 @@ class DeviceWorker:
         return self.scheduler.depth
 
     async def load(self, model: str, folder: Path, steps: Sequence[WarmupStep], condition: int | str) -> None:
-        """Load a model and warm it up; after an error, `unload` it.
+        """Load a model and warm it up; after an error, or a cancellation, `forget` it.
 
         Args:
             steps: passes to run in every size of batch.
@@ -102,13 +105,17 @@ class DeviceWorker:
             DDError: the bundle is damaged, or the first pass fails.
         """
         await self.supervisor.load(model, folder)
-        await warm_up(steps, condition, self.scheduler.costs, self)
+        await warm_up(steps, condition, self.scheduler.costs, self, self._warmup_numbers)
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""
         while any(job.model == model for job in self._pending):
             self._settled.clear()
             await self._settled.wait()
+        self.forget(model)
+
+    def forget(self, model: str) -> None:
+        """Forget a model that has no requests, loaded or half loaded."""
         self.scheduler.costs.forget(model)
         self.supervisor.unload(model)
 
@@ -117,7 +124,7 @@ class DeviceWorker:
         reply: _Reply = asyncio.get_running_loop().create_future()
         self._reserved.append((command, reply))
         self._dispatch_next()
-        return await reply
+        return await reply  # cancelled, it is passed over
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Let the device forget images and teacher batches."""
@@ -178,10 +185,11 @@ class DeviceWorker:
         """Give the device its next pass, if it is free."""
         if self._in_flight is not None or not self.up:
             return
-        if self._reserved:
+        while self._reserved:
             command, reply = self._reserved.popleft()
-            self._dispatch(command, 0.0, reply)
-            return
+            if not reply.done():
+                self._dispatch(command, 0.0, reply)
+                return
         self._expire()
         if self.scheduler.dropped:
             dropped, self.scheduler.dropped = self.scheduler.dropped, []

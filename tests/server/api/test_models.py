@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Event
+from typing import Any
 
+import httpx
 import pytest
 
 from dd_core.manifest import read_manifest, write_manifest
-from tests.server.helpers import OK, Gate, Running, busy, eventually, refused, running
+from server.models.catalog import ServedModel, find
+from tests.server.helpers import OK, PATIENCE, Gate, Running, busy, eventually, refused, running
 from tests.tiny import tiny_bundle
 
 KEY = {"authorization": "Bearer admin-key-of-a-test"}
@@ -109,3 +120,136 @@ def test_bad_requests_change_nothing(live: Running, bundle_folder: Path, tmp_pat
 def test_without_the_key_there_is_nothing_to_do(live: Running) -> None:
     refused(live.client.post("/admin/models", json={"model": "x"}), 401, "unauthorized")
     assert live.post(OK).status_code == 200
+
+
+def hanging(source: str) -> ServedModel:
+    """Finds a model whose source says `hang` never, and any other as ever."""
+    if source.startswith("hang"):
+        Event().wait()
+    return find(source)
+
+
+def asked(live: Running, pool: Executor, source: str) -> Future[httpx.Response]:
+    """A load that is under way."""
+    reply = pool.submit(live.client.post, "/admin/models", json={"model": source}, headers=KEY)
+    eventually(lambda: source in [load["source"] for load in listed(live)["loads"]], "it is under way")
+    return reply
+
+
+def listed(live: Running) -> dict[str, Any]:
+    found: dict[str, Any] = live.client.get("/admin/models", headers=KEY).raise_for_status().json()
+    return found
+
+
+def finders() -> list[BaseProcess]:
+    """The processes that look for a model."""
+    return [process for process in active_children() if process.name == "dd-find"]
+
+
+def test_a_load_that_never_ends_is_shown_holds_up_nobody_and_can_be_cancelled(
+    live: Running, bundle_folder: Path, other: Path
+) -> None:
+    live.state.loads.find = hanging
+    with ThreadPoolExecutor(2) as pool:
+        hangs = asked(live, pool, "hang/up")
+        post = live.client.post
+        again = post("/admin/models", json={"model": "hang/up"}, headers=KEY)
+        assert "being loaded already" in refused(again, 409, "conflict", "model")
+        assert post("/admin/models", json={"model": str(other)}, headers=KEY).status_code == 201
+        assert live.post({**OK, "model": "other"}).status_code == 200
+        assert live.client.delete("/admin/models/other", headers=KEY).status_code == 204
+        found = listed(live)
+        assert found["models"] == [{"name": "tiny", "folder": str(bundle_folder)}] and not found["unloads"]
+        [load] = found["loads"]
+        assert (load["source"], load["name"]) == ("hang/up", None) and load["seconds"] > 0
+        assert len(finders()) == 1 and not hangs.done()
+        assert live.client.delete("/admin/models/hang/up", headers=KEY).status_code == 204
+        assert "was cancelled" in refused(hangs.result(), 409, "conflict", "model")
+    assert listed(live)["loads"] == []
+    eventually(lambda: not finders(), "its process is ended")
+    refused(live.client.delete("/admin/models/hang/up", headers=KEY), 404, "unknown_model", "name")
+
+
+def test_a_load_ends_after_its_time(bundle_folder: Path, keys: Path) -> None:
+    with running(bundle_folder, warmup=False, admin_keys_file=keys, load_timeout=0.5) as live:
+        live.state.loads.find = hanging
+        reply = live.client.post("/admin/models", json={"model": "hang"}, headers=KEY)
+        assert "within 0.5 s (load_timeout)" in refused(reply, 504, "load_timeout", "model")
+        assert listed(live)["loads"] == []
+        eventually(lambda: not finders(), "its process is ended")
+
+
+def test_a_model_whose_load_is_cancelled_on_the_device_is_not_there_but_can_be_loaded_again(
+    live: Running, other: Path, tmp_path: Path, gate: Gate
+) -> None:
+    """What the device still loads then is neither kept nor taken for the load that follows."""
+    gate.loads.clear()
+    with ThreadPoolExecutor(2) as pool:
+        waits = asked(live, pool, str(other))
+        eventually(lambda: listed(live)["loads"][0]["name"] == "other", "it is on the device")
+        copy = tmp_path / "copy"
+        shutil.copytree(other, copy)
+        reply = live.client.post("/admin/models", json={"model": str(copy)}, headers=KEY)
+        assert "a model other is being loaded already, from" in refused(reply, 409, "conflict", "model")
+        assert live.client.delete("/admin/models/other", headers=KEY).status_code == 204
+        refused(waits.result(), 409, "conflict", "model")
+        refused(live.post({**OK, "model": "other"}), 404, "unknown_model", "model")
+        again = asked(live, pool, str(copy))
+        eventually(lambda: listed(live)["loads"][0]["name"] == "other", "it is on the device")
+        gate.loads.set()
+        assert again.result().status_code == 201
+    assert live.post({**OK, "model": "other"}).status_code == 200
+    assert live.client.delete("/admin/models/other", headers=KEY).status_code == 204
+    assert live.post(OK).status_code == 200
+
+
+def test_models_are_warmed_up_side_by_side(bundle_folder: Path, other: Path, keys: Path, gate: Gate) -> None:
+    third = tiny_bundle(other.parent / "third", seed=2)
+    write_manifest(third, read_manifest(third).model_copy(update={"name": "third"}))
+    with (
+        running(bundle_folder, gate, admin_keys_file=keys, max_batch=2) as live,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        gate.open.clear()
+        gate.calls[:] = []
+        loads = [asked(live, pool, str(folder)) for folder in (other, third)]
+        eventually(lambda: {load["name"] for load in listed(live)["loads"]} == {"other", "third"}, "both")
+        eventually(lambda: len(gate.calls) > 0, "one is on the device")
+        gate.open.set()
+        assert [load.result().status_code for load in loads] == [201, 201]
+        for name in ("tiny", "other", "third"):
+            assert live.post({**OK, "model": name}).status_code == 200
+
+
+def test_a_server_ends_in_time_though_a_load_hangs(bundle_folder: Path, keys: Path) -> None:
+    """The hub takes the connection and never answers; whoever waits is told why it ended."""
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        command = [sys.executable, "-m", "server", "serve", str(bundle_folder), "--port", "0"]
+        command += ["--device", "cpu", "--no-warmup", "--admin-keys-file", str(keys)]
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_ETAG_TIMEOUT": "600",
+            "HF_HOME": str(keys.parent / "hf"),
+            "DD_HOME": str(keys.parent / "home"),
+        }
+        with (
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            try:
+                assert process.stderr is not None
+                lines = iter(process.stderr.readline, "")
+                url = next(m[1] for line in lines if (m := re.search(r"listening on (http://\S+)", line)))
+                assert any(line.rstrip().endswith("ready") for line in lines)
+                body = {"model": "var-dd-d16"}
+                reply = pool.submit(
+                    httpx.post, f"{url}/admin/models", json=body, headers=KEY, timeout=PATIENCE
+                )
+                with hub.accept()[0]:  # the hub is asked
+                    process.send_signal(signal.SIGTERM)
+                    refused(reply.result(), 503, "draining")
+                    assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,13 @@ from dd_core.bundle import Bundle
 from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
 from dd_core.sampling import sample_images
-from server.devices.messages import DeviceOptions, Load, Pixels
-from server.devices.process import Device
+from server.devices.messages import DeviceOptions, Load, Loaded, Pixels, Unload
+from server.devices.process import Device, serve
 from server.devices.worker import command_of
 from server.scheduling.costs import CostTable
 from server.scheduling.jobs import Job
 from server.scheduling.scheduler import Scheduler
+from tests.server.helpers import PATIENCE
 
 T = 64
 
@@ -26,7 +30,7 @@ T = 64
 @pytest.fixture
 def device(bundle_folder: Path) -> Device:
     found = Device(torch.device("cpu"), DeviceOptions("cpu"))
-    found.load(Load("tiny", bundle_folder))
+    found.bundles["tiny"] = found.load(Load("tiny", bundle_folder))
     return found
 
 
@@ -84,3 +88,33 @@ def test_an_image_is_told_once(device: Device) -> None:
         done = device.forward(command_of(work))
         scheduler.finish(work, done.seconds, done.decode_seconds, 1.0)
     assert sum(told) == told[0] == 2
+
+
+def test_a_load_that_ends_after_its_unload_is_neither_kept_nor_answered(bundle_folder: Path) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    def prepare(bundle: Bundle) -> Bundle:
+        if not loading.is_set():  # the first load alone waits
+            loading.set()
+            assert go_on.wait(PATIENCE)
+        return bundle
+
+    device = Device(torch.device("cpu"), DeviceOptions("cpu", prepare=prepare))
+    ours, theirs = multiprocessing.Pipe()
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(serve, theirs, device)
+        ours.send(Load("tiny", bundle_folder, 1))
+        assert loading.wait(PATIENCE)
+        before = set(threading.enumerate())
+        ours.send(Unload("tiny"))
+        ours.send(Load("tiny", bundle_folder, 2))
+        assert ours.poll(PATIENCE) and ours.recv() == Loaded(Load("tiny", bundle_folder, 2))
+        kept = device.bundles["tiny"]
+        go_on.set()
+        for thread in before - {threading.current_thread(), threading.main_thread()}:
+            if "(load)" in thread.name:
+                thread.join(PATIENCE)
+        assert device.bundles["tiny"] is kept and not ours.poll()
+        ours.close()
+        with pytest.raises(EOFError):
+            serving.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ class Numbers:
 
 def warmed(seconds: Callable[[int, int], float]) -> tuple[CostTable, Numbers]:
     costs, device = CostTable(buckets_up_to(8)), Numbers(seconds)
-    asyncio.run(warm_up(warmup_steps("tiny", PLANS), 0, costs, device))
+    asyncio.run(warm_up(warmup_steps("tiny", PLANS), 0, costs, device, itertools.count(-1, -1)))
     return costs, device
 
 
