@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from dd_core.manifest import read_manifest, write_manifest
+from server.devices.messages import Command, Forward, Unload
 from server.models.catalog import ServedModel, find
 from tests.server.helpers import OK, PATIENCE, Gate, Running, busy, eventually, refused, running
 from tests.tiny import tiny_bundle
@@ -141,6 +142,16 @@ def listed(live: Running) -> dict[str, Any]:
     return found
 
 
+def commands(live: Running, monkeypatch: pytest.MonkeyPatch) -> list[Command]:
+    """What the device process is told from now on."""
+    assert live.state.pool is not None
+    [worker] = live.state.pool._workers
+    told: list[Command] = []
+    send = worker.supervisor.send
+    monkeypatch.setattr(worker.supervisor, "send", lambda command: (told.append(command), send(command)))
+    return told
+
+
 def finders() -> list[BaseProcess]:
     """The processes that look for a model."""
     return [process for process in active_children() if process.name == "dd-find"]
@@ -180,9 +191,10 @@ def test_a_load_ends_after_its_time(bundle_folder: Path, keys: Path) -> None:
 
 
 def test_a_model_whose_load_is_cancelled_on_the_device_is_not_there_but_can_be_loaded_again(
-    live: Running, other: Path, tmp_path: Path, gate: Gate
+    live: Running, other: Path, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the device still loads then is neither kept nor taken for the load that follows."""
+    """The device is told to forget it, and what it still loads is not taken for the load that follows."""
+    told = commands(live, monkeypatch)
     gate.loads.clear()
     with ThreadPoolExecutor(2) as pool:
         waits = asked(live, pool, str(other))
@@ -193,6 +205,7 @@ def test_a_model_whose_load_is_cancelled_on_the_device_is_not_there_but_can_be_l
         assert "a model other is being loaded already, from" in refused(reply, 409, "conflict", "model")
         assert live.client.delete("/admin/models/other", headers=KEY).status_code == 204
         refused(waits.result(), 409, "conflict", "model")
+        assert told[-1] == Unload("other")
         refused(live.post({**OK, "model": "other"}), 404, "unknown_model", "model")
         again = asked(live, pool, str(copy))
         eventually(lambda: listed(live)["loads"][0]["name"] == "other", "it is on the device")
@@ -203,13 +216,17 @@ def test_a_model_whose_load_is_cancelled_on_the_device_is_not_there_but_can_be_l
     assert live.post(OK).status_code == 200
 
 
-def test_models_are_warmed_up_side_by_side(bundle_folder: Path, other: Path, keys: Path, gate: Gate) -> None:
+def test_models_are_warmed_up_side_by_side(
+    bundle_folder: Path, other: Path, keys: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image of the one has the number of an image of the other."""
     third = tiny_bundle(other.parent / "third", seed=2)
     write_manifest(third, read_manifest(third).model_copy(update={"name": "third"}))
     with (
         running(bundle_folder, gate, admin_keys_file=keys, max_batch=2) as live,
         ThreadPoolExecutor(2) as pool,
     ):
+        told = commands(live, monkeypatch)
         gate.open.clear()
         gate.calls[:] = []
         loads = [asked(live, pool, str(folder)) for folder in (other, third)]
@@ -217,6 +234,11 @@ def test_models_are_warmed_up_side_by_side(bundle_folder: Path, other: Path, key
         eventually(lambda: len(gate.calls) > 0, "one is on the device")
         gate.open.set()
         assert [load.result().status_code for load in loads] == [201, 201]
+        numbers: dict[str, set[int]] = {"other": set(), "third": set()}
+        for command in told:
+            if isinstance(command, Forward):
+                numbers[command.model] |= set(command.numbers)
+        assert numbers["other"] and numbers["third"] and not numbers["other"] & numbers["third"]
         for name in ("tiny", "other", "third"):
             assert live.post({**OK, "model": name}).status_code == 200
 

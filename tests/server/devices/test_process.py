@@ -101,7 +101,7 @@ def test_a_load_that_ends_after_its_unload_is_neither_kept_nor_answered(bundle_f
 
     device = Device(torch.device("cpu"), DeviceOptions("cpu", prepare=prepare))
     ours, theirs = multiprocessing.Pipe()
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, ours:
         serving = pool.submit(serve, theirs, device)
         ours.send(Load("tiny", bundle_folder, 1))
         assert loading.wait(PATIENCE)
