@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -20,13 +21,14 @@ from dd_core.bundle import load_bundle
 from dd_core.errors import DDError
 from dd_core.hub.locate import locate
 from dd_core.runtime import pick_device
-from training import pipeline
+from training import parallel, pipeline
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.metrics.sheet import UNSEEN, draw_sheet
 from training.recipes.named import RECIPES, get_recipe
 from training.run import Run
 from training.stages.export import export as export_bundle
+from training.stages.pairs import Job
 
 app = typer.Typer(
     add_completion=False,
@@ -44,6 +46,7 @@ StopAfter = Annotated[
     int | None, typer.Option(help="End after that many updates (or shards), as a kill would.")
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")]
+Shard = Annotated[str, typer.Option(help="I/N: every N-th shard from shard I on, as job I of 0 to N - 1.")]
 
 
 class _Stderr(logging.Handler):
@@ -54,17 +57,36 @@ class _Stderr(logging.Handler):
         sys.stderr.flush()
 
 
-def _prepare(
-    recipe: str, out: Path, device: str, overrides: list[str] | None, stop_after: int | None, threads: int
-) -> Run:
-    run = Run(get_recipe(recipe, overrides), out, pick_device(device), stop_after)
-    out.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _prepared(
+    recipe: str,
+    out: Path,
+    device: str,
+    overrides: list[str] | None,
+    stop_after: int | None = None,
+    threads: int = 0,
+    shard: str = "0/1",
+    *,
+    together: bool = False,
+) -> Iterator[Run]:
+    """Give the run of a command; with `together` the processes that torchrun started are connected."""
+    chosen = parallel.pick_rank_device(device)
+    with parallel.joined(chosen) if together else nullcontext():
+        run = Run(get_recipe(recipe, overrides), out, chosen, stop_after, Job.of(shard))
+        out.mkdir(parents=True, exist_ok=True)
+        _set_up(run, threads)
+        yield run
+
+
+def _set_up(run: Run, threads: int) -> None:
+    """Set torch's threads, and log into the run folder; ranks but the first tell their warnings alone."""
     if threads:
         torch.set_num_threads(threads)
     if run.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    handlers: list[logging.Handler] = [logging.FileHandler(out / "train.log")]
-    if not sys.stderr.isatty():
+    main = parallel.is_main()
+    handlers: list[logging.Handler] = [logging.FileHandler(run.out / "train.log")] if main else []
+    if not (main and sys.stderr.isatty()):
         handlers.append(_Stderr())
     ours = logging.getLogger("dd_train")
     for old in list(ours.handlers):
@@ -73,8 +95,7 @@ def _prepare(
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    return run
+    ours.setLevel(logging.INFO if main else logging.WARNING)
 
 
 def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> None:
@@ -87,9 +108,11 @@ def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> Non
         stop_after: StopAfter = None,
         threads: Threads = 0,
     ) -> None:
-        run = _prepare(recipe, out, device, overrides, stop_after, threads)
-        for stage in stages:
-            stage(run)
+        together = stages != (pipeline.evaluate,)
+        with _prepared(recipe, out, device, overrides, stop_after, threads, together=together) as run:
+            for stage in stages:
+                if stage is not pipeline.evaluate or parallel.leave():
+                    stage(run)
 
 
 _command("tokenizer", "(a) VQ tokenizer: images to codes and back.", pipeline.train_tokenizer)
@@ -107,22 +130,36 @@ def pairs(
     overrides: Overrides = None,
     stop_after: StopAfter = None,
     threads: Threads = 0,
+    shard: Shard = "0/1",
     prompts: Annotated[
         Path | None,
         typer.Option(help="A file of prompts, one a line, for a model of texts; else the captions."),
     ] = None,
 ) -> None:
     """Make the pairs, of a file's prompts if there is one."""
-    pipeline.generate_pairs(_prepare(recipe, out, device, overrides, stop_after, threads), prompts)
+    with _prepared(recipe, out, device, overrides, stop_after, threads, shard) as run:
+        pipeline.generate_pairs(run, prompts)
+
+
+@app.command(
+    "own-pairs", help="(c') Pairs that begin with the tokens of the student that the run was started from."
+)
+def own_pairs(
+    recipe: Recipe = _DEFAULT,
+    out: Out = _OUT,
+    device: Device = "auto",
+    overrides: Overrides = None,
+    stop_after: StopAfter = None,
+    threads: Threads = 0,
+    shard: Shard = "0/1",
+) -> None:
+    """Make the pairs that a student begins."""
+    with _prepared(recipe, out, device, overrides, stop_after, threads, shard) as run:
+        pipeline.generate_own_pairs(run)
 
 
 _command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
 _command("evaluate", "(e) FID, KID, precision and recall of every plan, with its cost.", pipeline.evaluate)
-_command(
-    "own-pairs",
-    "(c') Pairs that begin with the tokens of the student that the run was started from.",
-    pipeline.generate_own_pairs,
-)
 _command(
     "all",
     "Stages (a) to (e) in order, each from where it stopped.",
@@ -167,7 +204,9 @@ def start(
     overrides: Overrides = None,
 ) -> None:
     """Copies the weights and encodes the training images."""
-    pipeline.start_from(_prepare(recipe, out, device, overrides, None, 0), bundle)
+    if parallel.is_main():
+        with _prepared(recipe, out, device, overrides) as run:
+            pipeline.start_from(run, bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")
@@ -180,7 +219,10 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Writes the bundle and says how large it became."""
-    manifest = export_bundle(_prepare(recipe, out, device, overrides, None, 0), name, to)
+    if not parallel.is_main():
+        return
+    with _prepared(recipe, out, device, overrides) as run:
+        manifest = export_bundle(run, name, to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
 
@@ -190,5 +232,7 @@ def main() -> None:
     try:
         app()
     except DDError as error:
-        Console(stderr=True).print(f"[red]dd-train:[/red] {error.message}", highlight=False)
-        raise SystemExit(2) from error
+        parallel.end(error.message, 1 if isinstance(error, parallel.RankError) else 2)
+    except torch.OutOfMemoryError as error:
+        hint = "--set accumulate=2 (or more) and --set recompute=true need less"
+        parallel.end(f"{str(error).partition('. ')[0]}; {hint}", 1)

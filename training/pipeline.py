@@ -30,9 +30,11 @@ from dd_core.hub.locate import locate
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
+from training import parallel
 from training.data import captions, text
 from training.data.conditions import Conditions
 from training.data.images import ImageSet, cifar10, lpips_weights
+from training.files import replacing
 from training.losses.lpips import Lpips
 from training.metrics.features import Extractor, FeatureExtractor, Precision
 from training.metrics.report import Row
@@ -79,10 +81,11 @@ def train_images(run: Run) -> ImageSet:
 
 def train_tokenizer(run: Run) -> None:
     """Stage (a), and the tokens of all training images."""
-    images = train_images(run)
-    first = _begin_from(run).sampler.tokenizer if run.recipe.begin_from else None
+    with parallel.in_turn():
+        images, lpips = train_images(run), Lpips(lpips_weights())
+        first = _begin_from(run).sampler.tokenizer if run.recipe.begin_from else None
     assert first is None or isinstance(first, AnyTokenizer)
-    stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device, first)
+    stage, ema = tokenizer_stage(run.recipe, images, lpips, run.device, first)
     if _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model)):
         write_tokens(run)
 
@@ -102,9 +105,10 @@ def write_tokens(run: Run) -> None:
     images = train_images(run)
     mirrored = run.recipe.data == "cifar10"  # pictograms have mirrored views of their own
     tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
-    save_file(
-        {"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(run.out / "tokens.safetensors")
-    )
+    if parallel.is_main():
+        with replacing(run.out / "tokens.safetensors") as temporary:
+            save_file({"tokens": tokens, "labels": images.labels.to(torch.int32)}, str(temporary))
+    parallel.barrier()
     used = len(torch.unique(tokens))
     log.info(
         "tokenizer: %d of %d codes occur in the training images",
@@ -117,9 +121,10 @@ def train_decoder(run: Run) -> None:
     """Stage (a′): nothing where the recipe gives it no steps."""
     if not run.recipe.decoder.steps:
         return
-    tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer")["tokens"]
-    lpips = Lpips(lpips_weights())
-    stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
+    with parallel.in_turn():
+        tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer")["tokens"]
+        images, lpips = train_images(run), Lpips(lpips_weights())
+    stage, ema = decoder_stage(run.recipe, images, tokens, tokenizer, lpips, run.device)
     _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model))
 
 
@@ -163,12 +168,14 @@ def start_from(run: Run, source: str | Path) -> None:
 
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
-    tokens, tokenizer = read(run, "tokens", "tokenizer"), load_tokenizer(run)
-    conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
-    first = _begin_from(run).sampler.teacher if run.recipe.begin_from else None
+    recipe = run.recipe
+    with parallel.in_turn():
+        tokens, tokenizer = read(run, "tokens", "tokenizer"), load_tokenizer(run)
+        conditions = None if recipe.text is None else text.train_conditions(recipe, run.out / _CAPTIONS)
+        first = _begin_from(run).sampler.teacher if recipe.begin_from else None
     assert first is None or isinstance(first, AnyTeacher)
     stage, ema = teacher_stage(
-        run.recipe,
+        recipe,
         tokens["tokens"],
         tokens["labels"].long(),
         tokenizer,
@@ -233,7 +240,9 @@ def _make_pairs(
         prompts=digest,
         begin=begin,
         stop_after=run.stop_after,
+        job=run.job.of_rank(),
     )
+    parallel.barrier()  # where distillation follows, it needs all shards
 
 
 def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
@@ -257,23 +266,26 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
         )
     lines = lines or text.train_prompts(run.recipe)[: run.recipe.pairs.count]
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(kept) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return lines
 
 
 def distill(run: Run) -> None:
     """Stage (d)."""
     cfg = run.recipe.distill
-    lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
-    pairs, tokenizer = load_pairs(run.out / "pairs"), load_tokenizer(run)
     begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
-    first = begin_from(run) if begin_from else None
     conditions = None
-    if run.recipe.text is not None:
-        conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
-    own = load_pairs(run.out / _OWN_PAIRS) if run.recipe.pairs.own else None
+    with parallel.in_turn():
+        lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
+        pairs, tokenizer = load_pairs(run.out / "pairs"), load_tokenizer(run)
+        first = begin_from(run) if begin_from else None
+        if run.recipe.text is not None:
+            conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
+        own = load_pairs(run.out / _OWN_PAIRS) if run.recipe.pairs.own else None
+        teacher = load_teacher(run, tokenizer)
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, load_teacher(run, tokenizer), tokenizer, lpips, run.device, first, conditions, own
+        run.recipe, pairs, teacher, tokenizer, lpips, run.device, first, conditions, own
     )
     _run(run, stage, ema, new_student(run.recipe.student))
 
@@ -370,7 +382,7 @@ def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
 
 
 def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
-    """Trains, and writes the averaged weights if the stage came to its end."""
+    """Trains, and writes the averaged weights if the stage came to its end; every rank finds them then."""
     r = run.recipe
     step = run_stage(
         stage,
@@ -384,5 +396,7 @@ def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
     if step < stage.steps:
         return False
     shape_of.load_state_dict(ema.average)
-    save(run, stage.name, shape_of)
+    if parallel.is_main():
+        save(run, stage.name, shape_of)
+    parallel.barrier()
     return True

@@ -13,18 +13,23 @@ from torch import Tensor, nn
 from dd_core.errors import RecipeError
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from training.recipes.settings import Recipe
+from training.stages.pairs import Job
 
 M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what to make, where, on what. `stop_after` ends a stage early."""
+    """One training run: what to make, where, on what.
+
+    `stop_after` ends a stage early. `job` is the part of the pairs to make, where several jobs share them.
+    """
 
     recipe: Recipe
     out: Path
     device: torch.device
     stop_after: int | None = None
+    job: Job = Job()
 
 
 def load_tokenizer(run: Run) -> AnyTokenizer:

@@ -29,6 +29,7 @@ from training.data.captions import Captions, Split
 from training.data.conditions import Conditions, EncodedConditions, TextConditions
 from training.data.images import About, ImageSet
 from training.data.packages import Package, one_file
+from training.files import replacing
 from training.losses.lpips import Lpips
 from training.metrics.caption_retrieval import Agreement, CaptionJudge, picture_features, sentences
 from training.recipes.settings import Recipe
@@ -181,10 +182,9 @@ def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, 
     log.info("encoding %d texts", len(texts))
     for i, row in enumerate(states_of.many([checked_prompt(t) for t in texts])):
         states[i], mask[i] = padded_states(row.half(), cfg.length)
-    temporary = store.with_suffix(".tmp")
     store.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"states": states, "mask": mask}, str(temporary), {"fingerprint": fingerprint})
-    temporary.replace(store)
+    with replacing(store) as temporary:
+        save_file({"states": states, "mask": mask}, str(temporary), {"fingerprint": fingerprint})
     return states, mask
 
 

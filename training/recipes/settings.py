@@ -153,6 +153,10 @@ class Recipe:
     run is started from a bundle with a teacher, and has the stages (c) and (d) only.
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
+
+    How a stage is computed, not what: `accumulate` parts of a batch go through the model one after another;
+    with `recompute` only the inputs of blocks are kept for the backward pass; with `compile` torch compiles the
+    blocks. A checkpoint may go on with others of these.
     """
 
     name: str
@@ -173,6 +177,9 @@ class Recipe:
     text: TextConfig | None = None
     views: int = 6
     begin_from: str | None = None
+    accumulate: int = 1
+    recompute: bool = False
+    compile: bool = False
 
     @property
     def student(self) -> ModelConfig:
