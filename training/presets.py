@@ -29,7 +29,7 @@ def presets(recipe: Recipe) -> list[Preset]:
         offered += [plan.few_steps(blocks, *sorted(later), split=split)]
         offered += [
             plan.hybrid(blocks, a, later[0], split, draw="flow")
-            for a in (later[0] * 2 // 3, later[0] // 3, 0)
+            for a in dict.fromkeys((later[0] * 2 // 3, later[0] // 3, 0))
         ]
     offered.append(plan.teacher(blocks, draw="flow"))
     baselines = [

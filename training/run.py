@@ -77,8 +77,8 @@ def load_first_student(run: Run) -> AnyStudent:
         RecipeError: it was not.
     """
     stack = next(iter(new_student(run.recipe.model).GROWS))
-    found = (key.split(".") for key in read(run, "first-student", "start"))
-    layers = len({number for name, number, *_ in found if name == stack})
+    keys = [key for key in read(run, "first-student", "start") if key.startswith(f"{stack}.")]
+    layers = len({key.split(".")[1] for key in keys})
     return load(run, new_student(run.recipe.model.with_layers(layers)), "first-student", "start")
 
 

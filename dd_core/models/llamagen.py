@@ -152,13 +152,14 @@ class LlamaGenStudent(_Trunk):
         self.apply(_init)
 
     @torch.no_grad()
-    def from_teacher(self, teacher: LlamaGenTeacher, codebook_VC: Tensor) -> Self:
+    def from_teacher(self, teacher: nn.Module, codebook_VC: Tensor) -> Self:
         """This student with the teacher's weights (line 1 of Algorithm 2).
 
         The input layer, an embedding in the teacher and a linear map of the code vector here, is the
         least-squares fit: W c_j + b ≈ the teacher's embedding of token j. Only the noise/data table and the
         embedding head are new.
         """
+        assert isinstance(teacher, LlamaGenTeacher), "both are of one config"
         carry_over(teacher, self)
         table = teacher.tok_embeddings.weight.float()
         inputs = torch.cat([codebook_VC, torch.ones_like(codebook_VC[:, :1])], 1)

@@ -7,7 +7,7 @@ whatever shape its family has. A model keeps no state between calls: the cache i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Student(Protocol):
         """The transformer's blocks."""
         ...
 
-    def from_teacher(self, teacher: Any, codebook_VC: Tensor) -> Self:
+    def from_teacher(self, teacher: nn.Module, codebook_VC: Tensor) -> Self:
         """This student with the weights of a teacher of its family (line 1 of Algorithm 2).
 
         What only students have stays as it is.

@@ -68,6 +68,13 @@ class Modulation(nn.Sequential):
         super().__init__(nn.SiLU(), nn.Linear(dim, count * dim))
         self.count = count
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the linear map, `[count · D, D]`."""
+        weight = self[-1].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def forward(self, cond_BD: Tensor) -> Tensor:
         vectors = among_idle_rows(super().forward, cond_BD)
         return vectors.reshape(len(cond_BD), 1, self.count, -1)
@@ -79,6 +86,8 @@ class AdaptiveBlock(nn.Module):
     The six vectors come from the class embedding: by the block's own layer, or, `shared_adaln`,
     by one layer for all blocks plus the block's offsets.
     """
+
+    ada_gss: nn.Parameter
 
     def __init__(self, cfg: VARConfig) -> None:
         super().__init__()
@@ -156,7 +165,7 @@ class _Trunk(nn.Module):
         for table in (self.pos_start, self.pos_1LC):
             nn.init.trunc_normal_(table, std=std)
         self.head.weight.mul_(_INIT_HEAD)
-        self.head_nm.ada_lin[-1].weight.mul_(_INIT_ADALN)
+        self.head_nm.ada_lin.weight.mul_(_INIT_ADALN)
         for block in self.blocks:
             assert isinstance(block, AdaptiveBlock)
             for last in (block.attn.proj, block.ffn.fc2):
@@ -165,8 +174,8 @@ class _Trunk(nn.Module):
                 block.ada_gss[:, :, :2].mul_(_INIT_GAMMA)
                 block.ada_gss[:, :, 2:].mul_(_INIT_ADALN)
             else:
-                block.ada_lin[-1].weight[: 2 * cfg.dim].mul_(_INIT_GAMMA)
-                block.ada_lin[-1].weight[2 * cfg.dim :].mul_(_INIT_ADALN)
+                block.ada_lin.weight[: 2 * cfg.dim].mul_(_INIT_GAMMA)
+                block.ada_lin.weight[2 * cfg.dim :].mul_(_INIT_ADALN)
 
     @property
     def layout(self) -> TokenLayout:
@@ -291,12 +300,13 @@ class VARStudent(_Trunk):
             self.register_buffer("mask_SS", mask, persistent=False)
 
     @torch.no_grad()
-    def from_teacher(self, teacher: VARTeacher, codebook_VC: Tensor) -> Self:  # noqa: ARG002
+    def from_teacher(self, teacher: nn.Module, codebook_VC: Tensor) -> Self:  # noqa: ARG002
         """This student with the teacher's weights (line 1 of Algorithm 2).
 
         The start token, which predicted the first scale itself, keeps its level and position. Those of the
         first scale's token are new (App. B), as are the noise/data table, its layers and the embedding head.
         """
+        assert isinstance(teacher, VARTeacher), "both are of one config"
         carry_over(teacher, self)
         tables = (self.lvl_embed.weight, teacher.lvl_embed.weight), (self.pos_1LC[0], teacher.pos_1LC[0])
         for own, old in tables:

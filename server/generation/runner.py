@@ -14,14 +14,22 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Self
+from typing import Protocol, Self
 
-from server.devices.pool import DevicePool
 from server.devices.submission import Sampled, Submission
 from server.generation.encoder import Encoder, Encoding, GeneratedImage
 from server.generation.planner import RefinementStep
 from server.generation.request import GenerationRequest
 from server.observability.record import RequestRecord
+from server.scheduling.jobs import Job
+
+
+class Devices(Protocol):
+    """A place that computes jobs: all of the `DevicePool` that a run knows."""
+
+    def submit(self, job: Job) -> Submission: ...
+    def hold(self, model: str) -> None: ...
+    def release(self, model: str) -> None: ...
 
 
 @dataclass(eq=False)
@@ -36,7 +44,7 @@ class GenerationRun:
     """
 
     generation: GenerationRequest
-    pool: DevicePool
+    pool: Devices
     encoder: Encoder
     encoding: Encoding
     record: RequestRecord
