@@ -140,7 +140,7 @@ def end(message: str, status: int) -> NoReturn:
 
 
 def _end_at_sigterm() -> None:
-    """torchrun sends SIGTERM when another rank ended: heard in a thread, since a sum may never return."""
+    """End at SIGTERM, which torchrun sends when another rank ended. A thread hears it: a sum may never return."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -167,9 +167,7 @@ def _together(collective: Callable[[], object]) -> None:
     try:
         collective()
     except RuntimeError as error:
-        raise RankError(
-            f"rank {_ranks()[0]} lost another rank; {_AGAIN} ({_first_line(error)})"
-        ) from error
+        raise RankError(f"rank {_ranks()[0]} lost another rank; {_AGAIN} ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -228,7 +226,7 @@ def send_to_all(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum gradients over the ranks. A parameter without one here counts as zero where another rank has one."""
+    """Sum gradients over the ranks: of a parameter that has none here they are zero if another rank has one."""
     params = [p for p in parameters if p.requires_grad]
     if not (dist.is_initialized() and params):
         return

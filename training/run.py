@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ class Run:
     out: Path
     device: torch.device
     stop_after: int | None = None
-    job: Job = Job()
+    job: Job = field(default_factory=Job)
 
 
 def load_tokenizer(run: Run) -> AnyTokenizer:

@@ -30,7 +30,7 @@ class Conditions(Protocol):
         """`[B]` int64 → one row a label: `of(pick(labels))`."""
 
     def pick(self, labels_B: Tensor) -> Tensor:
-        """Of each label one of what it stands for, `[B]`, drawn from torch's generator where it has several."""
+        """Of each label one thing that it stands for, `[B]`; torch's generator draws it from several."""
 
     def of(self, picked_B: Tensor) -> Condition:
         """One row for each that was picked."""

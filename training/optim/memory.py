@@ -15,8 +15,8 @@ from training.recipes.settings import Recipe
 def economical(recipe: Recipe, blocks: Iterable[nn.Module]) -> None:
     """Change how blocks are computed, as the recipe says; parameters and their names stay.
 
-    With `recompute` a block keeps its input alone, and its backward pass runs it a second time. With `compile`
-    torch compiles it, at its first batch.
+    With `recompute` a block keeps its input alone, and its backward pass runs it a second time. With
+    `compile` torch compiles it, at its first batch.
     """
     for block in blocks:
         forward = torch.compile(block.forward) if recipe.compile else block.forward

@@ -154,9 +154,9 @@ class Recipe:
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
 
-    How a stage is computed, not what: `accumulate` parts of a batch go through the model one after another;
-    with `recompute` only the inputs of blocks are kept for the backward pass; with `compile` torch compiles the
-    blocks. A checkpoint may go on with others of these.
+    These say how a stage is computed, not what: `accumulate` parts of a batch go through the model one after
+    another; with `recompute` only the inputs of blocks are kept for the backward pass; with `compile` torch
+    compiles the blocks. A checkpoint may go on with others of these.
     """
 
     name: str

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from dd_core import plan
 from dd_core.codebook import lookup
 from dd_core.errors import RecipeError
-from dd_core.layout import data_positions
+from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
@@ -116,16 +116,7 @@ def distill_stage(
     """
     cfg, layout = recipe.distill, teacher.layout
     conditions = conditions or ClassConditions(recipe.model.num_classes)
-    if not cfg.train_steps or not all(0 <= t < layout.num_blocks for t in cfg.train_steps):
-        raise RecipeError(
-            f"distill.train_steps must lie in 0..{layout.num_blocks - 1}, got {cfg.train_steps}",
-            param="distill.train_steps",
-        )
-    for name in ("lpips", "adversarial"):
-        if getattr(cfg, name) and lpips is None:
-            raise RecipeError(
-                f"distill.{name} needs the LPIPS weights; set it to 0 to go without", param=f"distill.{name}"
-            )
+    _check(cfg, layout, lpips)
     codebook = tokenizer.codebook_VC.detach()
     begin = student_from_teacher(teacher, codebook, recipe.seed) if first is None else first
     student = deepened(begin, recipe.student.num_layers)
@@ -214,6 +205,19 @@ def distill_stage(
     }
     config |= {"own": len(own.tokens)} if own is not None else {}
     return Stage("student", cfg.steps, state, update, preview, plain(config)), ema, student
+
+
+def _check(cfg: DistillRecipe, layout: TokenLayout, lpips: Lpips | None) -> None:
+    if not cfg.train_steps or not all(0 <= t < layout.num_blocks for t in cfg.train_steps):
+        raise RecipeError(
+            f"distill.train_steps must lie in 0..{layout.num_blocks - 1}, got {cfg.train_steps}",
+            param="distill.train_steps",
+        )
+    for name in ("lpips", "adversarial"):
+        if getattr(cfg, name) and lpips is None:
+            raise RecipeError(
+                f"distill.{name} needs the LPIPS weights; set it to 0 to go without", param=f"distill.{name}"
+            )
 
 
 def straight_through(logits_BLV: Tensor, codebook_VC: Tensor) -> Tensor:

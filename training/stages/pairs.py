@@ -49,7 +49,7 @@ log = logging.getLogger("dd_train")
 
 @dataclass(frozen=True)
 class Job:
-    """One of `count` jobs that make a set of pairs together: shards `number`, `number + count`, …"""
+    """One of `count` jobs that make a set of pairs together, each with every `count`-th shard."""
 
     number: int = 0
     count: int = 1
@@ -63,7 +63,9 @@ class Job:
         """
         number, slash, count = text.partition("/")
         if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-            raise RecipeError(f"--shard takes I/N with I from 0 to N - 1, as 0/4, not {text!r}", param="shard")
+            raise RecipeError(
+                f"--shard takes I/N with I from 0 to N - 1, as 0/4, not {text!r}", param="shard"
+            )
         return cls(int(number), int(count))
 
     def of_rank(self) -> Job:
@@ -87,6 +89,7 @@ class Pairs:
     def noise(self, code_dim: int) -> Tensor:
         """The noise of every pair, `[N, L, C]`, from (seed, i)."""
         return noise_of([self], torch.arange(len(self.tokens)), code_dim)
+
 
 def noise_of(sets: Sequence[Pairs], index_B: Tensor, code_dim: int) -> Tensor:
     """The noise of some pairs, `[B, L, C]` float16, drawn from (seed, i): that of all takes too much room.
@@ -126,13 +129,13 @@ def make_pairs(
     prompts: str = "",
     begin: int = 0,
     stop_after: int | None = None,
-    job: Job = Job(),  # noqa: B008
+    job: Job = Job(),
 ) -> Path:
     """Writes `out/manifest.json` and `out/pairs-00000.safetensors`, …; returns `out`.
 
     Pair i has the label i mod `classes`: a number of classes, or what the labels stand for. `prompts` is a
     hash of the texts where they are that, of which pairs are then. The sampler's student makes the blocks
-    before `begin`. `stop_after` ends after that many new shards, as a kill would. `job` makes its share of them.
+    before `begin`. `job` makes its share of the shards, and ends after `stop_after` new ones, as a kill would.
 
     Raises:
         RecipeError: `out` holds pairs of other settings or of another teacher.
