@@ -23,13 +23,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.markup import escape
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from dd_core.errors import DDError, RecipeError
 from dd_core.runtime import pick_device
@@ -38,7 +39,7 @@ from dd_core.runtime import pick_device
 # vanishes, and has to outlast what rank 0 does alone: fetching data, drawing previews.
 _TIMEOUT = timedelta(hours=1)
 _BUCKET = 2**25  # numbers that are summed in one message
-_store: list[dist.Store] = []
+_store: list[Any] = []  # of the ranks that are connected
 
 
 class RankError(DDError):
@@ -100,7 +101,7 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://")))
+        store, rank, size = next(iter(rendezvous("env://")))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise RankError(f"the ranks do not find each other: {_first_line(error)}") from error
@@ -140,7 +141,7 @@ def end(message: str, status: int) -> NoReturn:
 
 
 def _end_at_sigterm() -> None:
-    """End at SIGTERM, which torchrun sends when another rank ended. A thread hears it: a sum may never return."""
+    """End at SIGTERM, which torchrun sends when another rank ended. A thread hears it: sums may wait."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -226,7 +227,7 @@ def send_to_all(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum gradients over the ranks: of a parameter that has none here they are zero if another rank has one."""
+    """Sum gradients over the ranks; a parameter without one here has zeros if another rank has one."""
     params = [p for p in parameters if p.requires_grad]
     if not (dist.is_initialized() and params):
         return
@@ -238,12 +239,13 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if p.grad is not None:
             gradients.append(p.grad)
     while gradients:
-        bucket, numbers = [], 0
+        bucket: list[Tensor] = []
+        numbers = 0
         while gradients and (not bucket or numbers + gradients[-1].numel() <= _BUCKET):
             bucket.append(gradients.pop())
             numbers += bucket[-1].numel()
         flat = summed(torch.cat([g.flatten() for g in bucket]))
-        for g, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        for g, total in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
             g.copy_(total.view_as(g))
 
 

@@ -22,4 +22,4 @@ def economical(recipe: Recipe, blocks: Iterable[nn.Module]) -> None:
         forward = torch.compile(block.forward) if recipe.compile else block.forward
         if recipe.recompute:
             forward = partial(checkpoint, forward, use_reentrant=False)
-        block.forward = forward  # type: ignore[method-assign]
+        block.forward = forward

@@ -91,7 +91,7 @@ def decoder_stage(
                 share * lpips.distance(fake, real).mean(),
             )
             loss = pixel + cfg.lpips * perceptual + weight * fooled
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             hinge = adversary.learn(real, fake, share)
             figures.add(l1=pixel, lpips=perceptual, fooled=fooled, hinge=hinge)
         parallel.sum_gradients(trained)

@@ -135,7 +135,7 @@ def make_pairs(
 
     Pair i has the label i mod `classes`: a number of classes, or what the labels stand for. `prompts` is a
     hash of the texts where they are that, of which pairs are then. The sampler's student makes the blocks
-    before `begin`. `job` makes its share of the shards, and ends after `stop_after` new ones, as a kill would.
+    before `begin`. `job` makes its share of the shards; `stop_after` ends after that many, as a kill would.
 
     Raises:
         RecipeError: `out` holds pairs of other settings or of another teacher.
