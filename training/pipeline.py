@@ -174,15 +174,8 @@ def train_teacher(run: Run) -> None:
         conditions = None if recipe.text is None else text.train_conditions(recipe, run.out / _CAPTIONS)
         first = _begin_from(run).sampler.teacher if recipe.begin_from else None
     assert first is None or isinstance(first, AnyTeacher)
-    stage, ema = teacher_stage(
-        recipe,
-        tokens["tokens"],
-        tokens["labels"].long(),
-        tokenizer,
-        run.device,
-        conditions,
-        first,
-    )
+    labels = tokens["labels"].long()
+    stage, ema = teacher_stage(recipe, tokens["tokens"], labels, tokenizer, run.device, conditions, first)
     _run(run, stage, ema, new_teacher(run.recipe.model, tokenizer))
 
 
