@@ -1,29 +1,44 @@
-"""Safetensors files, written whole or not at all, that other users may read as far as the umask lets them."""
+"""Files that are written whole or not at all, that other users may read as far as the umask lets them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write `path` with the mode of any new file; safetensors itself makes files for their owner alone.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write, which takes the place of `path` at the end of the block.
+
+    The name is nobody else's: jobs in containers have one process number, so that would not do. The file gets
+    the mode of any new file; safetensors would make it its owner's alone.
 
     Raises:
-        OSError, SafetensorError: the file cannot be written; what was there before stays.
+        OSError: the file cannot be written; what was there before stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode & 0o777
-        save_file(dict(tensors), temporary, dict(metadata) if metadata else None)
+        yield temporary
         temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be written; what was there before stays.
+    """
+    with replacing(path) as temporary:
+        save_file(dict(tensors), temporary, dict(metadata) if metadata else None)

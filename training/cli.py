@@ -8,10 +8,9 @@ dd-train distill --out runs/cpu --set distill.steps=+2000
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +18,13 @@ import torch
 import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.markup import escape
 
 from dd_core.bundle import load_bundle
 from dd_core.errors import DDError, RecipeError
 from dd_core.hub.locate import locate
 from dd_core.manifest import Manifest
 from dd_core.runtime import pick_device
-from training import pipeline
+from training import parallel, pipeline
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.data.sources import bundle_name
@@ -40,6 +38,7 @@ from training.recipes.named import RECIPES
 from training.recipes.saved import remembered
 from training.run import Run
 from training.stages.export import export as export_bundle
+from training.stages.pairs import Job
 from training.start import start_from
 
 app = typer.Typer(
@@ -73,6 +72,7 @@ StopAfter = Annotated[
     int | None, typer.Option(min=1, help="End after that many updates (or shards), as a kill would.")
 ]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice.")]
+Shard = Annotated[str, typer.Option(help="I/N: every N-th shard from shard I on, as job I of 0 to N - 1.")]
 
 
 class _Stderr(logging.Handler):
@@ -93,35 +93,45 @@ def _prepared(
     threads: int = 0,
     data: Path | None = None,
     size: int | None = None,
+    shard: str | None = None,
+    *,
+    together: bool = False,
 ) -> Iterator[Run]:
     """Give the run of a command. No other command may use its folder meanwhile, which remembers its recipe.
 
+    Args:
+        shard: the part of a set of pairs that this job makes. Jobs share the folder, so several neither hold
+            it nor change its recipe.
+        together: connect the processes that torchrun started, of which rank 0 holds the folder.
+
     Raises:
-        RecipeError: settings that cannot be, a folder in use, one of several processes, or a run that was
-            begun with other settings.
+        RecipeError: settings that cannot be, a folder in use, or a run that was begun with other settings.
     """
-    if (world := os.environ.get("WORLD_SIZE") or "1") != "1":
-        raise RecipeError(
-            f"WORLD_SIZE is {world}: training by several processes is not built; start one, without torchrun "
-            "(CUDA_VISIBLE_DEVICES chooses its GPU)",
-            param="WORLD_SIZE",
-        )
-    _log_to()
-    run = Run(choose_recipe(out, recipe, overrides or (), data, size), out, pick_device(device), stop_after)
-    presets(run.recipe)  # plans that there are not are refused now, not after the training
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out), remembered(out, run.recipe):
-        _set_up(out, run.device, threads)
-        yield run
+    chosen, job = parallel.pick_rank_device(device), Job.of(shard or "0/1")
+    alone = parallel.is_main() if shard is None else job.of_rank() == Job()
+    with parallel.joined(chosen) if together else nullcontext(), ExitStack() as held:
+        _log_to()
+        with parallel.in_turn():
+            if together and not parallel.is_main():  # rank 0 has written down what it chose
+                settings = choose_recipe(out, None)
+            else:
+                settings = choose_recipe(out, recipe, overrides or (), data, size)
+            presets(settings)  # plans that there are not are refused now, not after the training
+            out.mkdir(parents=True, exist_ok=True)
+            if alone:
+                held.enter_context(locked(out))
+                held.enter_context(remembered(out, settings))
+        _set_up(out, chosen, threads)
+        yield Run(settings, out, chosen, stop_after, job)
 
 
 def _set_up(out: Path, device: torch.device, threads: int) -> None:
-    """Set torch's threads, and log into the folder."""
+    """Set torch's threads, and log into the folder; ranks but the first tell their warnings alone."""
     if threads:
         torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    _log_to(logging.FileHandler(out / "train.log"))
+    _log_to(*([logging.FileHandler(out / "train.log")] if parallel.is_main() else []))
 
 
 def _log_to(*handlers: logging.Handler) -> None:
@@ -130,10 +140,11 @@ def _log_to(*handlers: logging.Handler) -> None:
     for old in list(ours.handlers):
         ours.removeHandler(old)
         old.close()
-    for handler in (*handlers, *([] if sys.stderr.isatty() else [_Stderr()])):
+    main = parallel.is_main()
+    for handler in (*handlers, *([] if main and sys.stderr.isatty() else [_Stderr()])):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
+    ours.setLevel(logging.INFO if main else logging.WARNING)
 
 
 def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> None:
@@ -148,9 +159,10 @@ def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> Non
         data: Data = None,
         size: Size = None,
     ) -> None:
-        with _prepared(recipe, out, device, overrides, stop_after, threads, data, size) as run:
+        with _prepared(recipe, out, device, overrides, stop_after, threads, data, size, together=True) as run:
             for stage in stages:
-                stage(run)
+                if stage is not pipeline.evaluate or parallel.leave():
+                    stage(run)
 
 
 _command("tokenizer", "(a) VQ tokenizer: images to codes and back.", pipeline.train_tokenizer)
@@ -168,6 +180,7 @@ def pairs(
     overrides: Overrides = None,
     stop_after: StopAfter = None,
     threads: Threads = 0,
+    shard: Shard = "0/1",
     prompts: Annotated[
         Path | None,
         typer.Option(help="A file of prompts, one a line, for a model of texts; else the captions."),
@@ -176,16 +189,30 @@ def pairs(
     size: Size = None,
 ) -> None:
     """Make the pairs, of a file's prompts if there is one."""
-    with _prepared(recipe, out, device, overrides, stop_after, threads, data, size) as run:
+    with _prepared(recipe, out, device, overrides, stop_after, threads, data, size, shard) as run:
         pipeline.generate_pairs(run, prompts)
 
 
-_command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
-_command(
-    "own-pairs",
-    "(c') Pairs that begin with the tokens of the student that the run was started from.",
-    pipeline.generate_own_pairs,
+@app.command(
+    "own-pairs", help="(c') Pairs that begin with the tokens of the student that the run was started from."
 )
+def own_pairs(
+    recipe: Recipe = None,
+    out: Out = _OUT,
+    device: Device = "auto",
+    overrides: Overrides = None,
+    stop_after: StopAfter = None,
+    threads: Threads = 0,
+    data: Data = None,
+    size: Size = None,
+    shard: Shard = "0/1",
+) -> None:
+    """Make the pairs that a student begins."""
+    with _prepared(recipe, out, device, overrides, stop_after, threads, data, size, shard) as run:
+        pipeline.generate_own_pairs(run)
+
+
+_command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
 _command(
     "all",
     "Stages (a) to (e) in order, each from where it stopped.",
@@ -229,6 +256,8 @@ def evaluate(
     timing: Annotated[bool, typer.Option(help="Measure the time that an image takes.")] = True,
 ) -> None:
     """Measures a run on its own data, or a run or a bundle against real images of any kind."""
+    if not parallel.is_main():
+        return
     chosen = tuple(name for name in plans.split(",") if name)
     request = None
     if reference is not None:
@@ -310,8 +339,9 @@ def start(
     size: Size = None,
 ) -> None:
     """Copies the weights and encodes the training images."""
-    with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
-        start_from(run, bundle)
+    if parallel.is_main():
+        with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
+            start_from(run, bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")
@@ -331,6 +361,8 @@ def export(
     size: Size = None,
 ) -> None:
     """Writes the bundle and says how large it became."""
+    if not parallel.is_main():
+        return
     with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
         manifest = export_bundle(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
@@ -342,6 +374,8 @@ def main() -> None:
     try:
         app()
     except (DDError, OSError) as error:
-        message = escape(error.message if isinstance(error, DDError) else str(error))
-        Console(stderr=True).print(f"[red]dd-train:[/red] {message}", highlight=False, soft_wrap=True)
-        raise SystemExit(2 if isinstance(error, DDError) else 1) from error
+        ours = isinstance(error, DDError) and not isinstance(error, parallel.RankError)
+        parallel.end(error.message if isinstance(error, DDError) else str(error), 2 if ours else 1)
+    except torch.OutOfMemoryError as error:
+        hint = "--set accumulate=2 (or more) and --set recompute=true need less"
+        parallel.end(f"{str(error).partition('. ')[0]}; {hint}", 1)

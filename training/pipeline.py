@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
-from dd_core.files import save_tensors
+from dd_core.files import replacing, save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
+from training import parallel
 from training.data import captions, text
 from training.data.conditions import Conditions
 from training.data.images import ImageSet, lpips_weights
@@ -74,10 +75,11 @@ def train_images(run: Run) -> ImageSet:
 
 def train_tokenizer(run: Run) -> None:
     """Stage (a), and the tokens of all training images."""
-    images = train_images(run)
-    first = _begin_from(run).sampler.tokenizer if run.recipe.begin_from else None
+    with parallel.in_turn():
+        images, lpips = train_images(run), Lpips(lpips_weights())
+        first = _begin_from(run).sampler.tokenizer if run.recipe.begin_from else None
     assert first is None or isinstance(first, AnyTokenizer)
-    stage, ema = tokenizer_stage(run.recipe, images, Lpips(lpips_weights()), run.device, first)
+    stage, ema = tokenizer_stage(run.recipe, images, lpips, run.device, first)
     if _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model)):
         write_tokens(run)
 
@@ -109,11 +111,13 @@ def write_tokens(run: Run) -> None:
     images = train_images(run)
     mirrored = run.recipe.mirror and run.recipe.data != "pictograms"  # which have such views of their own
     tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
-    save_tensors(
-        {"tokens": tokens, "labels": images.labels.to(torch.int32)},
-        run.out / "tokens.safetensors",
-        facts_of(_images_of(run)),
-    )
+    if parallel.is_main():
+        save_tensors(
+            {"tokens": tokens, "labels": images.labels.to(torch.int32)},
+            run.out / "tokens.safetensors",
+            facts_of(_images_of(run)),
+        )
+    parallel.barrier()
     used = len(torch.unique(tokens))
     log.info(
         "tokenizer: %d of %d codes occur in the training images",
@@ -126,28 +130,23 @@ def train_decoder(run: Run) -> None:
     """Stage (a′): nothing where the recipe gives it no steps."""
     if not run.recipe.decoder.steps:
         return
-    tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer", _images_of(run))["tokens"]
-    lpips = Lpips(lpips_weights())
-    stage, ema = decoder_stage(run.recipe, train_images(run), tokens, tokenizer, lpips, run.device)
+    with parallel.in_turn():
+        tokenizer, tokens = load_tokenizer(run), read(run, "tokens", "tokenizer", _images_of(run))["tokens"]
+        images, lpips = train_images(run), Lpips(lpips_weights())
+    stage, ema = decoder_stage(run.recipe, images, tokens, tokenizer, lpips, run.device)
     _run(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model))
 
 
 def train_teacher(run: Run) -> None:
     """Stage (b)."""
-    tokens = read(run, "tokens", "tokenizer", _images_of(run))
-    tokenizer = load_tokenizer(run)
-    conditions = None if run.recipe.text is None else text.train_conditions(run.recipe, run.out / _CAPTIONS)
-    first = _begin_from(run).sampler.teacher if run.recipe.begin_from else None
+    recipe = run.recipe
+    with parallel.in_turn():
+        tokens, tokenizer = read(run, "tokens", "tokenizer", _images_of(run)), load_tokenizer(run)
+        conditions = None if recipe.text is None else text.train_conditions(recipe, run.out / _CAPTIONS)
+        first = _begin_from(run).sampler.teacher if recipe.begin_from else None
     assert first is None or isinstance(first, AnyTeacher)
-    stage, ema = teacher_stage(
-        run.recipe,
-        tokens["tokens"],
-        tokens["labels"].long(),
-        tokenizer,
-        run.device,
-        conditions,
-        first,
-    )
+    labels = tokens["labels"].long()
+    stage, ema = teacher_stage(recipe, tokens["tokens"], labels, tokenizer, run.device, conditions, first)
     _run(run, stage, ema, new_teacher(run.recipe.model, tokenizer))
 
 
@@ -205,7 +204,9 @@ def _make_pairs(
         prompts=digest,
         begin=begin,
         stop_after=run.stop_after,
+        job=run.job.of_rank(),
     )
+    parallel.barrier()  # where distillation follows, it needs all shards
 
 
 def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
@@ -229,23 +230,26 @@ def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
         )
     lines = lines or text.train_prompts(run.recipe)[: run.recipe.pairs.count]
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(kept) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return lines
 
 
 def distill(run: Run) -> None:
     """Stage (d)."""
     cfg = run.recipe.distill
-    lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
-    pairs, tokenizer = load_pairs(run.out / "pairs", run.recipe.pairs), load_tokenizer(run)
     begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
-    first = begin_from(run) if begin_from else None
     conditions = None
-    if run.recipe.text is not None:
-        conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
-    own = load_pairs(run.out / _OWN_PAIRS, run.recipe.pairs) if run.recipe.pairs.own else None
+    with parallel.in_turn():
+        lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
+        pairs, tokenizer = load_pairs(run.out / "pairs", run.recipe.pairs), load_tokenizer(run)
+        first = begin_from(run) if begin_from else None
+        if run.recipe.text is not None:
+            conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / _PROMPTS, run.device)
+        own = load_pairs(run.out / _OWN_PAIRS, run.recipe.pairs) if run.recipe.pairs.own else None
+        teacher = load_teacher(run, tokenizer)
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, load_teacher(run, tokenizer), tokenizer, lpips, run.device, first, conditions, own
+        run.recipe, pairs, teacher, tokenizer, lpips, run.device, first, conditions, own
     )
     _run(run, stage, ema, new_student(run.recipe.student))
 
@@ -364,7 +368,7 @@ def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
 
 
 def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
-    """Trains, and writes the averaged weights if the stage came to its end."""
+    """Trains, and writes the averaged weights if the stage came to its end; every rank finds them then."""
     r = run.recipe
     step = run_stage(
         stage,
@@ -378,5 +382,7 @@ def _run(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
     if step < stage.steps:
         return False
     shape_of.load_state_dict(ema.average)
-    save(run, stage.name, shape_of)
+    if parallel.is_main():
+        save(run, stage.name, shape_of)
+    parallel.barrier()
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,18 +18,23 @@ from dd_core.files import save_tensors
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from training.mismatch import refuse_mismatch
 from training.recipes.settings import Recipe
+from training.stages.pairs import Job
 
 M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what to make, where, on what. `stop_after` ends a stage early."""
+    """One training run: what to make, where, on what.
+
+    `stop_after` ends a stage early. `job` is the part of the pairs to make, where several jobs share them.
+    """
 
     recipe: Recipe
     out: Path
     device: torch.device
     stop_after: int | None = None
+    job: Job = field(default_factory=Job)
 
     def command(self, stage: str) -> str:
         """The command of a stage of this run, for a hint."""

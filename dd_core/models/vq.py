@@ -19,6 +19,10 @@ from dd_core.models.config import TokenizerConfig, VQConfig
 from dd_core.models.protocols import Quantized
 
 
+def _blocks(parts: nn.Module) -> list[nn.Module]:
+    return [m for m in parts.modules() if isinstance(m, ResBlock | AttnBlock)]
+
+
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
@@ -109,6 +113,11 @@ class Encoder(nn.Module):
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], cfg.z_channels, 3, padding=1)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Residual and attention blocks."""
+        return _blocks(self)
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for block in (*self.conv_blocks, *self.mid):
@@ -132,6 +141,11 @@ class Decoder(nn.Module):
             self.conv_blocks.append(level)
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Residual and attention blocks."""
+        return _blocks(self)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_in(z)

@@ -27,7 +27,13 @@ class Conditions(Protocol):
         """N, how many labels there are."""
 
     def __call__(self, labels_B: Tensor) -> Condition:
-        """`[B]` int64 → one row a label."""
+        """`[B]` int64 → one row a label: `of(pick(labels))`."""
+
+    def pick(self, labels_B: Tensor) -> Tensor:
+        """Of each label one thing that it stands for, `[B]`; torch's generator draws it from several."""
+
+    def of(self, picked_B: Tensor) -> Condition:
+        """One row for each that was picked."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,13 @@ class ClassConditions:
     count: int
 
     def __call__(self, labels_B: Tensor) -> Condition:
-        return ClassCondition(labels_B)
+        return self.of(labels_B)
+
+    def pick(self, labels_B: Tensor) -> Tensor:
+        return labels_B
+
+    def of(self, picked_B: Tensor) -> Condition:
+        return ClassCondition(picked_B)
 
 
 @dataclass(frozen=True)
@@ -63,11 +75,16 @@ class TextConditions:
         return len(self.texts_NK)
 
     def __call__(self, labels_B: Tensor) -> Condition:
+        return self.of(self.pick(labels_B))
+
+    def pick(self, labels_B: Tensor) -> Tensor:
         choices = self.texts_NK[labels_B]
         if choices.shape[1] > 1:
             choices = choices.gather(1, torch.randint(choices.shape[1], (len(choices), 1)))
-        row = choices[:, 0]
-        return TextCondition(self.states_MTD[row].float(), self.mask_MT[row])
+        return choices[:, 0]
+
+    def of(self, picked_B: Tensor) -> Condition:
+        return TextCondition(self.states_MTD[picked_B].float(), self.mask_MT[picked_B])
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,13 @@ class EncodedConditions:
         return len(self.prompts)
 
     def __call__(self, labels_B: Tensor) -> Condition:
-        return padded_batch(self.encode([self.prompts[i] for i in labels_B.tolist()]), self.length)
+        return self.of(labels_B)
+
+    def pick(self, labels_B: Tensor) -> Tensor:
+        return labels_B
+
+    def of(self, picked_B: Tensor) -> Condition:
+        return padded_batch(self.encode([self.prompts[i] for i in picked_B.tolist()]), self.length)
 
 
 @dataclass(frozen=True)
@@ -103,7 +126,13 @@ class PromptConditions:
         return len(self.prompts)
 
     def __call__(self, labels_B: Tensor) -> Condition:
-        return self.encode([self.prompts[i] for i in labels_B.tolist()])
+        return self.of(labels_B)
+
+    def pick(self, labels_B: Tensor) -> Tensor:
+        return labels_B
+
+    def of(self, picked_B: Tensor) -> Condition:
+        return self.encode([self.prompts[i] for i in picked_B.tolist()])
 
 
 def spread(labels: int, images: int) -> list[int]:

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
+from training import parallel
 from training.optim.loop import update_at
 
 _CHANNELS = (64, 128, 256, 512, 512)  # of LPIPS's five VGG16 maps
@@ -58,12 +60,16 @@ def ramp(step: int, steps: float) -> float:
 
 
 class Adversary:
-    """A discriminator that learns beside the model that it judges, with an AdamW of its own."""
+    """A discriminator that learns beside the model that it judges, with an AdamW of its own.
+
+    Spectral norms go on by one power iteration a step and not, as they would by themselves, one a forward
+    pass: their number is that of the parts of a batch.
+    """
 
     def __init__(self, lr: float, seed: int, device: torch.device) -> None:
         torch.manual_seed(stream_seed(seed, 0, "discriminator-init"))
         self.device = device
-        self.judge = FeatureDiscriminator().to(device)
+        self.judge = FeatureDiscriminator().to(device).eval()
         self.optimizer = torch.optim.AdamW(
             [{"params": list(self.judge.parameters()), "peak": lr}],
             lr=lr,
@@ -80,10 +86,20 @@ class Adversary:
         finally:
             self.judge.requires_grad_(True)
 
-    def learn(self, real: list[Tensor], fake: list[Tensor], factor: float) -> Tensor:
-        """One step of the judge at `factor` of its learning rate; its loss before the step."""
+    def learn(self, real: list[Tensor], fake: list[Tensor], share: float) -> Tensor:
+        """Add the gradients of one part of a batch; `share` of its loss, as of a mean over the batch."""
         with mixed_precision(self.device):
-            opinion = hinge(self.judge(real), self.judge([m.detach() for m in fake]))
+            opinion = share * hinge(self.judge(real), self.judge([m.detach() for m in fake]))
         opinion.backward()  # type: ignore[no-untyped-call]
-        update_at(self.optimizer, factor)
         return opinion.detach()
+
+    def step(self, factor: float) -> None:
+        """One update by the gradients of all parts and ranks, at `factor` of the learning rate."""
+        parallel.sum_gradients(self.judge.parameters())
+        update_at(self.optimizer, factor)
+        self.judge.train()
+        with torch.no_grad():
+            for layer in self.judge.modules():
+                if is_parametrized(layer, "weight"):
+                    _ = layer.weight  # reading it does the iteration
+        self.judge.eval()

@@ -4,7 +4,8 @@ A stage is a `Stage`: modules and optimizers by name, and `update(step)`, which 
 optimisation step and returns figures to log. Nothing random outlives a step: the loop seeds
 torch with (seed, step) before each update, and batches are functions of the step (`Batches`),
 so a run that was killed and resumed gives the same weights as one that was not. A stage whose
-number of steps has grown goes on by the longer run's schedule from where it is.
+number of steps has grown goes on by the longer run's schedule from where it is. Of several ranks each
+draws for the whole batch and takes its rows, so neither do the draws depend on their number.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ from rich.progress import (
 from torch import Tensor
 
 from dd_core.noise import stream_seed
+from training import parallel
 from training.mismatch import refuse_mismatch
 
 log = logging.getLogger("dd_train")
@@ -103,6 +105,11 @@ class Batches:
     seed: int
 
     @property
+    def count(self) -> int:
+        """Items of a batch: fewer than `batch` where there are no more."""
+        return min(self.size, self.batch)
+
+    @property
     def per_epoch(self) -> int:
         return max(1, self.size // self.batch)
 
@@ -158,11 +165,20 @@ def run_stage(
 
     Writes to `out`: `NAME.pt` (checkpoint, replaced atomically), `NAME.jsonl` (one line a
     logged step), `NAME-loss.png` and `NAME-samples.png`. `stop_after` ends the run early, as a
-    kill would, after that many updates (the next call goes on from there).
+    kill would, after that many updates (the next call goes on from there). Every rank calls it; rank 0
+    writes.
+
+    Raises:
+        RecipeError: the checkpoint is of other settings, or not the same for all ranks.
+        RankError: another rank has ended.
     """
+    main = parallel.is_main()
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, journal = out / f"{stage.name}.pt", out / f"{stage.name}.jsonl"
     first = _resume(stage, checkpoint, journal)
+    parallel.agree(first)
+    if first == 0:  # the same seed need not give the same bits on another machine
+        parallel.send_to_all(_tensors({k: part.state_dict() for k, part in stage.parts.items()}))
     last = stage.steps if stop_after is None else min(stage.steps, first + stop_after)
     recent: list[tuple[int, dict[str, Tensor]]] = []
     began = time.perf_counter()
@@ -175,12 +191,15 @@ def run_stage(
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, refresh_per_second=2) as bar:
+    with Progress(*columns, refresh_per_second=2, disable=not main) as bar:
         task = bar.add_task(stage.name, total=stage.steps, completed=first, rate="", figures="")
         for step in range(first, last):
             torch.manual_seed(stream_seed(seed, step, stage.name))
             recent.append((step, stage.update(step)))
             done = step + 1
+            if not main:
+                recent.clear()
+                continue
             if done % log_every == 0 or done == last:
                 figures = _mean(recent)
                 rate = (done - first) / (time.perf_counter() - began)
@@ -198,11 +217,21 @@ def run_stage(
                 _save(stage, checkpoint, done)
             if stage.preview and (done % preview_every == 0 or done == stage.steps):
                 stage.preview(out / f"{stage.name}-samples.png")
-    if journal.exists():
+    if main and journal.exists():
         from training.metrics.plots import loss_curve
 
         loss_curve(journal, out / f"{stage.name}-loss.png")
+    parallel.barrier()  # the next call reads the checkpoint
     return last
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """All tensors inside nested dictionaries and lists."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
 
 
 def _mean(recent: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
@@ -227,7 +256,8 @@ def _lasting(config: dict[str, Any]) -> dict[str, Any]:
 
 def _resume(stage: Stage, path: Path, journal: Path) -> int:
     if not path.exists():
-        journal.unlink(missing_ok=True)
+        if parallel.is_main():
+            journal.unlink(missing_ok=True)
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
     step = int(saved["step"])
@@ -236,7 +266,7 @@ def _resume(stage: Stage, path: Path, journal: Path) -> int:
     refuse_mismatch(path, made, wanted, "choose another --out or remove it")
     for key, part in stage.parts.items():
         part.load_state_dict(saved["parts"][key])
-    if journal.exists():
+    if parallel.is_main() and journal.exists():
         kept = [line for line in journal.read_text().splitlines() if json.loads(line)["step"] <= step]
         journal.write_text("".join(line + "\n" for line in kept))
     log.info("%s: resumed at step %d", stage.name, step)

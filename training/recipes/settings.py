@@ -182,6 +182,10 @@ class Recipe:
     good, which it is not of letters.
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
+
+    These say how a stage is computed, not what: `accumulate` parts of a batch go through the model one after
+    another; with `recompute` only the inputs of blocks are kept for the backward pass; with `compile` torch
+    compiles the blocks. A checkpoint may go on with others of these.
     """
 
     __pydantic_config__ = STRICT  # for `recipe.json`
@@ -206,6 +210,9 @@ class Recipe:
     text: TextConfig | None = None
     views: Count = 6
     begin_from: str | None = None
+    accumulate: int = 1
+    recompute: bool = False
+    compile: bool = False
 
     @property
     def student(self) -> ModelConfig:

@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from dd_core.codebook import lookup
 from dd_core.models.build import AnyTokenizer, new_tokenizer
 from dd_core.runtime import mixed_precision
+from training import parallel
+from training.data.ahead import Ahead, copied, pinned
 from training.data.images import ImageSet
 from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips
 from training.metrics.plots import reconstruction_grid
 from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
+from training.optim.memory import economical
+from training.parallel import Figures
 from training.recipes.settings import Recipe
 from training.stages.tokenizer import memory_layout
 
@@ -57,35 +61,45 @@ def decoder_stage(
     )
     ema, batches = Ema(model, cfg.ema), Batches(len(tokens_FNL) * count, cfg.batch, recipe.seed)
     codebook = model.codebook_VC.detach()
+    parts = parallel.parts(batches.count, recipe.accumulate, "decoder.batch")
+    economical(recipe, model.decoder.blocks)
+
+    def load(step: int) -> list[tuple[Tensor, Tensor]]:
+        chosen, found = batches.at(step), []
+        for part in parts:
+            mirrored, index = chosen[part.rows] >= count, chosen[part.rows] % count
+            x, _ = images.batch(index)
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+            found.append((pinned(x, device), tokens_FNL[mirrored.long(), index].long()))
+        return found
+
+    ahead = Ahead(load, cfg.steps)
 
     def update(step: int) -> dict[str, Tensor]:
-        factor = one_cycle(step, cfg.steps, 1.0)
-        chosen = batches.at(step)
-        mirrored, index = chosen >= count, chosen % count
-        x, _ = images.batch(index)
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x).to(device)
-        tokens = tokens_FNL[mirrored.long(), index].long().to(device)
-        with mixed_precision(device):
-            recon = model.to_image(lookup(codebook, tokens)).float()
-            with torch.no_grad():
-                real = lpips.features(x)
-            fake = lpips.features(recon)
-        fooled = adversary.fooled(fake)
-        pixel, perceptual = (recon - x).abs().mean(), lpips.distance(fake, real).mean()
-        weight = cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
-        loss = pixel + cfg.lpips * perceptual + weight * fooled
-        loss.backward()
+        factor, weight = one_cycle(step, cfg.steps, 1.0), cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
+        figures = Figures(device, "l1", "lpips", "fooled", "hinge")
+        for image, tokens in ahead.at(step):
+            x, share = copied(image, device), len(image) / batches.count
+            with mixed_precision(device):
+                recon = model.to_image(lookup(codebook, copied(tokens, device))).float()
+                with torch.no_grad():
+                    real = lpips.features(x)
+                fake = lpips.features(recon)
+            fooled = share * adversary.fooled(fake)
+            pixel, perceptual = (
+                share * (recon - x).abs().mean(),
+                share * lpips.distance(fake, real).mean(),
+            )
+            loss = pixel + cfg.lpips * perceptual + weight * fooled
+            loss.backward()
+            hinge = adversary.learn(real, fake, share)
+            figures.add(l1=pixel, lpips=perceptual, fooled=fooled, hinge=hinge)
+        parallel.sum_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         update_at(optimizer, factor)
         ema.update(model)
-        opinion = adversary.learn(real, fake, factor)
-        return {
-            "l1": pixel,
-            "lpips": perceptual,
-            "fooled": fooled,
-            "hinge": opinion,
-            "gradient_norm": norm,
-        }
+        adversary.step(factor)
+        return {**figures.total(), "gradient_norm": norm}
 
     def preview(path: Path) -> None:
         averaged = new_tokenizer(recipe.tokenizer_model).to(device)
@@ -95,11 +109,11 @@ def decoder_stage(
             recon = averaged.decode_tokens(tokens_FNL[0, :32].long().to(device))
         reconstruction_grid(x, recon, path)
 
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
-    parts |= {"judge": adversary.judge, "judging": adversary.optimizer}
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
+    state |= {"judge": adversary.judge, "judging": adversary.optimizer}
     config = {
         "tokenizer_model": asdict(recipe.tokenizer_model),
         "decoder": asdict(cfg),
         "seed": recipe.seed,
     }
-    return Stage("decoder", cfg.steps, parts, update, preview, plain(config)), ema
+    return Stage("decoder", cfg.steps, state, update, preview, plain(config)), ema

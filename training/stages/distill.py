@@ -36,18 +36,22 @@ from torch import Tensor, nn
 from dd_core import plan
 from dd_core.codebook import lookup
 from dd_core.errors import RecipeError
-from dd_core.layout import data_positions
+from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, renoise
+from training import parallel
+from training.data.ahead import Ahead, copied, pinned
 from training.data.conditions import ClassConditions, Conditions
 from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips
 from training.optim.loop import Batches, Ema, HasState, Stage, one_cycle, plain, update_at
+from training.optim.memory import economical
+from training.parallel import Figures
 from training.recipes.settings import DistillRecipe, Recipe
 from training.stages.growth import deepened
-from training.stages.pairs import Pairs
+from training.stages.pairs import Pairs, noise_of
 from training.stages.teacher import MatrixOptimizer, sample_grid
 
 
@@ -112,6 +116,98 @@ def distill_stage(
     """
     cfg, layout = recipe.distill, teacher.layout
     conditions = conditions or ClassConditions(recipe.model.num_classes)
+    _check(cfg, layout, lpips)
+    codebook = tokenizer.codebook_VC.detach()
+    begin = student_from_teacher(teacher, codebook, recipe.seed) if first is None else first
+    student = deepened(begin, recipe.student.num_layers)
+    (optimizer, optimize), ema = _optimizer(student, cfg), Ema(student, cfg.ema)
+    sets = [pairs, own] if own is not None else [pairs]
+    label_N, token_NL = (
+        torch.cat(parts) for parts in zip(*[(p.labels, p.tokens) for p in sets], strict=True)
+    )
+    begin_N = torch.cat([torch.full_like(p.labels, p.begin) for p in sets])
+    batches = Batches(len(token_NL), cfg.batch, recipe.seed)
+    parts = parallel.parts(batches.count, recipe.accumulate, "distill.batch")
+    economical(recipe, [*student.blocks, *tokenizer.decoder.blocks])
+    choices = torch.tensor(cfg.train_steps)
+    if lpips is not None:
+        lpips = lpips.to(device)
+    adversary = Adversary(cfg.judge_lr, recipe.seed, device) if cfg.adversarial else None
+
+    figure_names = ["cross_entropy", "mse", "accuracy"]
+    figure_names += ["lpips"] if lpips is not None and cfg.lpips else []
+    figure_names += ["fooled", "hinge"] if adversary is not None else []
+
+    def load(step: int) -> tuple[Tensor, list[Tensor]]:
+        chosen = batches.at(step)
+        return chosen, [pinned(noise_of(sets, chosen[p.rows], codebook.shape[1]), device) for p in parts]
+
+    ahead = Ahead(load, cfg.steps)
+
+    def update(step: int) -> dict[str, Tensor]:
+        chosen, noises = ahead.at(step)
+        picked = conditions.pick(label_N[chosen])
+        t_B = choices[torch.randint(len(choices), (len(chosen),))].maximum(begin_N[chosen])
+        opened = float((~data_positions(layout, t_B)).sum())
+        decoded, judged = (max(1, round(s * len(chosen))) for s in (cfg.lpips_share, cfg.judged_share))
+        figures, weight = Figures(device, *figure_names), cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
+        for part, noise in zip(parts, noises, strict=True):
+            target = token_NL[chosen[part.rows]].long().to(device)
+            cond, t = conditions.of(picked[part.rows]).to(device), t_B[part.rows].to(device)
+            clean = lookup(codebook, target)
+            open_BL = (~data_positions(layout, t)).float()
+            with mixed_precision(device):
+                x_t = renoise(clean, copied(noise, device).float(), t, layout)
+                embeddings, logits = student(x_t, cond, t)
+            embeddings = embeddings.float()
+            ce_N = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+            found = {
+                "cross_entropy": (ce_N.view_as(target) * open_BL).sum() / opened,
+                "mse": ((embeddings - clean).square().sum(-1) * open_BL).sum() / opened,
+                "accuracy": ((logits.detach().argmax(-1) == target) * open_BL).sum() / opened,
+            }
+            loss = cfg.cross_entropy * found["cross_entropy"] + cfg.mse * found["mse"]
+            if lpips is not None and cfg.lpips and (n := part.among(decoded)):
+                real, fake = _maps(lpips, tokenizer, clean[:n], embeddings[:n], open_BL[:n])
+                found["lpips"] = lpips.distance(fake, real).sum() / decoded
+                loss = loss + cfg.lpips * found["lpips"]
+            if lpips is not None and adversary is not None and (n := part.among(judged)):
+                codes = straight_through(logits[:n].float(), codebook)
+                real, fake = _maps(lpips, tokenizer, clean[:n], codes, open_BL[:n])
+                found["fooled"] = adversary.fooled(fake) * (n / judged)
+                found["hinge"] = adversary.learn(real, fake, n / judged)
+                loss = loss + weight * found["fooled"]
+            loss.backward()
+            figures.add(**found)
+        parallel.sum_gradients(student.parameters())
+        norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        factor = one_cycle(step, cfg.steps, 1.0)
+        if adversary is not None:
+            adversary.step(factor)
+        optimize(factor)
+        ema.update(student)
+        return {**figures.total(), "gradient_norm": norm}
+
+    def preview(path: Path) -> None:
+        averaged = new_student(recipe.student).to(device)
+        averaged.load_state_dict(ema.average)
+        sampler = Sampler(layout, tokenizer, averaged.eval(), device=device, exact=False)
+        sample_grid(sampler, plan.one_step(layout.num_blocks), path, conditions)
+
+    state: dict[str, Any] = {"model": student, "optimizer": optimizer, "ema": ema}
+    if adversary is not None:
+        state |= {"judge": adversary.judge, "judging": adversary.optimizer}
+    config = {
+        "model": asdict(recipe.model),
+        "distill": asdict(cfg),
+        "seed": recipe.seed,
+        "pairs": len(pairs.tokens),
+    }
+    config |= {"own": len(own.tokens)} if own is not None else {}
+    return Stage("student", cfg.steps, state, update, preview, plain(config)), ema, student
+
+
+def _check(cfg: DistillRecipe, layout: TokenLayout, lpips: Lpips | None) -> None:
     if not cfg.train_steps or not all(0 <= t < layout.num_blocks for t in cfg.train_steps):
         raise RecipeError(
             f"distill.train_steps must lie in 0..{layout.num_blocks - 1}, got {cfg.train_steps}",
@@ -122,89 +218,12 @@ def distill_stage(
             raise RecipeError(
                 f"distill.{name} needs the LPIPS weights; set it to 0 to go without", param=f"distill.{name}"
             )
-    codebook = tokenizer.codebook_VC.detach()
-    begin = student_from_teacher(teacher, codebook, recipe.seed) if first is None else first
-    student = deepened(begin, recipe.student.num_layers)
-    (optimizer, optimize), ema = _optimizer(student, cfg), Ema(student, cfg.ema)
-    sets = [pairs, own] if own is not None else [pairs]
-    label_N, token_NL = (
-        torch.cat(parts) for parts in zip(*[(p.labels, p.tokens) for p in sets], strict=True)
-    )
-    noise_NLC = torch.cat([p.noise(codebook.shape[1]) for p in sets])
-    begin_N = torch.cat([torch.full_like(p.labels, p.begin) for p in sets])
-    batches = Batches(len(token_NL), cfg.batch, recipe.seed)
-    choices = torch.tensor(cfg.train_steps)
-    if lpips is not None:
-        lpips = lpips.to(device)
-    adversary = Adversary(cfg.judge_lr, recipe.seed, device) if cfg.adversarial else None
-
-    def update(step: int) -> dict[str, Tensor]:
-        chosen = batches.at(step)
-        target = token_NL[chosen].long().to(device)
-        cond = conditions(label_N[chosen]).to(device)
-        noise = noise_NLC[chosen].float().to(device)
-        t = choices[torch.randint(len(choices), (len(chosen),))].maximum(begin_N[chosen]).to(device)
-        clean = lookup(codebook, target)
-        open_BL = (~data_positions(layout, t)).float()
-        with mixed_precision(device):
-            embeddings, logits = student(renoise(clean, noise, t, layout), cond, t)
-        embeddings = embeddings.float()
-
-        def over_open(value_BL: Tensor) -> Tensor:
-            return (value_BL * open_BL).sum() / open_BL.sum()
-
-        ce_N = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
-        figures = {"cross_entropy": over_open(ce_N.view_as(target))}
-        figures["mse"] = over_open((embeddings - clean).square().sum(-1))
-        loss = cfg.cross_entropy * figures["cross_entropy"] + cfg.mse * figures["mse"]
-        factor = one_cycle(step, cfg.steps, 1.0)
-        if lpips is not None and cfg.lpips:
-            part = _first(cfg.lpips_share, len(chosen))
-            real, fake = _maps(lpips, tokenizer, clean[part], embeddings[part], open_BL[part])
-            figures["lpips"] = lpips.distance(fake, real).mean()
-            loss = loss + cfg.lpips * figures["lpips"]
-        if lpips is not None and adversary is not None:
-            part = _first(cfg.judged_share, len(chosen))
-            codes = straight_through(logits[part].float(), codebook)
-            real, fake = _maps(lpips, tokenizer, clean[part], codes, open_BL[part])
-            figures["fooled"] = adversary.fooled(fake)
-            figures["hinge"] = adversary.learn(real, fake, factor)
-            loss = loss + cfg.adversarial * ramp(step, cfg.ramp * cfg.steps) * figures["fooled"]
-        loss.backward()  # type: ignore[no-untyped-call]
-        figures["gradient_norm"] = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimize(factor)
-        ema.update(student)
-        with torch.no_grad():
-            figures["accuracy"] = over_open((logits.argmax(-1) == target).float())
-        return figures
-
-    def preview(path: Path) -> None:
-        averaged = new_student(recipe.student).to(device)
-        averaged.load_state_dict(ema.average)
-        sampler = Sampler(layout, tokenizer, averaged.eval(), device=device, exact=False)
-        sample_grid(sampler, plan.one_step(layout.num_blocks), path, conditions)
-
-    parts: dict[str, Any] = {"model": student, "optimizer": optimizer, "ema": ema}
-    if adversary is not None:
-        parts |= {"judge": adversary.judge, "judging": adversary.optimizer}
-    config = {
-        "model": asdict(recipe.model),
-        "distill": asdict(cfg),
-        "seed": recipe.seed,
-        "pairs": len(pairs.tokens),
-    }
-    config |= {"own": len(own.tokens)} if own is not None else {}
-    return Stage("student", cfg.steps, parts, update, preview, plain(config)), ema, student
 
 
 def straight_through(logits_BLV: Tensor, codebook_VC: Tensor) -> Tensor:
     """Code vectors `[B, L, C]` of the likeliest tokens, with the gradient of the expected vectors."""
     expected = logits_BLV.softmax(-1) @ codebook_VC
     return lookup(codebook_VC, logits_BLV.argmax(-1)) + (expected - expected.detach())
-
-
-def _first(share: float, count: int) -> slice:
-    return slice(max(1, round(share * count)))
 
 
 def _maps(

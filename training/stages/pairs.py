@@ -4,7 +4,8 @@ A pair is only (condition, noise, final tokens): every X_t is recomputed from it
 pair i is a function of (seed, i), so a shard stores labels and tokens alone, and the manifest
 the seed. A shard that exists is not made again; each is written atomically, so a killed run
 goes on with the first missing shard and ends with the same files. A larger count later adds
-shards to those that are there.
+shards to those that are there. Several jobs, each with every n-th shard, need not know of each other: a
+set is complete when all its shards are there, whoever came last.
 
 Where a student makes more than one jump, the later ones begin with tokens that it made itself,
 while the trajectories of Algorithm 1 begin with the teacher's. So pairs may also have a student's
@@ -19,7 +20,10 @@ import hashlib
 import json
 import logging
 import time
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -31,11 +35,12 @@ from torch import Tensor, nn
 from dd_core import plan
 from dd_core.codebook import nearest
 from dd_core.errors import RecipeError
-from dd_core.files import save_tensors
+from dd_core.files import replacing, save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.noise import gaussian_noise
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
+from training import parallel
 from training.data.conditions import ClassConditions, Conditions
 from training.mismatch import refuse_mismatch
 from training.recipes.settings import PairsRecipe
@@ -44,6 +49,33 @@ log = logging.getLogger("dd_train")
 # Settings that say of which distribution, and by which map, the tokens are.
 _DRAWING = ("guidance", "guidance_schedule", "top_k", "top_p", "temperature", "solver", "evaluations")
 _SCHEDULE = {"guidance_schedule": "constant"}  # not written, so that pairs from before it existed stay good
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of `count` jobs that make a set of pairs together, each with every `count`-th shard."""
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> Job:
+        """The job of `--shard`, "I/N".
+
+        Raises:
+            RecipeError: it is not of this form, or I is not below N.
+        """
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            raise RecipeError(
+                f"--shard takes I/N with I from 0 to N - 1, as 0/4, not {text!r}", param="shard"
+            )
+        return cls(int(number), int(count))
+
+    def of_rank(self) -> Job:
+        """This process's part of the job, where torchrun started several."""
+        here = parallel.world()
+        return Job(self.number * here.size + here.rank, self.count * here.size)
 
 
 @dataclass(frozen=True)
@@ -58,13 +90,24 @@ class Pairs:
     seed: int
     begin: int = 0
 
-    def noise(self, code_dim: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    def noise(self, code_dim: int) -> Tensor:
         """The noise of every pair, `[N, L, C]`, from (seed, i)."""
-        length = self.tokens.shape[1]
-        noise = torch.empty(len(self.tokens), length, code_dim, dtype=dtype)
-        for i in range(len(noise)):
-            noise[i] = gaussian_noise(self.seed, i, length, code_dim)
-        return noise
+        return noise_of([self], torch.arange(len(self.tokens)), code_dim)
+
+
+def noise_of(sets: Sequence[Pairs], index_B: Tensor, code_dim: int) -> Tensor:
+    """The noise of some pairs, `[B, L, C]` float16, drawn from (seed, i): that of all takes too much room.
+
+    Args:
+        index_B: places of the pairs, as if the sets were one after another.
+    """
+    length = sets[0].tokens.shape[1]
+    noise = torch.empty(len(index_B), length, code_dim, dtype=torch.float16)
+    starts = list(accumulate((len(p.tokens) for p in sets), initial=0))
+    for row, i in zip(noise, index_B.tolist(), strict=True):
+        k = bisect(starts, i) - 1
+        row.copy_(gaussian_noise(sets[k].seed, i - starts[k], length, code_dim))
+    return noise
 
 
 def weights_digest(*parts: nn.Module | Tensor) -> str:
@@ -90,12 +133,13 @@ def make_pairs(
     prompts: str = "",
     begin: int = 0,
     stop_after: int | None = None,
+    job: Job = Job(),
 ) -> Path:
     """Writes `out/manifest.json` and `out/pairs-00000.safetensors`, …; returns `out`.
 
     Pair i has the label i mod `classes`: a number of classes, or what the labels stand for. `prompts` is a
     hash of the texts where they are that, of which pairs are then. The sampler's student makes the blocks
-    before `begin`. `stop_after` ends after that many new shards, as a kill would.
+    before `begin`. `job` makes its share of the shards; `stop_after` ends after that many, as a kill would.
 
     Raises:
         RecipeError: `out` holds pairs of other settings or of another teacher.
@@ -113,16 +157,15 @@ def make_pairs(
     if manifest.exists():
         refuse_mismatch(out, json.loads(manifest.read_text())["made_with"], made_with, "choose another --out")
     facts = {"made_with": made_with, "count": cfg.count}
-    manifest.write_text(json.dumps({**facts, "complete": False}, indent=1))
+    with replacing(manifest) as temporary:  # by each job, and with the same bytes
+        temporary.write_text(json.dumps(facts, indent=1))
     chosen = plan.trajectory(sampler.layout.num_blocks, begin)
     sampler = replace(sampler, flow=FlowSettings(cfg.solver, cfg.evaluations), exact=False)
-    starts = range(0, cfg.count, cfg.shard)
-    sizes = [min(cfg.shard, cfg.count - start) for start in starts]
-    missing = [(k, s) for k, s in enumerate(starts) if _rows(_shard(out, k)) != sizes[k]]
-    for made, (number, start) in enumerate(track(missing, description="pairs")):
+    missing = [k for k in _missing(out, cfg.count, cfg.shard) if k % job.count == job.number]
+    for made, number in enumerate(track(missing, description="pairs", disable=not parallel.is_main())):
         if stop_after is not None and made >= stop_after:
             return out
-        began = time.perf_counter()
+        began, start = time.perf_counter(), number * cfg.shard
         stop = min(start + cfg.shard, cfg.count)
         labels = torch.arange(start, stop) % conditions.count
         tokens = torch.cat(
@@ -134,9 +177,8 @@ def make_pairs(
         dtype = torch.int16 if len(sampler.codebook_VC) <= 2**15 else torch.int32
         save_tensors({"labels": labels.to(torch.int32), "tokens": tokens.to(dtype)}, _shard(out, number))
         rate = (stop - start) / (time.perf_counter() - began)
-        left = sum(min(cfg.shard, cfg.count - s) for _, s in missing[made + 1 :]) / rate
-        log.info("pairs: shard %d of %d, %.1f pairs/s, %.0f s left", number + 1, len(starts), rate, left)
-    manifest.write_text(json.dumps({**facts, "complete": True}, indent=1))
+        left = sum(min(cfg.shard, cfg.count - k * cfg.shard) for k in missing[made + 1 :]) / rate
+        log.info("pairs: shard %d, %d of %d, %.1f/s, %.0f s left", number, made + 1, len(missing), rate, left)
     return out
 
 
@@ -151,9 +193,12 @@ def load_pairs(folder: Path, cfg: PairsRecipe | None = None) -> Pairs:
     """
     manifest = folder / "manifest.json"
     facts = json.loads(manifest.read_text()) if manifest.exists() else {}
-    if not facts.get("complete"):
+    shard = facts["made_with"]["pairs"]["shard"] if facts else 1
+    missing = _missing(folder, facts["count"], shard) if facts else []
+    if not facts or missing:
+        lost = f": {len(missing)} shards are missing, the first is {missing[0]}" if missing else ""
         raise RecipeError(
-            f"{folder} holds no complete set of pairs; run the pairs stage (again)", param="pairs"
+            f"{folder} holds no complete set of pairs{lost}; run the pairs stage (again)", param="pairs"
         )
     if cfg is not None:
         made, wanted = (
@@ -161,7 +206,7 @@ def load_pairs(folder: Path, cfg: PairsRecipe | None = None) -> Pairs:
             for settings in (_SCHEDULE | facts["made_with"]["pairs"], asdict(cfg))
         )
         refuse_mismatch(folder, made, wanted, "name the same again, or choose another --out")
-    number = -(-facts["count"] // facts["made_with"]["pairs"]["shard"])
+    number = -(-facts["count"] // shard)
     shards = [load_file(_shard(folder, k)) for k in range(number)]
     labels = torch.cat([s["labels"] for s in shards]).long()
     made_with, tokens = facts["made_with"], torch.cat([s["tokens"] for s in shards])
@@ -188,6 +233,12 @@ def _trajectory(
     with mixed_precision(sampler.device):
         codes = sample_codes(sampler, chosen, cond, [(seed, i) for i in index])
     return nearest(sampler.codebook_VC, codes.float()).cpu()
+
+
+def _missing(out: Path, count: int, shard: int) -> list[int]:
+    """Numbers of the shards that are not there, or are shorter or longer than they should be."""
+    starts = range(0, count, shard)
+    return [k for k, s in enumerate(starts) if _rows(_shard(out, k)) != min(shard, count - s)]
 
 
 def _rows(shard: Path) -> int:

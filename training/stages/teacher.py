@@ -21,10 +21,13 @@ from dd_core.models.layers import carry_over
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
+from training import parallel
 from training.data.conditions import ClassConditions, Conditions, spread
 from training.metrics.plots import image_grid
 from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
+from training.optim.memory import economical
 from training.optim.muon import Muon
+from training.parallel import Figures
 from training.recipes.settings import Recipe
 
 
@@ -91,21 +94,29 @@ def teacher_stage(
     tokens = tokens_FNL.flatten(0, 1)
     labels = labels_N.repeat(len(tokens_FNL))
     batches = Batches(len(tokens), cfg.batch, recipe.seed)
+    parts = parallel.parts(batches.count, recipe.accumulate, "teacher.batch")
+    economical(recipe, model.blocks)
 
     def update(step: int) -> dict[str, Tensor]:
         chosen = batches.at(step)
-        target = tokens[chosen].long().to(device)
         dropped = torch.rand(len(chosen)) < cfg.class_dropout
-        cond = conditions(labels[chosen]).to(device)
-        cond = model.null_like(cond).where(dropped.to(device), cond)
-        with mixed_precision(device):
-            logits = model(target, cond)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        picked = conditions.pick(labels[chosen])
+        figures = Figures(device, "cross_entropy")
+        for part in parts:
+            target = tokens[chosen[part.rows]].long().to(device)
+            cond = conditions.of(picked[part.rows]).to(device)
+            cond = model.null_like(cond).where(dropped[part.rows].to(device), cond)
+            with mixed_precision(device):
+                logits = model(target, cond)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
+            loss = loss * (len(target) / len(chosen))
+            loss.backward()  # type: ignore[no-untyped-call]
+            figures.add(cross_entropy=loss)
+        parallel.sum_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(one_cycle(step, cfg.steps, 1.0))
         ema.update(model)
-        return {"cross_entropy": loss, "gradient_norm": norm}
+        return {**figures.total(), "gradient_norm": norm}
 
     def preview(path: Path) -> None:
         averaged = new_teacher(recipe, tokenizer, device)
@@ -117,8 +128,8 @@ def teacher_stage(
         sample_grid(sampler, plan.teacher(recipe.model.layout.num_blocks), path, conditions)
 
     config = {"model": asdict(recipe.model), "teacher": asdict(cfg), "seed": recipe.seed}
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
-    return Stage("teacher", cfg.steps, parts, update, preview, plain(config)), ema
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
+    return Stage("teacher", cfg.steps, state, update, preview, plain(config)), ema
 
 
 def draw_settings(recipe: Recipe) -> LogitSettings:

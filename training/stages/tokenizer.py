@@ -18,16 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dd_core.models import build
 from dd_core.models.build import AnyTokenizer
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
+from training import parallel
+from training.data.ahead import Ahead, copied, pinned
 from training.data.images import ImageSet
 from training.losses.lpips import Lpips
 from training.metrics.plots import reconstruction_grid
 from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
+from training.optim.memory import economical
+from training.parallel import Figures
 from training.recipes.settings import Recipe
 
 
@@ -41,28 +45,38 @@ class CodebookAverage:
         self.sum_VC = codebook_VC.detach().clone()
 
     @torch.no_grad()
-    def update(self, z_NC: Tensor, tokens_N: Tensor) -> None:
-        """Moves the codes; draws the replacements of dead ones from `z_NC`."""
-        size = len(self.count_V)
-        count = torch.bincount(tokens_N, minlength=size).to(z_NC.dtype)
-        total = torch.zeros_like(self.sum_VC).index_add_(0, tokens_N, z_NC)
+    def update(self, z_BLC: Tensor, tokens_BL: Tensor) -> None:
+        """Moves the codes; draws the replacements of dead ones from `z_BLC`.
+
+        Of several ranks each has the vectors of its own rows of the batch, and zeros in the others.
+        """
+        size, number, own = len(self.count_V), tokens_BL.numel(), parallel.own_rows()
+        z_NC, tokens_N = z_BLC[own].flatten(0, -2), tokens_BL[own].flatten()
+        count = parallel.summed(torch.bincount(tokens_N, minlength=size).to(z_NC.dtype))
+        total = parallel.summed(torch.zeros_like(self.sum_VC).index_add_(0, tokens_N, z_NC))
         self.count_V.lerp_(count, 1 - self.decay)
         self.sum_VC.lerp_(total, 1 - self.decay)
         # A code drawn less than a twentieth as often as the average one is as good as unused.
-        dead = self.count_V < 0.05 * len(z_NC) / size
-        place = torch.randint(len(z_NC), (size,), device=z_NC.device)
-        level = torch.full_like(self.count_V, len(z_NC) / size)
+        dead = self.count_V < 0.05 * number / size
+        level = torch.full_like(self.count_V, number / size)
         self.count_V.copy_(torch.where(dead, level, self.count_V))
-        self.sum_VC.copy_(torch.where(dead[:, None], z_NC[place] * level[:, None], self.sum_VC))
+        fresh = self._drawn(z_BLC) * level[:, None]
+        self.sum_VC.copy_(torch.where(dead[:, None], fresh, self.sum_VC))
         self.tokenizer.set_codes(self.sum_VC / self.count_V[:, None])
 
     @torch.no_grad()
-    def reseed(self, z_NC: Tensor) -> None:
+    def reseed(self, z_BLC: Tensor) -> None:
         """Puts every code on a random vector, as if drawn equally often."""
-        size = len(self.count_V)
-        self.count_V.fill_(len(z_NC) / size)
-        self.sum_VC.copy_(z_NC[torch.randint(len(z_NC), (size,), device=z_NC.device)] * len(z_NC) / size)
+        size, number = len(self.count_V), z_BLC.shape[:-1].numel()
+        self.count_V.fill_(number / size)
+        self.sum_VC.copy_(self._drawn(z_BLC) * number / size)
         self.tokenizer.set_codes(self.sum_VC / self.count_V[:, None])
+
+    def _drawn(self, z_BLC: Tensor) -> Tensor:
+        """A random vector of the batch for each code: one rank has it, and the others have zeros."""
+        z_NC = z_BLC.flatten(0, -2)
+        place = torch.randint(len(z_NC), (len(self.count_V),), device=z_NC.device)
+        return parallel.summed(z_NC[place])
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count_V, "sum": self.sum_VC}
@@ -104,39 +118,56 @@ def tokenizer_stage(
     average, ema = CodebookAverage(model, cfg.codebook_decay), Ema(model, cfg.ema)
     batches = Batches(len(images.images), cfg.batch, recipe.seed)
     first_quantised = int(cfg.continuous_for * cfg.steps)
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "codebook": average, "ema": ema}
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "codebook": average, "ema": ema}
+    parts = parallel.parts(batches.count, recipe.accumulate, "tokenizer.batch")
+    economical(recipe, [*model.encoder.blocks, *model.decoder.blocks])
+
+    def load(step: int) -> list[Tensor]:
+        chosen = batches.at(step)
+        return [pinned(images.batch(chosen[part.rows])[0], device) for part in parts]
+
+    ahead = Ahead(load, cfg.steps)
 
     def update(step: int) -> dict[str, Tensor]:
-        x, _ = images.batch(batches.at(step))
-        x = x.to(device)
-        flip = torch.rand(len(x)) < 0.5
-        x = torch.where(flip.to(device)[:, None, None, None], x.flip(3), x)
-        x = x.contiguous(memory_format=memory_layout(device))
-        quantise = step >= first_quantised
-        seen = max(1, round(cfg.lpips_share * len(x)))
-        with mixed_precision(device):
-            z = model.encode_continuous(x).float()
-            coded = model.quantize(z)
-            recon = model.decode_continuous(z + (coded.z - z).detach() if quantise else z).float()
-            with torch.no_grad():
-                target = lpips.features(x[:seen])
-            perceptual = lpips.distance(lpips.features(recon[:seen]), target).mean()
-        pixel = (recon - x).abs().mean()
-        loss = pixel + cfg.lpips * perceptual
-        if quantise:
-            loss = loss + cfg.commitment * coded.commitment + coded.fit
-        figures = {"l1": pixel, "lpips": perceptual, "commit": coded.commitment}
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        flip, quantise = torch.rand(batches.count) < 0.5, step >= first_quantised
+        seen = max(1, round(cfg.lpips_share * batches.count))
+        vectors = tokens = torch.empty(0)
+        figures = Figures(device, "l1", "lpips", "commit")
+        for part, image in zip(parts, ahead.at(step), strict=True):
+            x, share = copied(image, device), len(image) / batches.count
+            x = torch.where(flip[part.rows].to(device)[:, None, None, None], x.flip(3), x)
+            x = x.contiguous(memory_format=memory_layout(device))
+            with mixed_precision(device):
+                z = model.encode_continuous(x).float()
+                coded = model.quantize(z)
+                recon = model.decode_continuous(z + (coded.z - z).detach() if quantise else z).float()
+            found = {"l1": share * (recon - x).abs().mean(), "commit": share * coded.commitment}
+            loss = found["l1"]
+            if n := part.among(seen):
+                with mixed_precision(device):
+                    with torch.no_grad():
+                        target = lpips.features(x[:n])
+                    distance_N = lpips.distance(lpips.features(recon[:n]), target)
+                found["lpips"] = distance_N.sum() / seen
+                loss = loss + cfg.lpips * found["lpips"]
+            if quantise:
+                loss = loss + cfg.commitment * found["commit"] + share * coded.fit
+            loss.backward()  # type: ignore[no-untyped-call]
+            figures.add(**found)
+            if not len(vectors):
+                vectors = coded.vectors_BLC.new_zeros(batches.count, *coded.vectors_BLC.shape[1:])
+                tokens = coded.tokens_BL.new_zeros(batches.count, *coded.tokens_BL.shape[1:])
+            vectors[part.rows], tokens[part.rows] = coded.vectors_BLC, coded.tokens_BL
+        parallel.sum_gradients(trained)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         update_at(optimizer, one_cycle(step, cfg.steps, 1.0))
-        vectors = coded.vectors_BLC.flatten(0, 1)
         if quantise:
-            average.update(vectors, coded.tokens_BL.flatten())
+            average.update(vectors, tokens)
         else:
             average.reseed(vectors)
         ema.update(model)
-        figures["codes_in_use"] = (average.count_V > 0.1 * len(vectors) / len(average.count_V)).float().mean()
-        return figures
+        in_use = average.count_V > 0.1 * tokens.numel() / len(average.count_V)
+        return {**figures.total(), "codes_in_use": in_use.float().mean()}
 
     def preview(path: Path) -> None:
         averaged = new_tokenizer(recipe, device)
@@ -151,7 +182,7 @@ def tokenizer_stage(
         "tokenizer": asdict(cfg),
         "seed": recipe.seed,
     }
-    return Stage("tokenizer", cfg.steps, parts, update, preview, plain(config)), ema
+    return Stage("tokenizer", cfg.steps, state, update, preview, plain(config)), ema
 
 
 @torch.no_grad()
@@ -165,14 +196,16 @@ def encode_all(
 ) -> Tensor:
     """Tokens of every image and (with `mirrored`) of its mirror image: `[2 or 1, N, L]` int16 or int32.
 
-    `batch` images at a time; None = as many as 500 of 32 pixels are.
+    `batch` images at a time; None = as many as 500 of 32 pixels are. Every rank calls it, encodes its share,
+    and has all.
     """
     batch = batch or max(1, 500 * 32 * 32 // images.images[0, 0].numel())
-    flips = []
-    for flip in (False, True) if mirrored else (False,):
-        rows = []
-        for i in range(0, len(images.images), batch):
-            x, _ = images.batch(torch.arange(i, min(i + batch, len(images.images))))
-            rows.append(model.encode((x.flip(3) if flip else x).to(device)).cpu())
-        flips.append(torch.cat(rows))
-    return torch.stack(flips).to(torch.int16 if model.cfg.codebook_size <= 2**15 else torch.int32)
+    count, flips = len(images.images), (False, True) if mirrored else (False,)
+    length = model.encode(images.batch(torch.arange(1))[0].to(device)).shape[1]
+    tokens = torch.zeros(len(flips), count, length, dtype=torch.int32)
+    for i in range(0, count, batch)[parallel.own_rows()]:
+        index = torch.arange(i, min(i + batch, count))
+        x, _ = images.batch(index)
+        for row, flip in zip(tokens, flips, strict=True):
+            row[index] = model.encode((x.flip(3) if flip else x).to(device)).cpu().int()
+    return parallel.summed(tokens).to(torch.int16 if model.cfg.codebook_size <= 2**15 else torch.int32)
