@@ -29,7 +29,7 @@ _PORT = re.compile(r"\d{1,5}")
 _PREFIX = re.compile(r"(?=.{1,255}$)(?:/[A-Za-z0-9._~!$&'()*+,;=:@%\-]+)+")
 _PAIR = re.compile(r'\s*([\w!#$%&\'*+.^`|~\-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s",;]*))\s*([;,]|$)')
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
-_MOST_SHOWN = 64  # characters of a client that is no address (RFC 7239 allows names)
+_LONGEST_HOP = 64  # characters; an address is shorter, and a name, which RFC 7239 allows, is cut
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
@@ -127,9 +127,9 @@ class ProxyHeaders:
 
     def _client(self, hops: Sequence[str]) -> tuple[str, int]:
         """Return the last hop that is no trusted proxy, or the first of all."""
-        hosts = [_host_and_port(hop) for hop in hops]
+        hosts = [_host_and_port(hop[:_LONGEST_HOP]) for hop in hops]
         host, port = next((hop for hop in reversed(hosts) if hop[0] not in self.trusted), hosts[0])
-        return _plain(host[:_MOST_SHOWN]), port
+        return _plain(host), port
 
 
 def _first(headers: Headers, name: str) -> str:
