@@ -210,7 +210,7 @@ class Recipe:
     text: TextConfig | None = None
     views: Count = 6
     begin_from: str | None = None
-    accumulate: int = 1
+    accumulate: Count = 1
     recompute: bool = False
     compile: bool = False
 
