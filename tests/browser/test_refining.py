@@ -87,7 +87,8 @@ def test_the_first_picture_is_there_before_the_next_is_computed(
     assert height(tab) == before, "nothing moved"
     assert pictures == [expected(live, label="ship", seed=11, steps=steps) for steps in (1, 2, 12)]
     expect(trail.nth(2)).to_have_attribute("aria-current", "step")
-    times = [float(text.split()[-2]) for text in trail.locator(".time").all_inner_texts()]
+    shown = [text.split()[-2:] for text in trail.locator(".time").all_inner_texts()]
+    times = [float(number) * {"ms": 1, "s": 1000}[unit] for number, unit in shown]
     assert all(first < then for first, then in pairwise(times)), times
 
     trail.nth(0).click()

@@ -232,7 +232,11 @@ def test_weights_that_do_not_say_their_settings_are_refused_in_one_line(run: Run
         (["all", "--set", 'evaluate.plans=["dd1"]'], {}, "choose from dd-1, dd-2"),
         (["all", "--stop-after", "-1"], {}, "--stop-after"),
         (["all", "--threads", "-1"], {}, "--threads"),
-        (["all"], {"WORLD_SIZE": "2"}, "start several processes with torchrun, which sets RANK=, WORLD_SIZE=2"),
+        (
+            ["all"],
+            {"WORLD_SIZE": "2"},
+            "start several processes with torchrun, which sets RANK=, WORLD_SIZE=2",
+        ),
         (["export", "--to", "x", "--name", "My model"], {}, "--name"),
         (["all", "--out", "/dev/null/run"], {}, "/dev/null/run"),
     ],
