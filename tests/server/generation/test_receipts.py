@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from dd_core.sampling import sample_codes
 from distilled_decoding.contract import MAX_SEED
 from server.generation.encoder import read_receipt
 from server.generation.receipts import MOST_SPLICES, Receipt, parse_receipt
+from tests.mutations import changed, changes
 from tests.server.helpers import Running, refused, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
@@ -196,6 +199,24 @@ def test_a_made_up_receipt_cannot_ask_for_what_is_not_there(server: Running) -> 
         (8, "dd-1", NoiseKey(7, 0, tuple(Splice(b + 1, 1, 0) for b in range(MOST_SPLICES + 1)))),
     ):  # fmt: skip
         refused(ask("tiny", weights, *fields), 400, "invalid_request", "receipt")
+
+
+def test_every_field_of_a_receipt_may_be_anything(server: Running) -> None:
+    """With a checksum that is right: the same picture, or a refusal of this field."""
+    good = parse_receipt(made(server)["receipt"])
+    names = ("model", "weights", "condition", "plan", "seed", "index", "splices")
+    fields = dict(zip(names, ("tiny", good.weights, 8, "dd-1", 7, 0, [[5, 1, 0]]), strict=True))
+    seen = set()
+    for place, value in changes(fields):
+        body = json.dumps(list(changed(fields, place, value).values())).encode()
+        check = hashlib.blake2b(body, digest_size=6).digest()
+        word = "dd1." + base64.urlsafe_b64encode(body + check).decode().rstrip("=")
+        reply = server.post({"receipt": word})
+        seen.add(reply.status_code)
+        if reply.status_code != 200:
+            assert reply.status_code in (400, 409), (place, value, reply.text)
+            assert reply.json()["error"]["param"] == "receipt", (place, value, reply.text)
+    assert seen == {200, 400, 409}
 
 
 def test_other_weights_under_the_same_name_are_not_passed_off(server: Running, tmp_path: Path) -> None:
