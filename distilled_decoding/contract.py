@@ -196,7 +196,7 @@ _SEED_TEXT = "The seed as text, where it is beyond 2⁵³ − 1: JavaScript read
 class ImageReply(BaseModel):
     """One image of a JSON reply."""
 
-    index: int = Field(description="0 for the first image of the request, and so on.")
+    index: int = Field(description="The image's number among those of its seed; its receipt keeps it.")
     seed: int
     seed_text: str | None = Field(None, description=_SEED_TEXT)
     format: ImageFormat
