@@ -26,7 +26,7 @@ from dd_core.plan import Plan
 from dd_core.sampling import Sampler, sample_images
 from dd_core.text.encoder import checked_prompt
 from training.data.beside import pictures_with_captions
-from training.data.conditions import ClassConditions, Conditions, PromptConditions
+from training.data.conditions import ClassConditions, Conditions, EncodedConditions
 from training.data.packages import DataError
 from training.metrics.chunks import Chunks
 from training.metrics.classifier import Classifier
@@ -203,7 +203,7 @@ def _conditions(subject: Subject, request: Request) -> tuple[Conditions, str | N
         log.warning("%d of %d captions cannot be prompts", len(found) - len(captions), len(found))
     if not captions:
         raise DataError(f"none of the {len(found)} captions can be a prompt", param="captions")
-    return PromptConditions(captions, subject.encode), fingerprint_of({"captions": captions})
+    return EncodedConditions(captions, subject.encode), fingerprint_of({"captions": captions})
 
 
 def _readable(caption: str) -> bool:

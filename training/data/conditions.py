@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dd_core.condition import ClassCondition, Condition, TextCondition
-from dd_core.text.encoder import padded_batch
 
 
 class Conditions(Protocol):
@@ -91,32 +90,7 @@ class TextConditions:
 class EncodedConditions:
     """A label is a prompt, which is encoded whenever it is asked for: the states of a large encoder take
     more room than a machine has (half a megabyte a prompt for FLAN-T5-XL).
-
-    Args:
-        encode: prompts → the states of each, `[n, D]`, n ≤ `length`.
     """
-
-    prompts: Sequence[str]
-    encode: Callable[[Sequence[str]], list[Tensor]]
-    length: int
-
-    @property
-    def count(self) -> int:
-        return len(self.prompts)
-
-    def __call__(self, labels_B: Tensor) -> Condition:
-        return self.of(labels_B)
-
-    def pick(self, labels_B: Tensor) -> Tensor:
-        return labels_B
-
-    def of(self, picked_B: Tensor) -> Condition:
-        return padded_batch(self.encode([self.prompts[i] for i in picked_B.tolist()]), self.length)
-
-
-@dataclass(frozen=True)
-class PromptConditions:
-    """A label is a prompt, encoded whenever it is asked for by the encoder of a bundle."""
 
     prompts: Sequence[str]
     encode: Callable[[Sequence[str]], Condition]

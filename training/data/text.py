@@ -22,7 +22,7 @@ from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.files import save_tensors
 from dd_core.models.adapters import load_strictly
 from dd_core.text.config import MiniLMConfig, T5Config
-from dd_core.text.encoder import checked_prompt, padded_states
+from dd_core.text.encoder import checked_prompt, padded_batch, padded_states
 from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, packed, read_tokenizer, unpacked
 from dd_core.text.t5 import T5States, cleaned
 from training.data import captions, pictograms
@@ -103,7 +103,8 @@ def prompt_conditions(
     `store`.
     """
     if isinstance(recipe.text, T5Config):
-        return EncodedConditions(prompts, t5_states(recipe.text, device).many, recipe.text.length)
+        states, length = t5_states(recipe.text, device), recipe.text.length
+        return EncodedConditions(prompts, lambda texts: padded_batch(states.many(texts), length))
     return TextConditions.of_prompts(*encoded(recipe, prompts, store))
 
 
