@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from training.metrics.paper import Figures
-from training.metrics.report import Row, shown, with_spread
+from training.metrics.report import Row, shown, with_spread, write_evaluation
 
 _COLUMNS = (
     "plan",
@@ -80,8 +79,4 @@ def write_comparison(
         "rows": [asdict(r) for r in rows],
         "paper": {name: asdict(figures) for name, figures in paper.items()},
     }
-    text = comparison_table(rows, paper, notes)
-    for name, content in (("json", json.dumps(record, indent=1) + "\n"), ("md", text)):
-        temporary = out / f"evaluation.{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(out / f"evaluation.{name}")
+    write_evaluation(record, comparison_table(rows, paper, notes), out)

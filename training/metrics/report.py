@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from dd_core.files import replacing
 from training.metrics.plots import image_grid
 
 
@@ -83,10 +84,14 @@ def read_rows(folder: Path) -> list[Row]:
 def write_report(rows: Sequence[Row], settings: dict[str, Any], out: Path) -> None:
     """Writes `evaluation.json` (settings and rows) and `evaluation.md` (the table)."""
     record = {"settings": settings, "rows": [dataclasses.asdict(r) for r in rows]}
-    for name, text in (("json", json.dumps(record, indent=1) + "\n"), ("md", table(rows, settings))):
-        temporary = out / f"evaluation.{name}.tmp"
-        temporary.write_text(text)
-        temporary.replace(out / f"evaluation.{name}")
+    write_evaluation(record, table(rows, settings), out)
+
+
+def write_evaluation(record: Mapping[str, Any], text: str, out: Path) -> None:
+    """Write `evaluation.json` and `evaluation.md` in `out`, each whole or not at all."""
+    for name, content in (("json", json.dumps(record, indent=1) + "\n"), ("md", text)):
+        with replacing(out / f"evaluation.{name}") as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 _COLUMNS = (
