@@ -19,8 +19,6 @@ import math
 import os
 import re
 import shutil
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +36,7 @@ from torch import Tensor
 
 from dd_core.files import save_tensors
 from dd_core.hub.storage import check_room, exclusive
-from training.data.images import ImageSet
+from training.data.images import UNREADABLE, ImageSet
 from training.data.packages import DataError, cache_dir
 
 log = logging.getLogger("dd_train")
@@ -48,11 +46,6 @@ _VERSION = 1  # raise it when pixels or the split change, so that no old cache i
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 _CHUNK = 256
-# Of all the kinds that Pillow's readers raise on broken files.
-_UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
 
 
 @dataclass(frozen=True)
@@ -244,7 +237,7 @@ def _decode(file: _File, size: int) -> _Row | _Failure:
             return _Row(hashlib.sha256(data).digest(), _square(image, size).tobytes())
     except UnidentifiedImageError:
         return _Failure("no image")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return _Failure(" ".join(str(error).split()) or type(error).__name__)
 
 

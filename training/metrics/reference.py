@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dd_core.files import save_tensors
+from training.data.images import UNREADABLE
 from training.data.packages import DataError
 from training.metrics.features import CHUNK, Extractor, content_hash, features_of, real_store
 from training.metrics.fid import Gaussian
@@ -127,7 +128,7 @@ def _readable(files: Sequence[Path]) -> Iterator[Tensor]:
         try:
             with Image.open(path) as picture:
                 pixels = np.array(picture.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             log.warning("%s is left out: %s", path, error)
             continue
         yield torch.from_numpy(pixels).permute(2, 0, 1)
