@@ -6,6 +6,7 @@ plain JSON and comes back through the same dataclass, which then holds its field
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -20,7 +21,7 @@ STRICT: dict[str, Any] = {"extra": "forbid"}
 _Blocks = Annotated[int, Field(ge=1, le=16)]
 
 
-class _Autoencoder:
+class _Autoencoder(ABC):
     """Down-sampling is `2 ** (len(channel_multipliers) - 1)`."""
 
     __pydantic_config__: ClassVar = STRICT
@@ -31,12 +32,12 @@ class _Autoencoder:
     def downsampling(self) -> int:
         return int(2 ** (len(self.channel_multipliers) - 1))
 
+    @abstractmethod
     def with_side(self, side: int) -> Self:
         """The same architecture for a grid of `side` × `side` codes."""
-        raise NotImplementedError
 
 
-class _Transformer:
+class _Transformer(ABC):
     """The last row of the label table, `num_classes`, is the null class. Without `text_dim` the condition is
     a class.
     """
@@ -58,22 +59,22 @@ class _Transformer:
         return self.num_classes
 
     @property
+    @abstractmethod
     def num_layers(self) -> int:
         """Transformer blocks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def with_layers(self, layers: int) -> Self:
         """The same architecture with another number of transformer blocks."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def side(self) -> int:
         """Side of the grid of codes that the decoder reads, in tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def with_side(self, side: int) -> Self:
         """The same architecture for a grid of `side` × `side` codes."""
-        raise NotImplementedError
 
 
 class _Scales:
