@@ -26,6 +26,7 @@ from server.generation.receipts import Receipt, parse_receipt
 from server.models.catalog import find, find_all, sources_of
 from server.models.listing import convert_model, listing, named_class, passes, pull_lines
 from server.observability.metrics import package_version
+from server.observability.writing import say_last
 from server.settings import ENV_PREFIX, Settings, load_settings, show
 
 app = typer.Typer(
@@ -208,8 +209,8 @@ def main() -> None:
     try:
         app()
     except DDError as error:
-        typer.echo(f"dd-server: error: {error.message}", err=True)
+        say_last(f"dd-server: error: {error.message}")
         sys.exit(2 if isinstance(error, (InvalidRequestError, BundleNotFoundError)) else 1)
     except OSError as error:
-        typer.echo(f"dd-server: error: {error}", err=True)
+        say_last(f"dd-server: error: {error}")
         sys.exit(1)

@@ -72,6 +72,7 @@ def _main(connection: Connection, find: Find, source: str, log_level: str, log_f
     except Exception:
         log.exception("looking for %s failed", source)
         answer = ComputeError("looking for the model failed; the server's log says why")
+    logging.shutdown()
     connection.send(answer)
 
 
