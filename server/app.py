@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from server.api import generate, health, images, models, openai, pages
+from server.devices.finder import find_apart
 from server.devices.messages import Prepare
 from server.devices.placement import usable_cores, worker_specs
 from server.devices.pool import DevicePool
@@ -80,7 +81,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         found = served
         if found is None:
-            found = await asyncio.to_thread(find_all, sources_of(settings.model))
+            found = await find_apart(find_all, sources_of(settings.model), settings)
             check_aliases(settings.aliases, [model.name for model in found])
         weights = sum(model.bytes for model in found)
         pool = state.pool = DevicePool(

@@ -189,6 +189,28 @@ def test_serve_says_where_it_listens_and_drains_on_sigterm(bundle_folder: Path, 
             process.kill()
 
 
+def test_a_start_that_waits_for_a_hub_ends_on_sigterm(tmp_path: Path) -> None:
+    """By a handler: a signal without one does not reach the first process of a container."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "DD_HOME": str(tmp_path)}
+        environment["HF_ENDPOINT"] = "http://{}:{}".format(*silent.getsockname())
+        command = [sys.executable, "-m", "server", "serve", "var-dd-d16", "--port", "0"]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                silent.settimeout(PATIENCE)
+                connection, _ = silent.accept()
+                with connection:
+                    process.send_signal(signal.SIGTERM)
+                    said = process.communicate(timeout=PATIENCE)[1]
+                assert process.returncode == 0
+                assert "stopped before the models were found" in said
+            finally:
+                process.kill()
+
+
 def test_the_socket_refuses_clients_until_the_server_listens() -> None:
     with bind("127.0.0.1", 0) as bound, pytest.raises(ConnectionRefusedError):
         socket.create_connection(bound.getsockname(), timeout=5)
