@@ -48,8 +48,9 @@ async def _load(state: ServerState, pool: DevicePool, served: Sequence[ServedMod
             await pool.load(model)
             state.catalog.models[model.name] = model
     except Exception as error:
-        log.exception("the start failed")
-        state.fail(error)
+        if state.phase is not Phase.DRAINING:  # else the signal reached the processes of the start as well
+            log.exception("the start failed")
+            state.fail(error)
         return
     if state.phase is Phase.WARMING_UP:
         # What is here now stays: a collection need not look at the half million objects of the libraries.

@@ -211,6 +211,24 @@ def test_a_start_that_waits_for_a_hub_ends_on_sigterm(tmp_path: Path) -> None:
                 process.kill()
 
 
+def test_a_signal_to_all_of_its_processes_ends_a_start(bundle_folder: Path) -> None:
+    """As systemd sends it: the process that device processes are forked from ends, and that is no failure."""
+    command = [sys.executable, "-m", "server", "serve", str(bundle_folder), "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert any("listening on" in line for line in iter(process.stderr.readline, ""))
+            os.killpg(process.pid, signal.SIGTERM)
+            said = process.communicate(timeout=PATIENCE)[1]
+            assert process.returncode == 0, said
+            assert "Traceback" not in said
+        finally:
+            process.kill()
+
+
 def test_the_socket_refuses_clients_until_the_server_listens() -> None:
     with bind("127.0.0.1", 0) as bound, pytest.raises(ConnectionRefusedError):
         socket.create_connection(bound.getsockname(), timeout=5)
