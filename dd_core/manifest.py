@@ -211,8 +211,8 @@ class Manifest(_Strict):
                 raise ValueError(
                     f"presets: {plan.name} ends at block {plan.num_blocks}, the layout has {blocks}"
                 )
-            for actor, there in (("student", self.student), ("teacher", self.teacher)):
-                if actor in plan.needs and there is None:
+            for actor in sorted(plan.needs):
+                if getattr(self, actor, True) is None:  # marginals are no part of a bundle
                     raise ValueError(f"presets: {plan.name} needs a {actor}, and there is none")
 
     @property
