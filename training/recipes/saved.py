@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from dd_core.errors import RecipeError
+from dd_core.files import replacing
 from training.recipes.settings import Recipe
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
@@ -60,9 +61,8 @@ def remembered(out: Path, recipe: Recipe) -> Iterator[None]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def has_begun(out: Path) -> bool:
