@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.test_refining import drop
-from tests.browser.tools import image_of, receipt_of, settled, tile_of
+from tests.browser.tools import drop, image_of, receipt_of, settled, tile_of
 from tests.server.helpers import Running
 
 

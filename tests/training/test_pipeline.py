@@ -16,6 +16,7 @@ from dd_core.models.config import LlamaGenConfig
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
+from tests.training.runs import finished_run
 from training import pipeline
 from training.cli import app, main
 from training.metrics import plots
@@ -31,17 +32,10 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run."""
-    run = Run(get_recipe("tiny"), tmp_path_factory.mktemp("run"), CPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DD_CACHE", str(cache))
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-        pipeline.train_tokenizer(run)
-        pipeline.train_decoder(run)
-        pipeline.train_teacher(run)
-        pipeline.generate_pairs(run)
-        pipeline.distill(run)
-        pipeline.evaluate(run, extractor=Mean(), timing=False)
-    return run
+        return finished_run("tiny", tmp_path_factory.mktemp("run"))
 
 
 def test_every_stage_leaves_its_files(run: Run) -> None:

@@ -22,7 +22,7 @@ from dd_core.sampling import sample_images
 from dd_core.text.minilm import unpacked
 from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
-from tests.training.fakes import Mean
+from tests.training.runs import finished_run
 from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.cli import app
@@ -60,14 +60,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
 @pytest.fixture(scope="module")
 def run(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run."""
-    run = Run(get_recipe("text-tiny"), tmp_path_factory.mktemp("run"), CPU)
-    pipeline.train_tokenizer(run)
-    pipeline.train_decoder(run)
-    pipeline.train_teacher(run)
-    pipeline.generate_pairs(run)
-    pipeline.distill(run)
-    pipeline.evaluate(run, extractor=Mean(), timing=False)
-    return run
+    return finished_run("text-tiny", tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
