@@ -43,6 +43,7 @@ def test_every_stage_leaves_its_files(run: Run) -> None:
     for stage in ("tokenizer", "decoder", "teacher", "student"):
         needed = {f"{stage}.safetensors", f"{stage}.jsonl", f"{stage}-loss.png", f"{stage}-samples.png"}
         assert needed <= names
+        assert (run.out / f"{stage}-loss.png").stat().st_size > 1000
     assert {"tokens.safetensors", "pairs", "evaluation"} <= names
 
 
