@@ -138,6 +138,13 @@ def test_no_file_holds_several_ideas(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
+def test_no_test_or_benchmark_is_longer() -> None:
+    files = [path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 100
+    long = [_name(path) for path in files if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES]
+    assert long == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_nothing_loads_code_or_ignores_missing_weights(path: Path) -> None:
     """Weights are data: no pickle, no `weights_only=False`; and none may be missing: no `strict=False`."""
