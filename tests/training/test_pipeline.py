@@ -19,7 +19,6 @@ from tests.training.fakes import Mean
 from tests.training.runs import finished_run
 from training import pipeline
 from training.cli import app, main
-from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.run import Run, load_teacher, load_tokenizer
 from training.stages.export import export
@@ -84,7 +83,6 @@ def test_a_run_can_start_from_a_bundle(
 ) -> None:
     """The bundle's weights (as float16 holds them), its tokens, and stages that go on from there."""
     monkeypatch.setenv("DD_CACHE", str(cache))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
     export(run, "tiny", tmp_path / "bundle")
     again = Run(get_recipe("tiny", ["distill.start=student", "pairs.own=20"]), tmp_path / "again", CPU)
@@ -117,7 +115,6 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
 ) -> None:
     """From a bundle's student to one of more blocks, to a bundle, and on from there."""
     monkeypatch.setenv("DD_CACHE", str(cache))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
     export(run, "tiny", tmp_path / "shallow")
     deeper = Run(

@@ -24,7 +24,6 @@ from dd_core.text.t5 import T5States, cleaned
 from tests.training.test_stages import RandomLpips
 from training import pipeline
 from training.data import text as text_data
-from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.recipes.settings import PairsRecipe, Recipe
 from training.run import Run
@@ -55,7 +54,6 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     RandomLpips(tmp_path)
     monkeypatch.setenv("DD_LPIPS", str(tmp_path / "lpips.safetensors"))
     monkeypatch.setattr(text_data, "t5_states", FewWords)
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     whole, tiny = get_recipe("llamagen-t2i"), get_recipe("tiny")
     gpt = LlamaGenConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=6, text_dim=16

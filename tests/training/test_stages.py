@@ -21,7 +21,6 @@ from dd_core.sampling import Sampler
 from tests.training.helpers import pictures_like
 from training.data.images import ImageSet
 from training.losses.lpips import Lpips
-from training.metrics import plots
 from training.optim.loop import Batches, Ema, Stage, one_cycle, run_stage
 from training.recipes.named import get_recipe
 from training.recipes.settings import Recipe
@@ -100,7 +99,7 @@ def _stage_maker(name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs) -> Calla
 
 @pytest.mark.parametrize("name", ["tokenizer", "decoder", "teacher", "student", "judged student"])
 def test_resume_equals_an_uninterrupted_run(
-    name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
 ) -> None:
     """Killed after 1, 3 and 4 of 6 updates; the checkpoint holds every second one.
 
@@ -119,8 +118,6 @@ def test_resume_equals_an_uninterrupted_run(
         journal = [json.loads(line) for line in (folder / f"{stage.name}.jsonl").read_text().splitlines()]
         return ema, model.state_dict(), [{k: v for k, v in j.items() if k != "per_s"} for j in journal]
 
-    # It takes longer than the updates, and test_pipeline.py draws it.
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     straight = finish(tmp_path / "straight", [None])
     finish(tmp_path / "broken", [2, 2])
     broken = finish(tmp_path / "broken", [None])
