@@ -15,7 +15,7 @@ from training.metrics import plots
 
 @pytest.fixture(autouse=True)
 def _no_loss_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the updates; the run of test_pipeline.py, whose scope is wider, draws them."""
+    """They take longer than the updates; the run of test_pipeline.py, whose scope is wider, draws one."""
     monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
 
 

@@ -49,7 +49,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
         RandomLpips(cache)
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
         patch.setattr(agreement, "_STEPS", 20)
-        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws them
+        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws one
         said = CliRunner().invoke(app, ["corpus"])
         assert said.exit_code == 0, said.output
         assert "noto: noto 1.0.0, MIT, 40 pictures" in said.output

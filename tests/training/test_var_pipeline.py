@@ -32,7 +32,7 @@ def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DD_CACHE", str(cache))
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws them
+        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws one
         return finished_run("var-tiny", tmp_path_factory.mktemp("run"))
 
 
