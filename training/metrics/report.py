@@ -152,8 +152,8 @@ def _text_notes(settings: dict[str, Any]) -> str:
         f"batches of {settings['batch']}. FID falls as images are added: compare rows with equal numbers "
         "only. Right caption of 100: see `training/metrics/caption_retrieval.py`; a blind guess reaches "
         f"0.010, the real held-out pictures {settings['right_caption_of_real']:.3f}. `real-test`: real "
-        "pictures that were learned from against the reference; `real-split`: one half of them against the other; "
-        "`reconstruction`: the reference's pictures through the tokenizer, held against themselves."
+        "pictures that were learned from against the reference; `real-split`: one half of them against the "
+        "other; `reconstruction`: the reference's pictures through the tokenizer, held against themselves."
     )
 
 
