@@ -19,7 +19,7 @@ from tests.server.helpers import PATIENCE, running
 CLIENT = "openai@7.59.0"
 PAGE = """<!doctype html><meta charset="utf-8"><pre></pre><script type="module">
 import OpenAI from "./package/index.mjs";
-const client = new OpenAI({ apiKey: "none", baseURL: "URL/v1", dangerouslyAllowBrowser: true });
+const client = new OpenAI({ apiKey: "none", baseURL: "SERVER/v1", dangerouslyAllowBrowser: true });
 const said = [];
 try {
   said.push((await client.models.list()).data[0].id);
@@ -84,7 +84,7 @@ def test_openais_client_draws_in_a_page_of_another_origin(
 ) -> None:
     folder, origin = elsewhere
     with running(text_folder, cors_origins=origin, served_model_name="tiny-text=gpt-image-1") as live:
-        (folder / "page.html").write_text(PAGE.replace("URL", live.url), encoding="utf-8")
+        (folder / "page.html").write_text(PAGE.replace("SERVER", live.url), encoding="utf-8")
         tab = browser.new_page()
         tab.goto(f"{origin}/page.html")
         expect(tab.locator("pre")).to_have_text(
