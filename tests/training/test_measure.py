@@ -295,3 +295,7 @@ def test_the_command(
     assert "| dd-1 | 1 | 12 against 30 |" in capsys.readouterr().out
     with pytest.raises(DDError, match="--reference"):
         cli.app(words, standalone_mode=False)
+    unknown = ["evaluate", "no-such", "--reference", str(folder), "--out", str(tmp_path / "unknown")]
+    with pytest.raises(DDError, match="no-such"):
+        cli.app(unknown, standalone_mode=False)
+    assert not (tmp_path / "unknown").exists()
