@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dd_core.sampling import to_pixels
+from training.optim.progress import FIELDS
 
 
 def reconstruction_grid(
@@ -48,7 +49,7 @@ def loss_curve(journal: Path, path: Path) -> None:
     from matplotlib import pyplot
 
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    names = [k for k in dict.fromkeys(k for line in lines for k in line) if k not in ("step", "per_s")]
+    names = [k for k in dict.fromkeys(k for line in lines for k in line) if k not in FIELDS]
     figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]

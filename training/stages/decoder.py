@@ -116,4 +116,4 @@ def decoder_stage(
         "decoder": asdict(cfg),
         "seed": recipe.seed,
     }
-    return Stage("decoder", cfg.steps, state, update, preview, plain(config)), ema
+    return Stage("decoder", cfg.steps, state, update, batches, preview, plain(config)), ema
