@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dd_core.sampling import to_pixels
-from training.optim.progress import FIELDS
+from training.optim.progress import FIELDS, read_journal
 
 
 def reconstruction_grid(
@@ -48,7 +47,7 @@ def loss_curve(journal: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines = read_journal(journal)
     names = [k for k in dict.fromkeys(k for line in lines for k in line) if k not in FIELDS]
     figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
@@ -72,6 +74,12 @@ class Pace:
 def record_of(progress: Progress, figures: dict[str, float]) -> dict[str, float]:
     """A line of a journal."""
     return asdict(progress) | figures
+
+
+def read_journal(path: Path) -> list[dict[str, float]]:
+    """The lines of a stage's journal, `[]` where it has not begun; one that is half written is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def peak_memory() -> int:
