@@ -44,8 +44,8 @@ RULES: dict[str, Rule] = {
         0.8,
         "most FID of reconstructions, as a share of the teacher's",
         "The tokenizer leaves room: the teacher and the student are what to train.",
-        "The tokenizer is the bottleneck: no sampler passes its reconstructions. Train the decoder on against its "
-        "discriminator (decoder.steps=+2400), which keeps the codes and all that was made of them.",
+        "The tokenizer is the bottleneck: no sampler passes its reconstructions. Train the decoder on "
+        "against its discriminator (decoder.steps=+2400), which keeps the codes and what was made of them.",
     ),
     "teacher": Rule(
         0.15,
@@ -70,10 +70,10 @@ RULES: dict[str, Rule] = {
     ),
     "frequency": Rule(
         1.2,
-        "least accuracy in one step, as a multiple of what always guessing a place's commonest token has",
+        "least accuracy in one step, as a multiple of what guessing each place's commonest token has",
         "The student has learned more than how often a token occurs.",
-        "The student knows little more than how often tokens occur. Train it longer (distill.steps=+2000); if its "
-        " cross entropy does not fall at all, with a lower distill.lr and distill.matrix_lr.",
+        "The student knows little more than how often tokens occur. Train it longer (distill.steps=+2000); "
+        "if its cross entropy does not fall at all, with a lower distill.lr and distill.matrix_lr.",
     ),
     "positions": Rule(
         0.25,

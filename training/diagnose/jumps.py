@@ -70,6 +70,6 @@ def jumps_in_fid(fids: Mapping[str, float], step: int) -> str:
         return ""
     teacher, second, both, one = (fids[name] for name in ("teacher", hybrid, "dd-2", "dd-1"))
     return (
-        f" In FID: teacher {teacher:.1f}; {second - teacher:+.1f} by the second jump, {both - second:+.1f} by the "
-        f" first one before it; one step {one:.1f}."
+        f" In FID: teacher {teacher:.1f}; {second - teacher:+.1f} by the second jump, {both - second:+.1f} "
+        f"by the first one before it; one step {one:.1f}."
     )

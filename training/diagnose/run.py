@@ -179,7 +179,7 @@ def _student(run: Run, count: int) -> Iterator[Finding]:
     true = scores(made, steps)
     yield memorisation(scores(fresh.learned(), steps), true)
     commonest = commonest_accuracy(fresh.pairs.tokens, made.tokens, len(codes))
-    yield positions(true, commonest, bool(run.recipe.distill.adversarial))
+    yield positions(true, commonest, math.log(len(codes)), bool(run.recipe.distill.adversarial))
     if later := [t for t in steps if t]:
         own: dict[int, Scores] = {}
         for t in later:

@@ -20,6 +20,8 @@ from dd_core.sampling import renoise
 from training.data.conditions import Conditions
 from training.diagnose.finding import RULES, Finding, judged
 
+_NOTHING = 0.95  # of the nats of a blind guess: a student that has hardly begun
+
 
 @dataclass(frozen=True)
 class Known:
@@ -114,11 +116,12 @@ def memorisation(trained: Mapping[int, Scores], fresh: Mapping[int, Scores]) -> 
     return judged("memorisation", says, numbers, trouble)
 
 
-def positions(fresh: Mapping[int, Scores], commonest: float, adversarial: bool) -> Finding:
+def positions(fresh: Mapping[int, Scores], commonest: float, chance: float, adversarial: bool) -> Finding:
     """Accuracy on fresh pairs, in all and by block.
 
     Args:
         commonest: the accuracy of guessing the commonest token of each place.
+        chance: nats a token of one who knows nothing, ln V.
         adversarial: the student has learned against a discriminator already.
     """
     first = min(fresh)
@@ -126,15 +129,17 @@ def positions(fresh: Mapping[int, Scores], commonest: float, adversarial: bool) 
     cut = first + max(1, (blocks - first) // 4)
     early, late = fresh[first].accuracy(first, cut), fresh[first].accuracy(blocks - (cut - first))
     says = (
-        f"{one:.1%} of the tokens of fresh pairs come out right in one step ({commonest:.1%} by always taking a "
-        f" place's commonest token): {early:.1%} in the first quarter of the blocks, {late:.1%} in the last."
+        f"{one:.1%} of the tokens of fresh pairs come out right in one step ({commonest:.1%} by always "
+        f"taking a place's commonest token): {early:.1%} in the first quarter of the blocks, {late:.1%} in the "
+        "last."
     )
     numbers = {
         "one_step": one,
         "commonest": commonest,
         "by_block": {f"step {t}": s.by_block() for t, s in sorted(fresh.items())},
     }
-    if one < RULES["frequency"].limit * commonest:
+    knows_nothing = float(fresh[first].of_pairs().mean()) > _NOTHING * chance
+    if knows_nothing or one < RULES["frequency"].limit * commonest:
         return judged("positions", says, numbers, True, "frequency")
     return judged("positions", says, numbers, one < RULES["positions"].limit and not adversarial)
 
