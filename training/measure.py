@@ -28,6 +28,7 @@ from dd_core.text.encoder import checked_prompt
 from training.data.beside import pictures_with_captions
 from training.data.conditions import ClassConditions, Conditions, EncodedConditions
 from training.data.packages import DataError
+from training.digest import weights_digest
 from training.metrics.chunks import Chunks
 from training.metrics.classifier import Classifier
 from training.metrics.comparison import write_comparison
@@ -39,7 +40,9 @@ from training.metrics.reference import LEAST, Reference, read_reference
 from training.metrics.report import Row, write_grid
 from training.metrics.rows import fingerprint_of, once
 from training.metrics.timing import plan_times
-from training.presets import runs
+from training.presets import presets, runs
+from training.run import Run
+from training.trained import load_models, sampler_of
 
 log = logging.getLogger("dd_train")
 
@@ -76,6 +79,17 @@ class Subject:
         encode = None if bundle.text is None else bundle.text.encode
         plans = [preset.plan for preset in bundle.presets]
         return cls(bundle.name, bundle.manifest.model, bundle.sampler, plans, bundle.digest, encode)
+
+    @classmethod
+    def of_run(cls, run: Run) -> Subject:
+        """The models of a run.
+
+        Raises:
+            RecipeError: an earlier stage is missing.
+        """
+        models, plans = load_models(run), [preset.plan for preset in presets(run.recipe)]
+        sampler = sampler_of(run, *models)
+        return cls(run.recipe.name, run.recipe.model, sampler, plans, weights_digest(*models))
 
     def runnable(self, names: Sequence[str] = ()) -> list[Plan]:
         """The model's plans and, beside them, the baselines that it can run: the teacher, skip-n, onestep*.
@@ -185,6 +199,11 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
         write_comparison(rows, paper, settings, notes, out)
         chunks.remove()
     return rows
+
+
+def reference_folder(run: Run) -> Path:
+    """The place of figures against a given reference: of a run without images, that of its evaluation."""
+    return run.out / ("evaluation" if run.recipe.data == "none" else "evaluation-reference")
 
 
 def _conditions(subject: Subject, request: Request) -> tuple[Conditions, str | None]:

@@ -20,6 +20,7 @@ from dd_core.models.vq import VQTokenizer
 from dd_core.sampling import Sampler
 from tests.training.helpers import pictures_like
 from training.data.images import ImageSet
+from training.digest import weights_digest
 from training.losses.lpips import Lpips
 from training.metrics import plots
 from training.optim.loop import Batches, Ema, Stage, one_cycle, run_stage
@@ -27,9 +28,10 @@ from training.recipes.named import get_recipe
 from training.recipes.settings import Recipe
 from training.stages.decoder import decoder_stage
 from training.stages.distill import distill_stage, student_from_teacher
-from training.stages.pairs import Pairs, load_pairs, make_pairs, marginals, weights_digest
-from training.stages.teacher import draw_settings, new_teacher, teacher_stage
-from training.stages.tokenizer import CodebookAverage, encode_all, new_tokenizer, tokenizer_stage
+from training.stages.pairs import Pairs, load_pairs, make_pairs, marginals
+from training.stages.teacher import new_teacher, teacher_stage
+from training.stages.tokenizer import CodebookAverage, new_tokenizer, tokenizer_stage
+from training.stages.tokens import encode_all
 
 CPU = torch.device("cpu")
 
@@ -153,7 +155,7 @@ def test_pairs_resume_to_the_same_files_and_depend_on_the_seed(recipe: Recipe, t
     tokenizer = new_tokenizer(recipe, CPU)
     teacher = new_teacher(recipe, tokenizer, CPU).eval()
     teacher.output.weight.data.mul_(20)
-    sampler = Sampler(recipe.model.layout, tokenizer, None, teacher, draw=draw_settings(recipe))
+    sampler = Sampler(recipe.model.layout, tokenizer, None, teacher, draw=recipe.pairs.draw_settings)
     identity = weights_digest(teacher, tokenizer)
 
     def make(folder: Path, seed: int, *stops: int | None) -> dict[str, str]:

@@ -16,10 +16,16 @@ from dd_core.sampling import Sampler
 from training.data import text
 from training.data.conditions import ClassConditions, Conditions
 from training.diagnose.student import Known
-from training.pipeline import pair_prompts
 from training.run import Run
-from training.stages.pairs import Pairs, load_pairs, noise_of, trajectory_tokens
-from training.stages.teacher import draw_settings
+from training.stages.pairs import (
+    FOLDER,
+    PROMPTS,
+    Pairs,
+    load_pairs,
+    noise_of,
+    pair_prompts,
+    trajectory_tokens,
+)
 
 _AT_ONCE = 50
 
@@ -44,17 +50,17 @@ class Fresh:
         cls, run: Run, tokenizer: AnyTokenizer, teacher: AnyTeacher, student: AnyStudent, count: int
     ) -> Fresh:
         """Raises RecipeError: the run has no complete set of pairs, or of other settings."""
-        recipe, pairs = run.recipe, load_pairs(run.out / "pairs", run.recipe.pairs)
+        recipe, pairs = run.recipe, load_pairs(run.out / FOLDER, run.recipe.pairs)
         conditions: Conditions = ClassConditions(recipe.model.num_classes)
         if recipe.text is not None:
-            store = run.out / "prompts.safetensors"
-            conditions = text.prompt_conditions(recipe, pair_prompts(run), store, run.device)
+            prompts = pair_prompts(run)
+            conditions = text.prompt_conditions(recipe, prompts, run.out / PROMPTS, run.device)
         sampler = Sampler(
             recipe.model.layout,
             tokenizer,
             student,
             teacher,
-            draw=draw_settings(recipe),
+            draw=recipe.pairs.draw_settings,
             flow=FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations),
             device=run.device,
             exact=False,

@@ -32,8 +32,8 @@ from training.diagnose.tokens import codebook, codebook_in_training
 from training.diagnose.weights import student_of, teacher_of
 from training.metrics.features import Extractor, FeatureExtractor
 from training.optim.progress import read_journal
-from training.run import Run, load_drawing_tokenizer, load_teacher, load_tokenizer, read
-from training.stages.tokenizer import encode_all
+from training.run import Run, load_drawing_tokenizer, load_teacher, load_tokenizer
+from training.stages.tokens import encode_all, read_tokens
 
 STAGES = ("tokenizer", "decoder", "teacher", "student")
 
@@ -97,7 +97,7 @@ def _numbers(run: Run) -> Iterator[Finding]:
 def _codebook(run: Run) -> Iterator[Finding]:
     size, lines = run.recipe.tokenizer_model.codebook_size, read_journal(run.out / "tokenizer.jsonl")
     if (run.out / "tokens.safetensors").exists():
-        yield codebook(read(run, "tokens", "tokenizer")["tokens"], size)
+        yield codebook(read_tokens(run)[0], size)
     elif lines:
         yield codebook_in_training(lines[-1]["codes_in_use"], size, int(lines[-1]["step"]))
     else:
@@ -139,10 +139,9 @@ def _teacher(run: Run, count: int) -> Iterator[Finding]:
     if tokenizer is None or teacher is None:
         yield not_measured("teacher", "there is none yet, or the run has no images that it learned from")
         return
-    kept = read(run, "tokens", "tokenizer")
-    labels_N = kept["labels"].long()
+    tokens_FNL, labels_N = read_tokens(run)
     some = torch.linspace(0, len(labels_N) - 1, min(count, len(labels_N))).long()
-    known = kept["tokens"][0, some], labels_N[some]
+    known = tokens_FNL[0, some], labels_N[some]
     conditions: Conditions = ClassConditions(run.recipe.model.num_classes)
     if run.recipe.text is not None:
         conditions = text.train_conditions(run.recipe, run.out / "captions.safetensors")

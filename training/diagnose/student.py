@@ -130,8 +130,8 @@ def positions(fresh: Mapping[int, Scores], commonest: float, chance: float, adve
     early, late = fresh[first].accuracy(first, cut), fresh[first].accuracy(blocks - (cut - first))
     says = (
         f"{one:.1%} of the tokens of fresh pairs come out right in one step ({commonest:.1%} by always "
-        f"taking a place's commonest token): {early:.1%} in the first quarter of the blocks, {late:.1%} in the "
-        "last."
+        f"taking a place's commonest token): {early:.1%} in the first quarter of the blocks, {late:.1%} in "
+        "the last."
     )
     numbers = {
         "one_step": one,

@@ -30,10 +30,9 @@ from dd_core.errors import InvalidRequestError
 from dd_core.files import save_tensors
 from dd_core.runtime import pick_device
 from training.data.cifar10 import cifar10
-from training.data.images import inception_weights
 from training.data.packages import DataError, cache_dir
 from training.metrics.fid import frechet_distance, kernel_distance
-from training.metrics.inception import SIDE, Inception
+from training.metrics.inception import SIDE, Inception, inception_weights
 
 log = logging.getLogger("dd_train")
 
@@ -92,7 +91,7 @@ class FeatureExtractor:
             on a CPU that multiplies it in hardware. Features differ by 2–3% then, the same on
             both sides of a distance; never hold one precision against the other.
         batch: images a forward pass; None = 16 on a CPU (a larger batch leaves its caches), 250 on a GPU.
-        weights: the TorchScript file; None = `training.data.images.inception_weights()`.
+        weights: the TorchScript file; None = `inception_weights()`.
 
     Raises:
         InvalidRequestError: an unknown precision.

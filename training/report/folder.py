@@ -1,4 +1,4 @@
-"""A run folder as a report reads it: recipe, journals, evaluation, diagnosis, pictures. Nothing is computed."""
+"""A run folder as a report reads it: recipe, journals, evaluation, diagnosis, pictures, all as they are."""
 
 from __future__ import annotations
 

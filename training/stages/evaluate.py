@@ -17,50 +17,53 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dd_core.codebook import lookup
-from dd_core.errors import InvalidRequestError
+from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.files import save_tensors
 from dd_core.plan import Plan, Preset
+from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler, sample_images, to_pixels
+from training.data import text
 from training.data.cifar10 import CIFAR10_CLASSES
 from training.data.conditions import ClassConditions, Conditions
 from training.data.images import ImageSet
-from training.metrics.caption_retrieval import Agreement
-from training.metrics.features import Extractor, FeatureExtractor, content_hash, features_of, real_store
+from training.data.sources import class_names, load_images
+from training.digest import weights_digest
+from training.losses.lpips import Lpips, lpips_weights
+from training.metrics.caption_retrieval import Prompted
+from training.metrics.features import (
+    Extractor,
+    FeatureExtractor,
+    Precision,
+    content_hash,
+    features_of,
+    real_store,
+)
 from training.metrics.judge import Judge
 from training.metrics.report import Row, write_grid, write_report
 from training.metrics.rows import fingerprint_of, once
 from training.metrics.timing import plan_times
+from training.presets import presets
 from training.recipes.settings import EvaluateRecipe
+from training.run import Run
+from training.trained import load_models, sampler_of
 
 log = logging.getLogger("dd_train")
 
 _VERSION = 2  # raise it when a measure changes, so that no old row survives
 
 
-@dataclass(frozen=True)
-class Prompted:
-    """Prompts that a model of texts is asked for, and the measure of whether they show.
-
-    `fingerprint` names the prompts and all that the agreement was made of.
-    """
-
-    conditions: Conditions
-    agreement: Agreement
-    fingerprint: str
-
-
 def evaluate_plans(
     sampler: Sampler,
-    presets: Sequence[Preset | Plan],
+    measured: Sequence[Preset | Plan],
     recipe: EvaluateRecipe,
     reference: ImageSet,
     test: ImageSet,
@@ -76,7 +79,7 @@ def evaluate_plans(
     """Measures every plan, the tokenizer and real images.
 
     Args:
-        presets: plans to measure, in the order of the table.
+        measured: plans, in the order of the table.
         recipe: `images` a plan; the first `reference` images of `reference`; sampling `batch`.
         reference: real images that every set is held against and that the probe learns from,
             the training images by the usual protocol.
@@ -100,7 +103,7 @@ def evaluate_plans(
         InvalidPlanError: a plan that the sampler cannot run.
         DataError: the Inception weights cannot be had.
     """
-    plans = [p.plan if isinstance(p, Preset) else p for p in presets]
+    plans = [p.plan if isinstance(p, Preset) else p for p in measured]
     _check(plans, recipe, reference, test)
     measurer = extractor or FeatureExtractor(sampler.device)
     reference = ImageSet(reference.images[: recipe.reference], reference.labels[: recipe.reference])
@@ -278,3 +281,49 @@ def _pairs(image_N3HW: Tensor, other_NHW3: Tensor, columns: int = 10, rows: int 
     lines = min(rows, len(real) // columns)
     sheet = [p[i * columns : (i + 1) * columns] for i in range(lines) for p in (real, other_NHW3)]
     return torch.cat(sheet)
+
+
+def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> list[Row]:
+    """Stage (e): figures of every plan, in `evaluation.json` and `evaluation.md`.
+
+    Raises:
+        RecipeError: an earlier stage is missing, or the recipe has no images to measure against.
+    """
+    if run.recipe.data == "none":
+        raise RecipeError(
+            f"the recipe {run.recipe.name!r} has no images to measure against: name some with --reference",
+            param="recipe",
+        )
+    sampler, cfg = sampler_of(run, *load_models(run)), run.recipe.evaluate
+    parts = {
+        "tokenizer": sampler.tokenizer,
+        "student": sampler.student,
+        "teacher": sampler.teacher,
+        "marginal": sampler.marginals_KLV,
+    }
+    prompts: Prompted | None = None
+    if run.recipe.text is not None:
+        reference, test, prompts = text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
+    else:
+        reference, test = load_images(run)
+        test = test.first(cfg.test)
+    return evaluate_plans(
+        sampler,
+        presets(run.recipe),
+        cfg,
+        reference,
+        test,
+        run.out / "evaluation",
+        weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
+        seed=run.recipe.seed + 2,
+        class_names=class_names(run.recipe),
+        extractor=extractor or FeatureExtractor(run.device, _precision(cfg, run.device)),
+        timing=timing,
+        prompts=prompts,
+    )
+
+
+def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
+    if cfg.precision != "auto":
+        return cfg.precision
+    return "bfloat16" if device.type == "cpu" and native_bfloat16(device) else "float32"
