@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,10 +33,23 @@ from training.diagnose.tokens import codebook, codebook_in_training
 from training.diagnose.weights import student_of, teacher_of
 from training.metrics.features import Extractor, FeatureExtractor
 from training.optim.progress import read_journal
+from training.recipes.saved import read_recipe
 from training.run import Run, load_drawing_tokenizer, load_teacher, load_tokenizer
 from training.stages.tokens import encode_all, read_tokens
 
 STAGES = ("tokenizer", "decoder", "teacher", "student")
+
+
+def open_run(folder: Path, device: torch.device) -> Run:
+    """The run of a folder, by the recipe that it was begun with.
+
+    Raises:
+        RecipeError: it is no run folder.
+    """
+    recipe = read_recipe(folder)
+    if recipe is None:
+        raise RecipeError(f"{folder} is no run folder: it has no recipe.json", param="run")
+    return Run(recipe, folder, device)
 
 
 def diagnose(run: Run, count: int = 300, extractor: Extractor | None = None) -> list[Finding]:
