@@ -27,6 +27,7 @@ from training.diagnose.finding import Finding, judged, not_measured
 from training.diagnose.floor import floor, quick_floor
 from training.diagnose.fresh import Fresh
 from training.diagnose.jumps import continuation, jumps, jumps_in_fid
+from training.diagnose.plot import accuracy_figure
 from training.diagnose.student import Known, Scores, commonest_accuracy, memorisation, positions, score
 from training.diagnose.teacher import condition, generalisation, nats
 from training.diagnose.tokens import codebook, codebook_in_training
@@ -53,7 +54,7 @@ def open_run(folder: Path, device: torch.device) -> Run:
 
 
 def diagnose(run: Run, count: int = 300, extractor: Extractor | None = None) -> list[Finding]:
-    """The findings of a run; also written to `diagnosis.json` in its folder.
+    """The findings of a run; its folder gets `diagnosis.json`, and `diagnosis.png` with accuracy by block.
 
     Args:
         count: fresh pairs to make, and images to look at.
@@ -75,6 +76,8 @@ def diagnose(run: Run, count: int = 300, extractor: Extractor | None = None) -> 
     }
     with replacing(run.out / "diagnosis.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if (figure := accuracy_figure(record)) is not None:
+        figure.savefig(run.out / "diagnosis.png", dpi=100)
     return findings
 
 

@@ -20,7 +20,7 @@ def line_figure(
         lines: points by name; a name of more than one line is in the legend.
         log: a logarithmic scale of y, where all values are above 0.
     """
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    figure = Figure(figsize=(3.9, 2.7), layout="constrained")
     axes = figure.subplots()
     for name, points in lines.items():
         shown = points[:: max(1, len(points) // _MOST_POINTS)]

@@ -8,13 +8,13 @@ Jinja2 escapes every name, and the page's policy forbids all that is not in it.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dd_core.files import replacing
+from training.diagnose.plot import accuracy_figure
 from training.metrics.lines import as_svg, line_figure
 from training.optim.progress import FIELDS
 from training.report.folder import STAGES, RunRecord, read_runs
@@ -98,26 +98,9 @@ def _curves(runs: Sequence[RunRecord], stage: str) -> Iterator[tuple[str, str]]:
 def _positions(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
     """Accuracy by block of each run that has a diagnosis of its student."""
     for run in runs:
-        if by_block := accuracy_by_block(run.diagnosis):
-            title = f"{run.name}: accuracy by block"
-            yield (
-                title,
-                _embedded(as_svg(line_figure(by_block, "accuracy on fresh pairs", "block")), "svg+xml"),
-            )
-
-
-def accuracy_by_block(diagnosis: Mapping[str, Any] | None) -> dict[str, list[tuple[float, float]]]:
-    """Points of the accuracy by block of a diagnosis, for each step; {} where it has none."""
-    found = [
-        f["numbers"]["by_block"]
-        for f in (diagnosis or {"findings": []})["findings"]
-        if f["name"] == "positions"
-    ]
-    return {
-        f"from {step}": [(block, value) for block, value in enumerate(values) if value is not None]
-        for by_step in found
-        for step, values in by_step.items()
-    }
+        figure = accuracy_figure(run.diagnosis) if run.diagnosis else None
+        if figure is not None:
+            yield run.name, _embedded(as_svg(figure), "svg+xml")
 
 
 def _pictures(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
