@@ -248,9 +248,18 @@ def test_a_run_is_diagnosed_as_far_as_it_is(tmp_path: Path) -> None:
     by_name = {finding["name"]: finding for finding in record["findings"]}
     assert by_name["memorisation"]["trouble"] is False and by_name["positions"]["trouble"] is True
     assert "Inception is not in the cache" in by_name["floor"]["says"]
-    assert "✓ memorisation: A token of its own pairs" in result.output
+    assert "✓ memorisation: The student's nats" in result.output
     (run.out / "teacher.safetensors").unlink()
     assert {"codebook", "teacher", "student"} <= _by_name(diagnose(run, 20, Mean())).keys()
+
+
+@pytest.mark.parametrize(("step", "says"), [(40, "from step 50 on"), (60, "16 of 64 codes are in use")])
+def test_codes_are_not_judged_before_they_are_used(step: int, says: str, tmp_path: Path) -> None:
+    """Until then each code is put on a random vector at every step."""
+    run = Run(get_recipe("tiny", ["tokenizer.steps=1000"]), tmp_path, CPU)
+    (tmp_path / "tokenizer.jsonl").write_text(json.dumps({"step": step, "codes_in_use": 0.25}) + "\n")
+    found = _by_name(diagnose(run, 20))["codebook"]
+    assert says in found.says and found.trouble == (True if step == 60 else None)
 
 
 @pytest.mark.usefixtures("begun")

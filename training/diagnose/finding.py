@@ -1,7 +1,7 @@
 """Findings of a diagnosis: what was measured, whether it is past its limit, and what to do.
 
-The limits are of the runs in docs/lab-notes.md: each lies between one that had the trouble and one that had
-not.
+A limit lies between runs that had the trouble and runs that had not, as far as docs/lab-notes.md has both; it
+is a guess for `teacher`, `floor` and `frequency`, of which only one side was seen.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ RULES: dict[str, Rule] = {
         "against its discriminator (decoder.steps=+2400), which keeps the codes and what was made of them.",
     ),
     "teacher": Rule(
-        0.15,
+        0.3,
         "most nats a token between held-out and training images",
         "The teacher has not learned its images by heart: more steps or a wider one can still gain.",
-        "The teacher learns its images by heart. More steps gain nothing: it needs more images (mirror=true "
+        "The teacher learns its images by heart. More steps gain little: it needs more images (mirror=true "
         "doubles them), a smaller model, or weights to begin from (begin_from).",
     ),
     "condition": Rule(

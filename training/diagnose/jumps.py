@@ -41,7 +41,7 @@ def jumps(true: Mapping[int, Scores], own: Mapping[int, Scores]) -> Finding:
             "nats": float(kept.mean()),
             "accuracy": true[step].accuracy(step, stop),
         }
-        said = f"the jump {step}→{stop} {kept.mean():.2f} nats a token"
+        said = f"the jump {step}→{stop} {kept.mean():.2f}"
         if step in own:
             mine = own[step].of_pairs(step, stop)
             gap, error = difference(mine, kept)
@@ -54,7 +54,7 @@ def jumps(true: Mapping[int, Scores], own: Mapping[int, Scores]) -> Finding:
             )
         parts.append(said)
         found.append(entry)
-    says = f"Of fresh pairs {'; '.join(parts)}."
+    says = f"Nats a token of fresh pairs: {'; '.join(parts)}."
     return judged("jumps", says, {"jumps": found}, trouble)
 
 

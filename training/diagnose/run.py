@@ -115,6 +115,10 @@ def _codebook(run: Run) -> Iterator[Finding]:
     size, lines = run.recipe.tokenizer_model.codebook_size, read_journal(run.out / "tokenizer.jsonl")
     if (run.out / "tokens.safetensors").exists():
         yield codebook(read_tokens(run)[0], size)
+    elif lines and lines[-1]["step"] <= (
+        begin := run.recipe.tokenizer.continuous_for * run.recipe.tokenizer.steps
+    ):
+        yield not_measured("codebook", f"the tokenizer quantises from step {begin:,.0f} on")
     elif lines:
         yield codebook_in_training(lines[-1]["codes_in_use"], size, int(lines[-1]["step"]))
     else:

@@ -110,9 +110,9 @@ def memorisation(trained: Mapping[int, Scores], fresh: Mapping[int, Scores]) -> 
             "gap": gap,
             "gap_error": error,
         }
-        parts.append(f"from step {step} {on.mean():.2f} and {off.mean():.2f} nats (± {error:.2f})")
+        parts.append(f"from step {step} {on.mean():.2f} and {off.mean():.2f} (± {error:.2f} between them)")
     count = len(next(iter(fresh.values())).nats_NL)
-    says = f"A token of its own pairs and of {count} fresh ones costs the student {'; '.join(parts)}."
+    says = f"The student's nats a token on its own pairs and on {count} fresh ones: {'; '.join(parts)}."
     return judged("memorisation", says, numbers, trouble)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from dd_core.errors import RecipeError
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -77,9 +79,16 @@ def record_of(progress: Progress, figures: dict[str, float]) -> dict[str, float]
 
 
 def read_journal(path: Path) -> list[dict[str, float]]:
-    """The lines of a stage's journal, `[]` where it has not begun; one that is half written is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a stage's journal, `[]` where it has not begun; one that is half written is left out.
+
+    Raises:
+        RecipeError: it is no journal.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise RecipeError(f"{path} is no journal of a stage: {error}", param="run") from None
 
 
 def peak_memory() -> int:

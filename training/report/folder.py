@@ -50,7 +50,7 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
     """The runs, named by their folders: by the last part, or by the whole path where two would be equal.
 
     Raises:
-        RecipeError: one is no run folder, or is named twice.
+        RecipeError: one is no run folder, is named twice, or has a file that cannot be read.
     """
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
@@ -80,7 +80,10 @@ def _read(folder: Path, name: str) -> RunRecord:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise RecipeError(f"{path} is no JSON: {error}", param="runs") from None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
