@@ -157,11 +157,11 @@ def test_a_label_draws_among_its_captions_and_a_prompt_is_itself(run: Run, tmp_p
 
 
 def test_a_teacher_of_texts_begins_with_what_fits_of_a_teacher_of_classes(run: Run, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(run)
-    classes = new_teacher(get_recipe("tiny"), tokenizer, CPU)
+    coder = load_tokenizer(run)
+    classes = new_teacher(get_recipe("tiny"), coder, CPU)
     conditions = text_data.prompt_conditions(run.recipe, ["red cat"], tmp_path / "p.safetensors")
     tokens, labels = torch.zeros(1, 8, 64, dtype=torch.int16), torch.zeros(8, dtype=torch.long)
-    stage, _ = teacher_stage(run.recipe, tokens, labels, tokenizer, CPU, conditions, classes)
+    stage, _ = teacher_stage(run.recipe, tokens, labels, coder, CPU, conditions, classes)
     found, theirs = stage.parts["model"].state_dict(), classes.state_dict()
     assert set(found) - set(theirs) == {
         f"cls_embedding.{k}" for k in ("cap_proj.fc1.weight", "cap_proj.fc2.weight", "uncond_embedding")
