@@ -32,7 +32,7 @@ from dd_core.noise import stream_seed
 from training import parallel
 from training.mismatch import refuse_mismatch
 from training.optim.events import Events
-from training.optim.progress import Pace, record_of
+from training.optim.progress import Pace, figures_of, read_journal, record_of
 
 log = logging.getLogger("dd_train")
 
@@ -227,7 +227,7 @@ def run_stage(
     if main and journal.exists():
         from training.metrics.plots import loss_curve
 
-        loss_curve(journal, out / f"{stage.name}-loss.png")
+        loss_curve(figures_of(read_journal(journal)), out / f"{stage.name}-loss.png")
     parallel.barrier()  # the next call reads the checkpoint
     return last
 

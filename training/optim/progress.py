@@ -91,6 +91,11 @@ def read_journal(path: Path) -> list[dict[str, float]]:
         raise RecipeError(f"{path} is no journal of a stage: {error}", param="run") from None
 
 
+def figures_of(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Lines of a journal without how far the stage was, but for the step."""
+    return [{k: v for k, v in line.items() if k == "step" or k not in FIELDS} for line in lines]
+
+
 def peak_memory() -> int:
     """Bytes that this process has held at once at most, on its fullest GPU if it uses one."""
     if on_gpu := max(

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dd_core.files import replacing
 from training.diagnose.plot import accuracy_figure
 from training.metrics.lines import as_svg, line_figure
-from training.optim.progress import FIELDS
+from training.optim.progress import figures_of
 from training.report.folder import STAGES, RunRecord, read_runs
 from training.report.progress import progress_cells
 
@@ -84,9 +84,9 @@ def _differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
 
 def _curves(runs: Sequence[RunRecord], stage: str) -> Iterator[tuple[str, str]]:
     """A figure for each number that the stage logs, with all runs in it: its title and its image."""
-    journals = {run.name: run.journals[stage] for run in runs if stage in run.journals}
+    journals = {run.name: figures_of(run.journals[stage]) for run in runs if stage in run.journals}
     names = dict.fromkeys(k for lines in journals.values() for line in lines for k in line)
-    for figure in (name for name in names if name not in FIELDS):
+    for figure in (name for name in names if name != "step"):
         lines = {
             run: [(line["step"], line[figure]) for line in journal if figure in line]
             for run, journal in journals.items()
