@@ -238,6 +238,8 @@ def diagnose(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice.")] = 0,
 ) -> None:
     """Writes the findings, and diagnosis.json in the run folder. The run may be under way meanwhile."""
+    if not parallel.is_main():
+        return
     if threads:
         torch.set_num_threads(threads)
     typer.echo(written(diagnose_run(open_run(run, pick_device(device)), pairs)))

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from dd_core.errors import RecipeError
 from training.optim import progress
-from training.optim.loop import Batches, Stage, run_stage
+from training.optim.loop import Batches, Ema, Stage, run_stage
 from training.optim.progress import Pace, peak_memory
+from training.recipes.named import get_recipe
+from training.run import Run, train
 
 
 def _stage(steps: int = 6) -> Stage:
@@ -78,6 +80,14 @@ def test_tensorboard_that_is_not_installed_is_asked_for_by_its_extra(
     with pytest.raises(RecipeError, match=r"pip install 'distilled-decoding\[tensorboard\]'"):
         run_stage(_stage(), tmp_path / "with", seed=0, tensorboard=True)
     assert not (tmp_path / "with" / "toy.jsonl").exists()
+
+
+def test_the_recipe_asks_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    run = Run(get_recipe("tiny", ["tensorboard=true"]), tmp_path, torch.device("cpu"))
+    stage = _stage()
+    with pytest.raises(RecipeError, match="tensorboardX"):
+        train(run, stage, Ema(stage.parts["model"], 0.9), nn.Linear(2, 2))
 
 
 def _events(folder: Path) -> list[object]:

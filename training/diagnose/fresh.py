@@ -27,8 +27,6 @@ from training.stages.pairs import (
     trajectory_tokens,
 )
 
-_AT_ONCE = 50
-
 
 @dataclass(frozen=True)
 class Fresh:
@@ -38,12 +36,14 @@ class Fresh:
         sampler: the run's models, drawing as its pairs were drawn.
         pairs: the pairs that the student learns from.
         count: how many fresh ones to make, at most as many as there are pairs.
+        batch: how many at a time.
     """
 
     sampler: Sampler
     pairs: Pairs
     conditions: Conditions
     count: int
+    batch: int
 
     @classmethod
     def of(
@@ -65,7 +65,7 @@ class Fresh:
             device=run.device,
             exact=False,
         )
-        return cls(sampler, pairs, conditions, min(count, len(pairs.labels)))
+        return cls(sampler, pairs, conditions, min(count, len(pairs.labels)), min(50, recipe.pairs.batch))
 
     @torch.inference_mode()
     def made(self, chosen: Plan) -> Known:
@@ -75,9 +75,9 @@ class Fresh:
         tokens = torch.cat(
             [
                 trajectory_tokens(
-                    self.sampler, chosen, numbers[i : i + _AT_ONCE], self.conditions, self.pairs.seed
+                    self.sampler, chosen, numbers[i : i + self.batch], self.conditions, self.pairs.seed
                 )
-                for i in range(0, self.count, _AT_ONCE)
+                for i in range(0, self.count, self.batch)
             ]
         )
         # Noise is of a pair's number alone.

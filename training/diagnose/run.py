@@ -28,7 +28,15 @@ from training.diagnose.floor import floor, quick_floor
 from training.diagnose.fresh import Fresh
 from training.diagnose.jumps import continuation, jumps, jumps_in_fid
 from training.diagnose.plot import accuracy_figure
-from training.diagnose.student import Known, Scores, commonest_accuracy, memorisation, positions, score
+from training.diagnose.student import (
+    Known,
+    Scores,
+    at_once,
+    commonest_accuracy,
+    memorisation,
+    positions,
+    score,
+)
 from training.diagnose.teacher import condition, generalisation, nats
 from training.diagnose.tokens import codebook, codebook_in_training
 from training.diagnose.weights import student_of, teacher_of
@@ -168,7 +176,8 @@ def _teacher(run: Run, count: int) -> Iterator[Finding]:
         conditions = text.train_conditions(run.recipe, run.out / "captions.safetensors")
 
     def score_of(tokens_NL: Tensor, labels_N: Tensor) -> Tensor:
-        return nats(teacher, tokens_NL, labels_N, conditions, run.device)
+        batch = at_once(tokens_NL.shape[1] * run.recipe.model.codebook_size)
+        return nats(teacher, tokens_NL, labels_N, conditions, run.device, batch)
 
     if run.recipe.text is None:  # pictures that are held out have captions of their own
         try:

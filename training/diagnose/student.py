@@ -62,6 +62,11 @@ class Scores:
         )
 
 
+def at_once(logits: int) -> int:
+    """Images of a forward pass, each with so many logits: 128 MiB of them in float32, or one image."""
+    return max(1, min(100, 2**25 // logits))
+
+
 @torch.inference_mode()
 def score(
     student: Student,
@@ -70,10 +75,10 @@ def score(
     step: int,
     conditions: Conditions,
     device: torch.device,
-    batch: int = 50,
 ) -> Scores:
     """Hold a jump from X_t against the pairs' tokens, as the distillation's loss does (Algorithm 2)."""
     nats, right = [], []
+    batch = at_once(student.layout.num_tokens * len(codebook_VC))
     parts = (torch.split(part, batch) for part in (pairs.labels, pairs.tokens, pairs.noise))
     for labels, tokens, noise in zip(*parts, strict=True):
         target = tokens.long().to(device)

@@ -21,11 +21,16 @@ Labelled = tuple[Tensor, Tensor]  # tokens [N, L] and labels [N]
 
 @torch.inference_mode()
 def nats(
-    teacher: Teacher, tokens_NL: Tensor, labels_N: Tensor, conditions: Conditions, device: torch.device
+    teacher: Teacher,
+    tokens_NL: Tensor,
+    labels_N: Tensor,
+    conditions: Conditions,
+    device: torch.device,
+    batch: int,
 ) -> Tensor:
-    """−log p of each image under a label's condition, in nats a token, `[N]`."""
+    """−log p of each image under a label's condition, in nats a token, `[N]`; `batch` images at a time."""
     found = []
-    for tokens, labels in zip(torch.split(tokens_NL, 50), torch.split(labels_N, 50), strict=True):
+    for tokens, labels in zip(torch.split(tokens_NL, batch), torch.split(labels_N, batch), strict=True):
         target = tokens.long().to(device)
         with mixed_precision(device):
             logits = teacher.forward(target, conditions(labels).to(device))
