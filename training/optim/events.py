@@ -32,10 +32,10 @@ class Events:
             ) from None
         self._writer = SummaryWriter(str(folder), purge_step=first + 1 if first else None)
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        """Write scalars of a step."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+    def figures(self, record: Mapping[str, float]) -> None:
+        """Write a line of the journal as scalars of its step."""
+        for name in record.keys() - {"step"}:
+            self._writer.add_scalar(name, record[name], record["step"])
         self._writer.flush()
 
     def picture(self, step: int, path: Path) -> None:

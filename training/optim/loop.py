@@ -207,10 +207,11 @@ def run_stage(
             if done % log_every == 0 or done == last:
                 figures = _mean(recent)
                 progress = pace.at(done)
+                record = record_of(progress, figures)
                 with journal.open("a") as file:
-                    file.write(json.dumps(record_of(progress, figures)) + "\n")
+                    file.write(json.dumps(record) + "\n")
                 if events:
-                    events.figures(done, record_of(progress, figures))
+                    events.figures(record)
                 shown = " ".join(f"{k}={v:.4g}" for k, v in figures.items())
                 bar.update(task, completed=done, progress=str(progress), figures=shown)
                 if not bar.console.is_terminal:
