@@ -19,13 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 from torch import Tensor
 
 from dd_core.noise import stream_seed
@@ -189,14 +184,12 @@ def run_stage(
     pace = Pace(first, stage.steps, stage.batches.count, stage.batches.per_epoch)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(10),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[progress]}"),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[said]}", table_column=Column()),  # of more lines in a narrow window
     )
     with Progress(*columns, refresh_per_second=2, disable=not main) as bar:
-        task = bar.add_task(stage.name, total=stage.steps, completed=first, progress="", figures="")
+        task = bar.add_task(stage.name, total=stage.steps, completed=first, said="")
         for step in range(first, last):
             torch.manual_seed(stream_seed(seed, step, stage.name))
             recent.append((step, stage.update(step)))
@@ -212,10 +205,10 @@ def run_stage(
                     file.write(json.dumps(record) + "\n")
                 if events:
                     events.figures(record)
-                shown = " ".join(f"{k}={v:.4g}" for k, v in figures.items())
-                bar.update(task, completed=done, progress=str(progress), figures=shown)
+                said = f"{progress}: " + " ".join(f"{k}={v:.4g}" for k, v in figures.items())
+                bar.update(task, completed=done, said=said)
                 if not bar.console.is_terminal:
-                    log.info("%s %d/%d %s: %s", stage.name, done, stage.steps, progress, shown)
+                    log.info("%s %d/%d %s", stage.name, done, stage.steps, said)
                 recent.clear()
             if done % save_every == 0 or done == last:
                 _save(stage, checkpoint, done)
