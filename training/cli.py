@@ -252,7 +252,7 @@ def report(
 ) -> None:
     """Writes the page and says where it is."""
     write_report(runs, to)
-    typer.echo(f"{to}: {len(runs)} runs, {to.stat().st_size / 2**20:.1f} MiB")
+    typer.echo(f"{to}: {to.stat().st_size / 2**20:.1f} MiB")
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from dd_core.errors import RecipeError
-from training.cli import main
+from training.cli import app, main
 from training.diagnose.finding import judged
 from training.recipes.named import get_recipe
 from training.report.page import write_report
@@ -117,6 +118,15 @@ def test_a_curve_has_a_line_for_each_run(page: Page) -> None:
     assert len(page.images("png")) == 2
 
 
+@pytest.mark.parametrize("name", ["teacher.jsonl", "diagnosis.json", "recipe.json"])
+def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", fid=1.0)
+    (run / name).write_text("{]\n")
+    with pytest.raises(RecipeError, match=re.escape(str(run / name))) as caught:
+        write_report([run], tmp_path / "report.html")
+    assert "\n" not in caught.value.message
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     runs = []
     for parent in ("one", "two"):
@@ -132,8 +142,10 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
 def test_a_run_from_before_images_were_logged_is_shown(tmp_path: Path) -> None:
     run = _run(tmp_path / "old")
     (run / "teacher.jsonl").write_text('{"step": 3, "per_s": 1.5, "cross_entropy": 4.0}\n{"step": 4, "per')
-    write_report([run], tmp_path / "report.html")
-    texts = Page(tmp_path / "report.html").texts
+    page = tmp_path / "report.html"
+    result = CliRunner().invoke(app, ["report", str(run), "--to", str(page)])
+    assert result.exit_code == 0 and "MiB" in result.output
+    texts = Page(page).texts
     assert "3 of 6 steps, 1.50 steps/s" in texts
     assert "Differences of the recipes" not in texts
 
