@@ -52,7 +52,7 @@ def _distributions() -> dict[str, str]:
 
 
 def _imported(path: Path) -> set[str]:
-    """Distributions of other projects that a file imports anywhere in it; one that is not installed goes by the
+    """Distributions of other projects that a file imports; one that is not installed goes by the
     name of its module.
     """
     tops = {module.partition(".")[0] for module in _modules(ast.parse(path.read_text(encoding="utf-8")))}

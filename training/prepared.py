@@ -12,6 +12,7 @@ import torch
 
 from dd_core.errors import RecipeError
 from training import parallel
+from training.lock import locked
 from training.options import Options
 from training.presets import presets
 from training.recipes.choose import choose_recipe
@@ -39,7 +40,7 @@ def prepared(
     overrides = options.overrides or ()
     if several:
         _refuse_growth(overrides)
-    with parallel.joined(device) if together else nullcontext(), ExitStack() as held:
+    with parallel.joined(device) if together else nullcontext(), ExitStack() as kept:
         _log_to()
         with parallel.in_turn():
             if together and not parallel.is_main():  # rank 0 has written down what it chose
@@ -49,9 +50,26 @@ def prepared(
             presets(settings)  # plans that there are not are refused now, not after the training
             out.mkdir(parents=True, exist_ok=True)
             if several or parallel.is_main():
-                held.enter_context((agreed if several else remembered)(out, settings))
-        set_up(out, device, options.threads)
+                kept.enter_context((agreed if several else remembered)(out, settings))
+        _set_up(out, device, options.threads)
         yield Run(settings, out, device, stop_after, job)
+
+
+@contextmanager
+def held(out: Path, options: Options) -> Iterator[torch.device]:
+    """Hold a folder that is of no run, and connect the processes that torchrun started: gives the device.
+
+    Raises:
+        RecipeError: another process works in it.
+    """
+    device = parallel.pick_rank_device(options.device)
+    with parallel.joined(device), ExitStack() as kept:
+        with parallel.in_turn():
+            out.mkdir(parents=True, exist_ok=True)
+            if parallel.is_main():
+                kept.enter_context(locked(out))
+        _set_up(out, device, options.threads)
+        yield device
 
 
 def _refuse_growth(overrides: Sequence[str]) -> None:
@@ -65,7 +83,7 @@ def _refuse_growth(overrides: Sequence[str]) -> None:
             )
 
 
-def set_up(out: Path, device: torch.device, threads: int) -> None:
+def _set_up(out: Path, device: torch.device, threads: int) -> None:
     """Set torch's threads, and log into the folder; ranks but the first tell their warnings alone."""
     if threads:
         torch.set_num_threads(threads)

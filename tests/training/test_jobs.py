@@ -58,8 +58,9 @@ def holders(begun: Path) -> Iterator[list[subprocess.Popen[str]]]:
         started = []
         for i in range(3):
             command = [sys.executable, "-c", HOLDER, str(begun), f"{i}/5", *GIVEN]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            stack.callback(process.wait)
+            process = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
             stack.callback(process.kill)
             started.append(process)
         for process in started:

@@ -108,7 +108,7 @@ def test_ranks_encode_their_share_of_the_images(folder: Path) -> None:
         assert one.shape[:2] == (2, 7) and torch.equal(one, two)
 
 
-def _pid_of_rank(launcher: int, rank: int) -> int:
+def pid_of_rank(launcher: int, rank: int) -> int:
     """The process that torchrun started for a rank."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -138,7 +138,7 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
     while not (out / "teacher.pt").exists():
         assert first.poll() is None, first.stderr and first.stderr.read()
         time.sleep(0.01)
-    os.kill(_pid_of_rank(first.pid, 1), signal.SIGKILL)
+    os.kill(pid_of_rank(first.pid, 1), signal.SIGKILL)
     said = first.communicate(timeout=60)[1]
     assert first.returncode != 0 and not (out / "teacher.safetensors").exists()
     [line] = [line for line in said.splitlines() if "dd-train:" in line]
