@@ -119,10 +119,9 @@ def pid_of_rank(launcher: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def test_a_killed_rank_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
-    """One line says so; the same command then finishes the stage."""
+def _with_tokens(out: Path) -> Path:
+    """A run folder in which a teacher can be trained."""
     recipe = get_recipe("tiny")
-    out = tmp_path / "run"
     out.mkdir()
     tokenizer = new_tokenizer(recipe, ranks.CPU)
     save_file(dict(tokenizer.state_dict()), str(out / "tokenizer.safetensors"))
@@ -131,6 +130,24 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
         {"tokens": tokens, "labels": torch.arange(32, dtype=torch.int32) % 10},
         str(out / "tokens.safetensors"),
     )
+    return out
+
+
+def test_processes_that_do_not_divide_the_batch_say_so_in_one_line(tmp_path: Path) -> None:
+    out = _with_tokens(tmp_path / "run")
+    command = [*TORCHRUN, "training", "teacher", "--recipe", "tiny", "--out", str(out), "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--set", "teacher.batch=7"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0 and not (out / "teacher.pt").exists()
+    [line] = [line for line in done.stderr.splitlines() if "dd-train:" in line]
+    assert "teacher.batch is 7, which 2 processes times accumulate=1 do not divide" in line
+    assert "in main" not in done.stderr.partition("torch/distributed")[0], "no traceback of ours"
+
+
+def test_a_killed_rank_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
+    """One line says so; the same command then finishes the stage."""
+    out = _with_tokens(tmp_path / "run")
     settings = ("teacher.steps=100", "save_every=4", "preview_every=1000")
     command = [*TORCHRUN, "training", "teacher", "--recipe", "tiny", "--out", str(out), "--device", "cpu"]
     command += [argument for item in settings for argument in ("--set", item)]

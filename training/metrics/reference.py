@@ -27,14 +27,13 @@ from torch import Tensor
 
 from dd_core.files import save_tensors
 from training import parallel
-from training.data.images import UNREADABLE
+from training.data.images import SUFFIXES, UNREADABLE
 from training.data.packages import DataError
 from training.metrics.features import CHUNK, Extractor, content_hash, features_of, real_store
 from training.metrics.fid import Gaussian
 
 log = logging.getLogger("dd_train")
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 LEAST = 10  # real images; no figure means anything below that
 
 
