@@ -38,7 +38,7 @@ from training.diagnose.student import (
     score,
 )
 from training.diagnose.teacher import condition, generalisation, nats
-from training.diagnose.tokens import codebook, codebook_in_training
+from training.diagnose.tokens import codebook, codebook_in_training, first_judged
 from training.diagnose.weights import student_of, teacher_of
 from training.metrics.features import Extractor, FeatureExtractor
 from training.optim.progress import read_journal
@@ -123,14 +123,17 @@ def _codebook(run: Run) -> Iterator[Finding]:
     size, lines = run.recipe.tokenizer_model.codebook_size, read_journal(run.out / "tokenizer.jsonl")
     if (run.out / "tokens.safetensors").exists():
         yield codebook(read_tokens(run)[0], size)
-    elif lines and lines[-1]["step"] <= (
-        begin := run.recipe.tokenizer.continuous_for * run.recipe.tokenizer.steps
-    ):
-        yield not_measured("codebook", f"the tokenizer quantises from step {begin:,.0f} on")
+    elif lines and lines[-1]["step"] < (first := _first_judged(run)):
+        yield not_measured("codebook", f"counts of a tokenizer in training say nothing before step {first:,}")
     elif lines:
         yield codebook_in_training(lines[-1]["codes_in_use"], size, int(lines[-1]["step"]))
     else:
         yield not_measured("codebook", "the run has no images of its own")
+
+
+def _first_judged(run: Run) -> int:
+    cfg = run.recipe.tokenizer
+    return first_judged(cfg.continuous_for, cfg.steps, cfg.codebook_decay)
 
 
 def _fids(run: Run) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,22 @@ def codebook(tokens: Tensor, size: int) -> Finding:
 def codebook_in_training(share: float, size: int, step: int) -> Finding:
     """Codes in use by the running counts of a tokenizer that is still in training.
 
+    A collapse alone is judged: a code that is drawn now and then counts as out of use here.
+
     Args:
         share: of the codes, as the journal has it.
     """
     used = round(share * size)
-    says = f"{used:,} of {size:,} codes are in use at step {step:,}."
-    return judged("codebook", says, {"used": used, "codes": size}, used < RULES["codebook"].limit * size)
+    says = f"{used:,} of {size:,} codes are in use at step {step:,}, by a running count."
+    return judged(
+        "codebook", says, {"used": used, "codes": size}, share < RULES["evenness"].limit, "evenness"
+    )
+
+
+def first_judged(continuous_for: float, steps: int, decay: float) -> int:
+    """The step of a tokenizer's training from which its running counts say something.
+
+    Nothing is quantised before `continuous_for` of the run. Every code then begins with the mean count, and
+    takes ln 0.1 / ln decay steps to fall to a tenth of it, below which it is out of use.
+    """
+    return math.ceil(continuous_for * steps + math.log(0.1) / math.log(decay))
