@@ -23,7 +23,6 @@ from dd_core.text.encoder import PromptEncoder
 from dd_core.text.t5 import T5States, cleaned
 from tests.training.test_stages import RandomLpips
 from training.data import text as text_data
-from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.recipes.settings import PairsRecipe, Recipe
 from training.run import Run
@@ -54,7 +53,6 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     RandomLpips(tmp_path)
     monkeypatch.setenv("DD_LPIPS", str(tmp_path / "lpips.safetensors"))
     monkeypatch.setattr(text_data, "t5_states", FewWords)
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     return tiny_t2i()
 
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dd_core.files import save_tensors
+from dd_core.files import replacing, save_tensors
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler, sample_images
 from training import parallel
@@ -94,8 +94,7 @@ class Chunks:
         """
         first = next(self._pictures())
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.images, *first.shape[1:])}
-        temporary = path.with_suffix(".tmp")
-        with zipfile.ZipFile(temporary, "w") as file:
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
             with file.open("arr_0.npy", "w", force_zip64=True) as out:
                 np.lib.format.write_array_header_1_0(out, header)
                 for part in self._pictures():
@@ -103,7 +102,6 @@ class Chunks:
             with file.open("arr_1.npy", "w") as out:
                 labels = _labels(range(self.images), conditions).numpy()
                 np.lib.format.write_array(out, labels, allow_pickle=False)
-        temporary.replace(path)
 
     def remove(self) -> None:
         """Forgets the chunks."""
