@@ -26,7 +26,6 @@ from training.diagnose.run import diagnose, open_run, written
 from training.diagnose.student import Scores, commonest_accuracy, memorisation, positions
 from training.diagnose.teacher import condition, generalisation
 from training.diagnose.tokens import codebook, codebook_in_training
-from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.run import Run, save
 from training.stages import distill, pairs
@@ -182,7 +181,6 @@ def test_a_pair_that_was_learned_has_the_label_of_the_fresh_one(pairs: int, labe
 def begun(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
 
 
 def _begin(out: Path, name: str, *overrides: str) -> Run:

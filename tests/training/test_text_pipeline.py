@@ -22,6 +22,7 @@ from dd_core.sampling import sample_images
 from dd_core.text.minilm import unpacked
 from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
+from tests.training.fakes import Mean
 from tests.training.runs import finished_run
 from tests.training.test_stages import RandomLpips
 from training.cli import app

@@ -51,4 +51,5 @@ def first_judged(continuous_for: float, steps: int, decay: float) -> int:
     Nothing is quantised before `continuous_for` of the run. Every code then begins with the mean count, and
     takes ln 0.1 / ln decay steps to fall to a tenth of it, below which it is out of use.
     """
-    return math.ceil(continuous_for * steps + math.log(0.1) / math.log(decay))
+    decaying = math.log(0.1) / math.log(decay) if decay else 1
+    return math.ceil(continuous_for * steps + decaying)
