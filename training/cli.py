@@ -117,6 +117,10 @@ def evaluate(
         str | None,
         typer.Option(help="pytorch-fid's weights for the Inception score, or 'fetch'; without, no score."),
     ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a CLIP model, as transformers saves it, for the CLIP score of texts."),
+    ] = None,
     samples: Annotated[bool, typer.Option(help="Write each plan's images as an .npz.")] = True,
     batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
@@ -126,7 +130,7 @@ def evaluate(
     chosen = tuple(name for name in plans.split(",") if name)
     request = None
     if reference is not None:
-        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing)
+        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing, clip)
     if bundle is None:
         with prepared(options, stop_after=stop_after, together=True) as run:
             if request is None:
