@@ -200,7 +200,12 @@ def _student(run: Run, count: int) -> Iterator[Finding]:
         yield not_measured("student", "there is none yet")
         return
     tokenizer = load_tokenizer(run)
-    fresh = Fresh.of(run, tokenizer, load_teacher(run, tokenizer), student, count)
+    teacher = load_teacher(run, tokenizer)
+    try:
+        fresh = Fresh.of(run, tokenizer, teacher, student, count)
+    except RecipeError as error:  # its pairs are no longer there, or not all
+        yield not_measured("student", error.message)
+        return
     codes, layout = fresh.sampler.codebook_VC, student.layout
     steps = sorted(run.recipe.distill.train_steps)
 
