@@ -25,11 +25,14 @@ from training import parallel
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.data.sources import bundle_name
+from training.diagnose.run import diagnose as diagnose_run
+from training.diagnose.run import open_run, written
 from training.measure import Request, Subject, measure, reference_folder
 from training.metrics.features import FeatureExtractor
 from training.metrics.sheet import UNSEEN, draw_sheet
 from training.options import Options, Shard, StopAfter, with_options
 from training.prepared import held, prepared
+from training.report.page import write_report
 from training.run import Run
 from training.stages import evaluate as evaluation
 from training.stages import export as exporting
@@ -226,6 +229,31 @@ def export(
         manifest = exporting.run(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
+
+
+@app.command("diagnose", help="Say why a run is as it is: codes, memorisation, jumps, and what to do.")
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Run folder; its stages need not be finished.")],
+    pairs: Annotated[int, typer.Option(min=2, help="Fresh pairs to make, and images to look at.")] = 300,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice.")] = 0,
+) -> None:
+    """Writes the findings, and diagnosis.json in the run folder. The run may be under way meanwhile."""
+    if not parallel.is_main():
+        return
+    if threads:
+        torch.set_num_threads(threads)
+    typer.echo(written(diagnose_run(open_run(run, pick_device(device)), pairs)))
+
+
+@app.command("report", help="Show runs side by side on one page of HTML: tables, curves, pictures.")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    to: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Writes the page and says where it is."""
+    write_report(runs, to)
+    typer.echo(f"{to}: {to.stat().st_size / 2**20:.1f} MiB")
 
 
 def main() -> None:
