@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +63,23 @@ class Stage:
     update: Callable[[int], dict[str, Tensor]]
     preview: Callable[[Path], None] | None = None
     config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Callback:
+    """A call of rank 0 after every `every` updates (0 = never), when their checkpoint is on disk.
+
+    It gets the number of updates made, and gets it again where the stage goes on from there: a call that was
+    killed is made good, so one that came back must do no harm the second time.
+    """
+
+    every: int
+    call: Callable[[int], None]
+    at_end: bool = False
+
+    def due(self, done: int, steps: int) -> bool:
+        """True after `done` of `steps` updates that it is for."""
+        return self.every > 0 < done and (done % self.every == 0 or (self.at_end and done == steps))
 
 
 class Ema:
@@ -160,6 +177,7 @@ def run_stage(
     save_every: int = 200,
     preview_every: int = 1000,
     stop_after: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Runs a stage to its end, from its last checkpoint if there is one; returns the last step.
 
@@ -179,6 +197,7 @@ def run_stage(
     parallel.agree(first)
     if first == 0:  # the same seed need not give the same bits on another machine
         parallel.send_to_all(_tensors({k: part.state_dict() for k, part in stage.parts.items()}))
+    _call(callbacks, first, stage.steps)
     last = stage.steps if stop_after is None else min(stage.steps, first + stop_after)
     recent: list[tuple[int, dict[str, Tensor]]] = []
     began = time.perf_counter()
@@ -213,8 +232,12 @@ def run_stage(
                         "%s %d/%d %.2f/s %.0fs left %s", stage.name, done, stage.steps, rate, left, shown
                     )
                 recent.clear()
-            if done % save_every == 0 or done == last:
+            called = any(callback.due(done, stage.steps) for callback in callbacks)
+            if done % save_every == 0 or done == last or called:
                 _save(stage, checkpoint, done)
+            paused = time.perf_counter()
+            _call(callbacks, done, stage.steps)
+            began += time.perf_counter() - paused  # the rate is that of updates
             if stage.preview and (done % preview_every == 0 or done == stage.steps):
                 stage.preview(out / f"{stage.name}-samples.png")
     if main and journal.exists():
@@ -223,6 +246,13 @@ def run_stage(
         loss_curve(journal, out / f"{stage.name}-loss.png")
     parallel.barrier()  # the next call reads the checkpoint
     return last
+
+
+def _call(callbacks: Sequence[Callback], done: int, steps: int) -> None:
+    """Make the calls that are due, if this is rank 0."""
+    for callback in callbacks if parallel.is_main() else ():
+        if callback.due(done, steps):
+            callback.call(done)
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

@@ -301,12 +301,7 @@ def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> li
         "teacher": sampler.teacher,
         "marginal": sampler.marginals_KLV,
     }
-    prompts: Prompted | None = None
-    if run.recipe.text is not None:
-        reference, test, prompts = text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
-    else:
-        reference, test = load_images(run)
-        test = test.first(cfg.test)
+    reference, test, prompts = material(run)
     return evaluate_plans(
         sampler,
         presets(run.recipe),
@@ -317,13 +312,22 @@ def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> li
         weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
         seed=run.recipe.seed + 2,
         class_names=class_names(run.recipe),
-        extractor=extractor or FeatureExtractor(run.device, _precision(cfg, run.device)),
+        extractor=extractor or FeatureExtractor(run.device, precision_on(cfg, run.device)),
         timing=timing,
         prompts=prompts,
     )
 
 
-def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
+def material(run: Run) -> tuple[ImageSet, ImageSet, Prompted | None]:
+    """Real images to hold plans against, other ones, and for a model of texts the prompts."""
+    if run.recipe.text is not None:
+        return text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
+    reference, test = load_images(run)
+    return reference, test.first(run.recipe.evaluate.test), None
+
+
+def precision_on(cfg: EvaluateRecipe, device: torch.device) -> Precision:
+    """The precision of the Inception network."""
     if cfg.precision != "auto":
         return cfg.precision
     return "bfloat16" if device.type == "cpu" and native_bfloat16(device) else "float32"
