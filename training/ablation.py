@@ -124,7 +124,7 @@ def values_of(subject: Subject, steps: str | None, counts: str | None) -> tuple[
 
 
 def ablate(run: Run, ablation: Ablation, extractor: Extractor | None = None) -> None:
-    """Distil a student for each value, and write `ablation.json` and `ablation.png` after each.
+    """Distil a student for each value, one after another, and write `ablation.json` and `ablation.png`.
 
     All of it resumes: a value's distillation and a measurement that was killed go on where they were. Every
     rank calls it.
@@ -138,21 +138,22 @@ def ablate(run: Run, ablation: Ablation, extractor: Extractor | None = None) -> 
         load_teacher(run, load_tokenizer(run))
         load_pairs(run.out / FOLDER, run.recipe.pairs)
     runs = {value: _run_of(run, ablation, value) for value in ablation.values}
-    measured = teacher = None
-    if parallel.is_main():
-        first = next(iter(runs.values()))
-        measured = plan_fid(replace(first, out=run.out), extractor)
-        teacher = _teacher(run, measured)
-    for each in runs.values():
-        with ExitStack() as held:
-            if parallel.is_main():
+    with ExitStack() as held:
+        measured = teacher = None
+        if parallel.is_main():
+            for each in runs.values():
                 _prepare(run, each, held)
-            parallel.barrier()
-            distill.run(each, extractor if measured is None else measured.extractor)
-        if not (each.out / "student.safetensors").exists():
-            return  # --stop-after ended it
-        if measured is not None and teacher is not None:
-            _write(ablation, {v: r for v, r in runs.items() if fid_lines(r)}, measured, teacher)
+            measured = plan_fid(replace(next(iter(runs.values())), out=run.out), extractor)
+            teacher = _teacher(run, measured)
+        parallel.barrier()
+        for each in runs.values():
+            try:
+                distill.run(each, extractor if measured is None else measured.extractor)
+            finally:  # points of a run that was interrupted are drawn, too
+                if measured is not None and teacher is not None:
+                    _write(ablation, runs, measured, teacher)
+            if not (each.out / "student.safetensors").exists():
+                return  # --stop-after ended it
 
 
 def _run_of(run: Run, ablation: Ablation, value: int) -> Run:
@@ -215,10 +216,12 @@ def _teacher(run: Run, fid: PlanFid) -> Row:
 
 
 def _write(ablation: Ablation, runs: Mapping[int, Run], fid: PlanFid, teacher: Row) -> None:
-    """`ablation.json` and `ablation.png` of the runs that have figures."""
-    out = next(iter(runs.values())).out.parent
+    """`ablation.json` and `ablation.png` of the runs that have figures; nothing where none has."""
     points = [point for value, run in runs.items() for point in _points(run, value)]
+    if not points:
+        return
     first = next(iter(runs.values()))
+    out = first.out.parent
     settings = {
         "recipe": first.recipe.name,
         "updates": ablation.updates,
@@ -231,7 +234,7 @@ def _write(ablation: Ablation, runs: Mapping[int, Run], fid: PlanFid, teacher: R
         "seed": first.recipe.seed,
         "device": str(first.device),
         "threads": torch.get_num_threads(),
-        "hours": round(sum(map(_seconds, runs.values())) / 3600, 3),
+        "hours": float(f"{sum(map(_seconds, runs.values())) / 3600:.3g}"),
     }
     report = {
         "ablation": ablation.subject,
@@ -272,7 +275,8 @@ def _points(run: Run, value: int) -> list[dict[str, Any]]:
 
 def _seconds(run: Run) -> float:
     """Seconds that a run's updates and measurements took; those that a kill undid are not counted."""
-    lines = [json.loads(line) for line in (run.out / "student.jsonl").read_text().splitlines()]
+    journal = run.out / "student.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     seconds, done = sum(float(line.get(FID_SECONDS, 0)) for line in lines), 0
     for line in lines:
         if "per_s" in line:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib import pyplot
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,6 +22,7 @@ from training.cli import main
 from training.data.cifar10 import cifar10
 from training.metrics import chunks, plots
 from training.metrics.fid import frechet_distance
+from training.metrics.plots import loss_curve
 from training.optim.loop import Callback
 from training.recipes.named import get_recipe
 from training.recipes.saved import read_recipe
@@ -152,6 +154,18 @@ def test_a_stopped_run_has_the_figures_of_one_that_was_not(
     assert bytes_of(run) == bytes_of(watched)
 
 
+def test_the_curves_of_a_run_have_its_fid(
+    watched: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what else the lines say of it."""
+    monkeypatch.setattr(pyplot, "close", lambda _: None)
+    loss_curve(watched.out / "student.jsonl", tmp_path / "curves.png")
+    titles = [axis.get_title() for axis in pyplot.gcf().axes]
+    monkeypatch.undo()
+    pyplot.close("all")
+    assert titles == ["cross_entropy", "mse", "accuracy", "gradient_norm", "fid-dd-1", "fid-dd-2"]
+
+
 def test_figures_of_another_number_of_images_are_measured_anew(watched: Run) -> None:
     evaluate = replace(watched.recipe.evaluate, images=24)
     more = replace(watched, recipe=replace(watched.recipe, evaluate=evaluate))
@@ -211,14 +225,14 @@ def test_an_ablation_is_curves_of_runs_that_share_what_they_can(
 ) -> None:
     """Ended twice on the way, it is the ablation that was not."""
     words = ("ablate", subject, *VALUES[subject], "--updates", "4", "--every", "2", "--images", "16")
+    values = [int(value) for value in VALUES[subject][1].split(",")]
     whole, stopped = (shutil.copytree(with_pairs, tmp_path / name) for name in ("whole", "stopped"))
     assert train(whole, *words) == 0
     assert train(stopped, *words, "--stop-after", "3") == 0
-    assert not (stopped / f"ablation-{subject}" / "ablation.json").exists()
+    assert {(p["value"], p["updates"]) for p in report(stopped, subject)["points"]} == {(values[0], 2)}
     assert train(stopped, *words, "--stop-after", "3") == train(stopped, *words) == 0
     found = report(whole, subject)
     assert report(stopped, subject) == found
-    values = [int(value) for value in VALUES[subject][1].split(",")]
     points = found["points"]
     assert [(p["value"], p["plan"], p["updates"], p["passes"]) for p in points] == [
         (value, name, updates, passes) for value in values for name, passes in (("dd-1", 1), ("dd-2", 2))
