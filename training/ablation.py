@@ -79,6 +79,10 @@ class Ablation:
         Raises:
             RecipeError: it cannot; the message says which it takes.
         """
+        if recipe.data == "none":
+            raise RecipeError(
+                f"the recipe {recipe.name!r} has no images for an ablation to measure against", param="recipe"
+            )
         blocks, count = recipe.model.layout.num_blocks, recipe.pairs.count
         most = {"timesteps": blocks - 1, "pairs": count}[self.subject]
         option = _OPTION[self.subject]
@@ -92,15 +96,17 @@ class Ablation:
         """The recipe of one value's run."""
         distilled: dict[str, Any] = {"steps": self.updates}
         distilled |= {"train_steps": (0, value)} if self.subject == "timesteps" else {"pairs": value}
-        return checked(
-            replace(
-                parent,
-                keep_every=self.every,
-                evaluate_every=self.every,
-                distill=replace(parent.distill, **distilled),
-                evaluate=replace(parent.evaluate, images=self.images),
-            )
+        recipe = replace(
+            parent,
+            keep_every=self.every,
+            evaluate_every=self.every,
+            distill=replace(parent.distill, **distilled),
+            evaluate=replace(parent.evaluate, images=self.images, plans=()),
         )
+        # Of the parent's plans those that this student has: hybrids are named by the second step.
+        known = [plan.name for plan in student_plans(recipe)]
+        plans = tuple(name for name in parent.evaluate.plans if name in known)
+        return checked(replace(recipe, evaluate=replace(recipe.evaluate, plans=plans)))
 
 
 def values_of(subject: Subject, steps: str | None, counts: str | None) -> tuple[int, ...]:

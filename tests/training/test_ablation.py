@@ -18,6 +18,7 @@ from dd_core.errors import RecipeError
 from dd_core.models.build import new_student
 from dd_core.sampling import Sampler, sample_images
 from tests.training.fakes import Mean
+from training.ablation import Ablation
 from training.cli import main
 from training.data.cifar10 import cifar10
 from training.metrics import chunks, plots
@@ -211,6 +212,16 @@ def test_settings_that_cannot_be_are_refused(overrides: list[str], says: str) ->
 def test_a_run_without_images_cannot_be_watched() -> None:
     with pytest.raises(RecipeError, match="evaluate_every must be 0: the recipe has no images"):
         get_recipe("var-dd-d16", ["evaluate_every=100"])
+
+
+def test_an_ablation_measures_the_plans_of_the_student_alone() -> None:
+    """Of those that the run names: another second step has other hybrids."""
+    ablation = Ablation("timesteps", (8,), updates=4, every=2, images=16)
+    parent = get_recipe("tiny", ['evaluate.plans=["dd-2", "pre-trained-1-21", "teacher"]'])
+    assert ablation.recipe(parent, 8).evaluate.plans == ("dd-2",)
+    assert ablation.recipe(get_recipe("tiny"), 8).evaluate.plans == ()
+    with pytest.raises(RecipeError, match="the recipe 'var-dd-d16' has no images for an ablation"):
+        ablation.check(get_recipe("var-dd-d16"))
 
 
 def report(run: Path, subject: str) -> dict[str, Any]:
