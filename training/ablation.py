@@ -27,12 +27,11 @@ from dd_core.plan import Plan
 from dd_core.sampling import Sampler
 from training import parallel
 from training.digest import weights_digest
-from training.lock import locked
 from training.metrics.features import Extractor
 from training.metrics.plan_fid import PlanFid
 from training.metrics.plots import fid_curves
 from training.metrics.report import Row
-from training.metrics.rows import once
+from training.metrics.rows import measured, once
 from training.mismatch import refuse_mismatch
 from training.optim.loop import plain
 from training.presets import presets
@@ -145,19 +144,18 @@ def ablate(run: Run, ablation: Ablation, extractor: Extractor | None = None) -> 
         load_pairs(run.out / FOLDER, run.recipe.pairs)
     runs = {value: _run_of(run, ablation, value) for value in ablation.values}
     with ExitStack() as held:
-        measured = teacher = None
         if parallel.is_main():
             for each in runs.values():
                 _prepare(run, each, held)
-            measured = plan_fid(replace(next(iter(runs.values())), out=run.out), extractor)
-            teacher = _teacher(run, measured)
-        parallel.barrier()
+        with parallel.in_turn():
+            fid = plan_fid(replace(next(iter(runs.values())), out=run.out), extractor)
+        teacher = _teacher(run, fid)
         for each in runs.values():
             try:
-                distill.run(each, extractor if measured is None else measured.extractor)
+                distill.run(each, fid.extractor)
             finally:  # points of a run that was interrupted are drawn, too
-                if measured is not None and teacher is not None:
-                    _write(ablation, runs, measured, teacher)
+                if teacher is not None:
+                    _write(ablation, runs, fid, teacher)
             if not (each.out / "student.safetensors").exists():
                 return  # --stop-after ended it
 
@@ -172,9 +170,8 @@ def _run_of(run: Run, ablation: Ablation, value: int) -> Run:
 
 
 def _prepare(parent: Run, run: Run, held: ExitStack) -> None:
-    """Hold the folder of a value's run, with its recipe and its links."""
+    """Hold the folder of a value's run, which keeps its recipe, and put the links there."""
     run.out.mkdir(parents=True, exist_ok=True)
-    held.enter_context(locked(run.out))
     held.enter_context(remembered(run.out, run.recipe))
     for name in _SHARED:
         link, target = run.out / name, parent.out / name
@@ -183,8 +180,8 @@ def _prepare(parent: Run, run: Run, held: ExitStack) -> None:
             link.symlink_to(os.path.relpath(target, run.out))
 
 
-def _teacher(run: Run, fid: PlanFid) -> Row:
-    """The teacher's FID, of the same images; measured once for both ablations."""
+def _teacher(run: Run, fid: PlanFid) -> Row | None:
+    """The teacher's FID, of the same images; measured once for both ablations. None on the other ranks."""
     recipe = replace(run.recipe, evaluate=replace(run.recipe.evaluate, plans=("teacher",)))
     chosen: Plan = presets(recipe)[0].plan
     tokenizer = load_drawing_tokenizer(run)
@@ -200,6 +197,11 @@ def _teacher(run: Run, fid: PlanFid) -> Row:
         exact=False,
     )
     weights = weights_digest(tokenizer, teacher)
+    path, fingerprint = run.out / "ablation-teacher.json", fid.fingerprint(sampler, chosen, weights)
+    if measured(path, fingerprint) is None:
+        fid.draw(sampler, chosen, weights)
+    if not parallel.is_main():
+        return None
 
     def make() -> Row:
         return Row(
@@ -216,7 +218,7 @@ def _teacher(run: Run, fid: PlanFid) -> Row:
             passes=chosen.cost,
         )
 
-    row = once(run.out / "ablation-teacher.json", fid.fingerprint(sampler, chosen, weights), make)
+    row = once(path, fingerprint, make)
     fid.forget()
     return row
 

@@ -27,12 +27,11 @@ from training.ablation import ablate as run_ablation
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.data.sources import bundle_name
-from training.lock import locked
 from training.measure import Request, Subject, measure, reference_folder
 from training.metrics.features import FeatureExtractor
 from training.metrics.sheet import UNSEEN, draw_sheet
 from training.options import Options, Shard, StopAfter, with_options
-from training.prepared import prepared, set_up
+from training.prepared import held, prepared
 from training.run import Run
 from training.stages import evaluate as evaluation
 from training.stages import export as exporting
@@ -54,8 +53,7 @@ def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> Non
     def command(options: Options, stop_after: StopAfter = None) -> None:
         with prepared(options, stop_after=stop_after, together=True) as run:
             for stage in stages:
-                if stage is not evaluation.run or parallel.leave():
-                    stage(run)
+                stage(run)
 
 
 _command("tokenizer", "(a) VQ tokenizer: images to codes and back.", STAGES["tokenizer"])
@@ -155,32 +153,29 @@ def evaluate(
 
     The report of a bundle is in evaluations/NAME where `--out` names no other folder.
     """
-    if not parallel.is_main():
-        return
     chosen = tuple(name for name in plans.split(",") if name)
     request = None
     if reference is not None:
         request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing)
     if bundle is None:
-        with prepared(options, stop_after=stop_after) as run:
+        with prepared(options, stop_after=stop_after, together=True) as run:
             if request is None:
                 evaluation.run(run)
-            else:
-                extractor = FeatureExtractor(run.device)
-                measure(Subject.of_run(run), request, extractor, reference_folder(run))
+                return
+            with parallel.in_turn():
+                subject, extractor = Subject.of_run(run), FeatureExtractor(run.device)
+            measure(subject, request, extractor, reference_folder(run))
         return
     if request is None:
         raise RecipeError("a bundle is measured against --reference, a folder or an .npz", param="reference")
     if options.overrides:
         raise RecipeError("--set changes a recipe, and a bundle has none", param="set")
     out = options.out or Path("evaluations") / Path(bundle).name
-    where = pick_device(options.device)
-    subject = Subject.of_bundle(bundle, where)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        set_up(out, where, options.threads)
-        measure(subject, request, FeatureExtractor(where), out)
-        typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
+    with held(out, options) as device:
+        with parallel.in_turn():
+            subject, extractor = Subject.of_bundle(bundle, device), FeatureExtractor(device)
+        if measure(subject, request, extractor, out):
+            typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
 
 
 @app.command("corpus", help="Fetch and draw the pictograms that the recipes for texts learn from.")

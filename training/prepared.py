@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
+from dd_core.errors import RecipeError
 from training import parallel
 from training.lock import locked
 from training.options import Options
 from training.presets import presets
 from training.recipes.choose import choose_recipe
-from training.recipes.saved import remembered
+from training.recipes.saved import agreed, remembered
 from training.run import WHOLE, Job, Run
 
 
@@ -26,8 +27,8 @@ def prepared(
     """Give the run of a command. No other command may use its folder meanwhile, which remembers its recipe.
 
     Args:
-        shard: the part of a set of pairs that this job makes. Jobs share the folder, so several neither hold
-            it nor change its recipe.
+        shard: the part of a set of pairs that this job makes. Jobs of one set have the folder together, and
+            one recipe.
         together: connect the processes that torchrun started, of which rank 0 holds the folder.
 
     Raises:
@@ -35,26 +36,54 @@ def prepared(
     """
     device, out = parallel.pick_rank_device(options.device), options.folder
     job = Job.of(shard or "0/1")
-    alone = parallel.is_main() if shard is None else job.of_rank() == WHOLE
-    with parallel.joined(device) if together else nullcontext(), ExitStack() as held:
+    several = shard is not None and job.of_rank() != WHOLE
+    overrides = options.overrides or ()
+    if several:
+        _refuse_growth(overrides)
+    with parallel.joined(device) if together else nullcontext(), ExitStack() as kept:
         _log_to()
         with parallel.in_turn():
             if together and not parallel.is_main():  # rank 0 has written down what it chose
                 settings = choose_recipe(out, None)
             else:
-                settings = choose_recipe(
-                    out, options.recipe, options.overrides or (), options.data, options.size
-                )
+                settings = choose_recipe(out, options.recipe, overrides, options.data, options.size)
             presets(settings)  # plans that there are not are refused now, not after the training
             out.mkdir(parents=True, exist_ok=True)
-            if alone:
-                held.enter_context(locked(out))
-                held.enter_context(remembered(out, settings))
-        set_up(out, device, options.threads)
+            if several or parallel.is_main():
+                kept.enter_context((agreed if several else remembered)(out, settings))
+        _set_up(out, device, options.threads)
         yield Run(settings, out, device, stop_after, job)
 
 
-def set_up(out: Path, device: torch.device, threads: int) -> None:
+@contextmanager
+def held(out: Path, options: Options) -> Iterator[torch.device]:
+    """Hold a folder that is of no run, and connect the processes that torchrun started: gives the device.
+
+    Raises:
+        RecipeError: another process works in it.
+    """
+    device = parallel.pick_rank_device(options.device)
+    with parallel.joined(device), ExitStack() as kept:
+        with parallel.in_turn():
+            out.mkdir(parents=True, exist_ok=True)
+            if parallel.is_main():
+                kept.enter_context(locked(out))
+        _set_up(out, device, options.threads)
+        yield device
+
+
+def _refuse_growth(overrides: Sequence[str]) -> None:
+    """Refuse `+value` to one of several jobs: each would add to what those before it have made of it."""
+    for field, _, value in (item.partition("=") for item in overrides):
+        if value.startswith("+"):
+            raise RecipeError(
+                f"jobs that share a folder cannot each add to {field}: give all of them its new value, not "
+                f"{value}",
+                param=field,
+            )
+
+
+def _set_up(out: Path, device: torch.device, threads: int) -> None:
     """Set torch's threads, and log into the folder; ranks but the first tell their warnings alone."""
     if threads:
         torch.set_num_threads(threads)

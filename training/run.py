@@ -182,8 +182,9 @@ def keep_exports(run: Run, name: str, ema: Ema, shape_of: nn.Module) -> Callback
     """A callback that writes the averaged weights as `NAME-STEP.safetensors` every `keep_every` updates."""
 
     def call(step: int) -> None:
-        shape_of.load_state_dict(ema.average)
-        save(run, f"{name}-{step}", shape_of)
+        if parallel.is_main():
+            shape_of.load_state_dict(ema.average)
+            save(run, f"{name}-{step}", shape_of)
 
     return Callback(run.recipe.keep_every, call)
 

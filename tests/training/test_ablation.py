@@ -42,7 +42,6 @@ VALUES = {"timesteps": ("--steps", "8,20"), "pairs": ("--counts", "16,48")}
 def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     monkeypatch.setattr(student_fid, "FeatureExtractor", lambda *_: Mean())
     monkeypatch.setattr(chunks, "CHUNK", 8)
 

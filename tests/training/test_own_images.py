@@ -18,7 +18,7 @@ from tests.training.fakes import Mean
 from tests.training.helpers import draw_folder
 from training.cli import main
 from training.data.folders import load_folder
-from training.metrics import plots
+from training.metrics import timing
 from training.metrics.features import content_hash
 from training.recipes.named import get_recipe
 from training.recipes.own_images import for_images
@@ -48,7 +48,7 @@ def sets(*overrides: str) -> list[str]:
 def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
+    monkeypatch.setattr(timing, "_REPEATS", 1)
     monkeypatch.setattr(evaluate, "FeatureExtractor", lambda *_: Mean())
 
 

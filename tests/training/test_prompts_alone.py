@@ -23,7 +23,6 @@ from dd_core.text.encoder import PromptEncoder
 from dd_core.text.t5 import T5States, cleaned
 from tests.training.test_stages import RandomLpips
 from training.data import text as text_data
-from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.recipes.settings import PairsRecipe, Recipe
 from training.run import Run
@@ -54,7 +53,11 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     RandomLpips(tmp_path)
     monkeypatch.setenv("DD_LPIPS", str(tmp_path / "lpips.safetensors"))
     monkeypatch.setattr(text_data, "t5_states", FewWords)
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
+    return tiny_t2i()
+
+
+def tiny_t2i() -> Recipe:
+    """LlamaGen's recipe for texts at the size of a test."""
     whole, tiny = get_recipe("llamagen-t2i"), get_recipe("tiny")
     gpt = LlamaGenConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=6, text_dim=16
@@ -74,7 +77,12 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
 
 @pytest.fixture
 def published(recipe: Recipe, tmp_path: Path) -> Path:
-    """A bundle as `convert` makes it of a published model of texts: no student, no encoder."""
+    publish(tmp_path / "published", recipe)
+    return tmp_path / "published"
+
+
+def publish(folder: Path, recipe: Recipe) -> None:
+    """Write a bundle as `convert` makes it of a published model of texts: no student, no encoder."""
     preset = PresetEntry.of(teacher(64))
     manifest = Manifest(
         name="published",
@@ -95,14 +103,13 @@ def published(recipe: Recipe, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = VQTokenizer(recipe.tokenizer_model)
     save_bundle(
-        tmp_path / "published",
+        folder,
         manifest,
         tokenizer=tokenizer,
         student=None,
         teacher=new_teacher(recipe, tokenizer, CPU),
         marginals_KLV=None,
     )
-    return tmp_path / "published"
 
 
 def test_from_a_teacher_and_prompts_to_a_bundle_with_a_student(

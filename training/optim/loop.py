@@ -67,7 +67,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Callback:
-    """A call of rank 0 after every `every` updates (0 = never), when their checkpoint is on disk.
+    """A call of every rank after each `every` updates (0 = never); rank 0 has written the checkpoint by then.
 
     It gets the number of updates made, and gets it again where the stage goes on from there: a call that was
     killed is made good, so one that came back must do no harm the second time.
@@ -218,6 +218,7 @@ def run_stage(
             done = step + 1
             if not main:
                 recent.clear()
+                _call(callbacks, done, stage.steps)
                 continue
             if done % log_every == 0 or done == last:
                 figures = _mean(recent)
@@ -249,8 +250,8 @@ def run_stage(
 
 
 def _call(callbacks: Sequence[Callback], done: int, steps: int) -> None:
-    """Make the calls that are due, if this is rank 0."""
-    for callback in callbacks if parallel.is_main() else ():
+    """Make the calls that are due."""
+    for callback in callbacks:
         if callback.due(done, steps):
             callback.call(done)
 
@@ -271,6 +272,7 @@ def _mean(recent: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
 
 def _save(stage: Stage, path: Path, step: int) -> None:
     state = {k: part.state_dict() for k, part in stage.parts.items()}
+    # One name for all (not `replacing`): a run that is killed often must not fill the disk with halves.
     temporary = path.with_suffix(".tmp")
     torch.save({"step": step, "config": stage.config, "parts": state}, temporary)
     temporary.replace(path)

@@ -8,20 +8,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dd_core.models.build import new_student
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler
 from training import parallel
 from training.data.conditions import ClassConditions, Conditions
-from training.data.sources import class_names
+from training.data.sources import class_names, material
 from training.digest import weights_digest
-from training.metrics.features import Extractor, FeatureExtractor
+from training.metrics.features import Extractor, FeatureExtractor, precision_on
 from training.metrics.plan_fid import PlanFid
 from training.optim.loop import Callback, Ema
 from training.presets import presets
 from training.recipes.settings import Recipe
 from training.run import Run, load_drawing_tokenizer
-from training.stages.evaluate import material, precision_on
 
 log = logging.getLogger("dd_train")
 FID = "fid-"  # before a plan's name in the journal
@@ -34,7 +35,8 @@ def student_plans(recipe: Recipe) -> list[Plan]:
 
 
 def measure_fid(run: Run, ema: Ema, extractor: Extractor | None = None) -> Callback:
-    """Measure the averaged student's plans every `evaluate_every` updates, and at the end.
+    """Measure the averaged student's plans every `evaluate_every` updates and at the end; each rank draws its
+    share of the images.
 
     A line of the journal has the step, `fid-PLAN` of each plan, `fid_images`, and `fid_seconds`, which
     measuring took. A step that has a line of as many images is not measured again.
@@ -45,15 +47,17 @@ def measure_fid(run: Run, ema: Ema, extractor: Extractor | None = None) -> Callb
     Raises:
         DataError, RecipeError: real images, the network or the tokenizer that draws cannot be had.
     """
-    if not (run.recipe.evaluate_every and parallel.is_main()):
+    if not run.recipe.evaluate_every:
         return Callback(0, lambda _: None)
     journal, plans = run.out / "student.jsonl", student_plans(run.recipe)
-    # Now, not after hours: these may be missing.
-    tokenizer, fid = load_drawing_tokenizer(run), plan_fid(run, extractor)
+    with parallel.in_turn():  # now, not after hours: these may be missing
+        tokenizer, fid = load_drawing_tokenizer(run), plan_fid(run, extractor)
 
     def call(step: int) -> None:
         names = {f"{FID}{plan.name}" for plan in plans}
-        if any(line["step"] == step and names <= line.keys() for line in fid_lines(run)):
+        known = torch.tensor(any(line["step"] == step and names <= line.keys() for line in fid_lines(run)))
+        parallel.send_to_all([known])  # what rank 0 has read
+        if known:
             return
         began, averaged = time.perf_counter(), new_student(run.recipe.student).to(run.device)
         averaged.load_state_dict(ema.average)
@@ -62,6 +66,10 @@ def measure_fid(run: Run, ema: Ema, extractor: Extractor | None = None) -> Callb
             run.recipe.model.layout, tokenizer, averaged.eval(), draw=draw, device=run.device, exact=False
         )
         weights = weights_digest(averaged, tokenizer)
+        for plan in plans:
+            fid.draw(sampler, plan, weights)
+        if not parallel.is_main():
+            return
         figures: dict[str, Any] = {f"{FID}{plan.name}": fid(sampler, plan, weights) for plan in plans}
         figures |= {FID_IMAGES: fid.images, FID_SECONDS: round(time.perf_counter() - began, 1)}
         with journal.open("a") as file:
@@ -92,7 +100,7 @@ def plan_fid(run: Run, extractor: Extractor | None = None) -> PlanFid:
     if prompts is not None:
         conditions = prompts.conditions
 
-    network = extractor or FeatureExtractor(device, precision_on(cfg, device))
+    network = extractor or FeatureExtractor(device, precision_on(device, cfg.precision))
     # Other noise than the evaluation's (+ 2), so that nothing is chosen by the images that it is judged by.
     noise, folder = recipe.seed + 4, run.out / "fid"
     return PlanFid(real.first(cfg.reference), conditions, network, folder, cfg.images, cfg.batch, noise)
