@@ -55,7 +55,8 @@ def measure_fid(run: Run, ema: Ema, extractor: Extractor | None = None) -> Callb
 
     def call(step: int) -> None:
         names = {f"{FID}{plan.name}" for plan in plans}
-        known = torch.tensor(any(line["step"] == step and names <= line.keys() for line in fid_lines(run)))
+        found = any(line["step"] == step and names <= line.keys() for line in fid_lines(run))
+        known = torch.tensor(int(found))
         parallel.send_to_all([known])  # what rank 0 has read
         if known:
             return
@@ -75,8 +76,8 @@ def measure_fid(run: Run, ema: Ema, extractor: Extractor | None = None) -> Callb
         with journal.open("a") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
         fid.forget()
-        found = ", ".join(f"{plan.name} {figures[FID + plan.name]:.2f}" for plan in plans)
-        log.info("student %d: FID %s (%d images)", step, found, fid.images)
+        shown = ", ".join(f"{plan.name} {figures[FID + plan.name]:.2f}" for plan in plans)
+        log.info("student %d: FID %s (%d images)", step, shown, fid.images)
 
     return Callback(run.recipe.evaluate_every, call, at_end=True)
 
