@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -22,6 +22,8 @@ from dd_core.hub.locate import locate
 from dd_core.manifest import Manifest
 from dd_core.runtime import pick_device
 from training import parallel
+from training.ablation import Ablation, values_of
+from training.ablation import ablate as run_ablation
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.data.sources import bundle_name
@@ -90,6 +92,37 @@ def own_pairs(options: Options, stop_after: StopAfter = None, shard: Shard = "0/
 
 _command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", STAGES["distill"])
 _command("all", "Stages (a) to (e) in order, each from where it stopped.", *STAGES.values())
+
+
+@app.command(
+    "ablate", help="FID against epochs for several values of one setting: the paper's Figures 7 and 8."
+)
+@with_options
+def ablate(
+    options: Options,
+    subject: Annotated[
+        Literal["timesteps", "pairs"],
+        typer.Argument(help="The student's second step, or the number of pairs it learns from."),
+    ],
+    steps: Annotated[str | None, typer.Option(help="Second steps, by commas, as 8,20,40.")] = None,
+    counts: Annotated[str | None, typer.Option(help="Numbers of pairs, by commas.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Updates of each student; by default the recipe's.")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="Updates between two points; by default a fifth of all.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=2, help="Images a plan draws for a point; by default the recipe's.")
+    ] = None,
+    stop_after: StopAfter = None,
+) -> None:
+    """Distils a student for each value, and draws the curves of all."""
+    values = values_of(subject, steps, counts)
+    with prepared(options, stop_after=stop_after, together=True) as run:
+        many = updates or run.recipe.distill.steps
+        asked = Ablation(subject, values, many, every or -(-many // 5), images or run.recipe.evaluate.images)
+        run_ablation(run, asked)
 
 
 @app.command("evaluate", help="(e) FID, KID, precision and recall of every plan, with its cost.")

@@ -19,7 +19,7 @@ from dd_core.files import save_tensors
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from training import parallel
 from training.mismatch import difference, refuse_mismatch
-from training.optim.loop import Ema, Stage, run_stage
+from training.optim.loop import Callback, Ema, Stage, run_stage
 from training.recipes.settings import Recipe
 
 M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
@@ -148,11 +148,12 @@ def save(run: Run, name: str, module: nn.Module) -> None:
     save_tensors(state, run.out / f"{name}.safetensors", facts_of(_architecture(module)))
 
 
-def train(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
+def train(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module, *callbacks: Callback) -> bool:
     """Train a stage, and write the averaged weights if it came to its end, which every rank finds then.
 
     Args:
         shape_of: a model of the architecture that is written.
+        callbacks: of the stage, see `run_stage`.
 
     Returns:
         True if it came to its end.
@@ -167,6 +168,7 @@ def train(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
         preview_every=r.preview_every,
         stop_after=run.stop_after,
         tensorboard=r.tensorboard,
+        callbacks=callbacks,
     )
     if step < stage.steps:
         return False
@@ -175,6 +177,17 @@ def train(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
         save(run, stage.name, shape_of)
     parallel.barrier()
     return True
+
+
+def keep_exports(run: Run, name: str, ema: Ema, shape_of: nn.Module) -> Callback:
+    """A callback that writes the averaged weights as `NAME-STEP.safetensors` every `keep_every` updates."""
+
+    def call(step: int) -> None:
+        if parallel.is_main():
+            shape_of.load_state_dict(ema.average)
+            save(run, f"{name}-{step}", shape_of)
+
+    return Callback(run.recipe.keep_every, call)
 
 
 def facts_of(settings: Mapping[str, Any]) -> dict[str, str]:

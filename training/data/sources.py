@@ -10,6 +10,8 @@ from training.data import text
 from training.data.cifar10 import CIFAR10_CLASSES, cifar10
 from training.data.folders import FolderImages, load_folder
 from training.data.images import About, ImageSet
+from training.losses.lpips import Lpips, lpips_weights
+from training.metrics.caption_retrieval import Prompted
 from training.recipes.own_images import check_size, for_images
 from training.recipes.settings import Folder, Recipe
 from training.run import Run
@@ -40,6 +42,18 @@ def load_images(run: Run) -> tuple[ImageSet, ImageSet]:
                 "has a tokenizer and a teacher",
                 param="recipe",
             )
+
+
+def material(run: Run) -> tuple[ImageSet, ImageSet, Prompted | None]:
+    """Real images, others to hold against them, and the prompts of a model of texts: for an evaluation.
+
+    Raises:
+        DataError, RecipeError: as `load_images`.
+    """
+    if run.recipe.text is not None:
+        return text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
+    reference, test = load_images(run)
+    return reference, test.first(run.recipe.evaluate.test), None
 
 
 def with_folder(recipe: Recipe, path: Path, size: int | None = None) -> Recipe:

@@ -41,7 +41,7 @@ from training.diagnose.teacher import condition, generalisation, nats
 from training.diagnose.tokens import codebook, codebook_in_training, first_judged
 from training.diagnose.weights import student_of, teacher_of
 from training.metrics.features import Extractor, FeatureExtractor
-from training.optim.progress import read_journal
+from training.optim.progress import newest, read_journal
 from training.recipes.saved import read_recipe
 from training.run import Run, load_drawing_tokenizer, load_teacher, load_tokenizer
 from training.stages.tokens import encode_all, read_tokens
@@ -94,8 +94,8 @@ def progress_of(run: Run) -> dict[str, dict[str, float]]:
     found = {}
     for name in STAGES:
         part = run.recipe.distill if name == "student" else getattr(run.recipe, name)
-        if lines := read_journal(run.out / f"{name}.jsonl"):
-            found[name] = _as_json(lines[-1] | {"steps": part.steps})
+        if last := newest(read_journal(run.out / f"{name}.jsonl")):
+            found[name] = _as_json(last | {"steps": part.steps})
     return found
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dd_core.errors import InvalidRequestError
 from dd_core.files import save_tensors
-from dd_core.runtime import pick_device
+from dd_core.runtime import native_bfloat16, pick_device
 from training import parallel
 from training.data.cifar10 import cifar10
 from training.data.packages import DataError, cache_dir
@@ -69,6 +69,13 @@ def legacy_resize(image_N3HW: Tensor, side: int = SIDE) -> Tensor:
     down = resize_matrix(height, side).to(image_N3HW.device)
     across = resize_matrix(width, side).to(image_N3HW.device)
     return (down @ image_N3HW.double() @ across.T).float()
+
+
+def precision_on(device: torch.device, wanted: Precision | Literal["auto"]) -> Precision:
+    """The precision of the network on a device, for `EvaluateRecipe.precision`."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if device.type == "cpu" and native_bfloat16(device) else "float32"
 
 
 class Extractor(Protocol):

@@ -47,14 +47,49 @@ def loss_curve(lines: Sequence[Mapping[str, float]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [k for k in dict.fromkeys(k for line in lines for k in line) if k != "step"]
+    found = dict.fromkeys(k for line in lines for k in line)
+    names = [k for k in found if k not in ("step", "fid_images", "fid_seconds")]
     figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]
-        axis.plot(*zip(*points, strict=True), linewidth=1)
+        marker = "." if len(points) < 20 else ""
+        axis.plot(*zip(*points, strict=True), linewidth=1, marker=marker)
         axis.set(title=name, xlabel="step")
         if all(value > 0 for _, value in points):
             axis.set_yscale("log")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def fid_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    path: Path,
+    teacher: float | None = None,
+) -> None:
+    """Plots FID against epochs, as the paper's Figures 7 and 8.
+
+    Args:
+        panels: a plan's name → a curve's name → (epochs, FID), of each curve at least one point.
+        teacher: its FID, a dashed line.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
+    for axis, (name, curves) in zip(axes[0], panels.items(), strict=True):
+        for label, points in curves.items():
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=label)
+        if teacher is not None:
+            axis.axhline(teacher, color="gray", linestyle="--", label="teacher")
+        ends = [max(points)[0] for points in curves.values()]
+        if max(ends) > 3 * min(ends):  # on a linear axis all but the longest curve would be one line
+            axis.set_xscale("log")
+        axis.set(title=name, xlabel="epochs", ylabel="FID")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)

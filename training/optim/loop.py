@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +61,23 @@ class Stage:
     batches: Batches
     preview: Callable[[Path], None] | None = None
     config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Callback:
+    """A call of every rank after each `every` updates (0 = never); rank 0 has written the checkpoint by then.
+
+    It gets the number of updates made, and gets it again where the stage goes on from there: a call that was
+    killed is made good, so one that came back must do no harm the second time.
+    """
+
+    every: int
+    call: Callable[[int], None]
+    at_end: bool = False
+
+    def due(self, done: int, steps: int) -> bool:
+        """True after `done` of `steps` updates that it is for."""
+        return self.every > 0 < done and (done % self.every == 0 or (self.at_end and done == steps))
 
 
 class Ema:
@@ -158,6 +176,7 @@ def run_stage(
     preview_every: int = 1000,
     stop_after: int | None = None,
     tensorboard: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Runs a stage to its end, from its last checkpoint if there is one; returns the last step.
 
@@ -178,6 +197,7 @@ def run_stage(
     parallel.agree(first)
     if first == 0:  # the same seed need not give the same bits on another machine
         parallel.send_to_all(_tensors({k: part.state_dict() for k, part in stage.parts.items()}))
+    _call(callbacks, first, stage.steps)
     last = stage.steps if stop_after is None else min(stage.steps, first + stop_after)
     recent: list[tuple[int, dict[str, Tensor]]] = []
     events = Events(out / "tensorboard" / stage.name, first) if tensorboard and main else None
@@ -196,6 +216,7 @@ def run_stage(
             done = step + 1
             if not main:
                 recent.clear()
+                _call(callbacks, done, stage.steps)
                 continue
             if done % log_every == 0 or done == last:
                 figures = _mean(recent)
@@ -210,8 +231,12 @@ def run_stage(
                 if not bar.console.is_terminal:
                     log.info("%s %d/%d %s", stage.name, done, stage.steps, said)
                 recent.clear()
-            if done % save_every == 0 or done == last:
+            called = any(callback.due(done, stage.steps) for callback in callbacks)
+            if done % save_every == 0 or done == last or called:
                 _save(stage, checkpoint, done)
+            paused = time.perf_counter()
+            _call(callbacks, done, stage.steps)
+            pace.pause(time.perf_counter() - paused)
             if stage.preview and (done % preview_every == 0 or done == stage.steps):
                 stage.preview(out / f"{stage.name}-samples.png")
                 if events:
@@ -224,6 +249,13 @@ def run_stage(
         loss_curve(figures_of(read_journal(journal)), out / f"{stage.name}-loss.png")
     parallel.barrier()  # the next call reads the checkpoint
     return last
+
+
+def _call(callbacks: Sequence[Callback], done: int, steps: int) -> None:
+    """Make the calls that are due."""
+    for callback in callbacks:
+        if callback.due(done, steps):
+            callback.call(done)
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

@@ -60,6 +60,10 @@ class Pace:
         self._first, self._steps, self._batch, self._per_epoch = first, steps, batch, per_epoch
         self._began = time.perf_counter()
 
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that went into something else than updates."""
+        self._began += seconds
+
     def at(self, step: int) -> Progress:
         """The progress after so many updates, now."""
         rate = (step - self._first) / (time.perf_counter() - self._began)
@@ -89,6 +93,11 @@ def read_journal(path: Path) -> list[dict[str, float]]:
         return [json.loads(line) for line in lines if line.endswith("\n")]
     except ValueError as error:
         raise RecipeError(f"{path} is no journal of a stage: {error}", param="run") from None
+
+
+def newest(lines: list[dict[str, float]]) -> dict[str, float] | None:
+    """The last line that says how far the stage is; a line of a student's FID does not."""
+    return next((line for line in reversed(lines) if "per_s" in line), None)
 
 
 def figures_of(lines: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -102,6 +102,12 @@ def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
         (distill.layers or model.num_layers) < model.num_layers,
         f"be at least the model's {model.num_layers}",
     )
+    too_many = distill.pairs > recipe.pairs.count
+    yield "distill.pairs", too_many, f"be at most pairs.count, {recipe.pairs.count}"
+    watched = recipe.evaluate_every > 0
+    yield "evaluate_every", watched and not pictured, "be 0: the recipe has no images to measure against"
+    alone = not evaluate.plans or any(name.startswith("dd-") for name in evaluate.plans)
+    yield "evaluate.plans", watched and not alone, "have a plan of the student's, as dd-1, for evaluate_every"
     lost = distill.start == "transplant" and recipe.begin_from is None
     yield "begin_from", lost, "name a bundle for distill.start=transplant"
     yield "evaluate.images", pictured and evaluate.images < 2, "be at least 2"

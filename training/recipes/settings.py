@@ -130,6 +130,7 @@ class DistillRecipe:
     teacher's, moved by what distillation changed in the bundle that the run began from.
     `layers` is the student's number of blocks (None = the teacher's): more than it begins with are put in as
     the identity.
+    `pairs` keeps the first pairs only; 0 keeps all.
     `split` is which head the offered plans use: tokens of blocks before it come from the logits, the
     others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """
@@ -140,6 +141,7 @@ class DistillRecipe:
     start: Literal["teacher", "student", "transplant"] = "teacher"
     layers: Count | None = None
     split: CountOrNone | None = None
+    pairs: CountOrNone = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: Rate = 1e-3
     matrix_lr: Rate = 2e-3
@@ -195,6 +197,10 @@ class Recipe:
     `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
     with those tensors of its teacher that have the right shape (all but the condition's).
 
+    Teacher and distillation keep an export of the averaged weights every `keep_every` updates, and
+    distillation measures the FID of the student's plans every `evaluate_every`, by `evaluate`'s numbers of
+    images; 0 = never.
+
     These say how a stage is computed, not what: `accumulate` parts of a batch go through the model one after
     another; with `recompute` only the inputs of blocks are kept for the backward pass; with `compile` torch
     compiles the blocks. With `tensorboard` the figures of a stage are written as TensorBoard's events too. A
@@ -216,6 +222,8 @@ class Recipe:
     log_every: Count = 20
     save_every: Count = 200
     preview_every: Count = 1200
+    keep_every: CountOrNone = 0
+    evaluate_every: CountOrNone = 0
     train_images: CountOrNone = field(default=50_000)
     data: Literal["cifar10", "folder", "pictograms", "none"] = "cifar10"
     folder: Folder | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from training.optim.progress import newest
 from training.report.folder import RunRecord
 
 
@@ -10,9 +11,9 @@ def progress_cells(run: RunRecord, stage: str) -> str:
 
     A line of a run from before images, epochs and memory were logged has steps and rate alone.
     """
-    if stage not in run.journals:
+    last = newest(run.journals.get(stage, []))
+    if last is None:
         return "–"
-    last = run.journals[stage][-1]
     parts = [f"{last['step']:,} of {run.steps(stage):,} steps"]
     if "images" in last:
         parts += [f"{last['images']:,} images", f"{last['epochs']:.2f} epochs"]

@@ -47,15 +47,25 @@ from training.data.ahead import Ahead, copied, pinned
 from training.data.conditions import ClassConditions, Conditions
 from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips, lpips_weights
+from training.metrics.features import Extractor
 from training.metrics.preview import sample_grid
 from training.optim.loop import Batches, Ema, HasState, Stage, one_cycle, plain, update_at
 from training.optim.memory import economical
 from training.optim.muon import MatrixOptimizer
 from training.parallel import Figures
 from training.recipes.settings import DistillRecipe, Recipe
-from training.run import Run, begun_from, load_first_student, load_teacher, load_tokenizer, train
+from training.run import (
+    Run,
+    begun_from,
+    keep_exports,
+    load_first_student,
+    load_teacher,
+    load_tokenizer,
+    train,
+)
 from training.stages.growth import deepened
 from training.stages.pairs import FOLDER, OWN_FOLDER, PROMPTS, Pairs, load_pairs, noise_of, pair_prompts
+from training.stages.student_fid import measure_fid
 
 
 def student_from_teacher(teacher: AnyTeacher, codebook_VC: Tensor, seed: int) -> AnyStudent:
@@ -202,7 +212,7 @@ def distill_stage(
         state |= {"judge": adversary.judge, "judging": adversary.optimizer}
     config = {
         "model": asdict(recipe.model),
-        "distill": asdict(cfg),
+        "distill": {name: value for name, value in asdict(cfg).items() if name != "pairs"},
         "seed": recipe.seed,
         "pairs": len(pairs.tokens),
     }
@@ -240,14 +250,19 @@ def _maps(
         return real, lpips.features(tokenizer.to_image(drawn).float())
 
 
-def run(run: Run) -> None:
-    """Stage (d)."""
+def run(run: Run, extractor: Extractor | None = None) -> None:
+    """Stage (d).
+
+    Args:
+        extractor: of `evaluate_every`; None = Inception.
+    """
     cfg = run.recipe.distill
     begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
     conditions = None
     with parallel.in_turn():
         lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
-        pairs, tokenizer = load_pairs(run.out / FOLDER, run.recipe.pairs), load_tokenizer(run)
+        pairs = load_pairs(run.out / FOLDER, run.recipe.pairs).first(cfg.pairs)
+        tokenizer = load_tokenizer(run)
         first = begin_from(run) if begin_from else None
         if run.recipe.text is not None:
             conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / PROMPTS, run.device)
@@ -256,7 +271,9 @@ def run(run: Run) -> None:
     stage, ema, _ = distill_stage(
         run.recipe, pairs, teacher, tokenizer, lpips, run.device, first, conditions, own
     )
-    train(run, stage, ema, new_student(run.recipe.student))
+    shape = new_student(run.recipe.student)
+    callbacks = keep_exports(run, "student", ema, shape), measure_fid(run, ema, extractor)
+    train(run, stage, ema, shape, *callbacks)
 
 
 def _transplanted(run: Run) -> AnyStudent:

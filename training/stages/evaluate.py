@@ -23,22 +23,19 @@ from torch import Tensor, nn
 
 from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.plan import Plan, Preset
-from dd_core.runtime import native_bfloat16
 from dd_core.sampling import Sampler
 from training import parallel
-from training.data import text
 from training.data.cifar10 import CIFAR10_CLASSES
 from training.data.conditions import ClassConditions, Conditions
 from training.data.images import ImageSet
-from training.data.sources import class_names, load_images
+from training.data.sources import class_names, material
 from training.digest import weights_digest
-from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.caption_retrieval import Prompted
 from training.metrics.features import (
     Extractor,
     FeatureExtractor,
-    Precision,
     content_hash,
+    precision_on,
 )
 from training.metrics.judge import Judge
 from training.metrics.report import Row, write_grid, write_report
@@ -221,8 +218,8 @@ def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> li
         )
     cfg = run.recipe.evaluate
     with parallel.in_turn():
-        sampler, (reference, test, prompts) = sampler_of(run, *load_models(run)), _material(run)
-        measurer = extractor or FeatureExtractor(run.device, _precision(cfg, run.device))
+        sampler, (reference, test, prompts) = sampler_of(run, *load_models(run)), material(run)
+        measurer = extractor or FeatureExtractor(run.device, precision_on(run.device, cfg.precision))
     parts = {
         "tokenizer": sampler.tokenizer,
         "student": sampler.student,
@@ -243,17 +240,3 @@ def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> li
         timing=timing,
         prompts=prompts,
     )
-
-
-def _material(run: Run) -> tuple[ImageSet, ImageSet, Prompted | None]:
-    """Real images, others to hold against them, and the prompts of a model of texts."""
-    if run.recipe.text is not None:
-        return text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
-    reference, test = load_images(run)
-    return reference, test.first(run.recipe.evaluate.test), None
-
-
-def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
-    if cfg.precision != "auto":
-        return cfg.precision
-    return "bfloat16" if device.type == "cpu" and native_bfloat16(device) else "float32"

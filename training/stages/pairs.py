@@ -68,6 +68,10 @@ class Pairs:
     seed: int
     begin: int = 0
 
+    def first(self, count: int) -> Pairs:
+        """The first pairs; 0 = all."""
+        return replace(self, labels=self.labels[: count or None], tokens=self.tokens[: count or None])
+
     def noise(self, code_dim: int) -> Tensor:
         """The noise of every pair, `[N, L, C]`, from (seed, i)."""
         return noise_of([self], torch.arange(len(self.tokens)), code_dim)

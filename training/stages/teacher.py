@@ -29,7 +29,7 @@ from training.optim.memory import economical
 from training.optim.muon import MatrixOptimizer
 from training.parallel import Figures
 from training.recipes.settings import Recipe
-from training.run import Run, begun_from, load_tokenizer, train
+from training.run import Run, begun_from, keep_exports, load_tokenizer, train
 from training.stages.tokens import read_tokens
 
 
@@ -114,4 +114,5 @@ def run(run: Run) -> None:
         first = begun_from(run).sampler.teacher if recipe.begin_from else None
     assert first is None or isinstance(first, AnyTeacher)
     stage, ema = teacher_stage(recipe, tokens, labels, tokenizer, run.device, conditions, first)
-    train(run, stage, ema, build.new_teacher(recipe.model, tokenizer))
+    shape = build.new_teacher(recipe.model, tokenizer)
+    train(run, stage, ema, shape, keep_exports(run, "teacher", ema, shape))
