@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from server import errors
 from server.devices import process
@@ -48,10 +49,18 @@ class _InFlight:
     source: Batch | _Reply
 
 
+class LoadTimes(NamedTuple):
+    """Seconds that a model took to load, and to warm up."""
+
+    load: float
+    warmup: float
+
+
 @dataclass(eq=False)
 class DeviceWorker:
     """One device process and its queue."""
 
+    name: str  # of the device, in metrics
     options: DeviceOptions
     scheduler: Scheduler  # nobody else may touch it
     metrics: Metrics
@@ -78,6 +87,8 @@ class DeviceWorker:
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0
         self._stopping = False
+        self._busy = self.metrics.device_busy.labels(self.name)
+        self._restarts = self.metrics.worker_restarts.labels(self.name)
 
     @property
     def up(self) -> bool:
@@ -90,11 +101,18 @@ class DeviceWorker:
         return self.scheduler.backlog.seconds() + self._busy_seconds()
 
     @property
+    def ahead(self) -> float:
+        """Seconds until all that waits here is done, by the pace of late."""
+        return self.scheduler.ahead(self._busy_seconds())
+
+    @property
     def depth(self) -> int:
         """Images that wait here."""
         return self.scheduler.depth
 
-    async def load(self, model: str, folder: Path, steps: Sequence[WarmupStep], condition: int | str) -> None:
+    async def load(
+        self, model: str, folder: Path, steps: Sequence[WarmupStep], condition: int | str
+    ) -> LoadTimes:
         """Load a model and warm it up; after an error, or a cancellation, `forget` it.
 
         Args:
@@ -104,8 +122,11 @@ class DeviceWorker:
         Raises:
             DDError: the bundle is damaged, or the first pass fails.
         """
+        began = time.perf_counter()
         await self.supervisor.load(model, folder)
+        loaded = time.perf_counter()
         await warm_up(steps, condition, self.scheduler.costs, self, self._warmup_numbers)
+        return LoadTimes(loaded - began, time.perf_counter() - loaded)
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""
@@ -207,6 +228,9 @@ class DeviceWorker:
     def _on_answer(self, answer: Done | Failed) -> None:
         in_flight, self._in_flight = self._in_flight, None
         assert in_flight is not None, "an answer without a question"
+        self._busy.inc(time.perf_counter() - in_flight.sent)
+        if isinstance(answer, Done):
+            self.metrics.device_memory(self.name, answer.memory)
         source = in_flight.source
         if isinstance(source, asyncio.Future):
             self.scheduler.interrupted()
@@ -226,6 +250,8 @@ class DeviceWorker:
     def _on_lost(self, crashed: bool) -> None:
         """Queue again all that the process had, for the next one."""
         in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            self._busy.inc(time.perf_counter() - in_flight.sent)
         source = None if in_flight is None else in_flight.source
         if isinstance(source, asyncio.Future) and not source.done():
             source.set_result(Failed(False, "the device process died"))
@@ -241,7 +267,7 @@ class DeviceWorker:
                     "request",
                 ),
             )
-        self.metrics.worker_restarts.inc()
+        self._restarts.inc()
         self.on_change()
 
     def _on_restored(self, seconds: float) -> None:
