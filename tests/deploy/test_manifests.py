@@ -205,7 +205,7 @@ def test_the_image_gets_what_it_copies() -> None:
 
 def test_alerts_use_metrics_and_outcomes_that_exist() -> None:
     """An alert on a series that is never exposed never fires."""
-    exposed = {"up"}
+    exposed = {"up", "process_start_time_seconds"}
     metrics = Metrics()
     for family in metrics.registry.collect():
         exposed |= {family.name}
@@ -213,10 +213,11 @@ def test_alerts_use_metrics_and_outcomes_that_exist() -> None:
     (group,) = _yaml(PROMETHEUS / "alerts.yml")["groups"]
     assert group["rules"]
     for rule in group["rules"]:
-        names = set(re.findall(r"\b(dd_[a-z_]+|up)\b", rule["expr"]))
+        names = set(re.findall(r"\b(dd_[a-z_]+|up|process_[a-z_]+)\b", rule["expr"]))
         assert names, rule["alert"]
         assert names <= exposed, rule["alert"]
-        assert set(re.findall(r'outcome="(\w+)"', rule["expr"])) <= set(OUTCOMES)
+        outcomes = re.findall(r'outcome[!=~]+"([\w|]+)"', rule["expr"])
+        assert {outcome for found in outcomes for outcome in found.split("|")} <= set(OUTCOMES)
         assert rule["annotations"]["summary"]
 
 
