@@ -41,6 +41,8 @@ _SMOKE = ("--replicas", "2", "--clients", "2", "--seconds", "1", "--proxies", "n
 _PATIENCE = 600.0  # seconds to start or to stop
 _SEEDS = 8
 _Event = Callable[["Fleet"], None]
+# A connection for each request: one that a proxy has just closed would look like a loss.
+_HTTP = httpx.Client(timeout=120, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
 
 
 @dataclass
@@ -54,9 +56,9 @@ class Replica:
     def start(self) -> None:
         """Start the process; it is not ready yet."""
         command = [sys.executable, "-m", "server", "serve", self.bundle, "--host", HOST]
-        command += ["--port", str(self.port), "--device", "cpu", "--threads", "1", "--log-level", "warning"]
+        command += ["--port", str(self.port), "--device", "cpu", "--threads", "1", "--max-batch", "4"]
         # A cheaper plan would be other bytes, and a busy machine is no reason to lose a request.
-        command += ["--brownout-ms", "0"]
+        command += ["--brownout-ms", "0", "--log-level", "warning"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=environment(1), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -71,11 +73,11 @@ class Replica:
         stop = time.monotonic() + _PATIENCE
         while time.monotonic() < stop and self.process.poll() is None:
             try:
-                if httpx.get(f"http://{HOST}:{self.port}/readyz", timeout=10, trust_env=False).is_success:
+                if _HTTP.get(f"http://{HOST}:{self.port}/readyz").is_success:
                     return
             except httpx.HTTPError:
                 pass
-            time.sleep(0.1)
+            time.sleep(0.2)
         last = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
         raise report.BenchmarkError(f"a replica did not become ready: {' / '.join(last)}")
 
@@ -187,7 +189,7 @@ def proxying(proxy: str, replicas: Sequence[int]) -> Iterator[str]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=10, trust_env=False).is_success
+        return _HTTP.get(f"{url}/readyz").is_success
     except httpx.HTTPError:
         return False
 
@@ -203,10 +205,8 @@ def picture(url: str, seed: int) -> bytes:
     Raises:
         BenchmarkError: the reply is none.
     """
-    # A connection for each request: one that a proxy has just closed would look like a loss.
-    headers = {"accept": "image/png", "connection": "close"}
     try:
-        reply = httpx.post(f"{url}/generate", json=body(seed), headers=headers, timeout=120, trust_env=False)
+        reply = _HTTP.post(f"{url}/generate", json=body(seed), headers={"accept": "image/png"})
     except httpx.HTTPError as error:
         raise report.BenchmarkError(f"{type(error).__name__}: {error}") from error
     if reply.status_code != 200:

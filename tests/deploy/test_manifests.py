@@ -179,6 +179,23 @@ def test_the_pod_runs_as_the_image_does(pod: Any, container: Any) -> None:
     assert "HOME=/tmp" in DOCKERFILE
 
 
+def test_kserve_runs_the_server_as_the_manifests_do(paths: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (KUBERNETES.parent / "kserve" / "inferenceservice.yaml").read_text(encoding="utf-8")
+    runtime, service = yaml.safe_load_all(text)
+    model = service["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+    [container] = runtime["spec"]["containers"]
+    assert (container["name"], container["args"]) == ("kserve-container", ["serve", "/mnt/models"])
+    for name, value in _environment(container).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert {port["containerPort"] for port in container["ports"]} == {settings.port}
+    probe = container["readinessProbe"]["httpGet"]
+    assert (probe["path"] in paths, probe["port"]) == (True, settings.port)
+    assert runtime["spec"]["annotations"]["prometheus.io/path"] in paths
+
+
 def test_the_image_listens_where_it_says() -> None:
     (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
     variables = dict(re.findall(rf"\b({ENV_PREFIX}[A-Z_]+)=(\S+)", DOCKERFILE))
