@@ -26,7 +26,7 @@ from server.devices import process
 from server.devices.messages import DeviceOptions, Done, Drop, Failed, Forward, NewImage, Pixels
 from server.devices.submission import Submission
 from server.devices.supervisor import Supervisor
-from server.devices.warmup import WarmupStep, warm_up
+from server.devices.warmup import WarmupPass, warm_up
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Batch, Job, Sample
@@ -111,12 +111,12 @@ class DeviceWorker:
         return self.scheduler.depth
 
     async def load(
-        self, model: str, folder: Path, steps: Sequence[WarmupStep], condition: int | str
+        self, model: str, folder: Path, passes: Sequence[WarmupPass], condition: int | str
     ) -> LoadTimes:
         """Load a model and warm it up; after an error, or a cancellation, `forget` it.
 
         Args:
-            steps: passes to run in every size of batch.
+            passes: those to run in every size of batch.
             condition: any that the model takes.
 
         Raises:
@@ -125,7 +125,7 @@ class DeviceWorker:
         began = time.perf_counter()
         await self.supervisor.load(model, folder)
         loaded = time.perf_counter()
-        await warm_up(steps, condition, self.scheduler.costs, self, self._warmup_numbers)
+        await warm_up(passes, condition, self.scheduler.costs, self, self._warmup_numbers)
         return LoadTimes(loaded - began, time.perf_counter() - loaded)
 
     async def unload(self, model: str) -> None:

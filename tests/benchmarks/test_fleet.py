@@ -7,6 +7,10 @@ import os
 import re
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -49,6 +53,47 @@ def test_the_shipped_configurations_are_valid(tmp_path: Path) -> None:
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def answering(status: int) -> Iterator[int]:
+    """A replica that is ready and has this status for every request (0: it ends the connection); its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply(200)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            if status:
+                self.reply(status)
+
+        def reply(self, status: int) -> None:
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((fleet.HOST, 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@needs_proxies
+@pytest.mark.parametrize(
+    ("proxy", "status"),
+    [(proxy, status) for proxy in fleet.PROXIES for status in (0, 503)] + [("nginx", 429)],
+)
+def test_a_request_goes_on_to_the_next_replica(proxy: str, status: int) -> None:
+    """From one that is not there, and one that ends the connection or refuses: also a POST."""
+    with answering(200) as good, answering(status) as bad:
+        ports = [fleet.free_port(), bad, good]
+        with fleet.proxying(proxy, ports) as url, httpx.Client(base_url=url, trust_env=False) as client:
+            replies = [client.post("/generate", json=OK, timeout=60).status_code for _ in range(12)]
+    assert replies == [200] * 12
 
 
 @needs_proxies
