@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -120,19 +119,6 @@ def test_what_a_proxy_passes_on(proxy: str, bundle_folder: Path) -> None:
                 client.post("/generate", json={"label": 6}, timeout=0.5)
             eventually(lambda: live.metric("dd_requests_total", outcome="canceled") == 1, "it is noticed")
             gate.open.set()
-
-
-@needs_proxies
-def test_nothing_is_lost(bundle_folder: Path, tmp_path: Path) -> None:
-    """Two replicas and little load: `python -m benchmarks.fleet` has three and more."""
-    options = ["--replicas", "2", "--clients", "2", "--seconds", "0.3", "--out", str(tmp_path)]
-    assert fleet.main(["--bundle", str(bundle_folder), *options]) == 0
-    [filed] = (tmp_path / fleet.THEME).glob("*.json")
-    rows = json.loads(filed.read_text(encoding="utf-8"))["results"]["rows"]
-    assert [(row["proxy"], row["event"]) for row in rows] == [
-        (proxy, event) for proxy in fleet.PROXIES for event in fleet.EVENTS
-    ]
-    assert all(row["requests"] > 0 and row["lost"] == 0 for row in rows)
 
 
 def test_a_proxy_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
