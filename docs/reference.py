@@ -32,6 +32,7 @@ from server.observability.metrics import Metrics
 from server.observability.processes import ProcessUsage
 from server.settings import ENV_PREFIX, Settings, show
 from training.cli import app as training_cli
+from training.diagnose.finding import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -175,6 +176,12 @@ def _flag(param: Any) -> str:
     return "/".join([*param.opts, *param.secondary_opts])
 
 
+def diagnosis() -> str:
+    """Every limit of a diagnosis, with the advice past it."""
+    rows = [[f"`{name}`", f"{r.limit:g}", r.unit, r.bad] for name, r in RULES.items()]
+    return table(["finding", "limit", "of", "past it"], rows)
+
+
 def make_targets() -> str:
     """Every target of the Makefile, with its comment."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -225,6 +232,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "openai-no-effect": no_effect,
     "dd-server": commands(server_cli, "dd-server", elsewhere=["serve"]),
     "dd-train": commands(training_cli, "dd-train", shared=_SHARED),
+    "diagnosis": diagnosis,
     "make": make_targets,
 }
 

@@ -22,6 +22,7 @@ OURS = {"dd_core", "distilled_decoding", "server", "training"}
 ON_DEMAND = {
     "otel": {"server/observability/tracing.py"},
     "t5": {"dd_core/text/t5.py", "dd_core/text/clean.py"},
+    "tensorboard": {"training/optim/events.py"},
 }
 
 
@@ -51,9 +52,13 @@ def _distributions() -> dict[str, str]:
 
 
 def _imported(path: Path) -> set[str]:
-    """Distributions of other projects that a file imports anywhere in it."""
+    """Distributions of other projects that a file imports; one that is not installed goes by the
+    name of its module.
+    """
     tops = {module.partition(".")[0] for module in _modules(ast.parse(path.read_text(encoding="utf-8")))}
-    return {_distributions()[top] for top in tops - OURS if top not in sys.stdlib_module_names}
+    return {
+        _distributions().get(top, _name(top)) for top in tops - OURS if top not in sys.stdlib_module_names
+    }
 
 
 def _modules(tree: ast.AST) -> Iterator[str]:

@@ -25,11 +25,14 @@ from training import parallel
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.data.sources import bundle_name
+from training.diagnose.run import diagnose as diagnose_run
+from training.diagnose.run import open_run, written
 from training.measure import Request, Subject, measure, reference_folder
 from training.metrics.features import FeatureExtractor
 from training.metrics.sheet import UNSEEN, draw_sheet
 from training.options import Options, Shard, StopAfter, with_options
 from training.prepared import held, prepared
+from training.report.page import write_report
 from training.run import Run
 from training.stages import evaluate as evaluation
 from training.stages import export as exporting
@@ -95,7 +98,10 @@ def evaluate(
     options: Options,
     bundle: Annotated[
         str | None,
-        typer.Argument(help="Name or folder of a bundle, built-in and published ones too; else the run."),
+        typer.Argument(
+            help="Name or folder of a bundle, built-in and published ones too, whose report goes to --out or "
+            "evaluations/NAME; else the run."
+        ),
     ] = None,
     stop_after: StopAfter = None,
     reference: Annotated[
@@ -111,19 +117,20 @@ def evaluate(
         str | None,
         typer.Option(help="pytorch-fid's weights for the Inception score, or 'fetch'; without, no score."),
     ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a CLIP model, as transformers saves it, for the CLIP score of texts."),
+    ] = None,
     samples: Annotated[bool, typer.Option(help="Write each plan's images as an .npz.")] = True,
     batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     timing: Annotated[bool, typer.Option(help="Measure the time that an image takes.")] = True,
 ) -> None:
-    """Measures a run on its own data, or a run or a bundle against real images of any kind.
-
-    The report of a bundle is in evaluations/NAME where `--out` names no other folder.
-    """
+    """Measures a run on its own data, or a run or a bundle against real images of any kind."""
     chosen = tuple(name for name in plans.split(",") if name)
     request = None
     if reference is not None:
-        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing)
+        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing, clip)
     if bundle is None:
         with prepared(options, stop_after=stop_after, together=True) as run:
             if request is None:
@@ -138,11 +145,13 @@ def evaluate(
     if options.overrides:
         raise RecipeError("--set changes a recipe, and a bundle has none", param="set")
     out = options.out or Path("evaluations") / Path(bundle).name
-    with held(out, options) as device:
+    device = parallel.pick_rank_device(options.device)
+    with parallel.joined(device):
         with parallel.in_turn():
             subject, extractor = Subject.of_bundle(bundle, device), FeatureExtractor(device)
-        if measure(subject, request, extractor, out):
-            typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
+        with held(out, device, options.threads):
+            if measure(subject, request, extractor, out):
+                typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
 
 
 @app.command("corpus", help="Fetch and draw the pictograms that the recipes for texts learn from.")
@@ -220,6 +229,31 @@ def export(
         manifest = exporting.run(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
+
+
+@app.command("diagnose", help="Say why a run is as it is: codes, memorisation, jumps, and what to do.")
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Run folder; its stages need not be finished.")],
+    pairs: Annotated[int, typer.Option(min=2, help="Fresh pairs to make, and images to look at.")] = 300,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice.")] = 0,
+) -> None:
+    """Writes the findings, and diagnosis.json in the run folder. The run may be under way meanwhile."""
+    if not parallel.is_main():
+        return
+    if threads:
+        torch.set_num_threads(threads)
+    typer.echo(written(diagnose_run(open_run(run, pick_device(device)), pairs)))
+
+
+@app.command("report", help="Show runs side by side on one page of HTML: tables, curves, pictures.")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    to: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Writes the page and says where it is."""
+    write_report(runs, to)
+    typer.echo(f"{to}: {to.stat().st_size / 2**20:.1f} MiB")
 
 
 def main() -> None:

@@ -166,6 +166,7 @@ def train(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
         save_every=r.save_every,
         preview_every=r.preview_every,
         stop_after=run.stop_after,
+        tensorboard=r.tensorboard,
     )
     if step < stage.steps:
         return False

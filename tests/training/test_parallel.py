@@ -47,7 +47,10 @@ def _parts(folder: Path, family: str, stage: str) -> dict[str, Tensor]:
 
 def _figures(folder: Path, family: str, stage: str) -> list[dict[str, float]]:
     lines = (folder / family / f"{stage}.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "per_s"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("per_s", "left_s", "memory_gb")}
+        for line in lines
+    ]
 
 
 @pytest.fixture(scope="module")

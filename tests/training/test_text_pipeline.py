@@ -22,12 +22,14 @@ from dd_core.sampling import sample_images
 from dd_core.text.minilm import unpacked
 from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
+from tests.training.fakes import Mean
 from tests.training.runs import finished_run
 from tests.training.test_stages import RandomLpips
 from training.cli import app
 from training.data import captions, packages, pictograms
 from training.data import text as text_data
 from training.data.packages import DataError
+from training.diagnose.run import diagnose
 from training.metrics import caption_retrieval as agreement
 from training.metrics import plots
 from training.recipes.named import get_recipe
@@ -67,6 +69,13 @@ def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "pictures"
     export.run(run, "pictures", folder)
     return folder
+
+
+def test_a_run_of_texts_is_diagnosed(run: Run) -> None:
+    found = {finding.name: finding for finding in diagnose(run, 20, Mean())}
+    assert set(found) == {"codebook", "floor", "condition", "memorisation", "positions", "jumps"}
+    assert found["condition"].numbers["share"] <= 1 and "20 fresh ones" in found["memorisation"].says
+    assert {"reconstruction", "teacher", "dd-1"} <= set(found["floor"].numbers)
 
 
 def test_the_corpus_has_every_style_and_no_skin_tones_or_countries(patched: pytest.MonkeyPatch) -> None:

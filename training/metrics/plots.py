@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,15 +40,14 @@ def image_grid(image_B3HW: Tensor, path: Path, *, columns: int, scale: int = 2) 
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
 
 
-def loss_curve(journal: Path, path: Path) -> None:
-    """Plots every figure of a stage's journal against its step."""
+def loss_curve(lines: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Plots every figure of a stage's lines against their `step`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    names = [k for k in dict.fromkeys(k for line in lines for k in line) if k not in ("step", "per_s")]
+    names = [k for k in dict.fromkeys(k for line in lines for k in line) if k != "step"]
     figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]

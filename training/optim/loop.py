@@ -13,26 +13,21 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 from torch import Tensor
 
 from dd_core.noise import stream_seed
 from training import parallel
 from training.mismatch import refuse_mismatch
+from training.optim.events import Events
+from training.optim.progress import Pace, figures_of, read_journal, record_of
 
 log = logging.getLogger("dd_train")
 
@@ -53,6 +48,7 @@ class Stage:
         steps: number of updates.
         parts: everything that a checkpoint must hold to go on exactly.
         update: one optimisation step; returns scalar tensors to log.
+        batches: of what the updates are.
         preview: writes pictures of the present state (a sample grid) to the path it is given.
         config: settings that a checkpoint must agree with to be resumed.
     """
@@ -61,6 +57,7 @@ class Stage:
     steps: int
     parts: Mapping[str, HasState]
     update: Callable[[int], dict[str, Tensor]]
+    batches: Batches
     preview: Callable[[Path], None] | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -160,16 +157,18 @@ def run_stage(
     save_every: int = 200,
     preview_every: int = 1000,
     stop_after: int | None = None,
+    tensorboard: bool = False,
 ) -> int:
     """Runs a stage to its end, from its last checkpoint if there is one; returns the last step.
 
     Writes to `out`: `NAME.pt` (checkpoint, replaced atomically), `NAME.jsonl` (one line a
-    logged step), `NAME-loss.png` and `NAME-samples.png`. `stop_after` ends the run early, as a
-    kill would, after that many updates (the next call goes on from there). Every rank calls it; rank 0
-    writes.
+    logged step), `NAME-loss.png` and `NAME-samples.png`; with `tensorboard`, events in `tensorboard/NAME`.
+    `stop_after` ends the run early, as a kill would, after that many updates (the next call goes on from
+    there). Every rank calls it; rank 0 writes.
 
     Raises:
-        RecipeError: the checkpoint is of other settings, or not the same for all ranks.
+        RecipeError: the checkpoint is of other settings, or not the same for all ranks; or TensorBoard's
+            writer is not installed.
         RankError: another rank has ended.
     """
     main = parallel.is_main()
@@ -181,18 +180,16 @@ def run_stage(
         parallel.send_to_all(_tensors({k: part.state_dict() for k, part in stage.parts.items()}))
     last = stage.steps if stop_after is None else min(stage.steps, first + stop_after)
     recent: list[tuple[int, dict[str, Tensor]]] = []
-    began = time.perf_counter()
+    events = Events(out / "tensorboard" / stage.name, first) if tensorboard and main else None
+    pace = Pace(first, stage.steps, stage.batches.count, stage.batches.per_epoch)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(10),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[said]}", table_column=Column()),  # of more lines in a narrow window
     )
     with Progress(*columns, refresh_per_second=2, disable=not main) as bar:
-        task = bar.add_task(stage.name, total=stage.steps, completed=first, rate="", figures="")
+        task = bar.add_task(stage.name, total=stage.steps, completed=first, said="")
         for step in range(first, last):
             torch.manual_seed(stream_seed(seed, step, stage.name))
             recent.append((step, stage.update(step)))
@@ -202,25 +199,29 @@ def run_stage(
                 continue
             if done % log_every == 0 or done == last:
                 figures = _mean(recent)
-                rate = (done - first) / (time.perf_counter() - began)
+                progress = pace.at(done)
+                record = record_of(progress, figures)
                 with journal.open("a") as file:
-                    file.write(json.dumps({"step": done, "per_s": round(rate, 3), **figures}) + "\n")
-                shown = " ".join(f"{k}={v:.4g}" for k, v in figures.items())
-                bar.update(task, completed=done, rate=f"{rate:.2f}/s", figures=shown)
+                    file.write(json.dumps(record) + "\n")
+                if events:
+                    events.figures(record)
+                said = f"{progress}: " + " ".join(f"{k}={v:.4g}" for k, v in figures.items())
+                bar.update(task, completed=done, said=said)
                 if not bar.console.is_terminal:
-                    left = (stage.steps - done) / rate
-                    log.info(
-                        "%s %d/%d %.2f/s %.0fs left %s", stage.name, done, stage.steps, rate, left, shown
-                    )
+                    log.info("%s %d/%d %s", stage.name, done, stage.steps, said)
                 recent.clear()
             if done % save_every == 0 or done == last:
                 _save(stage, checkpoint, done)
             if stage.preview and (done % preview_every == 0 or done == stage.steps):
                 stage.preview(out / f"{stage.name}-samples.png")
+                if events:
+                    events.picture(done, out / f"{stage.name}-samples.png")
+    if events:
+        events.close()
     if main and journal.exists():
         from training.metrics.plots import loss_curve
 
-        loss_curve(journal, out / f"{stage.name}-loss.png")
+        loss_curve(figures_of(read_journal(journal)), out / f"{stage.name}-loss.png")
     parallel.barrier()  # the next call reads the checkpoint
     return last
 

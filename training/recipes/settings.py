@@ -197,7 +197,8 @@ class Recipe:
 
     These say how a stage is computed, not what: `accumulate` parts of a batch go through the model one after
     another; with `recompute` only the inputs of blocks are kept for the backward pass; with `compile` torch
-    compiles the blocks. A checkpoint may go on with others of these.
+    compiles the blocks. With `tensorboard` the figures of a stage are written as TensorBoard's events too. A
+    checkpoint may go on with others of these.
     """
 
     __pydantic_config__ = STRICT  # for `recipe.json`
@@ -225,6 +226,7 @@ class Recipe:
     accumulate: Count = 1
     recompute: bool = False
     compile: bool = False
+    tensorboard: bool = False
 
     @property
     def student(self) -> ModelConfig:

@@ -117,7 +117,7 @@ def decoder_stage(
         "decoder": asdict(cfg),
         "seed": recipe.seed,
     }
-    return Stage("decoder", cfg.steps, state, update, preview, plain(config)), ema
+    return Stage("decoder", cfg.steps, state, update, batches, preview, plain(config)), ema
 
 
 def run(run: Run) -> None:

@@ -207,7 +207,7 @@ def distill_stage(
         "pairs": len(pairs.tokens),
     }
     config |= {"own": len(own.tokens)} if own is not None else {}
-    return Stage("student", cfg.steps, state, update, preview, plain(config)), ema, student
+    return Stage("student", cfg.steps, state, update, batches, preview, plain(config)), ema, student
 
 
 def _check(cfg: DistillRecipe, layout: TokenLayout, lpips: Lpips | None) -> None:

@@ -137,7 +137,7 @@ def make_pairs(
         labels = torch.arange(start, stop) % conditions.count
         tokens = torch.cat(
             [
-                _trajectory(sampler, chosen, range(i, min(i + cfg.batch, stop)), conditions, seed)
+                trajectory_tokens(sampler, chosen, range(i, min(i + cfg.batch, stop)), conditions, seed)
                 for i in range(start, stop, cfg.batch)
             ]
         )
@@ -193,9 +193,10 @@ def marginals(tokens_NL: Tensor, labels_N: Tensor, classes: int, codebook_size: 
     return (count / count.sum(-1, keepdim=True).clamp(min=1)).log()
 
 
-def _trajectory(
+def trajectory_tokens(
     sampler: Sampler, chosen: plan.Plan, index: range, conditions: Conditions, seed: int
 ) -> Tensor:
+    """Final tokens of pairs by their numbers, `[B, L]` on the CPU."""
     cond = conditions(torch.tensor(index) % conditions.count)
     with mixed_precision(sampler.device):
         codes = sample_codes(sampler, chosen, cond, [(seed, i) for i in index])

@@ -100,7 +100,7 @@ def teacher_stage(
 
     config = {"model": asdict(recipe.model), "teacher": asdict(cfg), "seed": recipe.seed}
     state: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
-    return Stage("teacher", cfg.steps, state, update, preview, plain(config)), ema
+    return Stage("teacher", cfg.steps, state, update, batches, preview, plain(config)), ema
 
 
 def run(run: Run) -> None:

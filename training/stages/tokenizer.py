@@ -179,7 +179,7 @@ def tokenizer_stage(
         "tokenizer": asdict(cfg),
         "seed": recipe.seed,
     }
-    return Stage("tokenizer", cfg.steps, state, update, preview, plain(config)), ema
+    return Stage("tokenizer", cfg.steps, state, update, batches, preview, plain(config)), ema
 
 
 def run(run: Run) -> None:

@@ -1,0 +1,43 @@
+"""Teacher and student of a run, also of a stage that is still in training: its average so far."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher
+from training.run import Run, load_student, load_teacher
+
+M = TypeVar("M", AnyTeacher, AnyStudent)
+
+
+def teacher_of(run: Run, tokenizer: AnyTokenizer) -> AnyTeacher | None:
+    """The teacher, as far as it is; None before its first checkpoint.
+
+    Raises:
+        RecipeError: it is of another architecture than the recipe's.
+    """
+    if (run.out / "teacher.safetensors").exists():
+        return load_teacher(run, tokenizer)
+    return _average(run, new_teacher(run.recipe.model, tokenizer), "teacher")
+
+
+def student_of(run: Run) -> AnyStudent | None:
+    """The student, as far as it is; None before its first checkpoint.
+
+    Raises:
+        RecipeError: it is of another architecture than the recipe's.
+    """
+    if (run.out / "student.safetensors").exists():
+        return load_student(run)
+    return _average(run, new_student(run.recipe.student), "student")
+
+
+def _average(run: Run, module: M, stage: str) -> M | None:
+    path = run.out / f"{stage}.pt"
+    if not path.exists():
+        return None
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(saved["parts"]["ema"]["average"])
+    return module.to(run.device).eval().requires_grad_(False)
