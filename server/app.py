@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from server.api import generate, health, images, models, openai, pages
@@ -42,10 +43,15 @@ _COLLECT = (50_000, 10, 10)
 async def _load(state: ServerState, pool: DevicePool, served: Sequence[ServedModel]) -> None:
     """Load and warm up the models; then the server is ready, or has failed."""
     try:
+        began = time.perf_counter()
         await pool.start()
+        state.metrics.started("processes", time.perf_counter() - began)
         for model in served:
             state.metrics.bind(model.name, model.presets)
-            await pool.load(model)
+            times = await pool.load(model)
+            state.metrics.started("load", times.load)
+            state.metrics.started("warmup", times.warmup)
+            state.metrics.loaded(model.name, model.manifest.digest, times.load + times.warmup)
             state.catalog.models[model.name] = model
     except Exception as error:
         if state.phase is not Phase.DRAINING:  # else the signal reached the processes of the start as well
@@ -82,7 +88,9 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         found = served
         if found is None:
+            began = time.perf_counter()
             found = await find_apart(find_all, sources_of(settings.model), settings)
+            state.metrics.started("find", time.perf_counter() - began)
             check_aliases(settings.aliases, [model.name for model in found])
         weights = sum(model.bytes for model in found)
         pool = state.pool = DevicePool(
@@ -120,10 +128,14 @@ def create_app(
         Route("/generate", generate.generate, methods=["POST"]),
         Route("/v1/images/generations", openai.generations, methods=["POST"]),
     ]
-    install_middleware(app, settings, direct)
-    for module in (generate, images, openai, models, health, pages):
-        app.include_router(module.router)
+    install_middleware(app, settings, state.metrics.traffic, direct)
+    routers = [module.router for module in (generate, images, openai, models, health, pages)]
     if settings.admin_keys_file is not None:
-        app.include_router(models.admin)
-    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+        routers.append(models.admin)
+    for router in routers:
+        app.include_router(router)
+    static = Mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    app.router.routes.append(static)
+    ours = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    state.metrics.traffic.bind([*ours, static])
     return app

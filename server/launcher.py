@@ -101,7 +101,7 @@ def make_server(app: FastAPI, settings: Settings, bound: socket.socket) -> Serve
         app,
         log_config=None,
         access_log=False,
-        http=protocol(settings),
+        http=protocol(settings, app.state.dd.metrics),
         # uvicorn would take uvloop where it is installed: it gained nothing (docs/decisions/0004), and it is
         # not tested.
         loop="asyncio",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from server.api.description import errors
@@ -38,5 +37,6 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Every metric of `server.observability.metrics`."""
-    return Response(state_of(request).metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+    """Every metric of `server.observability.metrics`; as OpenMetrics where `Accept` asks for it."""
+    text, media_type = state_of(request).metrics.exposition(request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": media_type})

@@ -64,8 +64,10 @@ async def image(
         record.choose(**generation.logged)
         headers = _cache_headers(generation, encoding, pool.kind, settings)
         if _unchanged(request.headers.get("if-none-match"), headers["etag"]):
+            record.generates = False
             return Response(status_code=304, headers=headers)
         if "head" in request.scope:
+            record.generates = False
             facts = image_headers(generation, record, form.image_format)
             reply = Response(media_type=MEDIA_TYPES[form.image_format], headers=facts | headers)
             del reply.headers["content-length"]  # it would have to be computed

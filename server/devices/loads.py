@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.devices.finder import Find, find_apart
+from server.devices.worker import LoadTimes
 from server.errors import ApiError, ConflictError, DrainingError, LoadTimeoutError, shortened
 from server.models.catalog import Catalog, ServedModel, find
 from server.observability.metrics import Metrics
@@ -21,7 +22,7 @@ from server.settings import Settings
 
 
 class _Pool(Protocol):
-    async def load(self, model: ServedModel) -> None: ...
+    async def load(self, model: ServedModel) -> LoadTimes: ...
 
     async def unload(self, name: str) -> None: ...
 
@@ -95,7 +96,7 @@ class Loads:
                 model = await find_apart(self.find, load.source, self.settings)
                 self._check_name(model.name, load.source)
                 load.name = model.name
-                await pool.load(model)
+                times = await pool.load(model)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -103,6 +104,7 @@ class Loads:
             message = f"{shortened(load.source)} was not loaded within {seconds:g} s (load_timeout)"
             raise LoadTimeoutError(message, param="model") from None
         self.metrics.bind(model.name, model.presets)
+        self.metrics.loaded(model.name, model.manifest.digest, sum(times))
         self.catalog.models[model.name] = model
         return model
 
@@ -129,8 +131,10 @@ class Loads:
         """Take a model out of the catalog and free its memory once its requests are over; return False where
         there is none.
         """
-        if self.catalog.models.pop(name, None) is None:
+        model = self.catalog.models.pop(name, None)
+        if model is None:
             return False
+        self.metrics.unloaded(name, model.manifest.digest)
         self._unloading.add(name)
         try:
             await pool.unload(name)

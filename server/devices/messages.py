@@ -5,8 +5,8 @@ Load ─▶ Loaded      Forward ─▶ Done │ Failed      Unload, Drop: nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -102,6 +102,7 @@ class Done:
     pictures: dict[int, Pixels]  # `[H, W, 3]` by number, of images that are finished or in between
     broken: tuple[int, ...] = ()  # numbers of images in which something was not a number
     text_seconds: float = 0.0  # of reading new prompts
+    memory: Mapping[str, int] = field(default_factory=dict)  # bytes by kind, of a GPU, now and then
 
 
 @dataclass(frozen=True)

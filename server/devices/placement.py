@@ -10,6 +10,7 @@ as many as there are cores. The operations of a large model do gain, and its wei
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,17 @@ def devices_of(setting: str) -> list[str]:
     if setting == "auto":
         return [f"cuda:{number}" for number in range(count)] or ["cpu"]
     return [str(pick_device(name.strip())) for name in setting.split(",")]
+
+
+def device_names(devices: Sequence[str]) -> list[str]:
+    """Name each device process: `cuda:0`, and on a CPU, or as another one of a GPU, by its number too
+    (`cpu:1`, `cuda:0:1`).
+    """
+    numbers = [devices[:place].count(device) for place, device in enumerate(devices)]
+    return [
+        f"{device}:{number}" if device == "cpu" or number else device
+        for device, number in zip(devices, numbers, strict=True)
+    ]
 
 
 def worker_specs(setting: str, threads: int, weights: int, cores: int) -> list[WorkerSpec]:

@@ -13,16 +13,17 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 
 from server.devices.messages import DeviceOptions, Prepare
-from server.devices.placement import WorkerSpec
+from server.devices.placement import WorkerSpec, device_names
 from server.devices.submission import Submission
 from server.devices.warmup import WarmupPass, warmup_passes
-from server.devices.worker import DeviceWorker
+from server.devices.worker import DeviceWorker, LoadTimes
 from server.models.catalog import ServedModel
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
@@ -65,11 +66,13 @@ class DevicePool:
         on_cpu = CostTable(buckets_up_to(settings.max_batch))  # of all its processes, which are alike
         # Wherever it goes, the largest request finds room.
         room = max(settings.max_images, -(-settings.queue_size // len(self.specs)))
-        for device, threads in self.specs:
+        names = device_names(self._devices)
+        for name, (device, threads) in zip(names, self.specs, strict=True):
             # On a GPU a kernel is chosen by the shape of a batch: exact bytes need one shape for all.
             shapes = (settings.max_batch,) if exact else buckets_up_to(settings.max_batch)
             costs = on_cpu if device == "cpu" else CostTable(shapes)
             worker = DeviceWorker(
+                name,
                 DeviceOptions(device, threads, exact, settings.log_level, settings.log_format, self.prepare),
                 Scheduler(costs, room, settings.cohorts),
                 self.metrics,
@@ -78,7 +81,12 @@ class DevicePool:
                 self.on_failure,
             )
             self._workers.append(worker)
+            self.metrics.backlog.labels(name).set_function(partial(attrgetter("ahead"), worker))
         self.metrics.queue_depth.set_function(lambda: self.depth)
+        self.metrics.queue_capacity.set(room * len(names))
+        self.metrics.devices.labels("up").set_function(lambda: sum(w.up for w in self._workers))
+        self.metrics.devices.labels("replacing").set_function(lambda: sum(not w.up for w in self._workers))
+        self.metrics.processes.pids = lambda: dict(zip(names, self.pids, strict=True))
 
     @property
     def up(self) -> bool:
@@ -99,8 +107,11 @@ class DevicePool:
         """Start the processes."""
         await asyncio.gather(*(worker.supervisor.start() for worker in self._workers))
 
-    async def load(self, model: ServedModel) -> None:
+    async def load(self, model: ServedModel) -> LoadTimes:
         """Load a model everywhere and warm it up; it may be asked for then. Cancelled, it leaves nothing.
+
+        Returns:
+            The times of the slowest device.
 
         Raises:
             DDError: the bundle is damaged, or a pass over a single image fails.
@@ -113,9 +124,11 @@ class DevicePool:
             for worker, share in zip(self._workers, shares, strict=True)
         )
         try:
-            failures = [error for error in await asyncio.gather(*loads, return_exceptions=True) if error]
-            if failures:
-                raise failures[0]
+            found = await asyncio.gather(*loads, return_exceptions=True)
+            for failure in found:
+                if isinstance(failure, BaseException):
+                    raise failure
+            return max(times for times in found if not isinstance(times, BaseException))
         except BaseException:  # nowhere or everywhere
             for worker in self._workers:
                 worker.forget(model.name)

@@ -32,6 +32,7 @@ from server.observability import logs
 
 log = logging.getLogger("dd_server.device")
 _NO_MEMORY = "can't allocate memory"  # of a RuntimeError, on a CPU
+_MEMORY_SECONDS = 1.0  # from one reading of a GPU's memory, which costs as much as a small pass, to the next
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Device:
     bundles: dict[str, Bundle] = field(default_factory=dict)
     images: dict[int, _Image] = field(default_factory=dict)
     runs: dict[int, SegmentRun] = field(default_factory=dict)  # the teacher batches under way, by number
+    _read: float = 0.0  # time of the last reading of its memory
 
     def load(self, command: messages.Load) -> Bundle:
         """Load a bundle, which is not kept yet.
@@ -149,6 +151,19 @@ class Device:
             self.images.pop(number, None)
             self.runs.pop(number, None)
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of a GPU: of tensors, of PyTorch's allocator, free and in all. Empty on a CPU, or where they
+        were read within the last second.
+        """
+        now = time.perf_counter()
+        if self.device.type != "cuda" or now - self._read < _MEMORY_SECONDS:
+            return {}
+        self._read = now
+        free, total = torch.cuda.mem_get_info(self.device)
+        allocated = torch.cuda.memory_allocated(self.device)
+        reserved = torch.cuda.memory_reserved(self.device)
+        return {"allocated": allocated, "reserved": reserved, "free": free, "total": total}
+
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -220,7 +235,9 @@ def serve(connection: Connection, device: Device) -> None:
 
 def _forward(device: Device, command: messages.Forward) -> messages.Answer:
     try:
-        return device.forward(command)
+        done = device.forward(command)
+        used = device.memory()
+        return replace(done, memory=used) if used else done
     except Exception as error:
         log.exception("a pass of %d images of %s failed", len(command.numbers), command.model)
         reason = error.message if isinstance(error, DDError) else type(error).__name__

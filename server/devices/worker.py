@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from server import errors
 from server.devices import process
@@ -46,10 +47,18 @@ class _InFlight:
     source: Batch | _Reply
 
 
+class LoadTimes(NamedTuple):
+    """Seconds that a model took to load, and to warm up."""
+
+    load: float
+    warmup: float
+
+
 @dataclass(eq=False)
 class DeviceWorker:
     """One device process and its queue."""
 
+    name: str  # of the device, in metrics
     options: DeviceOptions
     scheduler: Scheduler  # nobody else may touch it
     metrics: Metrics
@@ -76,6 +85,8 @@ class DeviceWorker:
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0
         self._stopping = False
+        self._busy = self.metrics.device_busy.labels(self.name)
+        self._restarts = self.metrics.worker_restarts.labels(self.name)
 
     @property
     def up(self) -> bool:
@@ -88,13 +99,18 @@ class DeviceWorker:
         return self.scheduler.backlog.seconds() + self._busy_seconds()
 
     @property
+    def ahead(self) -> float:
+        """Seconds until all that waits here is done, by the pace of late."""
+        return self.scheduler.ahead(self._busy_seconds())
+
+    @property
     def depth(self) -> int:
         """Images that wait here."""
         return self.scheduler.depth
 
     async def load(
         self, model: str, folder: Path, passes: Sequence[WarmupPass], condition: int | str
-    ) -> None:
+    ) -> LoadTimes:
         """Load a model and warm it up; after an error, or a cancellation, `forget` it.
 
         Args:
@@ -104,8 +120,11 @@ class DeviceWorker:
         Raises:
             DDError: the bundle is damaged, the first pass fails, or somebody ends the process.
         """
+        began = time.perf_counter()
         await self.supervisor.load(model, folder)
+        loaded = time.perf_counter()
         await warm_up(passes, condition, self.scheduler.costs, self, self._warmup_numbers)
+        return LoadTimes(loaded - began, time.perf_counter() - loaded)
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""
@@ -207,6 +226,9 @@ class DeviceWorker:
     def _on_answer(self, answer: Done | Failed) -> None:
         in_flight, self._in_flight = self._in_flight, None
         assert in_flight is not None, "an answer without a question"
+        self._busy.inc(time.perf_counter() - in_flight.sent)
+        if isinstance(answer, Done):
+            self.metrics.device_memory(self.name, answer.memory)
         source = in_flight.source
         if isinstance(source, asyncio.Future):
             self.scheduler.interrupted()
@@ -226,6 +248,8 @@ class DeviceWorker:
     def _on_lost(self, crashed: bool) -> None:
         """Queue again all that the process had, for the next one."""
         in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            self._busy.inc(time.perf_counter() - in_flight.sent)
         source = None if in_flight is None else in_flight.source
         if isinstance(source, asyncio.Future) and not source.done():
             source.set_result(Failed(False, "the device process died", killed=not crashed))
@@ -240,7 +264,7 @@ class DeviceWorker:
                     "request",
                 ),
             )
-        self.metrics.worker_restarts.inc()
+        self._restarts.inc()
         self.on_change()
 
     def _on_restored(self, seconds: float) -> None:

@@ -19,6 +19,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.errors import ApiError, CrowdedError, HeadTooLargeError, InvalidHTTPError, SlowClientError
 from server.errors import error_response as response_to
+from server.observability.metrics import Metrics
+from server.observability.traffic import UNKNOWN
 from server.settings import Settings
 
 # What runs for these is cancelled when the client leaves: nobody else wants it.
@@ -30,13 +32,14 @@ _LINGER_BYTES = 256 * 2**20
 _MOST_WAITING = 1000
 
 
-def protocol(settings: Settings) -> type[HttpToolsProtocol]:
-    """The protocol for `uvicorn.Config(http=…)`."""
-    return type("BoundedProtocol", (_BoundedProtocol,), {"settings": settings})
+def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
+    """The protocol for `uvicorn.Config(http=…)`; what it refuses is counted in `metrics`."""
+    return type("BoundedProtocol", (_BoundedProtocol,), {"settings": settings, "metrics": metrics})
 
 
 class _BoundedProtocol(HttpToolsProtocol):
     settings: Settings
+    metrics: Metrics
     _running: RequestResponseCycle | None = None  # `cycle` is the newest, which may wait in `pipeline`
     _part: Literal["", "head", "body"] = ""  # of a request, to which the next byte belongs
     _head: int | None = None  # bytes of a head that has not ended; None where it began in this read
@@ -196,11 +199,21 @@ class _BoundedProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
             self._abandon(self.cycle)  # the application need not reply
+        self._count(error)
         reply = response_to(error)
         reply.headers["connection"] = "close"
         head = b"".join(b"%b: %b\r\n" % header for header in reply.raw_headers)
         self.transport.write(STATUS_LINE[reply.status_code] + head + b"\r\n" + bytes(reply.body))
         self._linger()
+
+    def _count(self, error: ApiError) -> None:
+        path = method = UNKNOWN
+        if self._part == "body":
+            scope = self.cycle.scope
+            path, method = scope["path"], scope["method"]
+            scope["state"]["refused"] = error.status  # the application must not count it as one that left
+        self.metrics.traffic.count(method, path, error.status)
+        self.metrics.rejected(error)
 
     def _set_timers(self) -> None:
         """Start the time in which the rest of a request has to come, or stop it."""

@@ -4,7 +4,7 @@ From the outside in:
 
     ProxyHeaders        client and address as a trusted proxy tells them (`server.middleware.proxies`)
     (tracing)           a span (`server.observability.tracing`)
-    RequestContext      an id for the request, and its log line (`server.observability.logs`)
+    RequestContext      an id for the request, its count and its log line (`server.observability`)
     Cors                preflights, and the headers that other pages may read (`server.middleware.cors`)
     LastResort          a bug becomes a clean 500
     RequireKey          401 (`server.middleware.auth`)
@@ -39,8 +39,9 @@ from server.middleware.auth import RequireKey, read_keys
 from server.middleware.cors import Cors
 from server.middleware.limits import BodyLimit
 from server.middleware.proxies import ProxyHeaders
-from server.observability.logs import CLIENT_LEFT, log_request, shown_path
+from server.observability.logs import log_request, shown_path
 from server.observability.tracing import add_tracing, make_provider
+from server.observability.traffic import CLIENT_LEFT, Traffic
 from server.settings import Settings
 
 log = logging.getLogger("dd_server")
@@ -48,10 +49,13 @@ log = logging.getLogger("dd_server")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 
 
-def install_middleware(app: FastAPI, settings: Settings, direct: Sequence[Route] = ()) -> None:
+def install_middleware(
+    app: FastAPI, settings: Settings, traffic: Traffic, direct: Sequence[Route] = ()
+) -> None:
     """Put the middleware around `app`.
 
     Args:
+        traffic: counts every reply.
         direct: see `Direct`.
 
     Raises:
@@ -66,20 +70,21 @@ def install_middleware(app: FastAPI, settings: Settings, direct: Sequence[Route]
     app.add_middleware(LastResort)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(RequestContext, access_log=settings.access_log)
+    app.add_middleware(RequestContext, access_log=settings.access_log, traffic=traffic)
     if settings.otel_endpoint:
         add_tracing(app, make_provider(settings.otel_endpoint))
     app.add_middleware(ProxyHeaders, trusted=settings.trusted_proxies, public_url=settings.public_url)
 
 
 class RequestContext:
-    """Give every request an id (`x-request-id`, the client's own if it is well formed) and, with
-    `access_log`, a line in the log when it has ended.
+    """Give every request an id (`x-request-id`, the client's own if it is well formed), count it when it has
+    ended and, with `access_log`, log a line.
     """
 
-    def __init__(self, app: ASGIApp, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, access_log: bool, traffic: Traffic) -> None:
         self.app = app
         self.access_log = access_log
+        self.traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,6 +110,10 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
+            if "refused" in state:  # by the connection, which has counted it
+                status = state["refused"]
+            else:
+                self.traffic.count(scope["method"], scope["path"], status)
             if self.access_log:
                 log_request(scope, status, sent)
 

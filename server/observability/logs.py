@@ -26,8 +26,6 @@ _MOST_PATH = 200
 _MOST_METHOD = 20
 # ASCII alone: some readers take U+2028 and the like for the end of a line.
 _encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
-# The customary status of a request whose client left; it was never sent.
-CLIENT_LEFT = 499
 
 
 def configure(level: str, form: Literal["text", "json"]) -> None:
@@ -52,7 +50,7 @@ def log_request(scope: MutableMapping[str, Any], status: int, sent: int) -> None
 
     Args:
         scope: with `request_id`, `arrived` and the context in its state.
-        status: as sent, or `CLIENT_LEFT`.
+        status: as sent, or `server.observability.traffic.CLIENT_LEFT`.
         sent: bytes of the reply's body.
     """
     path = shown_path(scope["path"])

@@ -1,34 +1,51 @@
 """Every metric and every bucket, in one place.
 
 Prefix `dd_`, base units, no label without a bound: models and plans come from the loaded bundles,
-outcomes from the tuple below, formats from the contract. Children are kept, because `.labels()`
-on each request costs as much as the observation.
+routes from the application, outcomes and reasons from the tuples below, formats from the contract.
+Children are kept, because `.labels()` on each request costs as much as the observation.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, get_args
 
 import prometheus_client as prometheus
+from prometheus_client.exposition import choose_encoder
 
 from dd_core.plan import Preset
 from distilled_decoding.contract import ImageFormat
+from server import errors
+from server.observability.processes import ProcessUsage
+from server.observability.traffic import UNKNOWN, Traffic
 from server.scheduling.costs import Kind
 
 # Otherwise every counter and histogram gets a second series with the time of its making.
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # From 2 ms: the first bucket of the usual servers (0.3 s) hides everything that one step does.
-SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 30)
+SECONDS = (
+    *(0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
+    *(1, 2.5, 5, 10, 30, 60, 120, 300),
+)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "invalid", "rejected", "deadline", "canceled", "error", "oom")
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
-# Label of a request that was refused before its model or plan was known.
-UNKNOWN = "none"
+# Of the requests for images, which have a model and a plan.
+ROUTES = ("/generate", "/v1/images/generations", "/images/{receipt}")
+# Refusals that are none of the client's doing: it may come again, and had better come to another replica.
+REJECTIONS = (
+    errors.QueueFullError,
+    errors.DeadlineUnreachableError,
+    errors.UnavailableError,
+    errors.CrowdedError,
+)
+REASONS = (*(error.code for error in REJECTIONS), errors.DrainingError.code)
+DEVICE_STATES = ("up", "replacing")
+STARTUP_PHASES = ("find", "processes", "load", "warmup")
 
 
 def package_version() -> str:
@@ -53,12 +70,23 @@ class Metrics:
         gauge = partial(prometheus.Gauge, registry=registry)
         histogram = partial(prometheus.Histogram, registry=registry)
         seconds = partial(histogram, buckets=SECONDS)
-        request = ["model", "plan", "outcome"]
+        request = ["route", "model", "plan", "outcome"]
+        self.http_requests = counter(
+            "dd_http_requests_total",
+            "Replies to requests and refused connections, by route, method and status.",
+            ["route", "method", "code"],
+        )
+        self.traffic = Traffic(self.http_requests)
         self._requests = counter("dd_requests_total", "Generate requests by outcome.", request)
         self._duration = seconds(
             "dd_request_duration_seconds",
             "From a generate request's arrival until its reply is made, or its stream ends.",
             request,
+        )
+        self._rejects = counter(
+            "dd_rejects_total",
+            "Requests for images, and connections, that were turned away, by the error's code.",
+            ["reason"],
         )
         self._images = counter("dd_images_total", "Images encoded for a reply.", ["model", "plan"])
         self.queue_wait = seconds(
@@ -96,8 +124,25 @@ class Metrics:
             "Device time spent on images that nobody waited for any more, shared out by image.",
         )
         self.queue_depth = gauge("dd_queue_depth", "Images that wait for the device.")
+        self.queue_capacity = gauge("dd_queue_capacity_images", "Most images that wait; beyond it 429.")
+        self.backlog = gauge(
+            "dd_backlog_seconds", "Estimated time until a device has done all that waits for it.", ["device"]
+        )
+        self.device_busy = counter(
+            "dd_device_busy_seconds_total",
+            "Time that a device was at a pass, from its sending to its answer.",
+            ["device"],
+        )
+        self.devices = gauge("dd_devices", "Device processes by state.", ["state"])
+        self._device_memory = gauge(
+            "dd_device_memory_bytes",
+            "Memory of a GPU: of tensors, of PyTorch's allocator, free and in all.",
+            ["device", "kind"],
+        )
+        self.processes = ProcessUsage()
+        registry.register(self.processes)
         self.worker_restarts = counter(
-            "dd_worker_restarts_total", "Device processes that died and were replaced."
+            "dd_worker_restarts_total", "Device processes that died and were replaced.", ["device"]
         )
         self.worker_recovery = seconds(
             "dd_worker_recovery_seconds",
@@ -105,12 +150,25 @@ class Metrics:
         )
         self.inflight = gauge("dd_inflight_requests", "Generate requests being handled.")
         self.ready = gauge("dd_ready", "1 when warmed up and accepting.")
+        self._startup = gauge(
+            "dd_startup_seconds", "Time that each phase of the start took, all models together.", ["phase"]
+        )
+        self._model_load = gauge(
+            "dd_model_load_seconds", "Time that the newest load of a model took, with its warm-up.", ["model"]
+        )
+        self._model_info = gauge("dd_model_info", "Constant 1 of each loaded model.", ["model", "weights"])
         gauge("dd_build_info", "Constant 1, labelled with the version.", ["version"]).labels(
             package_version()
         ).set(1)
         self._labels: Callable[..., Any] = lru_cache(maxsize=None)(_labels)
-        for name in FORMATS:
-            self._labels(self._encode, name)
+        for metric, names in (
+            (self._encode, FORMATS),
+            (self._rejects, REASONS),
+            (self.devices, DEVICE_STATES),
+            (self._startup, STARTUP_PHASES),
+        ):
+            for name in names:
+                self._labels(metric, name)
         self.bind(UNKNOWN, ())
 
     def bind(self, model: str, presets: Sequence[Preset]) -> None:
@@ -120,20 +178,47 @@ class Metrics:
         offered = sorted((p.plan for p in presets if p.offered), key=lambda plan: plan.cost)
         for applied, requested in itertools.combinations(offered, 2):
             self._labels(self._downgrades, requested.name, applied.name)
-        for name, outcome in itertools.product((UNKNOWN, *names), OUTCOMES):
-            self._labels(self._requests, model, name, outcome)
+        for route, name, outcome in itertools.product(ROUTES, (UNKNOWN, *names), OUTCOMES):
+            self._labels(self._requests, route, model, name, outcome)
         for name in names:
             self._labels(self._images, model, name)
-        for plan in offered:
-            self._labels(self._duration, model, plan.name, "ok")
+        for route, plan in itertools.product(ROUTES, offered):
+            self._labels(self._duration, route, model, plan.name, "ok")
         for actor in ("decode", *sorted({actor for plan in plans for actor in plan.needs})) if plans else ():
             self._labels(self._execution, model, actor)
 
-    def request(self, model: str, plan: str, outcome: str, seconds: float) -> None:
-        """Count one request for images."""
-        self._labels(self._requests, model, plan, outcome).inc()
+    def loaded(self, model: str, weights: str, seconds: float) -> None:
+        """Show a model that is served from now on, and the time that its load took."""
+        self._model_info.labels(model, weights).set(1)
+        self._model_load.labels(model).set(seconds)
+
+    def unloaded(self, model: str, weights: str) -> None:
+        """Show a model no more; its counts stay."""
+        self._model_info.remove(model, weights)
+        self._model_load.remove(model)
+
+    def started(self, phase: str, seconds: float) -> None:
+        """Add to the time of a phase of `STARTUP_PHASES`."""
+        self._labels(self._startup, phase).inc(seconds)
+
+    def device_memory(self, device: str, memory: Mapping[str, int]) -> None:
+        """Show the memory of a device in bytes, by kind; of a CPU there is none to show."""
+        for kind, count in memory.items():
+            self._labels(self._device_memory, device, kind).set(count)
+
+    def request(
+        self, route: str, model: str, plan: str, outcome: str, seconds: float, trace_id: str | None = None
+    ) -> None:
+        """Count one request for images; its trace is the exemplar of its bucket."""
+        self._labels(self._requests, route, model, plan, outcome).inc()
         # Of other outcomes made on first use: 20 lines of exposition for each add up.
-        self._labels(self._duration, model, plan, outcome).observe(seconds)
+        exemplar = None if trace_id is None else {"trace_id": trace_id}
+        self._labels(self._duration, route, model, plan, outcome).observe(seconds, exemplar)
+
+    def rejected(self, error: BaseException) -> None:
+        """Count a request or connection that was turned away; other errors are not counted."""
+        if isinstance(error, REJECTIONS):
+            self._labels(self._rejects, error.code).inc()
 
     def downgraded(self, requested: str, applied: str) -> None:
         """Count a request that got a cheaper plan; both are names of loaded models' plans."""
@@ -153,6 +238,9 @@ class Metrics:
         if actor != "decode":
             self.batch_size.observe(images)
 
-    def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return prometheus.generate_latest(self.registry)
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """Return all metrics and their media type: OpenMetrics, which has exemplars, where `accept` asks for
+        it, else Prometheus' text format.
+        """
+        encode, media_type = choose_encoder(accept)
+        return encode(self.registry), media_type

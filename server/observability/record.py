@@ -9,12 +9,13 @@ import asyncio
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from dd_core.errors import DDError
 from server import errors
 from server.observability.context import Fields, context_of
-from server.observability.metrics import UNKNOWN, Metrics
+from server.observability.metrics import Metrics
+from server.observability.traffic import UNKNOWN
 
 
 @dataclass(eq=False)
@@ -30,10 +31,12 @@ class RequestRecord:
     request_id: str  # of the reply and the log
     arrived: float  # when the request came, on `time.perf_counter`
     log_prompts: bool
+    route: str = UNKNOWN
 
     def __post_init__(self) -> None:
         self.model = self._plan = self._requested_plan = UNKNOWN
         self.admitted = False  # its images wait for a device, or more than that
+        self.generates = True  # or it is answered without making anything, and is no request for images
         self._images = 0
         self._open = True
         self.metrics.inflight.inc()
@@ -60,30 +63,36 @@ class RequestRecord:
 
     def failed(self, error: BaseException) -> None:
         """Book the request as what `error` is counted as."""
-        self._close(outcome_of(error))
+        self._close(outcome_of(error), error)
 
-    def _close(self, outcome: str) -> None:
+    def _close(self, outcome: str, error: BaseException | None = None) -> None:
         if not self._open:
             return
         self._open = False
+        if error is not None:
+            self.metrics.rejected(error)
         self.metrics.inflight.dec()
         if self.admitted and self._requested_plan != self._plan:
             self.metrics.downgraded(self._requested_plan, self._plan)
         self.context.update(model=self.model, plan=self._plan, outcome=outcome)
-        seconds = time.perf_counter() - self.arrived
-        self.metrics.request(self.model, self._plan, outcome, seconds)
+        if self.generates:
+            seconds = time.perf_counter() - self.arrived
+            trace_id = cast("str | None", self.context.get("trace_id"))
+            self.metrics.request(self.route, self.model, self._plan, outcome, seconds, trace_id)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._close("ok" if error is None else outcome_of(error))
+        self._close("ok" if error is None else outcome_of(error), error)
 
 
 def record_of(scope: MutableMapping[str, Any], metrics: Metrics, log_prompts: bool) -> RequestRecord:
     """Open the record of the request that `scope` belongs to."""
-    state = scope["state"]
-    return RequestRecord(metrics, context_of(scope), state["request_id"], state["arrived"], log_prompts)
+    state, route = scope["state"], scope["route"].path
+    return RequestRecord(
+        metrics, context_of(scope), state["request_id"], state["arrived"], log_prompts, route
+    )
 
 
 def outcome_of(error: BaseException) -> str:

@@ -128,6 +128,10 @@ class Scheduler:
         )
         return Forecast(busy + start, busy + finish, alone)
 
+    def ahead(self, busy: float = 0.0) -> float:
+        """Return the seconds until all that waits is done; `busy` as for `admit`."""
+        return busy + self._slowdown * self.backlog.seconds()
+
     def next_batch(self) -> Batch | None:
         """Form the next pass; None when nothing waits."""
         assert self._running is None, "one pass at a time"

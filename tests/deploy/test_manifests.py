@@ -18,6 +18,7 @@ from server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
+BASE, COMPONENTS, OVERLAYS = (KUBERNETES / name for name in ("base", "components", "overlays"))
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 
@@ -33,7 +34,7 @@ def paths() -> set[str]:
 
 @pytest.fixture
 def pod() -> Any:
-    return _yaml(KUBERNETES / "deployment.yaml")["spec"]["template"]
+    return _yaml(BASE / "deployment.yaml")["spec"]["template"]
 
 
 @pytest.fixture
@@ -46,10 +47,14 @@ def _environment(container: Any) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container["env"]}
 
 
-def test_kustomization_names_every_manifest() -> None:
-    others = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
-    assert set(_yaml(KUBERNETES / "kustomization.yaml")["resources"]) == others
-    assert all("namespace" not in _yaml(KUBERNETES / name)["metadata"] for name in others)
+@pytest.mark.parametrize("folder", [BASE, *COMPONENTS.iterdir(), *OVERLAYS.iterdir()], ids=lambda p: p.name)
+def test_kustomization_names_every_manifest(folder: Path) -> None:
+    found = _yaml(folder / "kustomization.yaml")
+    patches = [patch["path"] for patch in found.get("patches", []) if "path" in patch]
+    resources = [name for name in found.get("resources", []) if name.endswith(".yaml")]
+    others = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
+    assert {*patches, *resources} == others
+    assert all("namespace" not in _yaml(folder / name)["metadata"] for name in others)
 
 
 def test_environment_is_valid_settings(container: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,11 +70,12 @@ def test_environment_is_valid_settings(container: Any, monkeypatch: pytest.Monke
     assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"http": settings.port}
 
 
-def test_threads_are_the_cores_that_a_pod_asks_for(container: Any) -> None:
-    variables = _environment(container)
+def test_threads_are_the_cores_that_a_pod_asks_for() -> None:
+    [cpu] = _yaml(OVERLAYS / "cpu" / "deployment.yaml")["spec"]["template"]["spec"]["containers"]
+    variables = _environment(cpu)
     processes = devices_of(variables[ENV_PREFIX + "DEVICE"])
     threads = len(processes) * int(variables[ENV_PREFIX + "THREADS"])
-    assert threads == int(container["resources"]["requests"]["cpu"])
+    assert threads == int(cpu["resources"]["requests"]["cpu"])
 
 
 @pytest.mark.parametrize("kind", ["startupProbe", "readinessProbe", "livenessProbe"])
@@ -102,18 +108,19 @@ def keyed() -> Any:
     kustomization = _yaml(component / "kustomization.yaml")
     assert kustomization["kind"] == "Component"
     [patch] = kustomization["patches"]
-    deployment, patched = _yaml(KUBERNETES / "deployment.yaml"), _yaml(component / patch["path"])
+    deployment, patched = _yaml(BASE / "deployment.yaml"), _yaml(component / patch["path"])
     for part in ("apiVersion", "kind"):
         assert patched[part] == deployment[part]
     assert patched["metadata"]["name"] == deployment["metadata"]["name"]
     return patched["spec"]["template"]["spec"]
 
 
-def test_the_component_of_keys_is_offered_in_the_kustomization() -> None:
-    text = (KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8")
+def test_components_are_offered_in_the_kustomization() -> None:
+    folder = OVERLAYS / "cpu"
+    text = (folder / "kustomization.yaml").read_text(encoding="utf-8")
     uncommented = yaml.safe_load(re.sub(r"^# (?=components|  - )", "", text, flags=re.MULTILINE))
-    assert uncommented["components"] == ["components/api-keys"]
-    assert all((KUBERNETES / path / "kustomization.yaml").exists() for path in uncommented["components"])
+    assert "../../components/api-keys" in uncommented["components"]
+    assert all((folder / path / "kustomization.yaml").exists() for path in uncommented["components"])
 
 
 def test_the_component_of_keys_fits_the_pod(keyed: Any, pod: Any, container: Any) -> None:
@@ -146,11 +153,14 @@ def test_no_secret_is_in_the_repository() -> None:
 
 def test_selectors_select_the_pod(pod: Any) -> None:
     labels = pod["metadata"]["labels"].items()
-    deployment, service, budget = (_yaml(KUBERNETES / f"{n}.yaml") for n in ("deployment", "service", "pdb"))
+    names = ("deployment", "service", "pdb", "networkpolicy")
+    deployment, service, budget, policy = (_yaml(BASE / f"{name}.yaml") for name in names)
     assert deployment["spec"]["selector"]["matchLabels"].items() <= labels
     assert service["spec"]["selector"].items() <= labels
     assert budget["spec"]["selector"]["matchLabels"].items() <= labels
-    assert budget["spec"]["minAvailable"] < deployment["spec"]["replicas"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
+    # One can always go: a minimum would hold up the drain of a node for ever where there is one replica.
+    assert (budget["spec"]["maxUnavailable"], "minAvailable" in budget["spec"]) == (1, False)
     assert service["spec"]["ports"][0]["targetPort"] == "http"
 
 
@@ -167,6 +177,23 @@ def test_the_pod_runs_as_the_image_does(pod: Any, container: Any) -> None:
     assert rights["capabilities"] == {"drop": ["ALL"]}
     assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
     assert "HOME=/tmp" in DOCKERFILE
+
+
+def test_kserve_runs_the_server_as_the_manifests_do(paths: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (KUBERNETES.parent / "kserve" / "inferenceservice.yaml").read_text(encoding="utf-8")
+    runtime, service = yaml.safe_load_all(text)
+    model = service["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+    [container] = runtime["spec"]["containers"]
+    assert (container["name"], container["args"]) == ("kserve-container", ["serve", "/mnt/models"])
+    for name, value in _environment(container).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert {port["containerPort"] for port in container["ports"]} == {settings.port}
+    probe = container["readinessProbe"]["httpGet"]
+    assert (probe["path"] in paths, probe["port"]) == (True, settings.port)
+    assert runtime["spec"]["annotations"]["prometheus.io/path"] in paths
 
 
 def test_the_image_listens_where_it_says() -> None:
@@ -195,7 +222,7 @@ def test_the_image_gets_what_it_copies() -> None:
 
 def test_alerts_use_metrics_and_outcomes_that_exist() -> None:
     """An alert on a series that is never exposed never fires."""
-    exposed = {"up"}
+    exposed = {"up", "process_start_time_seconds"}
     metrics = Metrics()
     for family in metrics.registry.collect():
         exposed |= {family.name}
@@ -203,10 +230,11 @@ def test_alerts_use_metrics_and_outcomes_that_exist() -> None:
     (group,) = _yaml(PROMETHEUS / "alerts.yml")["groups"]
     assert group["rules"]
     for rule in group["rules"]:
-        names = set(re.findall(r"\b(dd_[a-z_]+|up)\b", rule["expr"]))
+        names = set(re.findall(r"\b(dd_[a-z_]+|up|process_[a-z_]+)\b", rule["expr"]))
         assert names, rule["alert"]
         assert names <= exposed, rule["alert"]
-        assert set(re.findall(r'outcome="(\w+)"', rule["expr"])) <= set(OUTCOMES)
+        outcomes = re.findall(r'outcome[!=~]+"([\w|]+)"', rule["expr"])
+        assert {outcome for found in outcomes for outcome in found.split("|")} <= set(OUTCOMES)
         assert rule["annotations"]["summary"]
 
 

@@ -28,6 +28,19 @@ def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
     assert all(name in said for name in config["rule_files"])
 
 
+def test_every_alert_fires_when_it_should_and_not_before() -> None:
+    assert "SUCCESS" in promtool("test", "rules", FOLDER / "alerts_test.yml")
+    tests = yaml.safe_load((FOLDER / "alerts_test.yml").read_text(encoding="utf-8"))["tests"]
+    rules = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    seen = {
+        rule["alertname"]: seen
+        for test in tests
+        if (seen := [bool(r["exp_alerts"]) for r in test["alert_rule_test"]])
+        for rule in test["alert_rule_test"]
+    }
+    assert seen == {rule["alert"]: [False, True] for rule in rules}
+
+
 def test_the_alerts_are_valid() -> None:
     rules = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))
     count = sum(len(group["rules"]) for group in rules["groups"])

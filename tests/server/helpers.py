@@ -166,7 +166,9 @@ class Running:
         return self.client.post("/generate", json=body, headers=headers)
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.state.metrics.registry.get_sample_value(name, labels) or 0.0
+        """The sum of the series that have these labels, whatever others."""
+        samples = (s for family in self.state.metrics.registry.collect() for s in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
     @property
     def depth(self) -> float:

@@ -39,6 +39,7 @@ class Process:
 @pytest.fixture
 def worker() -> DeviceWorker:
     return DeviceWorker(
+        "cpu:0",
         DeviceOptions("cpu"),
         Scheduler(costs(), 64),
         Metrics(),

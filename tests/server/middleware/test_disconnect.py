@@ -16,6 +16,7 @@ import uvicorn
 
 from server.launcher import bind
 from server.middleware.connection import protocol
+from server.observability.metrics import Metrics
 from server.settings import Settings
 from tests.server.helpers import OK, PATIENCE, Gate, Running, eventually, running
 from tests.server.middleware.sockets import (
@@ -70,7 +71,11 @@ def serving(app: Any) -> Iterator[tuple[uvicorn.Server, tuple[str, int]]]:
     """uvicorn with our protocol, in a thread."""
     with bind("127.0.0.1", 0) as bound:
         config = uvicorn.Config(
-            app, http=protocol(Settings()), lifespan="off", log_config=None, timeout_graceful_shutdown=1
+            app,
+            http=protocol(Settings(), Metrics()),
+            lifespan="off",
+            log_config=None,
+            timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

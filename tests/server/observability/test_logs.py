@@ -22,9 +22,10 @@ import pytest
 
 from server.app import create_app
 from server.middleware.stack import LastResort, RequestContext
-from server.observability import logs
 from server.observability.context import context_of
 from server.observability.logs import JsonFormatter, TextFormatter
+from server.observability.metrics import Metrics
+from server.observability.traffic import CLIENT_LEFT
 from server.settings import Settings
 from tests.server.helpers import OK, PATIENCE, Running, eventually, running
 from tests.server.test_cli import ROOT
@@ -196,7 +197,7 @@ def test_what_a_route_notes_is_logged(lines: Lines) -> None:
         await send({"type": "http.response.body", "body": b"1234", "more_body": True})
         await send({"type": "http.response.body", "body": b"56"})
 
-    ask(RequestContext(route, access_log=True))
+    ask(RequestContext(route, access_log=True, traffic=Metrics().traffic))
     facts = {"model": "tiny", "plan": "dd-1", "steps": 1, "n": 2, "outcome": "ok"}
     facts |= {"queue_ms": 0.5, "compute_ms": 1.25, "bytes": 6}
     assert facts.items() <= json.loads(one_about(lines)).items()
@@ -219,7 +220,7 @@ def test_a_client_that_left_is_499(lines: Lines, cancelled: bool) -> None:
 
     async def run() -> None:
         scope = {"type": "http", "method": "POST", "path": "/generate", "headers": [], "client": None}
-        app = RequestContext(LastResort(route), access_log=True)
+        app = RequestContext(LastResort(route), access_log=True, traffic=Metrics().traffic)
         try:
             await app(scope, None, None)  # type: ignore[arg-type]
         except asyncio.CancelledError:
@@ -227,7 +228,7 @@ def test_a_client_that_left_is_499(lines: Lines, cancelled: bool) -> None:
 
     asyncio.run(run())
     line = json.loads(one_about(lines))
-    assert (line["status"], line["client"]) == (logs.CLIENT_LEFT, "")
+    assert (line["status"], line["client"]) == (CLIENT_LEFT, "")
 
 
 def test_json_takes_what_is_not_text() -> None:

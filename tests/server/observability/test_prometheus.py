@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,11 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.processes import free_port
 from server.observability.metrics import OUTCOMES
 from tests.prometheus import needs_prometheus, promtool
-from tests.server.helpers import Gate, Running, busy, eventually, running
+from tests.server.helpers import OK, Gate, Running, busy, eventually, running
 
 pytestmark = needs_prometheus
 
 ALERTS = Path(__file__).parents[3] / "deploy" / "prometheus" / "alerts.yml"
+# All of ours, and those among them that change in a server that only answers `/metrics`.
+NAMES = "dd_.+"
+RESTLESS = "dd_http_.+|dd_worker_cpu_.+|dd_worker_resident_.+"
 Series = dict[frozenset[tuple[str, str]], float]
 
 
@@ -84,7 +88,11 @@ def _series(live: Running) -> Series:
     """All of ours that `/metrics` shows now."""
     families = text_string_to_metric_families(live.client.get("/metrics").text)
     samples = [sample for family in families for sample in family.samples]
-    return {_key({**s.labels, "__name__": s.name}): s.value for s in samples if s.name.startswith("dd_")}
+    return {
+        _key({**s.labels, "__name__": s.name}): s.value
+        for s in samples
+        if re.fullmatch(NAMES, s.name) and not re.fullmatch(RESTLESS, s.name)
+    }
 
 
 def _key(labels: dict[str, str]) -> frozenset[tuple[str, str]]:
@@ -177,7 +185,9 @@ def prometheus(target: str, folder: Path) -> Iterator[Prometheus]:
 def test_prometheus_scrapes_what_the_server_counts(lived: Running, tmp_path: Path) -> None:
     shown = _series(lived)
     with prometheus(lived.url.removeprefix("http://"), tmp_path) as asked:
-        eventually(lambda: asked.series('{__name__=~"dd_.+"}') == shown, "it has scraped")
+        eventually(
+            lambda: asked.series(f'{{__name__=~"{NAMES}",__name__!~"{RESTLESS}"}}') == shown, "it has scraped"
+        )
         assert set(asked.series("up").values()) == {1.0}
         sums = asked.series("sum by (outcome) (dd_requests_total)")
         assert sums == {_key({"outcome": name}): _counted(lived, name) for name in OUTCOMES}
@@ -187,3 +197,39 @@ def test_prometheus_scrapes_what_the_server_counts(lived: Running, tmp_path: Pat
 
 def _rules(asked: Prometheus) -> list[Any]:
     return [rule for group in asked.get("rules")["groups"] for rule in group["rules"]]
+
+
+DASHBOARD = ALERTS.parents[1] / "grafana" / "dd-server.json"
+# Queries of the dashboard that find nothing on this server: it has no GPU, and no request got a cheaper plan.
+EMPTY = {"Memory B", "Cheaper plans than asked for A"}
+
+
+def _queries() -> dict[str, str]:
+    """The queries of the dashboard by panel, with its variables filled in as Grafana does."""
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    values = {"$job": ".*", "$instance": ".*", "$__rate_interval": "10m"}
+    found = {}
+    for panel in panels:
+        for target in panel.get("targets", ()):
+            query = target["expr"]
+            for name, value in values.items():
+                query = query.replace(name, value)
+            found[f"{panel['title']} {target['refId']}"] = query
+    return found
+
+
+def test_every_query_of_the_dashboard_finds_something(lived: Running, tmp_path: Path) -> None:
+    """By a real Prometheus that has seen requests of every outcome; Grafana itself is not run."""
+    queries = _queries()
+    assert len(queries) > 20
+    with prometheus(lived.url.removeprefix("http://"), tmp_path) as asked:
+        eventually(lambda: len(asked.get("query", query="dd_ready[1m]")["result"][0:1]) == 1, "a scrape")
+        lived.post(OK)
+        lived.post({"label": "nothing"})
+        rates = f"rate(dd_images_total[10m]) > 0 or {queries['Rejects by reason A']}"
+        eventually(lambda: bool(asked.series(rates)), "two scrapes")
+
+        def empty() -> set[str]:
+            return {name for name, query in queries.items() if not asked.get("query", query=query)["result"]}
+
+        eventually(lambda: empty() == EMPTY, f"each finds something, but {EMPTY}")

@@ -19,11 +19,16 @@ def metrics() -> Metrics:
 
 
 def record(metrics: Metrics, context: Fields | None = None, *, log_prompts: bool = False) -> RequestRecord:
-    return RequestRecord(metrics, {} if context is None else context, "r", 0.0, log_prompts=log_prompts)
+    found: Fields = {} if context is None else context
+    return RequestRecord(metrics, found, "r", 0.0, log_prompts=log_prompts, route="/generate")
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def requests(metrics: Metrics, **labels: str) -> float:
+    return value(metrics, "dd_requests_total", route="/generate", **labels)
 
 
 @pytest.mark.parametrize(
@@ -55,16 +60,19 @@ def test_the_outcome_is_that_of_what_ends_the_block(
         "model": "tiny", "plan": "dd-1", "requested_plan": "dd-2", "steps": 1, "outcome": outcome
     }  # fmt: skip
     assert value(metrics, "dd_inflight_requests") == 0
-    counted = {o: value(metrics, "dd_requests_total", model="tiny", plan="dd-1", outcome=o) for o in OUTCOMES}
+    counted = {o: requests(metrics, model="tiny", plan="dd-1", outcome=o) for o in OUTCOMES}
     assert counted == {**dict.fromkeys(OUTCOMES, 0.0), outcome: 1.0}
 
 
 def test_it_is_booked_once(metrics: Metrics) -> None:
     """A stream that failed sends its error, and then its block ends well."""
     with record(metrics) as opened:
+        opened.failed(QueueFullError("full", retry_after=1))
+    assert value(metrics, "dd_rejects_total", reason="queue_full") == 1
+    with record(metrics) as opened:
         opened.failed(DeadlineError("late"))
-    assert value(metrics, "dd_requests_total", model="none", plan="none", outcome="deadline") == 1
-    assert value(metrics, "dd_requests_total", model="none", plan="none", outcome="ok") == 0
+    assert requests(metrics, model="none", plan="none", outcome="deadline") == 1
+    assert requests(metrics, model="none", plan="none", outcome="ok") == 0
     assert value(metrics, "dd_inflight_requests") == 0
 
 
@@ -91,3 +99,11 @@ def test_the_first_image_of_a_stream_is_timed_alone(metrics: Metrics) -> None:
     assert value(metrics, "dd_time_to_first_preview_seconds_count") == 1
     assert value(metrics, "dd_images_total", model="none", plan="dd-1") == 6
     assert value(metrics, "dd_encode_seconds_count", format="png") == 3
+
+
+def test_what_made_nothing_is_no_request_for_images(metrics: Metrics) -> None:
+    """A 304 of `/images` took no time of the device, and would make the latencies look better."""
+    with record(metrics) as opened:
+        opened.generates = False
+    assert requests(metrics, model="none", plan="none", outcome="ok") == 0
+    assert value(metrics, "dd_inflight_requests") == 0
