@@ -28,6 +28,7 @@ from torch import Tensor
 from dd_core.codebook import lookup
 from dd_core.errors import InvalidRequestError
 from dd_core.files import save_tensors
+from dd_core.models.build import AnyTokenizer
 from dd_core.plan import Plan, Preset
 from dd_core.sampling import Sampler, sample_images, to_pixels
 from training.data.cifar10 import CIFAR10_CLASSES
@@ -261,6 +262,7 @@ def _samples(
 def _reconstruct(sampler: Sampler, image_N3HW: Tensor, batch: int) -> Tensor:
     """Images through the tokenizer and back, `[N, H, W, 3]` uint8."""
     tokenizer, parts = sampler.tokenizer, []
+    assert isinstance(tokenizer, AnyTokenizer), "one that was prepared for inference has no encoder"
     for part in torch.split(image_N3HW, batch):
         x = part.to(sampler.device).float() / 127.5 - 1
         codes = lookup(tokenizer.codebook_VC, tokenizer.encode(x))
