@@ -11,13 +11,15 @@ In all of them the residual stream, norms, softmax, f̂, both heads and the argm
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from dd_core.errors import InvalidRequestError
 from dd_core.runtime import native_bfloat16, native_float16
 
-NAMES = ("auto", "exact32", "bf16", "fp16")
+ArithmeticName = Literal["auto", "exact32", "bf16", "fp16"]
+NAMES = get_args(ArithmeticName)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,10 @@ tokenizer's encoder, and all that was folded or cast).
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+
+import torch
 
 from dd_core.engine.arithmetic import Arithmetic
 from dd_core.engine.decoder import PreparedScales, PreparedVQ
@@ -21,13 +24,34 @@ from dd_core.models.var import VARStudent, VARTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.sampling import Sampler
 
+_PRODUCT = re.compile(r"(blocks|layers)\.\d+\.(attn|ffn|attention|feed_forward)\.\w+\.weight")
+
 
 def prepare(sampler: Sampler, arithmetic: Arithmetic) -> Sampler:
     """The sampler on prepared models. One that is prepared already comes back as it is."""
-    tokenizer = prepare_tokenizer(sampler.tokenizer, arithmetic)
-    student = None if sampler.student is None else prepare_student(sampler.student, arithmetic)
-    teacher = None if sampler.teacher is None else prepare_teacher(sampler.teacher, tokenizer, arithmetic)
-    return replace(sampler, tokenizer=tokenizer, student=student, teacher=teacher)
+    for part in ("tokenizer", "student", "teacher"):
+        sampler = prepare_part(sampler, part, arithmetic)
+    return sampler
+
+
+def prepare_part(sampler: Sampler, part: str, arithmetic: Arithmetic) -> Sampler:
+    """The sampler with one of its models prepared, if it has it; the tokenizer goes before the teacher."""
+    match part:
+        case "tokenizer":
+            return replace(sampler, tokenizer=prepare_tokenizer(sampler.tokenizer, arithmetic))
+        case "student" if sampler.student is not None:
+            return replace(sampler, student=prepare_student(sampler.student, arithmetic))
+        case "teacher" if sampler.teacher is not None:
+            teacher = prepare_teacher(sampler.teacher, sampler.tokenizer, arithmetic)
+            return replace(sampler, teacher=teacher)
+    return sampler
+
+
+def stored_type(name: str, arithmetic: Arithmetic) -> torch.dtype:
+    """The type that a weight can have from the start, by its name in a checkpoint: products are cast as they
+    are, of other weights things are computed first.
+    """
+    return arithmetic.weights if _PRODUCT.fullmatch(name) else torch.float32
 
 
 def prepare_tokenizer(tokenizer: Pictures, arithmetic: Arithmetic) -> Pictures:
