@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.engine.arithmetic import Arithmetic
+from dd_core.engine.memory import return_freed
 from dd_core.engine.prepared import prepare_part, stored_type
 from dd_core.errors import (
     BundleNotFoundError,
@@ -153,7 +154,9 @@ def _load_models(
         if arithmetic is not None:
             sampler = prepare_part(sampler, name, arithmetic)
             if module is tokenizer:
-                del tokenizer.encoder  # the teacher still refers to the rest of it
+                del tokenizer.encoder, tokenizer.decoder  # a teacher still refers to the rest of it
+            del module
+            return_freed()
     return replace(sampler, marginals_KLV=_load_marginals(folder, manifest, device))
 
 
@@ -286,10 +289,11 @@ def _fill(
 def _moved(
     value: Tensor, name: str, path: str, device: torch.device, arithmetic: Arithmetic | None
 ) -> Tensor:
-    dtype = torch.float32 if arithmetic is None else stored_type(name, arithmetic)
-    if not value.is_floating_point() or dtype == torch.float32:
+    if arithmetic is None or arithmetic.weights == torch.float32:
         return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
-    with safe_open(path, "pt") as file:  # mapped by itself: the pages that it read are free again afterwards
+    dtype = stored_type(name, arithmetic) if value.is_floating_point() else value.dtype
+    # Mapped by itself: no page that was read stays in memory because another tensor of the file is needed.
+    with safe_open(path, "pt") as file:
         return file.get_tensor(name).to(device, dtype, copy=True)  # type: ignore[no-any-return]
 
 

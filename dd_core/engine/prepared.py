@@ -24,7 +24,9 @@ from dd_core.models.var import VARStudent, VARTeacher
 from dd_core.models.vq import VQTokenizer
 from dd_core.sampling import Sampler
 
-_PRODUCT = re.compile(r"(blocks|layers)\.\d+\.(attn|ffn|attention|feed_forward)\.\w+\.weight")
+_PRODUCT = re.compile(
+    r"(blocks|layers)\.\d+\.(attn|ffn|attention|feed_forward)\.\w+\.weight|(.+\.|shared_)ada_lin\.1\.weight"
+)
 
 
 def prepare(sampler: Sampler, arithmetic: Arithmetic) -> Sampler:

@@ -64,6 +64,7 @@ CONFIGS = {
     "shared": replace(CFG, shared_adaln=True),
     "scaled": replace(CFG, unit_length=False),
     "many classes": replace(CFG, num_classes=40),
+    "a few classes more": replace(CFG, num_classes=15),
 }
 
 
