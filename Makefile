@@ -32,8 +32,11 @@ help:  ## list the targets
 serve: $(VENV)/.ready-serve  ## serve the built-in model (HOST, PORT, ARGS override)
 	exec $(RUN) -m server serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(ARGS)
 
+# A file is one process's, so that its servers start once; files in the order of tests/conftest.py, which
+# begins with the long ones: by the number of their tests these came last, and one process waited for the
+# other. Compiled modules are kept, since tests start dozens of processes that would compile them again.
 test: lint types  ## ruff, mypy, then every test, in two processes
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## ruff: rules and format
 	$(RUN) -m ruff check .

@@ -9,15 +9,16 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from dd_core.bounds import MAX_TOKENS, Figures, FileName, Line, Name, Step, Text, Word
 from dd_core.errors import ManifestError
+from dd_core.files import replacing
 from dd_core.flow import FlowSettings
 from dd_core.logits import LogitSettings
-from dd_core.models.config import LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
+from dd_core.models.config import Family, LlamaGenConfig, MultiScaleConfig, VARConfig, VQConfig
 from dd_core.plan import Actor, Draw, Plan, Preset, Segment
 from dd_core.regular import read_regular
 from dd_core.text.config import MiniLMConfig, T5Config
@@ -26,7 +27,7 @@ FORMAT_VERSION = 1
 _MOST_BYTES = 2**24  # of the file
 
 
-def _architecture(value: Any) -> str:
+def _architecture(value: Any) -> Family:
     """The family of a config, told by a field that only VAR's have: for errors about the right one."""
     names = value if isinstance(value, dict) else vars(value) if hasattr(value, "__dict__") else {}
     return "var" if "sides" in names else "llamagen"
@@ -128,7 +129,7 @@ class Manifest(_Strict):
 
     format_version: Literal[1] = 1
     name: Name
-    family: Literal["llamagen", "var"]
+    family: Family
     description: Text
     image_size: int = Field(gt=0, le=2048)
     classes: list[Line] = Field(default_factory=list, max_length=100_000)
@@ -153,11 +154,11 @@ class Manifest(_Strict):
         if not models:
             raise ValueError("neither student nor teacher")
         for m in models:
-            if isinstance(m, VARConfig) != (self.family == "var"):
+            if m.family != self.family:
                 raise ValueError(f"{type(m).__name__} is no architecture of the family {self.family!r}")
             if m.layout != models[0].layout:
                 raise ValueError("student and teacher have different layouts")
-        if isinstance(self.vq, MultiScaleConfig) != (self.family == "var"):
+        if self.vq.family != self.family:
             raise ValueError(f"vq is no tokenizer of the family {self.family!r}")
         wanted = 0 if self.reads_text else models[0].num_classes
         if len(self.classes) != wanted:
@@ -211,8 +212,8 @@ class Manifest(_Strict):
                 raise ValueError(
                     f"presets: {plan.name} ends at block {plan.num_blocks}, the layout has {blocks}"
                 )
-            for actor, there in (("student", self.student), ("teacher", self.teacher)):
-                if actor in plan.needs and there is None:
+            for actor in sorted(plan.needs):
+                if getattr(self, actor, True) is None:  # marginals are no part of a bundle
                     raise ValueError(f"presets: {plan.name} needs a {actor}, and there is none")
 
     @property
@@ -272,7 +273,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValidationError, ValueError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         # The second part of an architecture's place is the union's tag.
-        parts = [p for i, p in enumerate(first["loc"]) if not (i == 1 and p in ("llamagen", "var"))]
+        parts = [p for i, p in enumerate(first["loc"]) if not (i == 1 and p in get_args(Family))]
         place = ".".join(str(p) for p in parts)
         raise _refusal(path, place, str(first["msg"]).removeprefix("Value error, ")) from error
 
@@ -285,6 +286,5 @@ def _refusal(path: Path, place: str, says: str) -> ManifestError:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` atomically."""
-    temporary = folder / "manifest.json.tmp"
-    temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
-    temporary.replace(folder / "manifest.json")
+    with replacing(folder / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")

@@ -2,16 +2,7 @@
 
 This module knows no torch: clients and planners can import it alone. A step is a 0-based block
 index and T the number of blocks; the paper counts from 1, so its {1, 81} is `few_steps(T, 80)`
-and its pre-trained-61-81 is `hybrid(T, 60, 80)`.
-
-    sampler                  plan                                   forward passes
-    one step                 S 0→T                                  1
-    few steps (Alg. 3)       S 0→k, S k→T                           2
-    hybrid (Alg. 4)          S 0→a, Te a→b, S b→T                   2 + (b − a); 1 + b when a = 0
-    teacher AR               Te 0→T, multinomial draws              T
-    trajectory (Alg. 1)      Te 0→T, flow-matching map of the noise T
-    skip-n baseline          Te 0→T−n, marginal T−n→T               T − n
-    onestep* (Prop. 3.1)     marginal 0→T                           1
+and its pre-trained-61-81 is `hybrid(T, 60, 80)`. `docs/07-sampling.md` has the table of all plans.
 """
 
 from __future__ import annotations
@@ -20,12 +11,34 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dd_core.errors import InvalidPlanError
 
 Actor = Literal["student", "teacher", "marginal"]
 Draw = Literal["multinomial", "flow"]
+
+
+class Traits(NamedTuple):
+    """An actor as planning and scheduling see it; `dd_core.sampling` computes what it makes.
+
+    Args:
+        stepwise: it needs a forward pass for each block, over images that begin together; else one for all.
+        whole: it makes all tokens from its first block on, so that it leaves a picture wherever it stops;
+            images of any plans may share its pass.
+        free: its pass runs no model.
+    """
+
+    stepwise: bool = False
+    whole: bool = False
+    free: bool = False
+
+
+ACTORS: dict[Actor, Traits] = {
+    "student": Traits(whole=True),
+    "teacher": Traits(stepwise=True),
+    "marginal": Traits(free=True),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,11 @@ class Segment:
     actor: Actor
     start: int
     stop: int
+
+    @property
+    def passes(self) -> int:
+        """Advances of its run (`dd_core.sampling.SegmentRun`)."""
+        return self.stop - self.start if ACTORS[self.actor].stepwise else 1
 
 
 @dataclass(frozen=True)
@@ -65,9 +83,9 @@ class Plan:
     def __post_init__(self) -> None:
         place = 0
         for segment in self.segments:
-            if segment.actor not in ("student", "teacher", "marginal"):
+            if segment.actor not in ACTORS:
                 raise InvalidPlanError(
-                    f"plan {self.name}: actor must be student, teacher or marginal, not {segment.actor!r}",
+                    f"plan {self.name}: actor must be one of {', '.join(ACTORS)}, not {segment.actor!r}",
                     param="segments",
                 )
             if segment.start != place or segment.stop <= segment.start:
@@ -98,13 +116,10 @@ class Plan:
 
     @cached_property
     def cost(self) -> int:
-        """Forward passes: 1 a student segment, 1 a block of a teacher segment, none for a
+        """Forward passes of a model: 1 a student segment, 1 a block of a teacher segment, none for a
         look-up of marginals; but a plan costs at least 1 (as the paper counts onestep*).
         """
-        passes = sum(
-            {"student": 1, "teacher": s.stop - s.start, "marginal": 0}[s.actor] for s in self.segments
-        )
-        return max(1, passes)
+        return max(1, sum(s.passes for s in self.segments if not ACTORS[s.actor].free))
 
     @property
     def needs(self) -> frozenset[Actor]:

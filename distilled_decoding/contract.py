@@ -13,6 +13,8 @@ from pydantic_core import PydanticCustomError
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 SUFFIXES: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+LOSSLESS: frozenset[ImageFormat] = frozenset({"png"})  # the others have a quality
+QUALITY = 95  # of a JPEG or WebP file, 0 to 100
 # Places of an image's receipt in its file: PNG's text chunk, and EXIF's ImageDescription of the others.
 PNG_RECEIPT = "dd-receipt"
 EXIF_RECEIPT = 0x010E

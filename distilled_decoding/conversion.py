@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 from importlib import import_module
 
-from distilled_decoding.contract import EXIF_RECEIPT, PNG_RECEIPT, ImageFormat
-
-_QUALITY = 95  # of JPEG and WebP, as the server's
+from distilled_decoding.contract import EXIF_RECEIPT, PNG_RECEIPT, QUALITY, ImageFormat
 
 
 def converted(data: bytes, wanted: ImageFormat, receipt: str) -> bytes:
@@ -26,5 +24,5 @@ def converted(data: bytes, wanted: ImageFormat, receipt: str) -> bytes:
         else:
             exif = pillow.Exif()
             exif[EXIF_RECEIPT] = receipt
-            image.save(buffer, wanted.upper(), quality=_QUALITY, subsampling=0, exif=exif)
+            image.save(buffer, wanted.upper(), quality=QUALITY, subsampling=0, exif=exif)
     return buffer.getvalue()

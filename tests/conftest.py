@@ -1,4 +1,4 @@
-"""What every test shares: a test's folder names its marker, and torch keeps to one thread.
+"""What every test shares: a folder names its marker, long tests come first, torch keeps to one thread.
 
 One thread makes results repeatable and, on models this small, costs no time.
 """
@@ -13,21 +13,26 @@ import torch
 
 HERE = Path(__file__).parent
 FOLDERS = ("gpu", "browser", "slow")
+# Their files take longest. Where processes share the files, one that came last would keep the others waiting.
+FIRST = ("slow", "training", "benchmarks", "browser")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 torch.set_num_threads(1)
 
 
+def _folder_of(item: pytest.Item) -> str:
+    return item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test by the first folder under tests/, and skips what this machine cannot run."""
+    items.sort(key=lambda item: FIRST.index(_folder_of(item)) if _folder_of(item) in FIRST else len(FIRST))
     no_gpu = pytest.mark.skip(reason="no CUDA device on this machine")
     no_browser = pytest.mark.skip(reason="no Chromium on this machine (`make browser` installs Debian's)")
     has_gpu = torch.cuda.is_available()
     has_browser = any(shutil.which(name) for name in CHROMIUM)
     for item in items:
-        if not item.path.is_relative_to(HERE):
-            continue
-        folder = item.path.relative_to(HERE).parts[0]
+        folder = _folder_of(item)
         if folder in FOLDERS:
             item.add_marker(folder)
         if folder == "gpu" and not has_gpu:

@@ -7,10 +7,7 @@ dd-train distill --out runs/cpu --set distill.steps=+2000
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,21 +21,21 @@ from dd_core.errors import DDError, RecipeError
 from dd_core.hub.locate import locate
 from dd_core.manifest import Manifest
 from dd_core.runtime import pick_device
-from training import parallel, pipeline
+from training import parallel
 from training.data import pictograms
 from training.data.captions import read_prompts
 from training.data.sources import bundle_name
-from training.lock import locked
-from training.measure import Request, Subject, measure
+from training.measure import Request, Subject, measure, reference_folder
 from training.metrics.features import FeatureExtractor
 from training.metrics.sheet import UNSEEN, draw_sheet
-from training.presets import presets
-from training.recipes.choose import DEFAULT, choose_recipe
-from training.recipes.named import RECIPES
-from training.recipes.saved import remembered
+from training.options import Options, Shard, StopAfter, with_options
+from training.prepared import held, prepared
 from training.run import Run
-from training.stages.export import export as export_bundle
-from training.stages.pairs import Job
+from training.stages import evaluate as evaluation
+from training.stages import export as exporting
+from training.stages import own_pairs as own
+from training.stages import pairs as noise_data
+from training.stages.order import STAGES
 from training.start import start_from
 
 app = typer.Typer(
@@ -47,196 +44,60 @@ app = typer.Typer(
     help="Make a bundle: tokenizer, teacher, pairs, student, figures.",
 )
 
-_OUT = Path("runs/default")
-Recipe = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Named settings: {', '.join(RECIPES)}. By default those that the run folder was begun with, or "
-        f"{DEFAULT}."
-    ),
-]
-Out = Annotated[Path, typer.Option(help="Run folder; a stage that stopped goes on from what is there.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="stage.field=value, or +value for more of it; may be repeated, and lasts."),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="Your own images: a folder with one sub-folder a class. The run folder remembers it."),
-]
-Size = Annotated[
-    int | None, typer.Option(help="Side in pixels to which the images of --data are cropped and resized.")
-]
-StopAfter = Annotated[
-    int | None, typer.Option(min=1, help="End after that many updates (or shards), as a kill would.")
-]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice.")]
-Shard = Annotated[str, typer.Option(help="I/N: every N-th shard from shard I on, as job I of 0 to N - 1.")]
-
-
-class _Stderr(logging.Handler):
-    """Writes to what is standard error at that moment: a captured stream may be gone by the next line."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(self.format(record) + "\n")
-        sys.stderr.flush()
-
-
-@contextmanager
-def _prepared(
-    recipe: str | None,
-    out: Path,
-    device: str,
-    overrides: list[str] | None,
-    stop_after: int | None = None,
-    threads: int = 0,
-    data: Path | None = None,
-    size: int | None = None,
-    shard: str | None = None,
-    *,
-    together: bool = False,
-) -> Iterator[Run]:
-    """Give the run of a command. No other command may use its folder meanwhile, which remembers its recipe.
-
-    Args:
-        shard: the part of a set of pairs that this job makes. Jobs share the folder, so several neither hold
-            it nor change its recipe.
-        together: connect the processes that torchrun started, of which rank 0 holds the folder.
-
-    Raises:
-        RecipeError: settings that cannot be, a folder in use, or a run that was begun with other settings.
-    """
-    chosen, job = parallel.pick_rank_device(device), Job.of(shard or "0/1")
-    alone = parallel.is_main() if shard is None else job.of_rank() == Job()
-    with parallel.joined(chosen) if together else nullcontext(), ExitStack() as held:
-        _log_to()
-        with parallel.in_turn():
-            if together and not parallel.is_main():  # rank 0 has written down what it chose
-                settings = choose_recipe(out, None)
-            else:
-                settings = choose_recipe(out, recipe, overrides or (), data, size)
-            presets(settings)  # plans that there are not are refused now, not after the training
-            out.mkdir(parents=True, exist_ok=True)
-            if alone:
-                held.enter_context(locked(out))
-                held.enter_context(remembered(out, settings))
-        _set_up(out, chosen, threads)
-        yield Run(settings, out, chosen, stop_after, job)
-
-
-def _set_up(out: Path, device: torch.device, threads: int) -> None:
-    """Set torch's threads, and log into the folder; ranks but the first tell their warnings alone."""
-    if threads:
-        torch.set_num_threads(threads)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    _log_to(*([logging.FileHandler(out / "train.log")] if parallel.is_main() else []))
-
-
-def _log_to(*handlers: logging.Handler) -> None:
-    """Log there, and to standard error where that is no terminal, which has progress bars."""
-    ours = logging.getLogger("dd_train")
-    for old in list(ours.handlers):
-        ours.removeHandler(old)
-        old.close()
-    main = parallel.is_main()
-    for handler in (*handlers, *([] if main and sys.stderr.isatty() else [_Stderr()])):
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        ours.addHandler(handler)
-    ours.setLevel(logging.INFO if main else logging.WARNING)
-
 
 def _command(name: str, help_text: str, *stages: Callable[[Run], object]) -> None:
     @app.command(name, help=help_text)
-    def command(
-        recipe: Recipe = None,
-        out: Out = _OUT,
-        device: Device = "auto",
-        overrides: Overrides = None,
-        stop_after: StopAfter = None,
-        threads: Threads = 0,
-        data: Data = None,
-        size: Size = None,
-    ) -> None:
-        with _prepared(recipe, out, device, overrides, stop_after, threads, data, size, together=True) as run:
+    @with_options
+    def command(options: Options, stop_after: StopAfter = None) -> None:
+        with prepared(options, stop_after=stop_after, together=True) as run:
             for stage in stages:
-                if stage is not pipeline.evaluate or parallel.leave():
-                    stage(run)
+                stage(run)
 
 
-_command("tokenizer", "(a) VQ tokenizer: images to codes and back.", pipeline.train_tokenizer)
-_command(
-    "decoder", "(a') Decoder against a discriminator; the codes stay as they are.", pipeline.train_decoder
-)
-_command("teacher", "(b) Autoregressive teacher on the codes.", pipeline.train_teacher)
+_command("tokenizer", "(a) VQ tokenizer: images to codes and back.", STAGES["tokenizer"])
+_command("decoder", "(a') Decoder against a discriminator; the codes stay as they are.", STAGES["decoder"])
+_command("teacher", "(b) Autoregressive teacher on the codes.", STAGES["teacher"])
 
 
 @app.command("pairs", help="(c) Noise-data pairs by Algorithm 1.")
+@with_options
 def pairs(
-    recipe: Recipe = None,
-    out: Out = _OUT,
-    device: Device = "auto",
-    overrides: Overrides = None,
+    options: Options,
     stop_after: StopAfter = None,
-    threads: Threads = 0,
     shard: Shard = "0/1",
     prompts: Annotated[
         Path | None,
         typer.Option(help="A file of prompts, one a line, for a model of texts; else the captions."),
     ] = None,
-    data: Data = None,
-    size: Size = None,
 ) -> None:
     """Make the pairs, of a file's prompts if there is one."""
-    with _prepared(recipe, out, device, overrides, stop_after, threads, data, size, shard) as run:
-        pipeline.generate_pairs(run, prompts)
+    with prepared(options, stop_after=stop_after, shard=shard) as run:
+        noise_data.run(run, prompts)
 
 
 @app.command(
     "own-pairs", help="(c') Pairs that begin with the tokens of the student that the run was started from."
 )
-def own_pairs(
-    recipe: Recipe = None,
-    out: Out = _OUT,
-    device: Device = "auto",
-    overrides: Overrides = None,
-    stop_after: StopAfter = None,
-    threads: Threads = 0,
-    data: Data = None,
-    size: Size = None,
-    shard: Shard = "0/1",
-) -> None:
+@with_options
+def own_pairs(options: Options, stop_after: StopAfter = None, shard: Shard = "0/1") -> None:
     """Make the pairs that a student begins."""
-    with _prepared(recipe, out, device, overrides, stop_after, threads, data, size, shard) as run:
-        pipeline.generate_own_pairs(run)
+    with prepared(options, stop_after=stop_after, shard=shard) as run:
+        own.run(run)
 
 
-_command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", pipeline.distill)
-_command(
-    "all",
-    "Stages (a) to (e) in order, each from where it stopped.",
-    *(pipeline.train_tokenizer, pipeline.train_decoder, pipeline.train_teacher),
-    *(pipeline.generate_pairs, pipeline.distill, pipeline.evaluate),
-)
+_command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", STAGES["distill"])
+_command("all", "Stages (a) to (e) in order, each from where it stopped.", *STAGES.values())
 
 
 @app.command("evaluate", help="(e) FID, KID, precision and recall of every plan, with its cost.")
+@with_options
 def evaluate(
+    options: Options,
     bundle: Annotated[
         str | None,
         typer.Argument(help="Name or folder of a bundle, built-in and published ones too; else the run."),
     ] = None,
-    recipe: Recipe = None,
-    out: Annotated[
-        Path | None, typer.Option(help=f"Run folder ({_OUT}), or the folder of a bundle's report.")
-    ] = None,
-    device: Device = "auto",
-    overrides: Overrides = None,
-    data: Data = None,
-    size: Size = None,
     stop_after: StopAfter = None,
-    threads: Threads = 0,
     reference: Annotated[
         Path | None,
         typer.Option(help="Real images: a folder of pictures, or an .npz as ADM's evaluator reads it."),
@@ -255,33 +116,33 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     timing: Annotated[bool, typer.Option(help="Measure the time that an image takes.")] = True,
 ) -> None:
-    """Measures a run on its own data, or a run or a bundle against real images of any kind."""
-    if not parallel.is_main():
-        return
+    """Measures a run on its own data, or a run or a bundle against real images of any kind.
+
+    The report of a bundle is in evaluations/NAME where `--out` names no other folder.
+    """
     chosen = tuple(name for name in plans.split(",") if name)
     request = None
     if reference is not None:
         request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing)
     if bundle is None:
-        with _prepared(recipe, out or _OUT, device, overrides, stop_after, threads, data, size) as run:
+        with prepared(options, stop_after=stop_after, together=True) as run:
             if request is None:
-                pipeline.evaluate(run)
-            else:
-                extractor = FeatureExtractor(run.device)
-                measure(pipeline.subject_of(run), request, extractor, pipeline.reference_folder(run))
+                evaluation.run(run)
+                return
+            with parallel.in_turn():
+                subject, extractor = Subject.of_run(run), FeatureExtractor(run.device)
+            measure(subject, request, extractor, reference_folder(run))
         return
     if request is None:
         raise RecipeError("a bundle is measured against --reference, a folder or an .npz", param="reference")
-    if overrides:
+    if options.overrides:
         raise RecipeError("--set changes a recipe, and a bundle has none", param="set")
-    out = out or Path("evaluations") / Path(bundle).name
-    where = pick_device(device)
-    subject = Subject.of_bundle(bundle, where)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        _set_up(out, where, threads)
-        measure(subject, request, FeatureExtractor(where), out)
-        typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
+    out = options.out or Path("evaluations") / Path(bundle).name
+    with held(out, options) as device:
+        with parallel.in_turn():
+            subject, extractor = Subject.of_bundle(bundle, device), FeatureExtractor(device)
+        if measure(subject, request, extractor, out):
+            typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
 
 
 @app.command("corpus", help="Fetch and draw the pictograms that the recipes for texts learn from.")
@@ -319,7 +180,7 @@ def sheet(
         str, typer.Option(help="Most passes of each block, by commas.", callback=_checked_budgets)
     ] = "1,2,21,64",
     seeds: Annotated[int, typer.Option(min=1, help="Rows of a block.")] = 4,
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Writes the picture and says which plans its blocks are of."""
     loaded = load_bundle(locate(bundle), pick_device(device))
@@ -329,23 +190,21 @@ def sheet(
 
 
 @app.command("start", help="Begin a run with a bundle's weights instead of training them anew.")
+@with_options
 def start(
+    options: Options,
     bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.")],
-    recipe: Recipe = None,
-    out: Out = _OUT,
-    device: Device = "auto",
-    overrides: Overrides = None,
-    data: Data = None,
-    size: Size = None,
 ) -> None:
     """Copies the weights and encodes the training images."""
     if parallel.is_main():
-        with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
+        with prepared(options) as run:
             start_from(run, bundle)
 
 
 @app.command("export", help="Write the bundle of an evaluated run: what dd-server serves.")
+@with_options
 def export(
+    options: Options,
     to: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     name: Annotated[
         str | None,
@@ -353,18 +212,12 @@ def export(
             help="The model's name in requests; by default that of the data.", callback=_bundle_name
         ),
     ] = None,
-    recipe: Recipe = None,
-    out: Out = _OUT,
-    device: Device = "auto",
-    overrides: Overrides = None,
-    data: Data = None,
-    size: Size = None,
 ) -> None:
     """Writes the bundle and says how large it became."""
     if not parallel.is_main():
         return
-    with _prepared(recipe, out, device, overrides, data=data, size=size) as run:
-        manifest = export_bundle(run, name or bundle_name(run.recipe), to)
+    with prepared(options) as run:
+        manifest = exporting.run(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
 

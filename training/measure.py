@@ -25,9 +25,11 @@ from dd_core.models.config import ModelConfig
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler, sample_images
 from dd_core.text.encoder import checked_prompt
+from training import parallel
 from training.data.beside import pictures_with_captions
 from training.data.conditions import ClassConditions, Conditions, EncodedConditions
 from training.data.packages import DataError
+from training.digest import weights_digest
 from training.metrics.chunks import Chunks
 from training.metrics.classifier import Classifier
 from training.metrics.comparison import write_comparison
@@ -37,9 +39,11 @@ from training.metrics.judge import MANIFOLD
 from training.metrics.paper import paper_figures
 from training.metrics.reference import LEAST, Reference, read_reference
 from training.metrics.report import Row, write_grid
-from training.metrics.rows import fingerprint_of, once
+from training.metrics.rows import fingerprint_of, measured, once
 from training.metrics.timing import plan_times
-from training.presets import runs
+from training.presets import presets, runs
+from training.run import Run
+from training.trained import load_models, sampler_of
 
 log = logging.getLogger("dd_train")
 
@@ -76,6 +80,17 @@ class Subject:
         encode = None if bundle.text is None else bundle.text.encode
         plans = [preset.plan for preset in bundle.presets]
         return cls(bundle.name, bundle.manifest.model, bundle.sampler, plans, bundle.digest, encode)
+
+    @classmethod
+    def of_run(cls, run: Run) -> Subject:
+        """The models of a run.
+
+        Raises:
+            RecipeError: an earlier stage is missing.
+        """
+        models, plans = load_models(run), [preset.plan for preset in presets(run.recipe)]
+        sampler = sampler_of(run, *models)
+        return cls(run.recipe.name, run.recipe.model, sampler, plans, weights_digest(*models))
 
     def runnable(self, names: Sequence[str] = ()) -> list[Plan]:
         """The model's plans and, beside them, the baselines that it can run: the teacher, skip-n, onestep*.
@@ -126,22 +141,20 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
     """Measure every plan of the request; `out` gets `evaluation.md`, `evaluation.json`, `rows/`, `samples/`,
     `grids/`, and while it runs `chunks/`.
 
-    All of it resumes: rows, and the chunks of a row that is not finished.
+    All of it resumes: rows, and the chunks of a row that is not finished. Of several ranks each draws its
+    share of the chunks. All leave then but rank 0, which makes the rows of them, and times plans undisturbed.
+
+    Returns:
+        the rows; none on the other ranks.
 
     Raises:
         DataError: a reference, captions or classifier that cannot be used.
         InvalidRequestError: too few images, an unknown plan, or a model of texts without an encoder.
     """
-    if request.images < LEAST:
-        raise InvalidRequestError(
-            f"a plan needs {LEAST} or more images, not {request.images}", param="images"
-        )
     plans = subject.runnable(request.plans)
-    conditions, captions = _conditions(subject, request)
-    images = request.images if captions is None else min(request.images, conditions.count)
-    if images < LEAST:
-        raise InvalidRequestError(f"{images} captions; a plan needs {LEAST} or more", param="captions")
-    classifier = None if request.inception is None else Classifier(request.inception)
+    conditions, captions, images = _conditions(subject, request)
+    with parallel.in_turn():
+        classifier = None if request.inception is None else Classifier(request.inception)
     real = read_reference(request.reference, extractor)
     paper = paper_figures(subject.model)
     sampler = replace(subject.sampler, exact=False)
@@ -160,39 +173,59 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
         "flow": repr(sampler.flow),
     }
     settings = {"model": subject.name, "reference": real.source, "images": images, **identity}
-    rows: list[Row] = []
+    asked = {"images": images, "reference": real.fingerprint, "timing": request.timing}
+    asked |= {"inception": classifier is not None, "samples": request.samples}
+    sets = []
     for chosen in plans:
         drawn = {**identity, "plan": asdict(chosen)}
+        row_of = out / "rows" / f"{chosen.name}.json", fingerprint_of({**drawn, **asked})
         chunks = Chunks(out / "chunks" / chosen.name, images, fingerprint_of(drawn), request.samples)
-        samples = out / "samples" / f"{chosen.name}.npz"
+        sets.append((chosen, chunks, row_of))
 
-        def row(chosen: Plan = chosen, chunks: Chunks = chunks, samples: Path = samples) -> Row:
-            found = chunks.draw(
-                sampler, chosen, conditions, extractor, seed=request.seed, batch=request.batch
-            )
+    def draw(chosen: Plan, chunks: Chunks) -> None:
+        chunks.draw(sampler, chosen, conditions, extractor, seed=request.seed, batch=request.batch)
+
+    if parallel.connected():
+        for chosen, chunks, row_of in sets:
+            if measured(*row_of) is None:
+                draw(chosen, chunks)
+    if not parallel.leave():
+        return []
+    rows: list[Row] = []
+    for chosen, chunks, row_of in sets:
+
+        def row(chosen: Plan = chosen, chunks: Chunks = chunks) -> Row:
+            draw(chosen, chunks)
             if request.samples:
-                chunks.write_npz(samples, conditions)
+                chunks.write_npz(out / "samples" / f"{chosen.name}.npz", conditions)
             _grid(sampler, chosen, conditions, request.seed, out / "grids" / f"{chosen.name}.png")
-            made = _row(chosen, found, real, classifier)
+            made = _row(chosen, chunks.features(), real, classifier)
             if not request.timing:
                 return made.with_cost(chosen.cost, None, None)
             times = plan_times(sampler, chosen, request.batch, request.seed, conditions)
             return made.with_cost(chosen.cost, *times)
 
-        asked = {"images": images, "reference": real.fingerprint, "timing": request.timing}
-        asked |= {"inception": classifier is not None, "samples": request.samples}
-        rows.append(once(out / "rows" / f"{chosen.name}.json", fingerprint_of({**drawn, **asked}), row))
+        rows.append(once(*row_of, row))
         write_comparison(rows, paper, settings, notes, out)
         chunks.remove()
     return rows
 
 
-def _conditions(subject: Subject, request: Request) -> tuple[Conditions, str | None]:
-    """The conditions of the images, and for texts a hash of them."""
+def reference_folder(run: Run) -> Path:
+    """The place of figures against a given reference: of a run without images, that of its evaluation."""
+    return run.out / ("evaluation" if run.recipe.data == "none" else "evaluation-reference")
+
+
+def _conditions(subject: Subject, request: Request) -> tuple[Conditions, str | None, int]:
+    """The conditions of the images, for texts a hash of them, and how many images a plan draws."""
+    if request.images < LEAST:
+        raise InvalidRequestError(
+            f"a plan needs {LEAST} or more images, not {request.images}", param="images"
+        )
     if not subject.model.text_dim:
         if request.captions is not None:
             raise InvalidRequestError(f"{subject.name} is conditioned on classes", param="captions")
-        return ClassConditions(subject.model.num_classes), None
+        return ClassConditions(subject.model.num_classes), None, request.images
     if subject.encode is None:
         raise InvalidRequestError(f"{subject.name} has no encoder of texts to be asked with", param="bundle")
     if not request.reference.is_dir():
@@ -203,7 +236,10 @@ def _conditions(subject: Subject, request: Request) -> tuple[Conditions, str | N
         log.warning("%d of %d captions cannot be prompts", len(found) - len(captions), len(found))
     if not captions:
         raise DataError(f"none of the {len(found)} captions can be a prompt", param="captions")
-    return EncodedConditions(captions, subject.encode), fingerprint_of({"captions": captions})
+    if len(captions) < LEAST:
+        raise InvalidRequestError(f"{len(captions)} captions; a plan needs {LEAST} or more", param="captions")
+    images = min(request.images, len(captions))
+    return EncodedConditions(captions, subject.encode), fingerprint_of({"captions": captions}), images
 
 
 def _readable(caption: str) -> bool:

@@ -53,16 +53,17 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
 
 def world() -> World:
-    """The place that torchrun gave to this process by RANK, WORLD_SIZE and LOCAL_RANK.
+    """The place that torchrun gave to this process by RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 
     Raises:
         RecipeError: they contradict each other.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    found = [os.environ.get(name, default) for name, default in zip(names, ("", "1", ""), strict=True)]
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    found = [os.environ.get(name, default) for name, default in zip(names, ("", "1", "", "1"), strict=True)]
     if found[1] == "1":
         return World()
     if not all(text.isdecimal() for text in found) or int(found[0]) >= int(found[1]):
@@ -121,6 +122,11 @@ def leave() -> bool:
 def is_main() -> bool:
     """True on the rank that writes."""
     return world().rank == 0
+
+
+def connected() -> bool:
+    """True within `joined`, where there are several processes, until they `leave`."""
+    return dist.is_initialized()
 
 
 def end(message: str, status: int) -> NoReturn:
@@ -286,6 +292,12 @@ def own_rows() -> slice:
     """The rows of a batch that are this rank's: those of all its parts."""
     rank, size = _ranks()
     return slice(rank, None, size)
+
+
+def rows_of_machine() -> slice:
+    """The rows that are this rank's where each machine does them all, as for a cache of its own."""
+    here = world() if dist.is_initialized() else World()
+    return slice(here.local_rank, None, here.local_size)
 
 
 class Figures:

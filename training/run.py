@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,14 +13,46 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.files import save_tensors
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
-from training.mismatch import refuse_mismatch
+from training import parallel
+from training.mismatch import difference, refuse_mismatch
+from training.optim.loop import Ema, Stage, run_stage
 from training.recipes.settings import Recipe
-from training.stages.pairs import Job
 
 M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of `count` jobs that make a set of pairs together, each with every `count`-th shard."""
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> Job:
+        """The job of `--shard`, "I/N".
+
+        Raises:
+            RecipeError: it is not of this form, or I is not below N.
+        """
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            raise RecipeError(
+                f"--shard takes I/N with I from 0 to N - 1, as 0/4, not {text!r}", param="shard"
+            )
+        return cls(int(number), int(count))
+
+    def of_rank(self) -> Job:
+        """This process's part of the job, where torchrun started several."""
+        here = parallel.world()
+        return Job(self.number * here.size + here.rank, self.count * here.size)
+
+
+WHOLE = Job()
 
 
 @dataclass(frozen=True)
@@ -34,7 +66,7 @@ class Run:
     out: Path
     device: torch.device
     stop_after: int | None = None
-    job: Job = field(default_factory=Job)
+    job: Job = WHOLE
 
     def command(self, stage: str) -> str:
         """The command of a stage of this run, for a hint."""
@@ -91,10 +123,57 @@ def load_first_student(run: Run) -> AnyStudent:
     return load(run, new_student(run.recipe.model.with_layers(layers)), "first-student", "start")
 
 
+def begun_from(run: Run) -> Bundle:
+    """The bundle that `begin_from` of the recipe names.
+
+    Raises:
+        RecipeError: its tokenizer is not the recipe's.
+    """
+    bundle = load_bundle(str(run.recipe.begin_from), run.device)
+    if bundle.manifest.vq != run.recipe.tokenizer_model:
+        raise RecipeError(
+            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: "
+            + difference(
+                {"tokenizer_model": asdict(bundle.manifest.vq)},
+                {"tokenizer_model": asdict(run.recipe.tokenizer_model)},
+            ),
+            param="begin_from",
+        )
+    return bundle
+
+
 def save(run: Run, name: str, module: nn.Module) -> None:
     """Writes `name.safetensors`."""
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     save_tensors(state, run.out / f"{name}.safetensors", facts_of(_architecture(module)))
+
+
+def train(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module) -> bool:
+    """Train a stage, and write the averaged weights if it came to its end, which every rank finds then.
+
+    Args:
+        shape_of: a model of the architecture that is written.
+
+    Returns:
+        True if it came to its end.
+    """
+    r = run.recipe
+    step = run_stage(
+        stage,
+        run.out,
+        seed=r.seed,
+        log_every=r.log_every,
+        save_every=r.save_every,
+        preview_every=r.preview_every,
+        stop_after=run.stop_after,
+    )
+    if step < stage.steps:
+        return False
+    shape_of.load_state_dict(ema.average)
+    if parallel.is_main():
+        save(run, stage.name, shape_of)
+    parallel.barrier()
+    return True
 
 
 def facts_of(settings: Mapping[str, Any]) -> dict[str, str]:

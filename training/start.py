@@ -12,8 +12,8 @@ from dd_core.errors import RecipeError
 from dd_core.hub.locate import locate
 from training.data.origin import write_origin
 from training.mismatch import difference
-from training.pipeline import write_tokens
 from training.run import Run, save
+from training.stages.tokens import write_tokens
 
 
 def start_from(run: Run, source: str | Path) -> None:

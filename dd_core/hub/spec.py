@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from dd_core.errors import InvalidRequestError
 from dd_core.logits import LogitSettings
 from dd_core.manifest import PresetEntry
-from dd_core.models.config import ModelConfig, TokenizerConfig, VARConfig
+from dd_core.models.config import Family, ModelConfig, TokenizerConfig, VARConfig
 
 PartName = Literal["tokenizer", "student", "teacher"]
 PARTS = get_args(PartName)
@@ -50,7 +50,7 @@ class ModelSpec:
     """
 
     name: str
-    family: Literal["llamagen", "var"]
+    family: Family
     description: str
     image_size: int
     classes: tuple[str, ...]

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from dd_core.text.encoder import MAX_CHARACTERS
-from distilled_decoding.contract import GenerateRequest, ImageFormat, Quality, Seed
+from distilled_decoding.contract import LOSSLESS, QUALITY, GenerateRequest, ImageFormat, Quality, Seed
 from server.errors import BadRequestError, shortened
-from server.generation.encoder import QUALITY, Encoding
+from server.generation.encoder import Encoding
 from server.generation.sizes import MAX_SIDE, parse_size
 from server.models.catalog import ServedModel
 
@@ -188,7 +188,7 @@ def translate(body: ImagesRequest, model: ServedModel) -> Translation:
         raise BadRequestError(f"prompt: {error.message}", param="prompt") from None
     asked = body.size if body.width is None else f"{body.width}x{body.height}"
     form, by_url = body.output_format or "png", _by_url(body)
-    compression = None if form == "png" or by_url else body.output_compression
+    compression = None if form in LOSSLESS or by_url else body.output_compression
     steps = _steps(body, model)
     # OpenAI's clients may send their default beside a plan.
     chosen = steps is not None or (body.plan is not None and body.quality in (None, "auto"))
@@ -254,7 +254,7 @@ def _warnings(body: ImagesRequest, steps: int | None) -> Iterator[tuple[str, str
     if body.background == "transparent":
         yield "background", "no effect: images are opaque"
     if body.output_compression is not None:
-        if (body.output_format or "png") == "png":
+        if (body.output_format or "png") in LOSSLESS:
             if body.output_compression != 100:
                 yield "output_compression", "no effect: PNG loses nothing"
         elif _by_url(body):

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dd_core.errors import DDError
-from dd_core.plan import Actor, Plan
+from dd_core.plan import Plan
+from server.scheduling.costs import Kind
 
 if TYPE_CHECKING:  # torch, which a process that only sends messages can do without
     from dd_core.bundle import Bundle
@@ -75,10 +76,10 @@ class Forward:
     """One forward pass, or the decoding alone; answered by `Done` or `Failed`."""
 
     model: str
-    kind: Actor | Literal["decode"]
+    kind: Kind
     numbers: tuple[int, ...]  # of the images
     segments: tuple[int, ...]  # the index of the segment that each is at in its plan
-    bucket: int  # rows of the batch
+    bucket: int  # rows of the batch on a GPU, idle ones included
     new: tuple[NewImage, ...] = ()  # those among them that the device does not know yet
     teacher_batch: int | None = None  # number of the teacher's batch; an unknown one begins
     finishing: tuple[int, ...] = ()  # to decode afterwards, and to forget
@@ -106,7 +107,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The pass raised; the images are as they were before it (those of a teacher batch: before it began)."""
+    """The pass raised, or the process died. Sent once more, a pass gives what it would have given: what lies
+    before an image's segment is as it was, and a teacher batch begins again.
+    """
 
     out_of_memory: bool
     reason: str

@@ -21,7 +21,7 @@ import torch
 from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec
 from server.devices.submission import Submission
-from server.devices.warmup import WarmupStep, warmup_steps
+from server.devices.warmup import WarmupPass, warmup_passes
 from server.devices.worker import DeviceWorker
 from server.models.catalog import ServedModel
 from server.observability.metrics import Metrics
@@ -114,7 +114,7 @@ class DevicePool:
             DDError: the bundle is damaged, or a pass over a single image fails.
         """
         plans = [preset.plan for preset in model.presets if preset.offered] if self.settings.warmup else []
-        shares = self._shares(warmup_steps(model.name, plans))
+        shares = self._shares(warmup_passes(model.name, plans))
         condition = "a picture" if model.manifest.reads_text else 0  # any that it takes
         loads = (
             worker.load(model.name, model.folder, share, condition)
@@ -129,15 +129,15 @@ class DevicePool:
                 worker.forget(model.name)
             raise
 
-    def _shares(self, steps: Sequence[WarmupStep]) -> list[Sequence[WarmupStep]]:
+    def _shares(self, passes: Sequence[WarmupPass]) -> list[Sequence[WarmupPass]]:
         """Share out the warm-up: on a GPU all to each, since much is made for a device; on a CPU, whose
         processes have one table of costs, a part to each, but never nothing.
         """
-        shares: list[Sequence[WarmupStep]] = []
+        shares: list[Sequence[WarmupPass]] = []
         peers = self._devices.count("cpu")
         for number, device in enumerate(self._devices):
             peer = self._devices[:number].count("cpu")
-            shares.append(steps[peer::peers] or steps[:1] if device == "cpu" else steps)
+            shares.append(passes[peer::peers] or passes[:1] if device == "cpu" else passes)
         return shares
 
     def hold(self, model: str) -> None:

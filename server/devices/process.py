@@ -1,6 +1,6 @@
 """The process that owns a device: it holds models and half-made images, and runs the passes it is told.
 
-    Forward ─▶ gather rows → one advance of their `SegmentRun` → decode what is finished ─▶ Done
+    Forward ─▶ gather rows → one advance of their `SegmentRun` → decode what is to be shown ─▶ Done
 
 What runs next, and with what, is the scheduler's choice, in the server's process; how many idle rows fill a
 batch up is decided here, by the kind of device. If this process dies, the server starts another and sends

@@ -1,6 +1,6 @@
 """Run every kind of pass of a model once in every size of batch, and measure it.
 
-    plans ─ warmup_steps ─▶ WarmupSteps, one for each kind of pass ─ warm_up ─▶ CostTable
+    plans ─ warmup_passes ─▶ a WarmupPass for each kind of pass ─ warm_up ─▶ CostTable
 
 A size is warmed up only while larger batches still make more of the device, so a model that fills it
 with one image is not asked for 32. Nothing that runs later is new to the device.
@@ -41,33 +41,33 @@ _TRIES = 4
 _TEACHER_PASSES = 10
 
 
-class WarmupStep(NamedTuple):
+class WarmupPass(NamedTuple):
     """A stage of a plan that stands for all stages of its work."""
 
     plan: Plan
     stage: Stage
 
 
-def warmup_steps(model: str, plans: Sequence[Plan]) -> list[WarmupStep]:
+def warmup_passes(model: str, plans: Sequence[Plan]) -> list[WarmupPass]:
     """Return the passes to measure of a model, cheap plans first."""
-    found: list[WarmupStep] = []
+    found: list[WarmupPass] = []
     seen: set[Work] = set()
     for plan in sorted(plans, key=lambda plan: plan.cost):
         for stage in stages(model, plan):
             if stage.work not in seen:
                 seen |= {stage.work, Work(model, "decode")}
-                found.append(WarmupStep(plan, stage))
+                found.append(WarmupPass(plan, stage))
     return found
 
 
 async def warm_up(
-    steps: Sequence[WarmupStep],
+    passes: Sequence[WarmupPass],
     condition: int | str,
     costs: CostTable,
     device: _Device,
     numbers: Iterator[int],
 ) -> None:
-    """Measure `steps` on `device` and record them in `costs`.
+    """Measure `passes` on `device` and record them in `costs`.
 
     Args:
         condition: any that the model takes.
@@ -76,7 +76,7 @@ async def warm_up(
     Raises:
         ComputeError: a pass over a single image fails.
     """
-    for plan, stage in steps:
+    for plan, stage in passes:
         await _Measurement(plan, stage, condition, costs, device, numbers).run()
 
 
@@ -135,18 +135,18 @@ class _Measurement:
     async def _run_batch(self, bucket: int) -> Done | Failed:
         """Run some passes over a batch; the seconds are the mean of a teacher's, else the second's."""
         work, segment = self.stage.work, self.stage.segment
-        heavy = work.kind == "teacher"
-        passes = min(self.stage.passes, _TEACHER_PASSES) if heavy else 2
+        stepwise = work.traits.stepwise
+        passes = min(self.stage.passes, _TEACHER_PASSES) if stepwise else 2
         numbers = tuple(itertools.islice(self.numbers, bucket))
         new = (NewImage(n, self.plan, self.condition, NoiseKey(0, i)) for i, n in enumerate(numbers))
-        teacher_batch = numbers[0] if heavy else None
+        teacher_batch = numbers[0] if stepwise else None
         command = Forward(
             work.model, work.kind, numbers, (segment,) * bucket, bucket, tuple(new), teacher_batch
         )
         answers = []
         try:
             for turn in range(1, passes + 1):
-                ends = turn == passes and not heavy and segment == len(self.plan.segments) - 1
+                ends = turn == passes and not stepwise and segment == len(self.plan.segments) - 1
                 began = time.perf_counter()
                 answer = await self.device.run(replace(command, finishing=numbers if ends else ()))
                 if isinstance(answer, Failed):
@@ -157,7 +157,7 @@ class _Measurement:
         finally:
             self.device.drop(numbers)
         mean = sum(answer.seconds for answer in answers) / passes
-        return replace(answers[-1], seconds=mean) if heavy else answers[-1]
+        return replace(answers[-1], seconds=mean) if stepwise else answers[-1]
 
 
 def _seconds(answer: Done) -> float:

@@ -25,7 +25,7 @@ from server.devices import process
 from server.devices.messages import DeviceOptions, Done, Drop, Failed, Forward, NewImage, Pixels
 from server.devices.submission import Submission
 from server.devices.supervisor import Supervisor
-from server.devices.warmup import WarmupStep, warm_up
+from server.devices.warmup import WarmupPass, warm_up
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Batch, Job, Sample
@@ -94,18 +94,20 @@ class DeviceWorker:
         """Images that wait here."""
         return self.scheduler.depth
 
-    async def load(self, model: str, folder: Path, steps: Sequence[WarmupStep], condition: int | str) -> None:
+    async def load(
+        self, model: str, folder: Path, passes: Sequence[WarmupPass], condition: int | str
+    ) -> None:
         """Load a model and warm it up; after an error, or a cancellation, `forget` it.
 
         Args:
-            steps: passes to run in every size of batch.
+            passes: those to run in every size of batch.
             condition: any that the model takes.
 
         Raises:
             DDError: the bundle is damaged, or the first pass fails.
         """
         await self.supervisor.load(model, folder)
-        await warm_up(steps, condition, self.scheduler.costs, self, self._warmup_numbers)
+        await warm_up(passes, condition, self.scheduler.costs, self, self._warmup_numbers)
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""

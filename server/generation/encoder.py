@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import assert_never, get_args
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dd_core.errors import InvalidRequestError
 from dd_core.plan import Plan
-from distilled_decoding.contract import EXIF_RECEIPT, PNG_RECEIPT, ImageFormat
+from distilled_decoding.contract import EXIF_RECEIPT, PNG_RECEIPT, QUALITY, ImageFormat
 from server.devices.messages import Pixels
 from server.generation.sizes import Size, resample
 
-MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-QUALITY = 95  # of JPEG and WebP
+# What `Accept` may ask for, and `Content-Type` says.
+MEDIA_TYPES: dict[ImageFormat, str] = {name: f"image/{name}" for name in get_args(ImageFormat)}
 # Pixels that are encoded on the event loop: four images of 32×32 or one of 64×64, 0.2 ms.
 _INLINE_PIXELS = 2**12
 # Pixels that one thread is given together: sixteen images of 32×32, and never two of 256×256.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dd_core.plan import Plan, Preset
+from dd_core.plan import ACTORS, Plan, Preset
 from distilled_decoding.contract import Quality
 from server.errors import BadRequestError
 from server.models.budgets import BudgetTable
@@ -152,6 +152,7 @@ def _begins(first: Plan, then: Plan) -> bool:
     return (
         len(first.segments) == 1
         and len(then.segments) > 1
-        and first.segments[0].actor == then.segments[0].actor == "student"
+        and first.segments[0].actor == then.segments[0].actor
+        and ACTORS[first.segments[0].actor].whole
         and first.first_continuous == then.first_continuous
     )

@@ -162,10 +162,10 @@ def resolve(
     condition = model.condition(body.label, body.prompt) if redeemed is None else redeemed.condition
 
     def by(choice: planner.PlanChoice) -> GenerationRequest:
-        plan, worst = choice.applied.plan, body.min_quality
+        plan, max_fid = choice.applied.plan, body.min_quality
         refinement: tuple[planner.RefinementStep, ...] = (planner.RefinementStep(plan),)
         if streamed:
-            shown = [preset for preset in model.budgets.ladder if worst is None or preset.reaches(worst)]
+            shown = [preset for preset in model.budgets.ladder if max_fid is None or preset.reaches(max_fid)]
             refinement = planner.refinement_steps(shown, plan, body.partial_images)
         priority = _PRIORITIES[body.priority]
         return GenerationRequest(

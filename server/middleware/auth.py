@@ -23,13 +23,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dd_core.errors import InvalidRequestError
 from dd_core.regular import open_regular
 from server.errors import UnauthorizedError, error_response, not_found
-from server.observability.context import context_of
+from server.observability.context import PROBES, context_of
 from server.settings import Settings
 
 log = logging.getLogger("dd_server")
 
 _PAGES = ("/", "/docs", "/models.html", "/metrics.html", "/favicon.ico")
-_OPEN = frozenset({*_PAGES, "/openapi.json", "/healthz", "/readyz", "/metrics"})
+_OPEN = frozenset({*_PAGES, *PROBES, "/openapi.json"})
 _OPEN_FOLDER = "/static/"
 _ADMIN = "/admin"
 

@@ -62,21 +62,21 @@ class BudgetTable:
         last = len(self.ladder) - 1
         return self.ladder[{"low": 0, "medium": last // 2, "high": last, "auto": last}[quality]]
 
-    def up_to(self, best: Preset, most_fid: float | None = None) -> tuple[Preset, ...]:
-        """Plans from `best` down to the cheapest, with an FID of at most `most_fid`.
+    def up_to(self, best: Preset, max_fid: float | None = None) -> tuple[Preset, ...]:
+        """Plans from `best` down to the cheapest, with an FID of at most `max_fid`.
 
         Raises:
             BadRequestError: none of them is that good.
         """
         allowed = [p for p in self.ladder if p.plan.cost <= best.plan.cost]
-        good = [p for p in allowed if most_fid is None or p.reaches(most_fid)]
+        good = [p for p in allowed if max_fid is None or p.reaches(max_fid)]
         if not good:
             known = [p.fid for p in allowed if p.fid is not None]
             reached = (
                 f"the best within this budget measures {min(known):.2f}" if known else "none is measured"
             )
             raise BadRequestError(
-                f"min_quality asks for an FID of at most {most_fid:g}, and {reached} (GET /models lists all)",
+                f"min_quality asks for an FID of at most {max_fid:g}, and {reached} (GET /models lists all)",
                 param="min_quality",
             )
         return tuple(reversed(good))

@@ -13,7 +13,7 @@ from dd_core.errors import InvalidRequestError
 from dd_core.hub.locate import existing, locate
 from dd_core.hub.registry import registry
 from dd_core.manifest import Manifest, read_manifest
-from dd_core.plan import Preset
+from dd_core.plan import ACTORS, Preset
 from dd_core.text.clean import clean_caption
 from dd_core.text.config import T5Config
 from dd_core.text.encoder import MAX_CHARACTERS, checked_prompt
@@ -79,9 +79,9 @@ class ServedModel:
 
     @property
     def refined(self) -> Preset:
-        """The best offered plan in which the student has a part, or the best of all."""
-        with_student = [p for p in self.budgets.ladder if "student" in p.plan.needs]
-        return (with_student or self.budgets.ladder)[-1]
+        """The best offered plan that makes whole pictures on its way, or the best of all."""
+        refining = [p for p in self.budgets.ladder if any(ACTORS[actor].whole for actor in p.plan.needs)]
+        return (refining or self.budgets.ladder)[-1]
 
     @cached_property
     def offered(self) -> dict[str, Preset]:

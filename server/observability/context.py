@@ -10,6 +10,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 Fields = dict[str, str | int | float | bool]
+# Paths that machines ask every few seconds: open without a key, not traced, their successes not logged.
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 def context_of(scope: MutableMapping[str, Any]) -> Fields:

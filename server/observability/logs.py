@@ -18,12 +18,10 @@ from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from server.observability.context import context_of
+from server.observability.context import PROBES, context_of
 
 access = logging.getLogger("dd_server.access")
 
-# Asked every few seconds by machines: their successes are logged at `debug`.
-_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _MOST_PATH = 200
 _MOST_METHOD = 20
 # ASCII alone: some readers take U+2028 and the like for the end of a line.
@@ -57,7 +55,7 @@ def log_request(scope: MutableMapping[str, Any], status: int, sent: int) -> None
         sent: bytes of the reply's body.
     """
     path = shown_path(scope["path"])
-    level = logging.DEBUG if path in _PROBES and status == 200 else logging.INFO
+    level = logging.DEBUG if path in PROBES and status == 200 else logging.INFO
     if not access.isEnabledFor(level):
         return
     state, client = scope["state"], scope.get("client")

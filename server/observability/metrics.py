@@ -56,12 +56,15 @@ class Metrics:
         request = ["model", "plan", "outcome"]
         self._requests = counter("dd_requests_total", "Generate requests by outcome.", request)
         self._duration = seconds(
-            "dd_request_duration_seconds", "From a generate request's arrival to its reply.", request
+            "dd_request_duration_seconds",
+            "From a generate request's arrival until its reply is made, or its stream ends.",
+            request,
         )
-        self._images = counter("dd_images_total", "Images delivered.", ["model", "plan"])
+        self._images = counter("dd_images_total", "Images encoded for a reply.", ["model", "plan"])
         self.queue_wait = seconds(
             "dd_queue_wait_seconds",
-            "Time that a request, or its part for one of several devices, waited for a device.",
+            "Time that a request, a step of its stream or its part for one of several devices, waited for a "
+            "device.",
         )
         self._execution = seconds(
             "dd_batch_execution_seconds",
@@ -71,7 +74,11 @@ class Metrics:
         self.batch_size = histogram(
             "dd_batch_size", "Images that shared a forward pass.", buckets=BATCH_SIZES
         )
-        self._encode = seconds("dd_encode_seconds", "Time to encode a request's images.", ["format"])
+        self._encode = seconds(
+            "dd_encode_seconds",
+            "Time to encode images of a request: all of a reply, or one of a stream.",
+            ["format"],
+        )
         self.text_encode = seconds(
             "dd_text_encode_seconds", "Time that the prompts which are new in a pass took to encode."
         )
@@ -132,12 +139,12 @@ class Metrics:
         """Count a request that got a cheaper plan; both are names of loaded models' plans."""
         self._labels(self._downgrades, requested, applied).inc()
 
-    def delivered(self, model: str, plan: str, images: int) -> None:
-        """Count images that were sent."""
+    def encoded(self, model: str, plan: str, images: int) -> None:
+        """Count images that were encoded for a reply, whether or not their client still reads it."""
         self._labels(self._images, model, plan).inc(images)
 
     def encode_seconds(self, image_format: str, seconds: float) -> None:
-        """Count images that were encoded together."""
+        """Observe the time of images that were encoded together."""
         self._labels(self._encode, image_format).observe(seconds)
 
     def executed(self, model: str, actor: Kind, images: int, seconds: float) -> None:

@@ -1,4 +1,7 @@
-"""The record of one request for images: what it is counted and logged as, from arrival to last byte."""
+"""The record of one request for images: what it is counted and logged as.
+
+It is open from the request's arrival until its reply is made, or its stream ends.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class RequestRecord:
             self.metrics.first_preview.observe(time.perf_counter() - self.arrived)
         self._images += images
         self.metrics.encode_seconds(image_format, seconds)
-        self.metrics.delivered(self.model, plan, images)
+        self.metrics.encoded(self.model, plan, images)
         self.context.update(times)
 
     def failed(self, error: BaseException) -> None:

@@ -17,15 +17,14 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dd_core.errors import InvalidRequestError
-from server.observability.context import context_of
+from server.observability.context import PROBES, context_of
 from server.observability.logs import shown_path
 from server.observability.metrics import package_version
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-# Asked every few seconds by machines.
-_UNTRACED = (r"^https?://[^/]*/(?:healthz|readyz|metrics|static/.*)$",)
+_UNTRACED = (rf"^https?://[^/]*(?:{'|'.join(sorted(PROBES))}|/static/.*)$",)
 # Seconds that the last spans get at the end, whether the collector answers or not.
 _FLUSH_SECONDS = 5.0
 

@@ -1,7 +1,7 @@
 """Measured costs of forward passes on one device: pure numbers.
 
-A pass is of a `Work`: one model and what it runs (its student, its decoder, one plan's teacher). Batches
-are of fixed sizes, the buckets, each of which is run in the warm-up before it is used.
+A pass is of a `Work`: one model and what it runs (its student, its decoder, one plan's teacher). The table
+holds its cost for some sizes of batch, the buckets, which the warm-up measures; others follow from these.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Kind = Literal["student", "teacher", "marginal", "decode"]
+from dd_core.plan import ACTORS, Actor, Traits
+
+Kind = Actor | Literal["decode"]
 Lane = Literal["light", "heavy"]
 
 # A larger batch must raise the throughput by at least this factor to be worth the wait that it brings.
 _MIN_GAIN = 1.05
+_DECODING = Traits()
 _WEIGHT = 0.2  # of a new measurement in its moving average
 
 
@@ -24,6 +27,11 @@ class Work(NamedTuple):
     model: str
     kind: Kind
     plan: str = ""
+
+    @property
+    def traits(self) -> Traits:
+        """Traits of its actor; decoding has none."""
+        return _DECODING if self.kind == "decode" else ACTORS[self.kind]
 
 
 class RemainingWork(NamedTuple):
@@ -36,8 +44,8 @@ class RemainingWork(NamedTuple):
 
 
 def lane_of(work: Work) -> Lane:
-    """Return the lane of a pass. Teachers are heavy: many passes an image, and a batch to decode."""
-    return "heavy" if work.kind in ("teacher", "decode") else "light"
+    """Return the lane of a pass. Stepwise actors are heavy: many passes an image, and a batch to decode."""
+    return "heavy" if work.kind == "decode" or work.traits.stepwise else "light"
 
 
 def buckets_up_to(limit: int) -> tuple[int, ...]:

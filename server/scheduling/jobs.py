@@ -2,9 +2,10 @@
 
     Job (a request) ─▶ Samples (its images), each at a Stage of the plan ─▶ Batch (one forward pass)
 
-A stage is a segment of the plan. An image that a student finishes is decoded in the same pass; after a
-teacher, whose whole batch ends at once, decoding is a stage of its own, so that it can be interleaved.
-A student's earlier jump is a whole picture too: a job that asks for previews has it decoded on the way.
+A stage is a segment of the plan, or the decoding after it. An image that a student or a marginal finishes is
+decoded in the same pass; after a teacher, whose whole batch ends at once, decoding is a stage of its own, so
+that it can be interleaved. A student's earlier jump is a whole picture too: a job that asks for previews has
+it decoded on the way.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from dd_core.plan import Plan
-from server.scheduling.costs import Kind, RemainingWork, Work, lane_of
+from dd_core.plan import ACTORS, Plan
+from server.scheduling.costs import RemainingWork, Work, lane_of
 
 if TYPE_CHECKING:  # torch, which scheduling can do without
     from dd_core.noise import NoiseKey
@@ -35,13 +36,13 @@ class Stage(NamedTuple):
 
 
 def stages(model: str, plan: Plan) -> tuple[Stage, ...]:
-    """Cut a plan into stages. Students of all plans share their passes, teachers those of one plan."""
+    """Cut a plan into stages. Students of all plans share their passes, other actors those of one plan."""
     found = []
     for number, segment in enumerate(plan.segments):
-        kind: Kind = segment.actor
-        passes = segment.stop - segment.start if kind == "teacher" else 1
-        found.append(Stage(Work(model, kind, "" if kind == "student" else plan.name), passes, number))
-    if found[-1].work.kind == "teacher":
+        shared = ACTORS[segment.actor].whole
+        work = Work(model, segment.actor, "" if shared else plan.name)
+        found.append(Stage(work, segment.passes, number))
+    if found[-1].work.traits.stepwise:
         found.append(Stage(Work(model, "decode"), 1, len(plan.segments) - 1))
     return tuple(found)
 
@@ -94,7 +95,7 @@ class Job:
         if not found:
             return found
         decode, last = Work(self.model, "decode"), found[-1]
-        decoded = [entry for entry in found[:-1] if self.previews and entry.work.kind == "student"]
+        decoded = [entry for entry in found[:-1] if self.previews and entry.work.traits.whole]
         if last.work.kind != "decode":  # it comes with the last pass
             decoded.append(last)
         return found + [RemainingWork(self.priority, entry.lane, decode, 1) for entry in decoded]
@@ -144,7 +145,10 @@ class TeacherBatch:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One forward pass over `samples` in `bucket` rows; those `decoding` become pictures."""
+    """One forward pass over `samples`, or their decoding alone; those `decoding` become pictures.
+
+    Its cost is that of `bucket` rows; only a GPU fills it up with idle ones.
+    """
 
     work: Work
     samples: list[Sample]
@@ -166,7 +170,7 @@ class Batch:
     @property
     def previewing(self) -> list[Sample]:
         """The samples of which a picture is wanted though they go on."""
-        return [s for s in self.samples if s.job.previews and s.at.work.kind == "student" and not s.last]
+        return [s for s in self.samples if s.job.previews and s.at.work.traits.whole and not s.last]
 
     @property
     def decoding(self) -> list[Sample]:

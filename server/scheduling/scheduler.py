@@ -1,15 +1,15 @@
-"""The scheduler: admits jobs and forms the next forward pass. Pure logic, without torch, threads or clocks.
+"""The scheduler: admits jobs and forms the next pass for them. Pure logic, without torch, threads or clocks.
 
     admit(job) → its images wait at their stage → next_batch() → Batch → finish(batch) → job complete
 
 Images at the same stage of work share a pass, whatever request they belong to: a student takes any
-mix of steps and plans; a teacher takes a *teacher batch*, which starts together and goes on in step.
+mix of segments and plans; a teacher takes a *teacher batch*, which starts together and goes on in step.
 Passes of teacher batches are interleaved with everything else, so nothing waits for a whole teacher.
 
-Order: the highest priority that waits; within it, *light* work (students) and *heavy* work (teachers)
-by their share of the device; within those, what is due first. An image is due after a multiple of the
-time that its plan takes alone, so short plans go ahead of long ones and none starves. Times are seconds
-on whatever monotonic clock the caller reads.
+Order: the highest priority that waits; within it, *light* work (students, marginals) and *heavy* work
+(teachers, and the decoding after them) by their share of the device; within those, what is due
+first. An image is due after a multiple of the time that its plan takes alone, so short plans go ahead of long
+ones and none starves. Times are seconds on whatever monotonic clock the caller reads.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Scheduler:
         # Last, since a new cost changes the worth of all that waits.
         if decoding:
             self.costs.observe(decode, self.costs.bucket_for(decoding), decode_seconds)
-        if work.kind not in ("decode", "teacher"):
+        if work.kind != "decode" and not work.traits.stepwise:
             self.costs.observe(work, done.bucket, seconds)
         if done.teacher_batch is not None and not done.teacher_batch.passes_left:
             # Blocks of a plan may differ in size: what counts is their mean.
@@ -332,7 +332,7 @@ class Scheduler:
         for sample in samples:
             sample.isolation_group = sample.isolation_group if isolation_group is None else isolation_group
             work = sample.at.work
-            group = _Group(work, -1 if work.kind == "student" else sample.stage, sample.isolation_group)
+            group = _Group(work, -1 if work.traits.whole else sample.stage, sample.isolation_group)
             insort(self._ready.setdefault(group, []), sample, key=attrgetter("rank"))
 
     def _head(self, lane: Lane) -> tuple[Rank, _Group | TeacherBatch] | None:
@@ -341,10 +341,10 @@ class Scheduler:
         found: list[tuple[Rank, _Group | TeacherBatch]] = [
             (queue[0].rank, group)
             for group, queue in self._ready.items()
-            if lane_of(group.work) == lane and not (full and group.work.kind == "teacher")
+            if lane_of(group.work) == lane and not (full and group.work.traits.stepwise)
         ]
         if lane == "heavy":
-            teachers = [queue for group, queue in self._ready.items() if group.work.kind == "teacher"]
+            teachers = [queue for group, queue in self._ready.items() if group.work.traits.stepwise]
             blocked = [queue[0].rank[0] for queue in teachers if full]
             # Priority inheritance: teacher batches that others wait for are as urgent as these, or they would
             # wait for ever.
@@ -376,10 +376,9 @@ class Scheduler:
             self._ready[chosen] = rest
         for sample in samples:
             sample.begun = True
-        heavy = chosen.work.kind == "teacher"
-        teacher_batch = (
-            TeacherBatch(next(self._numbers), samples, bucket, samples[0].at.passes) if heavy else None
-        )
+        teacher_batch = None
+        if chosen.work.traits.stepwise:
+            teacher_batch = TeacherBatch(next(self._numbers), samples, bucket, samples[0].at.passes)
         return Batch(chosen.work, samples, bucket, teacher_batch)
 
 

@@ -64,8 +64,13 @@ function canvasOf(width, height) {
   return canvas;
 }
 
-const encoded = (canvas, type) =>
-  new Promise((done, fail) => canvas.toBlob((blob) => (blob ? done(blob) : fail(new Error("The picture is too large."))), type, 0.95));
+async function encoded(canvas, type) {
+  const blob = await new Promise((done) => canvas.toBlob(done, type, 0.95));
+  if (!blob) throw new Error("The picture is too large.");
+  // A browser that cannot write a format gives a PNG in its place.
+  if (blob.type !== type) throw new Error(`This browser cannot write ${type} files: choose another format.`);
+  return blob;
+}
 
 function give(blob, name) {
   const address = URL.createObjectURL(blob);

@@ -140,8 +140,9 @@ export const usual = (model) => (grades(model)[1] ?? grades(model)[0])[1];
 
 /** Who draws what in a plan, in words. */
 export function saidOf({ segments }) {
-  const parts = segments.map(([actor, start, stop]) =>
-    actor === "teacher" ? `the teacher draws ${stop - start} tokens in a pass each` : `the student draws ${stop - start} tokens in one pass`,
-  );
+  const parts = segments.map(([actor, start, stop]) => {
+    const blocks = stop - start === 1 ? "one block" : `${stop - start} blocks`;
+    return `the ${actor} draws ${blocks} of tokens in ${actor === "teacher" ? "a pass each" : "one pass"}`;
+  });
   return parts.join(", then ");
 }

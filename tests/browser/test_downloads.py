@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.test_refining import drop
-from tests.browser.tools import image_of, receipt_of, settled, tile_of
+from tests.browser.tools import drop, image_of, receipt_of, settled, tile_of
 from tests.server.helpers import Running
 
 
@@ -53,6 +52,22 @@ def test_the_format_can_be_chosen(page: Page, server: Running, image_format: str
     _, large = saved(page, "Download")
     assert Image.open(io.BytesIO(large)).format == image_format.upper()
     assert opened(large).size == (256, 256)
+
+
+def test_a_browser_that_cannot_write_a_format_says_so(page: Page) -> None:
+    """It gives a PNG in place of what it was asked for, which was saved under a WebP's name."""
+    page.evaluate(
+        """() => {
+          const real = HTMLCanvasElement.prototype.toBlob;
+          HTMLCanvasElement.prototype.toBlob = function (done) { real.call(this, done); };
+        }"""
+    )
+    page.get_by_label("Format of a download").select_option("webp")
+    page.get_by_label("Size of a download").select_option("8")
+    page.get_by_text("Download", exact=True).click()
+    expect(
+        page.get_by_text("This browser cannot write image/webp files: choose another format.")
+    ).to_be_visible()
 
 
 def test_a_gallery_is_saved_as_one_file_and_as_a_sheet(page: Page) -> None:

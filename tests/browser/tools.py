@@ -76,3 +76,16 @@ def receipt_of(page: Page) -> str:
 def read_receipt_of(page: Page) -> Receipt:
     """The same, read."""
     return parse_receipt(receipt_of(page))
+
+
+def drop(page: Page, file: bytes, name: str) -> None:
+    """Drops a file on the page."""
+    transfer = page.evaluate_handle(
+        """([bytes, name]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], name));
+          return transfer;
+        }""",
+        [base64.b64encode(file).decode(), name],
+    )
+    page.locator("main").dispatch_event("drop", {"dataTransfer": transfer})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from dd_core import bundle as bundle_module
 from dd_core.bundle import load_bundle
-from dd_core.errors import BundleNotFoundError, InvalidRequestError, StorageError, WeightsError
+from dd_core.errors import BundleNotFoundError, InvalidRequestError, StorageError
 from dd_core.hub.convert import convert
 from dd_core.hub.locate import existing, locate
 from dd_core.hub.pull import LocalFile
@@ -28,28 +27,16 @@ from dd_core.layout import paper_student_mask, student_mask
 from dd_core.manifest import read_manifest
 from dd_core.models.config import VARConfig
 from dd_core.sampling import Sampler, sample_images
+from tests.dd_core.converting import files as files
+from tests.dd_core.converting import files_of, replaced
+from tests.dd_core.converting import modules as modules
+from tests.dd_core.converting import spec as spec
 from tests.hub import COMMIT, FakeHub, content_of, publish, random_modules, saved, tiny_spec
 from tests.upstream import reference_state
 
 CPU = torch.device("cpu")
 KEYS = [(7, 0), (7, 1)]
 LABELS = [3, 8]
-
-
-def _files(spec: ModelSpec, modules: dict[PartName, nn.Module], folder: Path) -> dict[PartName, LocalFile]:
-    folder.mkdir(exist_ok=True)
-    out: dict[PartName, LocalFile] = {}
-    for part, remote in spec.files.items():
-        path = folder / Path(remote.file).name
-        path.write_bytes(saved(content_of(spec, part, modules[part])))
-        out[part] = LocalFile.by_hand(part, path)
-    return out
-
-
-def _replaced(files: dict[PartName, LocalFile], part: PartName, content: bytes) -> dict[PartName, LocalFile]:
-    path = files[part].path
-    path.write_bytes(content)
-    return {**files, part: LocalFile.by_hand(part, path)}
 
 
 def _samples(sampler: Sampler, spec: ModelSpec) -> list[Tensor]:
@@ -62,21 +49,6 @@ def _original(spec: ModelSpec, modules: dict[PartName, Any]) -> Sampler:
     return Sampler(
         model.layout, modules["tokenizer"], modules.get("student"), modules.get("teacher"), draw=spec.draw
     )
-
-
-@pytest.fixture
-def spec() -> ModelSpec:
-    return tiny_spec("var-dd-d16")
-
-
-@pytest.fixture
-def modules(spec: ModelSpec) -> dict[PartName, nn.Module]:
-    return random_modules(spec)
-
-
-@pytest.fixture
-def files(spec: ModelSpec, modules: dict[PartName, nn.Module], tmp_path: Path) -> dict[PartName, LocalFile]:
-    return _files(spec, modules, tmp_path / "files")
 
 
 @pytest.mark.parametrize(
@@ -117,9 +89,9 @@ def test_types_are_kept_and_the_legacy_format_is_read(
     spec: ModelSpec, modules: dict[PartName, nn.Module], tmp_path: Path
 ) -> None:
     modules["teacher"].to(torch.bfloat16)
-    files = _files(spec, modules, tmp_path / "files")
+    files = files_of(spec, modules, tmp_path / "files")
     old = saved(content_of(spec, "student", modules["student"]), _use_new_zipfile_serialization=False)
-    files = _replaced(files, "student", old)
+    files = replaced(files, "student", old)
     convert(spec, files, tmp_path / "bundle")
     with safe_open(tmp_path / "bundle" / "teacher.safetensors", "pt") as stored:
         assert {stored.get_tensor(k).dtype for k in stored.keys()} == {torch.bfloat16}  # noqa: SIM118
@@ -162,7 +134,7 @@ def test_the_files_own_mask_is_used(
     state["attn_bias_for_masking"] = bias
     if kind == "absent":
         del state["attn_bias_for_masking"]
-    files = _replaced(files, "student", saved(content))
+    files = replaced(files, "student", saved(content))
     manifest = convert(spec, files, tmp_path / "bundle")
     assert isinstance(manifest.student, VARConfig)
     assert manifest.student.student_mask == ("released" if kind == "absent" else kind)
@@ -184,20 +156,15 @@ def test_the_mean_weights_are_taken_and_others_only_with_a_warning(
 ) -> None:
     content = content_of(spec, "student", modules["student"])
     del content["trainer"]["ema_parameters"]
-    convert(spec, _replaced(files, "student", saved(content)), tmp_path / "bundle")
+    convert(spec, replaced(files, "student", saved(content)), tmp_path / "bundle")
     assert "no trainer/ema_parameters in it; its trainer/var_wo_ddp is taken" in caplog.text
-
-
-def _content(spec: ModelSpec, modules: dict[PartName, nn.Module]) -> tuple[Any, dict[str, Tensor]]:
-    content = content_of(spec, "student", modules["student"])
-    return content, content["trainer"]["ema_parameters"]
 
 
 def test_a_teacher_as_its_own_training_saves_it_is_read(
     spec: ModelSpec, modules: dict[PartName, nn.Module], tmp_path: Path
 ) -> None:
     """VAR's training nests it, as a student's does; and wrappers for several devices prefix every key."""
-    files = _files(spec, modules, tmp_path / "files")
+    files = files_of(spec, modules, tmp_path / "files")
     state = content_of(spec, "teacher", modules["teacher"])
     for number, content in enumerate(
         (
@@ -206,103 +173,13 @@ def test_a_teacher_as_its_own_training_saves_it_is_read(
             {"trainer": {"var_wo_ddp": {"module._orig_mod." + key: value for key, value in state.items()}}},
         )
     ):
-        given = _replaced(files, "teacher", saved(content))
+        given = replaced(files, "teacher", saved(content))
         convert(spec, given, tmp_path / f"bundle-{number}")
         loaded = load_bundle(tmp_path / f"bundle-{number}", CPU)
         for ours, theirs in zip(
             _samples(loaded.sampler, spec), _samples(_original(spec, modules), spec), strict=True
         ):
             assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda s: s.pop("layerwise_n_d_embed.2.weight"), "missing layerwise_n_d_embed.2.weight"),
-        (
-            lambda s: s.update({"head.weight": torch.zeros(64, 31)}),
-            r"head.weight has shape \[64, 31\], needs \[64, 32\]",
-        ),
-        (lambda s: s.update({"backdoor": torch.zeros(1)}), "unexpected backdoor"),
-        (
-            lambda s: s.update({"head.bias": torch.zeros(64, dtype=torch.int64)}),
-            "head.bias has type torch.int64",
-        ),
-        (lambda s: s.update({"attn_bias_for_masking": torch.zeros(3, 3)}), "attn_bias_for_masking has shape"),
-    ],
-)
-def test_other_tensors_than_the_architectures_are_named_and_nothing_is_written(
-    spec: ModelSpec,
-    modules: dict[PartName, nn.Module],
-    files: dict[PartName, LocalFile],
-    tmp_path: Path,
-    change: Any,
-    says: str,
-) -> None:
-    content, state = _content(spec, modules)
-    change(state)
-    with pytest.raises(WeightsError, match=says):
-        convert(spec, _replaced(files, "student", saved(content)), tmp_path / "bundle")
-    assert not list(tmp_path.glob("*bundle*/*"))
-
-
-class Armed:
-    """What a hostile file would hold: unpickling it makes a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_needs_code_is_refused_and_none_is_run(
-    spec: ModelSpec,
-    modules: dict[PartName, nn.Module],
-    files: dict[PartName, LocalFile],
-    tmp_path: Path,
-    zipped: bool,
-) -> None:
-    content, _ = _content(spec, modules)
-    content["args"] = Armed(str(tmp_path / "pwned"))
-    hostile = saved(content, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=r"more than weights.*(mkdir|refused)"):
-        convert(spec, _replaced(files, "student", hostile), tmp_path / "bundle")
-    assert not (tmp_path / "pwned").exists()
-
-
-def test_a_training_scripts_arguments_are_harmless(
-    spec: ModelSpec, modules: dict[PartName, nn.Module], files: dict[PartName, LocalFile], tmp_path: Path
-) -> None:
-    import argparse
-
-    content, _ = _content(spec, modules)
-    content["args"] = argparse.Namespace(lr=1e-4, name="run")
-    convert(spec, _replaced(files, "student", saved(content)), tmp_path / "bundle")
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "damaged"),
-        (b"not a checkpoint at all", "damaged"),
-        (saved({"model": {"a": torch.zeros(2)}})[:-40], "damaged"),
-        (saved({"optimizer": {}, "step": 3}), "the file holds optimizer, step"),
-        (saved([1, 2]), "the file holds list"),
-    ],
-)
-def test_a_damaged_or_other_file_is_one_clear_error(
-    spec: ModelSpec, files: dict[PartName, LocalFile], tmp_path: Path, content: bytes, says: str
-) -> None:
-    with pytest.raises(WeightsError, match=says) as caught:
-        convert(spec, _replaced(files, "student", content), tmp_path / "bundle")
-    assert "\n" not in caught.value.message
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"gone\.pt: No such file"):
-        LocalFile.by_hand("teacher", tmp_path / "gone.pt")
 
 
 def test_a_full_disk_is_refused_before_and_cleaned_up_after(
@@ -339,7 +216,7 @@ def test_another_source_or_setting_makes_the_bundle_anew(
     assert alone.teacher is None and not (target / "teacher.safetensors").exists()
     assert {p.name for p in alone.presets} == {"dd-1", "dd-2"}
     load_bundle(target, CPU)
-    other = _files(spec, random_modules(spec, seed=1), tmp_path / "others")
+    other = files_of(spec, random_modules(spec, seed=1), tmp_path / "others")
     assert convert(spec, other, target).files != first.files
     assert convert(spec, files, target) == first == read_manifest(target)
 

@@ -18,7 +18,7 @@ from tests.tiny import tiny_bundle
 from training.optim.loop import run_stage
 from training.recipes.named import get_recipe
 from training.stages.pairs import load_pairs, make_pairs
-from training.stages.teacher import draw_settings, new_teacher, teacher_stage
+from training.stages.teacher import new_teacher, teacher_stage
 from training.stages.tokenizer import new_tokenizer
 
 T = 64
@@ -95,7 +95,7 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
     stage()
     teacher = new_teacher(recipe, tokenizer, device).eval()
     sampler = Sampler(
-        recipe.model.layout, tokenizer, None, teacher, draw=draw_settings(recipe), device=device
+        recipe.model.layout, tokenizer, None, teacher, draw=recipe.pairs.draw_settings, device=device
     )
     make_pairs(sampler, recipe.pairs, 10, tmp_path / "pairs", seed=0, identity="test")
     assert load_pairs(tmp_path / "pairs").tokens.shape == (48, T)

@@ -1,4 +1,4 @@
-"""Pictures in place of CIFAR-10, and random LPIPS weights."""
+"""Pictures in place of CIFAR-10, random LPIPS weights, and no loss curves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from safetensors.torch import save_file
 
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
+from training.metrics import plots
+
+
+@pytest.fixture(autouse=True)
+def _no_loss_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the updates; the run of test_pipeline.py, whose scope is wider, draws one."""
+    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

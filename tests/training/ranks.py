@@ -29,7 +29,8 @@ from training.stages.decoder import decoder_stage
 from training.stages.distill import distill_stage
 from training.stages.pairs import Pairs
 from training.stages.teacher import new_teacher, teacher_stage
-from training.stages.tokenizer import encode_all, new_tokenizer, tokenizer_stage
+from training.stages.tokenizer import new_tokenizer, tokenizer_stage
+from training.stages.tokens import encode_all
 
 CPU = torch.device("cpu")
 STAGES = {

@@ -18,10 +18,10 @@ from tests.tiny import tiny_bundle
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
 from training.data.images import ImageSet
+from training.metrics import sets
 from training.metrics.fid import frechet_distance
 from training.metrics.report import Row
 from training.recipes.settings import EvaluateRecipe
-from training.stages import evaluate
 from training.stages.evaluate import evaluate_plans
 
 RECIPE = EvaluateRecipe(images=20, reference=40, batch=8)
@@ -120,7 +120,7 @@ def test_a_finished_row_is_not_measured_again(
         drawn.append(plan.name)
         return sample_images(sampler, plan, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(evaluate, "sample_images", counted)
+    monkeypatch.setattr(sets, "sample_images", counted)
     idle = Mean()
     assert _run(sampler, tmp_path, idle) == first
     assert (idle.seen, drawn) == (0, [])
@@ -148,7 +148,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
             raise KeyboardInterrupt
         return sample_images(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(evaluate, "sample_images", killed)
+    monkeypatch.setattr(sets, "sample_images", killed)
     with pytest.raises(KeyboardInterrupt):
         _run(sampler, tmp_path / "killed", Mean())
     assert len(load_file(tmp_path / "killed" / "samples" / "dd-1.safetensors")["images"]) == 16

@@ -164,6 +164,7 @@ def test_what_a_kill_left_is_not_taken(photos: Path, monkeypatch: pytest.MonkeyP
         ({}, "has no sub-folders: a class is a sub-folder"),
         ({"cat": 50}, "has one sub-folder, 'cat': a class is"),
         ({"cat": 50, "dog": 0}, "dog holds no images"),
+        ({"cat": 0, "dog": 0}, "cat holds no images"),
         ({"cat": 50, "dog": 1}, "dog has 1 images that can be read; a class needs"),
         ({"cat": 20, "dog": 19}, "has 39 images that can be read, and 40 are needed"),
         ({"train": 50, "val": 50}, "is split into train, val: name the folder of the classes"),

@@ -22,12 +22,13 @@ from tests.tiny_text import tiny_text_bundle
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
 from training import cli
+from training.data.images import SUFFIXES
 from training.measure import Request, Subject, measure
 from training.metrics import chunks
 from training.metrics.classifier import Classifier
 from training.metrics.fid import frechet_distance, inception_score, kernel_distance, precision_recall
 from training.metrics.paper import paper_figures
-from training.metrics.reference import read_reference
+from training.metrics.reference import picture_files, read_reference
 
 CPU = torch.device("cpu")
 REAL = pictures_like(30, seed=5)
@@ -154,6 +155,11 @@ def test_a_reference_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) 
     Image.new("RGB", (8, 8)).save(tmp_path / "few" / "a.png")
     np.savez(tmp_path / "keys.npz", mean=np.zeros(3))
     np.savez(tmp_path / "wide.npz", mu=np.zeros(4), sigma=np.eye(4))
+    np.savez(tmp_path / "sigma.npz", mu=np.zeros(3), sigma=np.eye(4))
+    np.savez(tmp_path / "narrow.npz", activations=np.zeros((12, 2), np.float32))
+    (tmp_path / "broken").mkdir()
+    for i in range(12):
+        (tmp_path / "broken" / f"{i}.png").write_bytes(b"no picture")
     np.savez(tmp_path / "floats.npz", arr_0=np.zeros((12, 8, 8, 3)))
     (tmp_path / "no.npz").write_bytes(b"PK no archive")
     for name, message in {
@@ -162,11 +168,23 @@ def test_a_reference_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) 
         "few": "1 real images",
         "keys.npz": "has the keys mean; a reference has mu and sigma",
         "wide.npz": r"mu is \[4\], of another network than ours, whose features are 3 wide",
+        "sigma.npz": r"sigma is \[4, 4\], of another network than ours, whose features are 3 wide",
+        "narrow.npz": r"activations is \[12, 2\], of another network than ours, whose features are 3 wide",
+        "broken": "has 0 real images; the figures need 10 or more",
         "floats.npz": "must be uint8 pictures",
         "no.npz": "not an .npz that can be read",
     }.items():
-        with pytest.raises(DDError, match=message):
+        with pytest.raises(DDError, match=message) as refused:
             read_reference(tmp_path / name, Mean())
+        assert "\n" not in refused.value.message and refused.value.param == "reference"
+
+
+def test_a_reference_is_of_the_same_kinds_of_files_as_images_to_learn_from(tmp_path: Path) -> None:
+    """AVIF, which Pillow writes and reads, was no picture to it."""
+    for i, image in enumerate(REAL[:12]):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.avif")
+    assert read_reference(tmp_path, Mean()).images == 12
+    assert {path.suffix for path in picture_files(tmp_path)} <= SUFFIXES
 
 
 def test_a_request_that_cannot_be_met_is_refused(bundle: Path, folder: Path, tmp_path: Path) -> None:

@@ -16,15 +16,15 @@ from dd_core.models.config import scales
 from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
 from tests.training.helpers import draw_folder
-from training import pipeline
 from training.cli import main
 from training.data.folders import load_folder
-from training.metrics import plots
+from training.metrics import timing
 from training.metrics.features import content_hash
 from training.recipes.named import get_recipe
 from training.recipes.own_images import for_images
 from training.recipes.saved import read_recipe
 from training.recipes.settings import Folder
+from training.stages import evaluate
 
 CPU = torch.device("cpu")
 CLASSES = {"red fox": 30, "10 owls": 24, "9 hens": 26}
@@ -48,8 +48,8 @@ def sets(*overrides: str) -> list[str]:
 def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
-    monkeypatch.setattr(pipeline, "FeatureExtractor", lambda *_: Mean())
+    monkeypatch.setattr(timing, "_REPEATS", 1)
+    monkeypatch.setattr(evaluate, "FeatureExtractor", lambda *_: Mean())
 
 
 @pytest.fixture

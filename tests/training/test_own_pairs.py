@@ -17,13 +17,13 @@ from dd_core.flow import FlowSettings
 from dd_core.models.llamagen import LlamaGenStudent
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
-from training import pipeline
 from training.recipes.named import get_recipe
 from training.recipes.settings import Recipe
 from training.run import Run
+from training.stages import own_pairs
 from training.stages.distill import distill_stage, student_from_teacher
 from training.stages.pairs import Pairs, load_pairs, make_pairs
-from training.stages.teacher import draw_settings, new_teacher
+from training.stages.teacher import new_teacher
 from training.stages.tokenizer import new_tokenizer
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def sampler(recipe: Recipe) -> Sampler:
     teacher.output.weight.data.mul_(20)
     student = student_from_teacher(teacher, tokenizer.codebook_VC.detach(), 1).eval()
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
-    draw = draw_settings(recipe)
+    draw = recipe.pairs.draw_settings
     return Sampler(recipe.model.layout, tokenizer, student, teacher, draw=draw, flow=flow, exact=False)
 
 
@@ -107,7 +107,7 @@ def test_they_are_shown_from_the_students_last_token_on(
 
 def test_what_they_need_is_explained(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"pairs\.own"):
-        pipeline.generate_own_pairs(Run(recipe, tmp_path, CPU))
+        own_pairs.run(Run(recipe, tmp_path, CPU))
     one_step = get_recipe("tiny", ["pairs.own=16", "distill.train_steps=[0]"])
     with pytest.raises(RecipeError, match="later step"):
-        pipeline.generate_own_pairs(Run(one_step, tmp_path, CPU))
+        own_pairs.run(Run(one_step, tmp_path, CPU))

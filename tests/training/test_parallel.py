@@ -22,6 +22,7 @@ from dd_core.errors import InvalidRequestError, RecipeError
 from tests.training import ranks
 from tests.training.test_stages import RandomLpips
 from training import parallel
+from training.cli import main
 from training.data.conditions import TextConditions
 from training.parallel import Part, parts, pick_rank_device, world
 from training.recipes.named import get_recipe
@@ -105,7 +106,7 @@ def test_ranks_encode_their_share_of_the_images(folder: Path) -> None:
         assert one.shape[:2] == (2, 7) and torch.equal(one, two)
 
 
-def _pid_of_rank(launcher: int, rank: int) -> int:
+def pid_of_rank(launcher: int, rank: int) -> int:
     """The process that torchrun started for a rank."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -116,10 +117,9 @@ def _pid_of_rank(launcher: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def test_a_killed_rank_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
-    """One line says so; the same command then finishes the stage."""
+def _with_tokens(out: Path) -> Path:
+    """A run folder in which a teacher can be trained."""
     recipe = get_recipe("tiny")
-    out = tmp_path / "run"
     out.mkdir()
     tokenizer = new_tokenizer(recipe, ranks.CPU)
     save_file(dict(tokenizer.state_dict()), str(out / "tokenizer.safetensors"))
@@ -128,21 +128,42 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
         {"tokens": tokens, "labels": torch.arange(32, dtype=torch.int32) % 10},
         str(out / "tokens.safetensors"),
     )
-    settings = ("teacher.steps=100", "save_every=4", "preview_every=1000")
+    return out
+
+
+def test_processes_that_do_not_divide_the_batch_say_so_in_one_line(tmp_path: Path) -> None:
+    out = _with_tokens(tmp_path / "run")
     command = [*TORCHRUN, "training", "teacher", "--recipe", "tiny", "--out", str(out), "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--set", "teacher.batch=7"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0 and not (out / "teacher.pt").exists()
+    [line] = [line for line in done.stderr.splitlines() if "dd-train:" in line]
+    assert "teacher.batch is 7, which 2 processes times accumulate=1 do not divide" in line
+    assert "in main" not in done.stderr.partition("torch/distributed")[0], "no traceback of ours"
+
+
+def test_a_killed_rank_ends_all_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says so; the same command then finishes the stage, here by one process."""
+    out = _with_tokens(tmp_path / "run")
+    settings = ("teacher.steps=100", "save_every=4", "preview_every=1000")
+    command = ["teacher", "--recipe", "tiny", "--out", str(out), "--device", "cpu"]
     command += [argument for item in settings for argument in ("--set", item)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    started = [*TORCHRUN, "training", *command]
+    first = subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (out / "teacher.pt").exists():
         assert first.poll() is None, first.stderr and first.stderr.read()
         time.sleep(0.01)
-    os.kill(_pid_of_rank(first.pid, 1), signal.SIGKILL)
+    os.kill(pid_of_rank(first.pid, 1), signal.SIGKILL)
     said = first.communicate(timeout=60)[1]
     assert first.returncode != 0 and not (out / "teacher.safetensors").exists()
     [line] = [line for line in said.splitlines() if "dd-train:" in line]
     assert "another rank" in line and "goes on from the last checkpoint" in line
     assert "in main" not in said.partition("torch/distributed")[0], "no traceback of ours"
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.setattr(sys, "argv", ["dd-train", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
     assert load_file(out / "teacher.safetensors")
     steps = [json.loads(line)["step"] for line in (out / "teacher.jsonl").read_text().splitlines()]
     assert steps == list(range(2, 102, 2)), "by one rank, each step once"

@@ -16,32 +16,36 @@ from dd_core.models.config import LlamaGenConfig
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
-from training import pipeline
+from tests.training.runs import finished_run
+from training import run as training_run
 from training.cli import app, main
 from training.metrics import plots
+from training.metrics.plots import loss_curve
 from training.recipes.named import get_recipe
 from training.run import Run, load_teacher, load_tokenizer
-from training.stages.export import export
+from training.stages import distill, evaluate, export, own_pairs, pairs
 from training.stages.pairs import load_pairs
 from training.start import start_from
 
 CPU = torch.device("cpu")
 
 
+def _drawn_once(journal: Path, path: Path) -> None:
+    """The tokenizer's loss curves, and an empty file for others': to draw takes longer than the updates."""
+    if path.name.startswith("tokenizer"):
+        loss_curve(journal, path)
+    else:
+        path.touch()
+
+
 @pytest.fixture(scope="module")
 def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run."""
-    run = Run(get_recipe("tiny"), tmp_path_factory.mktemp("run"), CPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DD_CACHE", str(cache))
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-        pipeline.train_tokenizer(run)
-        pipeline.train_decoder(run)
-        pipeline.train_teacher(run)
-        pipeline.generate_pairs(run)
-        pipeline.distill(run)
-        pipeline.evaluate(run, extractor=Mean(), timing=False)
-    return run
+        patch.setattr(plots, "loss_curve", _drawn_once)
+        return finished_run("tiny", tmp_path_factory.mktemp("run"))
 
 
 def test_every_stage_leaves_its_files(run: Run) -> None:
@@ -49,6 +53,7 @@ def test_every_stage_leaves_its_files(run: Run) -> None:
     for stage in ("tokenizer", "decoder", "teacher", "student"):
         needed = {f"{stage}.safetensors", f"{stage}.jsonl", f"{stage}-loss.png", f"{stage}-samples.png"}
         assert needed <= names
+    assert (run.out / "tokenizer-loss.png").stat().st_size > 1000
     assert {"tokens.safetensors", "pairs", "evaluation"} <= names
 
 
@@ -63,7 +68,7 @@ def test_the_table_has_a_row_for_every_plan_and_for_real_images(run: Run) -> Non
 
 
 def test_the_bundle_serves_what_was_trained(run: Run, tmp_path: Path) -> None:
-    manifest = export(run, "tiny", tmp_path / "bundle")
+    manifest = export.run(run, "tiny", tmp_path / "bundle")
     bundle = load_bundle(tmp_path / "bundle", CPU)
     assert bundle.manifest == manifest and bundle.manifest.training["name"] == "tiny"
     measured = {p.plan.name: p.fid for p in bundle.presets}
@@ -79,7 +84,7 @@ def test_the_bundle_serves_what_was_trained(run: Run, tmp_path: Path) -> None:
 def test_a_bundle_says_nothing_of_plans_that_were_not_chosen(run: Run, tmp_path: Path) -> None:
     """Although the run folder holds their figures."""
     chosen = Run(get_recipe("tiny", ['evaluate.plans=["dd-1", "onestep"]']), run.out, CPU)
-    manifest = export(chosen, "tiny", tmp_path / "bundle")
+    manifest = export.run(chosen, "tiny", tmp_path / "bundle")
     assert [entry.name for entry in manifest.presets] == ["dd-1", "onestep"]
     assert set(manifest.metrics) == {"reconstruction", "real-test", "real-split"}
 
@@ -89,9 +94,8 @@ def test_a_run_can_start_from_a_bundle(
 ) -> None:
     """The bundle's weights (as float16 holds them), its tokens, and stages that go on from there."""
     monkeypatch.setenv("DD_CACHE", str(cache))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    export(run, "tiny", tmp_path / "bundle")
+    export.run(run, "tiny", tmp_path / "bundle")
     again = Run(get_recipe("tiny", ["distill.start=student", "pairs.own=20"]), tmp_path / "again", CPU)
     again.out.mkdir()
     start_from(again, tmp_path / "bundle")
@@ -101,12 +105,12 @@ def test_a_run_can_start_from_a_bundle(
     found = load_file(again.out / "first-student.safetensors")
     assert all(torch.equal(found[k], v.half().float()) for k, v in student.items())
     assert load_file(again.out / "tokens.safetensors")["tokens"].shape == (2, 256, 64)
-    pipeline.generate_pairs(again)
+    pairs.run(again)
     with pytest.raises(RecipeError, match="own-pairs holds no complete set"):
-        pipeline.distill(again)
-    pipeline.generate_own_pairs(again)
+        distill.run(again)
+    own_pairs.run(again)
     assert load_pairs(again.out / "own-pairs").tokens.shape == (20, 64)
-    pipeline.distill(again)
+    distill.run(again)
     assert (again.out / "student.safetensors").exists()
     with pytest.raises(RecipeError, match="has a tokenizer already"):
         start_from(again, tmp_path / "bundle")
@@ -122,19 +126,18 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
 ) -> None:
     """From a bundle's student to one of more blocks, to a bundle, and on from there."""
     monkeypatch.setenv("DD_CACHE", str(cache))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    export(run, "tiny", tmp_path / "shallow")
+    export.run(run, "tiny", tmp_path / "shallow")
     deeper = Run(
         get_recipe("tiny", ["distill.start=student", "distill.layers=3", "decoder.steps=0"]),
         tmp_path / "deeper",
         CPU,
     )
     start_from(deeper, tmp_path / "shallow")
-    pipeline.generate_pairs(deeper)
-    pipeline.distill(deeper)
-    pipeline.evaluate(deeper, extractor=Mean(), timing=False)
-    manifest = export(deeper, "deeper", tmp_path / "bundle")
+    pairs.run(deeper)
+    distill.run(deeper)
+    evaluate.run(deeper, extractor=Mean(), timing=False)
+    manifest = export.run(deeper, "deeper", tmp_path / "bundle")
     assert isinstance(manifest.student, LlamaGenConfig) and isinstance(manifest.teacher, LlamaGenConfig)
     assert (manifest.student.layers, manifest.teacher.layers) == (3, 2)
     bundle = load_bundle(tmp_path / "bundle", CPU)
@@ -143,14 +146,14 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
         assert sample_images(bundle.sampler, chosen, [0], [(0, 0)]).shape == (1, 32, 32, 3)
     shallow = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
     start_from(shallow, tmp_path / "bundle")
-    pipeline.generate_pairs(shallow)
+    pairs.run(shallow)
     with pytest.raises(RecipeError, match=r"distill\.layers must be at least the 3"):
-        pipeline.distill(shallow)
-    monkeypatch.setattr(pipeline, "load_bundle", lambda *_: bundle)
+        distill.run(shallow)
+    monkeypatch.setattr(training_run, "load_bundle", lambda *_: bundle)
     recipe = get_recipe("tiny", ["begin_from=deeper", "distill.start=transplant"])
     carried = Run(recipe, shallow.out, CPU)
     with pytest.raises(RecipeError, match="other blocks than its teacher"):
-        pipeline.distill(carried)
+        distill.run(carried)
 
 
 def _refused(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:

@@ -22,13 +22,11 @@ from dd_core.text.config import T5Config
 from dd_core.text.encoder import PromptEncoder
 from dd_core.text.t5 import T5States, cleaned
 from tests.training.test_stages import RandomLpips
-from training import pipeline
 from training.data import text as text_data
-from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.recipes.settings import PairsRecipe, Recipe
 from training.run import Run
-from training.stages.export import export
+from training.stages import distill, evaluate, export, pairs, tokenizer
 from training.stages.pairs import load_pairs
 from training.stages.teacher import new_teacher
 from training.start import start_from
@@ -55,7 +53,11 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
     RandomLpips(tmp_path)
     monkeypatch.setenv("DD_LPIPS", str(tmp_path / "lpips.safetensors"))
     monkeypatch.setattr(text_data, "t5_states", FewWords)
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
+    return tiny_t2i()
+
+
+def tiny_t2i() -> Recipe:
+    """LlamaGen's recipe for texts at the size of a test."""
     whole, tiny = get_recipe("llamagen-t2i"), get_recipe("tiny")
     gpt = LlamaGenConfig(
         layers=2, heads=2, dim=32, codebook_size=64, code_dim=4, grid=8, text_tokens=6, text_dim=16
@@ -75,7 +77,12 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recipe:
 
 @pytest.fixture
 def published(recipe: Recipe, tmp_path: Path) -> Path:
-    """A bundle as `convert` makes it of a published model of texts: no student, no encoder."""
+    publish(tmp_path / "published", recipe)
+    return tmp_path / "published"
+
+
+def publish(folder: Path, recipe: Recipe) -> None:
+    """Write a bundle as `convert` makes it of a published model of texts: no student, no encoder."""
     preset = PresetEntry.of(teacher(64))
     manifest = Manifest(
         name="published",
@@ -96,14 +103,13 @@ def published(recipe: Recipe, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = VQTokenizer(recipe.tokenizer_model)
     save_bundle(
-        tmp_path / "published",
+        folder,
         manifest,
         tokenizer=tokenizer,
         student=None,
         teacher=new_teacher(recipe, tokenizer, CPU),
         marginals_KLV=None,
     )
-    return tmp_path / "published"
 
 
 def test_from_a_teacher_and_prompts_to_a_bundle_with_a_student(
@@ -112,14 +118,14 @@ def test_from_a_teacher_and_prompts_to_a_bundle_with_a_student(
     run = Run(recipe, tmp_path / "run", CPU)
     start_from(run, published)
     with pytest.raises(RecipeError, match="--prompts"):
-        pipeline.generate_pairs(run)
+        pairs.run(run)
     file = tmp_path / "prompts.txt"
     file.write_text("A red cat\nhttps://example.com/a.png\ntwo blue dogs in the snow\n")
-    pipeline.generate_pairs(run, file)
-    assert pipeline.pair_prompts(run) == ["A red cat", "two blue dogs in the snow"]
+    pairs.run(run, file)
+    assert pairs.pair_prompts(run) == ["A red cat", "two blue dogs in the snow"]
     assert load_pairs(run.out / "pairs").labels.tolist() == [i % 2 for i in range(20)]
-    pipeline.distill(run)
-    manifest = export(run, "drawn", tmp_path / "bundle")
+    distill.run(run)
+    manifest = export.run(run, "drawn", tmp_path / "bundle")
     assert {p.name for p in manifest.presets if p.offered} == {
         "dd-1", "dd-2", "pre-trained-14-21", "pre-trained-7-21", "pre-trained-1-21", "teacher",
     }  # fmt: skip
@@ -133,17 +139,17 @@ def test_what_a_run_of_prompts_has_no_images_for_is_refused(
 ) -> None:
     run = Run(recipe, tmp_path / "run", CPU)
     with pytest.raises(RecipeError, match="dd-train start"):
-        pipeline.train_tokenizer(run)
+        tokenizer.run(run)
     start_from(run, published)
     with pytest.raises(RecipeError, match="measure"):
-        pipeline.evaluate(run)
+        evaluate.run(run)
     other = Run(replace(recipe, model=replace(recipe.model, layers=3)), tmp_path / "other", CPU)
     with pytest.raises(RecipeError, match="another architecture"):
         start_from(other, published)
     empty = tmp_path / "links.txt"
     empty.write_text("https://example.com/a.png\n")
     with pytest.raises(RecipeError, match="none of the prompts"):
-        pipeline.generate_pairs(run, empty)
+        pairs.run(run, empty)
 
 
 def test_conditions_are_what_a_server_encodes(recipe: Recipe) -> None:

@@ -25,14 +25,12 @@ from tests.tiny import tiny_bundle
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
-from training import pipeline
-from training.measure import Request, measure
-from training.metrics import plots
+from training.measure import Request, Subject, measure, reference_folder
 from training.recipes.costs import costs
 from training.recipes.named import get_recipe
 from training.recipes.settings import PairsRecipe
 from training.run import Run
-from training.stages.export import export
+from training.stages import distill, evaluate, export, pairs
 from training.stages.pairs import load_pairs, make_pairs
 from training.start import start_from
 
@@ -47,7 +45,6 @@ def test_a_published_teacher_becomes_a_measured_bundle(
     RandomLpips(tmp_path)
     monkeypatch.setenv("DD_LPIPS", str(tmp_path / "lpips.safetensors"))
     monkeypatch.setenv("DD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
     spec = tiny_spec(STUDENTS[name])
     if isinstance(spec.vq, MultiScaleConfig) and isinstance(spec.teacher, VARConfig):
         sides = (1, 2, 4, 8)  # 16 pixels: of smaller pictures LPIPS has no maps
@@ -75,18 +72,18 @@ def test_a_published_teacher_becomes_a_measured_bundle(
     )
     run = Run(recipe, tmp_path / "run", CPU)
     start_from(run, spec.name)
-    pipeline.generate_pairs(run)
+    pairs.run(run)
     assert load_pairs(run.out / "pairs").labels.tolist() == [i % 10 for i in range(24)]
-    pipeline.distill(run)
+    distill.run(run)
     with pytest.raises(RecipeError, match="--reference"):
-        pipeline.evaluate(run)
+        evaluate.run(run)
     (tmp_path / "real").mkdir()
     for i, image in enumerate(pictures_like(12)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "real" / f"{i}.png")
     request = Request(tmp_path / "real", images=10, plans=("dd-1", "dd-2", "onestep"), timing=False)
-    rows = measure(pipeline.subject_of(run), request, Mean(), pipeline.reference_folder(run))
+    rows = measure(Subject.of_run(run), request, Mean(), reference_folder(run))
     assert [row.name for row in rows] == ["dd-1", "dd-2", "onestep"]
-    manifest = export(run, "mine", tmp_path / "bundle")
+    manifest = export.run(run, "mine", tmp_path / "bundle")
     assert {p.name: p.metrics["fid"] for p in manifest.presets} == {row.name: row.fid for row in rows}
     assert manifest.classes == list(spec.classes) and manifest.licence == spec.licence
     assert (manifest.draw.guidance, manifest.draw.guidance_schedule) == (

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from dd_core.errors import RecipeError
-from training import pipeline
 from training.metrics import plots
-from training.recipes.choose import DEFAULT, choose_recipe
-from training.recipes.named import RECIPES, get_recipe
+from training.recipes.choose import choose_recipe
+from training.recipes.named import DEFAULT, RECIPES, get_recipe
 from training.recipes.saved import check_changes, read_recipe, remembered
 from training.recipes.settings import Recipe
 from training.run import Run
+from training.stages.order import STAGES
 
 CPU = torch.device("cpu")
 SHORT = ["tokenizer.steps=2", "teacher.steps=2", "pairs.count=16", "distill.steps=2", "distill.lpips=0.0"]
@@ -26,7 +26,6 @@ SHORT = ["tokenizer.steps=2", "teacher.steps=2", "pairs.count=16", "distill.step
 def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    monkeypatch.setattr(plots, "loss_curve", lambda *_: None)
 
 
 def command(out: Path, *stages: str, recipe: str | None = None, overrides: list[str] | None = None) -> Recipe:
@@ -35,7 +34,7 @@ def command(out: Path, *stages: str, recipe: str | None = None, overrides: list[
     out.mkdir(exist_ok=True)
     with remembered(out, chosen):
         for stage in stages:
-            getattr(pipeline, stage)(Run(chosen, out, CPU))
+            STAGES[stage](Run(chosen, out, CPU))
     return chosen
 
 
@@ -74,18 +73,18 @@ def test_the_default_is_for_a_folder_without_a_recipe(tmp_path: Path) -> None:
 
 def test_what_a_refused_command_asked_for_is_forgotten(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="run `dd-train tokenizer"):
-        command(tmp_path, "train_teacher", recipe="tiny")
+        command(tmp_path, "teacher", recipe="tiny")
     assert read_recipe(tmp_path) is None
     command(tmp_path, recipe="tiny", overrides=["seed=3"])
     with pytest.raises(RecipeError):
-        command(tmp_path, "train_teacher", overrides=["seed=4"])
+        command(tmp_path, "teacher", overrides=["seed=4"])
     assert read_recipe(tmp_path) == get_recipe("tiny", ["seed=3"])
 
 
 def test_a_recipe_can_be_replaced_until_a_stage_has_begun(tmp_path: Path) -> None:
     command(tmp_path, recipe="tiny", overrides=SHORT)
     assert command(tmp_path, recipe="var-tiny") == RECIPES["var-tiny"]
-    command(tmp_path, "train_tokenizer", recipe="tiny", overrides=SHORT)
+    command(tmp_path, "tokenizer", recipe="tiny", overrides=SHORT)
     with pytest.raises(RecipeError, match="begun with the recipe 'tiny', not 'var-tiny'"):
         command(tmp_path, recipe="var-tiny")
     assert command(tmp_path, recipe="tiny") == get_recipe("tiny", SHORT), "its changes last"
@@ -99,7 +98,7 @@ def begun(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("DD_CACHE", str(cache))
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
         patch.setattr(plots, "loss_curve", lambda *_: None)
-        command(out, "train_tokenizer", "train_teacher", "generate_pairs", recipe="tiny", overrides=SHORT)
+        command(out, "tokenizer", "teacher", "pairs", recipe="tiny", overrides=SHORT)
     return out
 
 
@@ -124,7 +123,7 @@ def test_settings_of_a_stage_that_has_begun_stay(override: str, says: str, begun
 
 def test_settings_of_later_stages_may_change_and_pairs_may_grow(begun: Path) -> None:
     overrides = ["pairs.count=+8", "pairs.own=4", "distill.lr=0.5", "evaluate.images=20", "save_every=1"]
-    chosen = command(begun, "generate_pairs", overrides=overrides)
+    chosen = command(begun, "pairs", overrides=overrides)
     assert (chosen.pairs.count, chosen.distill.lr, chosen.evaluate.images) == (24, 0.5, 20)
     assert read_recipe(begun) == chosen
 
@@ -148,9 +147,9 @@ def test_only_what_nothing_was_made_of_may_grow(tmp_path: Path) -> None:
 
 
 def test_a_finished_stage_goes_on_where_it_was(tmp_path: Path) -> None:
-    command(tmp_path, "train_tokenizer", "train_teacher", recipe="tiny", overrides=SHORT)
+    command(tmp_path, "tokenizer", "teacher", recipe="tiny", overrides=SHORT)
     first = load_file(tmp_path / "teacher.safetensors")
-    command(tmp_path, "train_teacher", overrides=["teacher.steps=+3"])
+    command(tmp_path, "teacher", overrides=["teacher.steps=+3"])
     journal = [json.loads(line)["step"] for line in (tmp_path / "teacher.jsonl").read_text().splitlines()]
     assert journal == [2, 4, 5], "the first two steps were not made again"
     longer = load_file(tmp_path / "teacher.safetensors")

@@ -14,8 +14,9 @@ import torch
 from dd_core.errors import RecipeError
 from dd_core.sampling import Sampler
 from training.recipes.named import get_recipe
-from training.stages.pairs import Job, Pairs, load_pairs, make_pairs, noise_of
-from training.stages.teacher import draw_settings, new_teacher
+from training.run import Job
+from training.stages.pairs import Pairs, load_pairs, make_pairs, noise_of
+from training.stages.teacher import new_teacher
 from training.stages.tokenizer import new_tokenizer
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ RECIPE = replace(get_recipe("tiny"), pairs=replace(get_recipe("tiny").pairs, cou
 def sampler() -> Sampler:
     tokenizer = new_tokenizer(RECIPE, CPU)
     teacher = new_teacher(RECIPE, tokenizer, CPU).eval()
-    return Sampler(RECIPE.model.layout, tokenizer, None, teacher, draw=draw_settings(RECIPE))
+    return Sampler(RECIPE.model.layout, tokenizer, None, teacher, draw=RECIPE.pairs.draw_settings)
 
 
 def _make(sampler: Sampler, folder: Path, number: int = 0, count: int = 1, **how: int) -> None:

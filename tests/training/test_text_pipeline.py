@@ -22,9 +22,8 @@ from dd_core.sampling import sample_images
 from dd_core.text.minilm import unpacked
 from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
-from tests.training.fakes import Mean
+from tests.training.runs import finished_run
 from tests.training.test_stages import RandomLpips
-from training import pipeline
 from training.cli import app
 from training.data import captions, packages, pictograms
 from training.data import text as text_data
@@ -33,7 +32,7 @@ from training.metrics import caption_retrieval as agreement
 from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.run import Run, load_tokenizer
-from training.stages.export import export
+from training.stages import export, pairs, tokenizer
 from training.stages.pairs import load_pairs
 from training.stages.teacher import new_teacher, teacher_stage
 
@@ -49,7 +48,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
         RandomLpips(cache)
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
         patch.setattr(agreement, "_STEPS", 20)
-        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws them
+        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws one
         said = CliRunner().invoke(app, ["corpus"])
         assert said.exit_code == 0, said.output
         assert "noto: noto 1.0.0, MIT, 40 pictures" in said.output
@@ -60,20 +59,13 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
 @pytest.fixture(scope="module")
 def run(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run."""
-    run = Run(get_recipe("text-tiny"), tmp_path_factory.mktemp("run"), CPU)
-    pipeline.train_tokenizer(run)
-    pipeline.train_decoder(run)
-    pipeline.train_teacher(run)
-    pipeline.generate_pairs(run)
-    pipeline.distill(run)
-    pipeline.evaluate(run, extractor=Mean(), timing=False)
-    return run
+    return finished_run("text-tiny", tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "pictures"
-    export(run, "pictures", folder)
+    export.run(run, "pictures", folder)
     return folder
 
 
@@ -124,7 +116,7 @@ def test_held_out_pairs_and_concepts_are_never_learned_from(patched: pytest.Monk
     learned = {corpus.concepts[i].code for i in by["train"]}
     assert learned.isdisjoint(corpus.concepts[i].code for i in by["concept"])
     assert learned.issuperset(corpus.concepts[i].code for i in by["pair"])
-    prompts = set(pipeline.pair_prompts(run))
+    prompts = set(pairs.pair_prompts(run))
     for i in by["pair"] + by["concept"]:
         style = corpus.styles[i]
         styled = {c for c in captions.captions_of(corpus.concepts[i], style) if style in c}
@@ -158,11 +150,11 @@ def test_a_label_draws_among_its_captions_and_a_prompt_is_itself(run: Run, tmp_p
 
 
 def test_a_teacher_of_texts_begins_with_what_fits_of_a_teacher_of_classes(run: Run, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(run)
-    classes = new_teacher(get_recipe("tiny"), tokenizer, CPU)
+    coder = load_tokenizer(run)
+    classes = new_teacher(get_recipe("tiny"), coder, CPU)
     conditions = text_data.prompt_conditions(run.recipe, ["red cat"], tmp_path / "p.safetensors")
     tokens, labels = torch.zeros(1, 8, 64, dtype=torch.int16), torch.zeros(8, dtype=torch.long)
-    stage, _ = teacher_stage(run.recipe, tokens, labels, tokenizer, CPU, conditions, classes)
+    stage, _ = teacher_stage(run.recipe, tokens, labels, coder, CPU, conditions, classes)
     found, theirs = stage.parts["model"].state_dict(), classes.state_dict()
     assert set(found) - set(theirs) == {
         f"cls_embedding.{k}" for k in ("cap_proj.fc1.weight", "cap_proj.fc2.weight", "uncond_embedding")
@@ -170,7 +162,7 @@ def test_a_teacher_of_texts_begins_with_what_fits_of_a_teacher_of_classes(run: R
     assert all(torch.equal(found[k], v) for k, v in theirs.items() if k in found)
     other = Run(replace(run.recipe, begin_from="cifar10"), tmp_path, CPU)
     with pytest.raises(RecipeError, match="another tokenizer"):
-        pipeline.train_tokenizer(other)
+        tokenizer.run(other)
 
 
 def test_pairs_of_prompts_resume_exactly_and_keep_their_prompts(run: Run, tmp_path: Path) -> None:
@@ -182,23 +174,23 @@ def test_pairs_of_prompts_resume_exactly_and_keep_their_prompts(run: Run, tmp_pa
         for name in ("tokenizer", "teacher"):
             one.out.mkdir(exist_ok=True)
             shutil.copy(run.out / f"{name}.safetensors", one.out)
-        pipeline.generate_pairs(one, file)
+        pairs.run(one, file)
     with pytest.raises(RecipeError, match="no complete set"):
         load_pairs(runs[1].out / "pairs")
-    pipeline.generate_pairs(Run(run.recipe, runs[1].out, CPU))
+    pairs.run(Run(run.recipe, runs[1].out, CPU))
     whole, killed = (load_pairs(one.out / "pairs") for one in runs)
     assert torch.equal(whole.tokens, killed.tokens) and torch.equal(whole.labels, killed.labels)
     assert whole.labels.tolist() == [i % 3 for i in range(48)]
-    assert pipeline.pair_prompts(runs[0]) == ["red cat", "blue heart", "a dog"]
+    assert pairs.pair_prompts(runs[0]) == ["red cat", "blue heart", "a dog"]
     file.write_text("something else\n")
     with pytest.raises(RecipeError, match="other prompts"):
-        pipeline.generate_pairs(runs[0], file)
+        pairs.run(runs[0], file)
     file.write_text("\n \n")
     with pytest.raises(RecipeError, match="no prompt"):
         captions.read_prompts(file)
     classes = Run(get_recipe("tiny"), run.out, CPU)
     with pytest.raises(RecipeError, match="classes"):
-        pipeline.generate_pairs(classes, file)
+        pairs.run(classes, file)
 
 
 def test_the_table_says_how_often_the_caption_is_found(run: Run) -> None:

@@ -13,10 +13,11 @@ from dd_core.bundle import load_bundle
 from dd_core.models.config import VARConfig
 from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
-from training import pipeline
+from tests.training.runs import finished_run
+from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.run import Run
-from training.stages.export import export
+from training.stages import distill, evaluate, export, pairs
 from training.stages.pairs import load_pairs
 from training.start import start_from
 
@@ -27,17 +28,11 @@ TOKENS = 1 + 4 + 16 + 64
 @pytest.fixture(scope="module")
 def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run."""
-    run = Run(get_recipe("var-tiny"), tmp_path_factory.mktemp("run"), CPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DD_CACHE", str(cache))
         patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-        pipeline.train_tokenizer(run)
-        pipeline.train_decoder(run)
-        pipeline.train_teacher(run)
-        pipeline.generate_pairs(run)
-        pipeline.distill(run)
-        pipeline.evaluate(run, extractor=Mean(), timing=False)
-    return run
+        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws one
+        return finished_run("var-tiny", tmp_path_factory.mktemp("run"))
 
 
 def test_a_pair_has_the_tokens_of_all_scales(run: Run) -> None:
@@ -58,7 +53,7 @@ def test_plans_are_counted_in_scales(run: Run) -> None:
 
 
 def test_the_bundle_serves_what_was_trained(run: Run, tmp_path: Path) -> None:
-    manifest = export(run, "var", tmp_path / "bundle")
+    manifest = export.run(run, "var", tmp_path / "bundle")
     assert manifest.family == "var" and manifest.image_size == 32
     bundle = load_bundle(tmp_path / "bundle", CPU)
     [two] = [preset.plan for preset in bundle.presets if preset.plan.name == "dd-2"]
@@ -74,16 +69,16 @@ def test_a_run_can_start_from_a_bundle_of_this_family(
     """With a student of more blocks than its teacher, whose pictures are the same before it is trained."""
     monkeypatch.setenv("DD_CACHE", str(cache))
     monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-    export(run, "var", tmp_path / "bundle")
+    export.run(run, "var", tmp_path / "bundle")
     overrides = ["decoder.steps=0", "distill.start=student", "distill.layers=3", "distill.lr=1e-12"]
     again = Run(get_recipe("var-tiny", overrides), tmp_path / "again", CPU)
     again.out.mkdir()
     start_from(again, tmp_path / "bundle")
     assert load_file(again.out / "tokens.safetensors")["tokens"].shape == (2, 256, TOKENS)
-    pipeline.generate_pairs(again)
-    pipeline.distill(again)
-    pipeline.evaluate(again, extractor=Mean(), timing=False)
-    manifest = export(again, "deeper", tmp_path / "deeper")
+    pairs.run(again)
+    distill.run(again)
+    evaluate.run(again, extractor=Mean(), timing=False)
+    manifest = export.run(again, "deeper", tmp_path / "deeper")
     assert isinstance(manifest.student, VARConfig) and manifest.student.depth == 3
     first, deeper = (load_bundle(tmp_path / name, CPU) for name in ("bundle", "deeper"))
     plan = first.presets[0].plan

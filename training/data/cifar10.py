@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from dd_core.files import save_tensors
+from dd_core.files import replacing, save_tensors
 from training.data.images import ImageSet
 from training.data.packages import DataError, cache_dir, checked
 
@@ -116,7 +116,10 @@ def _read_cifar(archive: Path) -> dict[str, Tensor]:
 
 
 def _download(url: str, to: Path) -> Path:
-    temporary = to.with_suffix(".part")
-    with urllib.request.urlopen(url, timeout=30) as reply, temporary.open("wb") as file:
+    with (
+        replacing(to) as temporary,
+        urllib.request.urlopen(url, timeout=30) as reply,
+        temporary.open("wb") as file,
+    ):
         shutil.copyfileobj(reply, file)
-    return temporary.replace(to)
+    return to

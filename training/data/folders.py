@@ -36,14 +36,13 @@ from torch import Tensor
 
 from dd_core.files import save_tensors
 from dd_core.hub.storage import check_room, exclusive
-from training.data.images import UNREADABLE, ImageSet
+from training.data.images import SUFFIXES, UNREADABLE, ImageSet
 from training.data.packages import DataError, cache_dir
 
 log = logging.getLogger("dd_train")
 
 HELD_OUT, LEAST_HELD_OUT = 0.1, 20
 _VERSION = 1  # raise it when pixels or the split change, so that no old cache is taken
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 _CHUNK = 256
 
@@ -133,7 +132,7 @@ def _listed(folder: Path) -> tuple[list[str], list[_File]]:
         if not found:
             raise DataError(
                 f"{folder / name} holds no images; put some there or remove it "
-                f"({', '.join(sorted(_SUFFIXES))})",
+                f"({', '.join(sorted(SUFFIXES))})",
                 param="data",
             )
         files += found
@@ -144,7 +143,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if _counts(name)]
         for name in names:
-            if _counts(name) and Path(name).suffix.lower() in _SUFFIXES:
+            if _counts(name) and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(place, name)
 
 

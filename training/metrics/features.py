@@ -29,11 +29,11 @@ from torch import Tensor
 from dd_core.errors import InvalidRequestError
 from dd_core.files import save_tensors
 from dd_core.runtime import pick_device
+from training import parallel
 from training.data.cifar10 import cifar10
-from training.data.images import inception_weights
 from training.data.packages import DataError, cache_dir
 from training.metrics.fid import frechet_distance, kernel_distance
-from training.metrics.inception import SIDE, Inception
+from training.metrics.inception import SIDE, Inception, inception_weights
 
 log = logging.getLogger("dd_train")
 
@@ -92,7 +92,7 @@ class FeatureExtractor:
             on a CPU that multiplies it in hardware. Features differ by 2–3% then, the same on
             both sides of a distance; never hold one precision against the other.
         batch: images a forward pass; None = 16 on a CPU (a larger batch leaves its caches), 250 on a GPU.
-        weights: the TorchScript file; None = `training.data.images.inception_weights()`.
+        weights: the TorchScript file; None = `inception_weights()`.
 
     Raises:
         InvalidRequestError: an unknown precision.
@@ -157,20 +157,22 @@ def real_store() -> Path:
 def features_of(image_N3HW: Tensor, extractor: Extractor, store: Path, title: str = "features") -> Tensor:
     """`[N, 2048]` features of uint8 images `[N, 3, H, W]`, from `store` as far as they are there.
 
-    Every `CHUNK` images are written to `store` as soon as they are computed.
+    Every `CHUNK` images are written to `store` as soon as they are computed. Of several ranks each computes
+    its share, and waits for the others: the store of real images is each machine's, any other one all ranks'.
 
     Raises:
         InvalidRequestError: no images, or not uint8 colour images.
     """
     _check_images(image_N3HW)
     store.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for chunk in _shown(torch.split(image_N3HW, CHUNK), title):
-        path = store / f"{_chunk_name(chunk, extractor)}.safetensors"
+    chunks = torch.split(image_N3HW, CHUNK)
+    paths = [store / f"{_chunk_name(chunk, extractor)}.safetensors" for chunk in chunks]
+    own = parallel.rows_of_machine() if store == real_store() else parallel.own_rows()
+    for chunk, path in zip(_shown(chunks[own], title), paths[own], strict=True):
         if not path.exists():
             save_tensors({"features": extractor(chunk)}, path)
-        parts.append(load_file(path)["features"])
-    return torch.cat(parts)
+    parallel.barrier()
+    return torch.cat([load_file(path)["features"] for path in paths])
 
 
 def content_hash(*tensors: Tensor) -> str:
@@ -207,7 +209,7 @@ def _shown(chunks: Sequence[Tensor], title: str) -> Iterator[Tensor]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, refresh_per_second=2) as bar:
+    with Progress(*columns, refresh_per_second=2, disable=not parallel.is_main()) as bar:
         task = bar.add_task(title, total=total, rate="")
         for chunk in chunks:
             yield chunk

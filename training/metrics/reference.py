@@ -26,14 +26,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dd_core.files import save_tensors
-from training.data.images import UNREADABLE
+from training import parallel
+from training.data.images import SUFFIXES, UNREADABLE
 from training.data.packages import DataError
 from training.metrics.features import CHUNK, Extractor, content_hash, features_of, real_store
 from training.metrics.fid import Gaussian
 
 log = logging.getLogger("dd_train")
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 LEAST = 10  # real images; no figure means anything below that
 
 
@@ -92,7 +92,11 @@ def _of_folder(folder: Path, extractor: Extractor) -> Reference:
     files = picture_files(folder)
     digest, parts = hashlib.sha256(), []
     chunks = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
-    for chunk in track(chunks, description="reference", disable=len(chunks) < 2):
+    if parallel.connected():  # each rank of a machine computes its share, which the loop below finds then
+        for chunk in chunks[parallel.rows_of_machine()]:
+            _features_of_files(chunk, extractor)
+        parallel.barrier()
+    for chunk in track(chunks, description="reference", disable=len(chunks) < 2 or not parallel.is_main()):
         name, features = _features_of_files(chunk, extractor)
         digest.update(name.encode())
         parts += [features] if len(features) else []

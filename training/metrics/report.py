@@ -150,10 +150,10 @@ def _text_notes(settings: dict[str, Any]) -> str:
         f"{settings['classes']} of the held-out pairs of concept and style, whose real pictures are the "
         f"reference; times on {settings['device']} with {settings['threads']} threads, one image alone and "
         f"batches of {settings['batch']}. FID falls as images are added: compare rows with equal numbers "
-        "only. Right caption of 100: see `training/agreement.py`; a blind guess reaches 0.010, the real "
-        f"held-out pictures {settings['right_caption_of_real']:.3f}. `real-test`: real pictures that were "
-        "learned from against the reference; `real-split`: one half of them against the other; "
-        "`reconstruction`: the reference's pictures through the tokenizer, held against themselves."
+        "only. Right caption of 100: see `training/metrics/caption_retrieval.py`; a blind guess reaches "
+        f"0.010, the real held-out pictures {settings['right_caption_of_real']:.3f}. `real-test`: real "
+        "pictures that were learned from against the reference; `real-split`: one half of them against the "
+        "other; `reconstruction`: the reference's pictures through the tokenizer, held against themselves."
     )
 
 

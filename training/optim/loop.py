@@ -241,6 +241,7 @@ def _mean(recent: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
 
 def _save(stage: Stage, path: Path, step: int) -> None:
     state = {k: part.state_dict() for k, part in stage.parts.items()}
+    # One name for all (not `replacing`): a run that is killed often must not fill the disk with halves.
     temporary = path.with_suffix(".tmp")
     torch.save({"step": step, "config": stage.config, "parts": state}, temporary)
     temporary.replace(path)

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd_core.models.build import AnyStudent, AnyTeacher
 from dd_core.runtime import native_bfloat16
+from training.optim.loop import update_at
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -74,3 +76,34 @@ class Muon(torch.optim.Optimizer):
         updates = orthogonalised(torch.stack(directions))
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr * factor)
+
+
+class MatrixOptimizer:
+    """Muon for the blocks' matrices and AdamW for everything else, as one optimizer.
+
+    Muon orthogonalises the momentum of a matrix; on small transformers it reaches a loss in
+    well under the steps that AdamW needs.
+    """
+
+    def __init__(
+        self, model: AnyStudent | AnyTeacher, *, lr: float, matrix_lr: float, weight_decay: float
+    ) -> None:
+        inside = [p for p in model.blocks.parameters() if p.ndim == 2]
+        chosen = {id(p) for p in inside}
+        rest = [p for p in model.parameters() if id(p) not in chosen]
+        self.matrices = Muon([{"params": inside, "peak": matrix_lr}], matrix_lr, weight_decay=weight_decay)
+        self.others = torch.optim.AdamW(
+            [{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0
+        )
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` of the peak learning rates."""
+        for optimizer in (self.matrices, self.others):
+            update_at(optimizer, factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"matrices": self.matrices.state_dict(), "others": self.others.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.matrices.load_state_dict(state["matrices"])
+        self.others.load_state_dict(state["others"])

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from dd_core.errors import RecipeError
 from training.data.sources import same_folder, with_folder
-from training.recipes.named import changed, checked, get_recipe
+from training.recipes.named import DEFAULT, changed, checked, get_recipe
 from training.recipes.saved import check_changes, has_begun, read_recipe
 from training.recipes.settings import Recipe
 
-DEFAULT = "gpu" if torch.cuda.is_available() else "cpu"
 _ARCHITECTURE = ("model.", "tokenizer_model.")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from dd_core.errors import RecipeError
 from dd_core.models.config import MultiScaleConfig
 from training.recipes.llamagen import LLAMAGEN
@@ -13,6 +15,7 @@ from training.recipes.settings import Recipe
 from training.recipes.var import VAR
 
 RECIPES = {**LLAMAGEN, **VAR, **PUBLISHED}
+DEFAULT = "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def get_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from dd_core.errors import RecipeError
+from dd_core.files import replacing
+from training.lock import locked, shared
+from training.mismatch import refuse_mismatch
 from training.recipes.settings import Recipe
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
@@ -45,24 +48,68 @@ def read_recipe(out: Path) -> Recipe | None:
 
 @contextmanager
 def remembered(out: Path, recipe: Recipe) -> Iterator[None]:
-    """Keep the recipe in the run folder; what a refused command asked for is forgotten again."""
+    """Hold the run folder and keep the recipe in it; what a refused command asked for is forgotten again.
+
+    Raises:
+        RecipeError: another process works in the folder.
+    """
+    with locked(out):
+        before = _replaced(out, _bytes(recipe))
+        try:
+            yield
+        except RecipeError:
+            _replaced(out, before)
+            raise
+
+
+@contextmanager
+def agreed(out: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold the run folder together with other jobs of one recipe, which the first one keeps in it.
+
+    What a refused job asked for is forgotten again where no other job goes by it.
+
+    Raises:
+        RecipeError: other jobs go by another recipe, or another command works in the folder.
+    """
+    before: list[bytes | None] = []
+    with shared(out, lambda: before.append(_replaced(out, _bytes(recipe)))) as left_alone:
+        found = read_recipe(out)
+        if found is not None:
+            refuse_mismatch(
+                out / "recipe.json",
+                _comparable(found),
+                _comparable(recipe),
+                "give all jobs the same settings",
+            )
+        try:
+            yield
+        except RecipeError:
+            if before and left_alone():
+                _replaced(out, before[0])
+            raise
+
+
+def _comparable(recipe: Recipe) -> dict[str, object]:
+    """The settings without the place of the images, which may be another one on each machine."""
+    return asdict(
+        recipe if recipe.folder is None else replace(recipe, folder=replace(recipe.folder, path=""))
+    )
+
+
+def _bytes(recipe: Recipe) -> bytes:
+    return json.dumps(asdict(recipe), indent=1).encode()
+
+
+def _replaced(out: Path, data: bytes | None) -> bytes | None:
+    """Write or remove `recipe.json`, and give what it was."""
     path = out / "recipe.json"
     before = path.read_bytes() if path.exists() else None
-    _write(path, json.dumps(asdict(recipe), indent=1).encode())
-    try:
-        yield
-    except RecipeError:
-        if before is None:
-            path.unlink()
-        else:
-            _write(path, before)
-        raise
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    if data is None:
+        path.unlink(missing_ok=True)
+    else:
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+    return before
 
 
 def has_begun(out: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dd_core.logits import LogitSettings
 from dd_core.models.config import (
     STRICT,
     ModelConfig,
@@ -102,6 +103,17 @@ class PairsRecipe:
     solver: Solver = "dpmpp-3m"
     evaluations: Count = 10
     own: CountOrNone = 0
+
+    @property
+    def draw_settings(self) -> LogitSettings:
+        """The teacher's distribution as the pairs are drawn from it."""
+        return LogitSettings(
+            guidance=self.guidance,
+            guidance_schedule=self.guidance_schedule,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
 
 
 @dataclass(frozen=True)

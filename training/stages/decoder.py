@@ -25,13 +25,14 @@ from training import parallel
 from training.data.ahead import Ahead, copied, pinned
 from training.data.images import ImageSet
 from training.losses.adversarial import Adversary, ramp
-from training.losses.lpips import Lpips
+from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.plots import reconstruction_grid
 from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
-from training.optim.memory import economical
+from training.optim.memory import economical, memory_layout
 from training.parallel import Figures
 from training.recipes.settings import Recipe
-from training.stages.tokenizer import memory_layout
+from training.run import Run, load_tokenizer, train
+from training.stages.tokens import read_tokens, train_images
 
 
 def decoder_stage(
@@ -117,3 +118,14 @@ def decoder_stage(
         "seed": recipe.seed,
     }
     return Stage("decoder", cfg.steps, state, update, preview, plain(config)), ema
+
+
+def run(run: Run) -> None:
+    """Stage (a′): nothing where the recipe gives it no steps."""
+    if not run.recipe.decoder.steps:
+        return
+    with parallel.in_turn():
+        tokenizer, (tokens, _) = load_tokenizer(run), read_tokens(run)
+        images, lpips = train_images(run), Lpips(lpips_weights())
+    stage, ema = decoder_stage(run.recipe, images, tokens, tokenizer, lpips, run.device)
+    train(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model))

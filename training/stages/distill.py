@@ -42,17 +42,20 @@ from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, renoise
 from training import parallel
+from training.data import text
 from training.data.ahead import Ahead, copied, pinned
 from training.data.conditions import ClassConditions, Conditions
 from training.losses.adversarial import Adversary, ramp
-from training.losses.lpips import Lpips
+from training.losses.lpips import Lpips, lpips_weights
+from training.metrics.preview import sample_grid
 from training.optim.loop import Batches, Ema, HasState, Stage, one_cycle, plain, update_at
 from training.optim.memory import economical
+from training.optim.muon import MatrixOptimizer
 from training.parallel import Figures
 from training.recipes.settings import DistillRecipe, Recipe
+from training.run import Run, begun_from, load_first_student, load_teacher, load_tokenizer, train
 from training.stages.growth import deepened
-from training.stages.pairs import Pairs, noise_of
-from training.stages.teacher import MatrixOptimizer, sample_grid
+from training.stages.pairs import FOLDER, OWN_FOLDER, PROMPTS, Pairs, load_pairs, noise_of, pair_prompts
 
 
 def student_from_teacher(teacher: AnyTeacher, codebook_VC: Tensor, seed: int) -> AnyStudent:
@@ -235,3 +238,41 @@ def _maps(
         with torch.no_grad():
             real = lpips.features(tokenizer.to_image(clean_BLC).float())
         return real, lpips.features(tokenizer.to_image(drawn).float())
+
+
+def run(run: Run) -> None:
+    """Stage (d)."""
+    cfg = run.recipe.distill
+    begin_from = {"student": load_first_student, "transplant": _transplanted}.get(cfg.start)
+    conditions = None
+    with parallel.in_turn():
+        lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
+        pairs, tokenizer = load_pairs(run.out / FOLDER, run.recipe.pairs), load_tokenizer(run)
+        first = begin_from(run) if begin_from else None
+        if run.recipe.text is not None:
+            conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / PROMPTS, run.device)
+        own = load_pairs(run.out / OWN_FOLDER, run.recipe.pairs) if run.recipe.pairs.own else None
+        teacher = load_teacher(run, tokenizer)
+    stage, ema, _ = distill_stage(
+        run.recipe, pairs, teacher, tokenizer, lpips, run.device, first, conditions, own
+    )
+    train(run, stage, ema, new_student(run.recipe.student))
+
+
+def _transplanted(run: Run) -> AnyStudent:
+    if run.recipe.begin_from is None:
+        raise RecipeError("distill.start=transplant needs begin_from, a bundle", param="distill.start")
+    old = begun_from(run).sampler
+    if not (isinstance(old.teacher, AnyTeacher) and isinstance(old.student, AnyStudent)):
+        raise RecipeError(f"{run.recipe.begin_from} lacks a teacher or a student", param="begin_from")
+    if old.student.cfg != old.teacher.cfg:
+        raise RecipeError(
+            f"the student of {run.recipe.begin_from} has other blocks than its teacher: "
+            "what distillation changed cannot be told",
+            param="distill.start",
+        )
+    tokenizer = load_tokenizer(run)
+    fresh = student_from_teacher(
+        load_teacher(run, tokenizer), tokenizer.codebook_VC.detach(), run.recipe.seed
+    )
+    return transplanted(fresh, old.teacher, old.student)

@@ -7,61 +7,55 @@ images measure among themselves, with as many images: without these rows no figu
 how much of it is the sampler's.
 
 All of it resumes: images, features and rows are on disk under a fingerprint of what made them,
-and a row is measured again only where that changed.
+and a row is measured again only where that changed. Of several ranks each draws and extracts its
+share; all leave then but rank 0, which makes the rows, and times plans on a quiet machine.
 
 Shapes: N images, K classes, H W pixels.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from dd_core.codebook import lookup
-from dd_core.errors import InvalidRequestError
-from dd_core.files import save_tensors
-from dd_core.models.build import AnyTokenizer
+from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.plan import Plan, Preset
-from dd_core.sampling import Sampler, sample_images, to_pixels
+from dd_core.runtime import native_bfloat16
+from dd_core.sampling import Sampler
+from training import parallel
+from training.data import text
 from training.data.cifar10 import CIFAR10_CLASSES
 from training.data.conditions import ClassConditions, Conditions
 from training.data.images import ImageSet
-from training.metrics.caption_retrieval import Agreement
-from training.metrics.features import Extractor, FeatureExtractor, content_hash, features_of, real_store
+from training.data.sources import class_names, load_images
+from training.digest import weights_digest
+from training.losses.lpips import Lpips, lpips_weights
+from training.metrics.caption_retrieval import Prompted
+from training.metrics.features import (
+    Extractor,
+    FeatureExtractor,
+    Precision,
+    content_hash,
+)
 from training.metrics.judge import Judge
 from training.metrics.report import Row, write_grid, write_report
 from training.metrics.rows import fingerprint_of, once
+from training.metrics.sets import Sets
 from training.metrics.timing import plan_times
+from training.presets import presets
 from training.recipes.settings import EvaluateRecipe
-
-log = logging.getLogger("dd_train")
+from training.run import Run
+from training.trained import load_models, sampler_of
 
 _VERSION = 2  # raise it when a measure changes, so that no old row survives
 
 
-@dataclass(frozen=True)
-class Prompted:
-    """Prompts that a model of texts is asked for, and the measure of whether they show.
-
-    `fingerprint` names the prompts and all that the agreement was made of.
-    """
-
-    conditions: Conditions
-    agreement: Agreement
-    fingerprint: str
-
-
 def evaluate_plans(
     sampler: Sampler,
-    presets: Sequence[Preset | Plan],
+    measured: Sequence[Preset | Plan],
     recipe: EvaluateRecipe,
     reference: ImageSet,
     test: ImageSet,
@@ -77,7 +71,7 @@ def evaluate_plans(
     """Measures every plan, the tokenizer and real images.
 
     Args:
-        presets: plans to measure, in the order of the table.
+        measured: plans, in the order of the table.
         recipe: `images` a plan; the first `reference` images of `reference`; sampling `batch`.
         reference: real images that every set is held against and that the probe learns from,
             the training images by the usual protocol.
@@ -94,29 +88,39 @@ def evaluate_plans(
             reconstructs the reference, since `test` was learned from.
 
     Returns:
-        the rows of the table: plans, `reconstruction`, `real-test`, `real-split`.
+        the rows of the table: plans, `reconstruction`, `real-test`, `real-split`; none on the other ranks.
 
     Raises:
         InvalidRequestError: too few images, two plans of one name, or `test` is the reference.
         InvalidPlanError: a plan that the sampler cannot run.
         DataError: the Inception weights cannot be had.
     """
-    plans = [p.plan if isinstance(p, Preset) else p for p in presets]
+    plans = [p.plan if isinstance(p, Preset) else p for p in measured]
     _check(plans, recipe, reference, test)
     measurer = extractor or FeatureExtractor(sampler.device)
     reference = ImageSet(reference.images[: recipe.reference], reference.labels[: recipe.reference])
     conditions: Conditions = ClassConditions(len(class_names)) if prompts is None else prompts.conditions
     judge = Judge(reference, measurer, conditions.count, None if prompts is None else prompts.agreement)
+    by_prompts = {} if prompts is None else {"prompts": prompts.fingerprint}
     identity = {
         "version": _VERSION,
         "network": measurer.fingerprint,
         "precision": measurer.precision,
         "reference": content_hash(reference.images, reference.labels),
+        **by_prompts,
     }
-    made: dict[str, object] = {"seed": seed, "images": recipe.images, "classes": conditions.count}
-    if prompts is not None:
-        identity["prompts"] = prompts.fingerprint
-        made["prompts"] = prompts.fingerprint
+    made = {"seed": seed, "images": recipe.images, "classes": conditions.count, **by_prompts}
+    for folder in ("samples", "grids", "rows"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    held = test.first(recipe.images)
+    drawn = held if prompts is None else reference.first(recipe.images)
+    sets = Sets(
+        sampler, recipe, reference, test, drawn.images, conditions, measurer, weights, made, seed, out
+    )
+    if parallel.connected():
+        sets.share(plans)
+    if not parallel.leave():
+        return []
     settings = {
         **identity,
         **made,
@@ -128,71 +132,46 @@ def evaluate_plans(
     if prompts is not None:
         settings["right_caption_of_real"] = prompts.agreement(reference.images, reference.labels)
     columns = min(10, conditions.count)
-    for folder in ("samples", "grids", "rows"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     first: list[Tensor] = []
 
-    def add(name: str, key: dict[str, object], make: Callable[[], Row]) -> None:
+    def add(name: str, key: Mapping[str, object], make: Callable[[], Row]) -> None:
         rows.append(once(out / "rows" / f"{name}.json", fingerprint_of({**identity, **key}), make))
         write_report(rows, settings, out)
 
     for plan in plans:
-        parts = {part: weights[part] for part in sorted({"tokenizer", *plan.needs})}
-        key = {
-            **made,
-            "weights": parts,
-            "plan": asdict(plan),
-            "draw": repr(sampler.draw),
-            "flow": repr(sampler.flow),
-        }
-        images, labels = _samples(sampler, plan, recipe, seed, conditions, out, fingerprint_of(key))
+        images, labels = sets.drawn(plan)
         write_grid(images[: 10 * columns], out / "grids" / f"{plan.name}.png", columns)
         first.append(images[:columns])
 
         def plan_row(plan: Plan = plan, images: Tensor = images, labels: Tensor = labels) -> Row:
-            pixels = _channels_first(images)
-            features = features_of(pixels, measurer, out / "features", plan.name)
+            features, pixels = sets.features(plan.name, images), _channels_first(images)
             row = judge.measure(plan.name, "plan", features, labels, prompted=pixels)
             times = plan_times(sampler, plan, recipe.batch, seed, conditions) if timing else (None, None)
             return row.with_cost(plan.cost, *times)
 
         # A row without times is not the row that was asked for with them.
-        add(
-            plan.name,
-            {**key, "timing": timing, "batch": recipe.batch, "device": str(sampler.device)},
-            plan_row,
-        )
+        asked = {"timing": timing, "batch": recipe.batch, "device": str(sampler.device)}
+        add(plan.name, {**sets.key(plan), **asked}, plan_row)
     if first:
         write_grid(torch.cat(first), out / "comparison.png", len(first[0]))
 
-    held = ImageSet(test.images[: recipe.images], test.labels[: recipe.images])
-    drawn = held if prompts is None else reference.first(recipe.images)
-
     def reconstruction() -> Row:
-        pixels = _reconstruct(sampler, drawn.images, recipe.batch)
-        write_grid(_pairs(drawn.images, pixels), out / "grids" / "reconstruction.png", 10)
-        pixels = _channels_first(pixels)
-        features = features_of(pixels, measurer, out / "features", "reconstruction")
-        return judge.measure(
-            "reconstruction", "reconstruction", features, drawn.labels, prompted=pixels if prompts else None
-        )
+        images = sets.reconstructed()
+        write_grid(_pairs(drawn.images, images), out / "grids" / "reconstruction.png", 10)
+        features, name = sets.features("reconstruction", images), "reconstruction"
+        prompted = None if prompts is None else _channels_first(images)
+        return judge.measure(name, name, features, drawn.labels, prompted=prompted)
 
     def real_test() -> Row:
-        features = features_of(held.images, measurer, real_store(), "test images")
-        return judge.measure("real-test", "real", features, held.labels)
+        return judge.measure("real-test", "real", sets.real_features("test images"), held.labels)
 
     def real_split() -> Row:
-        half = len(test.images) // 2
-        one = features_of(test.images[:half], measurer, real_store(), "first half")
-        two = features_of(test.images[half : 2 * half], measurer, real_store(), "second half")
-        return judge.measure("real-split", "real", two, test.labels[half : 2 * half], real=one)
+        one, two = (sets.real_features(name) for name in ("first half", "second half"))
+        return judge.measure("real-split", "real", two, test.labels[len(one) : 2 * len(one)], real=one)
 
-    add(
-        "reconstruction",
-        {"tokenizer": weights["tokenizer"], "test": content_hash(drawn.images, drawn.labels)},
-        reconstruction,
-    )
+    tested = {"tokenizer": weights["tokenizer"], "test": content_hash(drawn.images, drawn.labels)}
+    add("reconstruction", tested, reconstruction)
     add("real-test", {"test": content_hash(held.images, held.labels)}, real_test)
     add("real-split", {"test": content_hash(test.images, test.labels)}, real_split)
     return rows
@@ -217,59 +196,6 @@ def _check(plans: list[Plan], recipe: EvaluateRecipe, reference: ImageSet, test:
         )
 
 
-def _samples(
-    sampler: Sampler,
-    plan: Plan,
-    recipe: EvaluateRecipe,
-    seed: int,
-    conditions: Conditions,
-    out: Path,
-    fingerprint: str,
-) -> tuple[Tensor, Tensor]:
-    """A plan's images `[N, H, W, 3]` and labels `[N]`, from disk as far as they are there.
-
-    The file is rewritten at every tenth of the way, so a killed run loses no more than that.
-    """
-    path = out / "samples" / f"{plan.name}.safetensors"
-    parts: list[Tensor] = []
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            known = (file.metadata() or {}).get("fingerprint") == fingerprint
-        if known:
-            parts = [load_file(path)["images"]]
-    done = len(parts[0]) if parts else 0
-    labels = torch.arange(recipe.images) % conditions.count
-    saved, began, start = done, time.perf_counter(), done
-    while done < recipe.images:
-        stop = min(done + recipe.batch, recipe.images)
-        parts.append(
-            sample_images(
-                sampler, plan, conditions(labels[done:stop]), [(seed, i) for i in range(done, stop)]
-            )
-        )
-        done = stop
-        if done == recipe.images or done - saved >= max(recipe.batch, recipe.images // 10):
-            images = {"images": torch.cat(parts), "labels": labels[:done].clone()}
-            save_tensors(images, path, {"fingerprint": fingerprint})
-            saved = done
-            rate = (done - start) / (time.perf_counter() - began)
-            left = (recipe.images - done) / rate
-            log.info("%s: %d/%d images %.1f/s %.0fs left", plan.name, done, recipe.images, rate, left)
-    return torch.cat(parts), labels
-
-
-@torch.inference_mode()
-def _reconstruct(sampler: Sampler, image_N3HW: Tensor, batch: int) -> Tensor:
-    """Images through the tokenizer and back, `[N, H, W, 3]` uint8."""
-    tokenizer, parts = sampler.tokenizer, []
-    assert isinstance(tokenizer, AnyTokenizer), "one that was prepared for inference has no encoder"
-    for part in torch.split(image_N3HW, batch):
-        x = part.to(sampler.device).float() / 127.5 - 1
-        codes = lookup(tokenizer.codebook_VC, tokenizer.encode(x))
-        parts.append(to_pixels(tokenizer.to_image(codes)).cpu())
-    return torch.cat(parts)
-
-
 def _channels_first(image_NHW3: Tensor) -> Tensor:
     return image_NHW3.permute(0, 3, 1, 2).contiguous()
 
@@ -280,3 +206,54 @@ def _pairs(image_N3HW: Tensor, other_NHW3: Tensor, columns: int = 10, rows: int 
     lines = min(rows, len(real) // columns)
     sheet = [p[i * columns : (i + 1) * columns] for i in range(lines) for p in (real, other_NHW3)]
     return torch.cat(sheet)
+
+
+def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> list[Row]:
+    """Stage (e): figures of every plan, in `evaluation.json` and `evaluation.md`.
+
+    Raises:
+        RecipeError: an earlier stage is missing, or the recipe has no images to measure against.
+    """
+    if run.recipe.data == "none":
+        raise RecipeError(
+            f"the recipe {run.recipe.name!r} has no images to measure against: name some with --reference",
+            param="recipe",
+        )
+    cfg = run.recipe.evaluate
+    with parallel.in_turn():
+        sampler, (reference, test, prompts) = sampler_of(run, *load_models(run)), _material(run)
+        measurer = extractor or FeatureExtractor(run.device, _precision(cfg, run.device))
+    parts = {
+        "tokenizer": sampler.tokenizer,
+        "student": sampler.student,
+        "teacher": sampler.teacher,
+        "marginal": sampler.marginals_KLV,
+    }
+    return evaluate_plans(
+        sampler,
+        presets(run.recipe),
+        cfg,
+        reference,
+        test,
+        run.out / "evaluation",
+        weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
+        seed=run.recipe.seed + 2,
+        class_names=class_names(run.recipe),
+        extractor=measurer,
+        timing=timing,
+        prompts=prompts,
+    )
+
+
+def _material(run: Run) -> tuple[ImageSet, ImageSet, Prompted | None]:
+    """Real images, others to hold against them, and the prompts of a model of texts."""
+    if run.recipe.text is not None:
+        return text.held_out(run.recipe, run.out, Lpips(lpips_weights()))
+    reference, test = load_images(run)
+    return reference, test.first(run.recipe.evaluate.test), None
+
+
+def _precision(cfg: EvaluateRecipe, device: torch.device) -> Precision:
+    if cfg.precision != "auto":
+        return cfg.precision
+    return "bfloat16" if device.type == "cpu" and native_bfloat16(device) else "float32"

@@ -15,13 +15,13 @@ from training.data.origin import read_origin
 from training.data.sources import about
 from training.metrics.report import read_rows
 from training.optim.loop import plain
-from training.pipeline import load_models, sampler_of
 from training.presets import presets, runs
 from training.recipes.settings import Recipe
 from training.run import Run
+from training.trained import load_models, sampler_of
 
 
-def export(run: Run, name: str, folder: Path) -> Manifest:
+def run(run: Run, name: str, folder: Path) -> Manifest:
     """Writes the bundle of a finished run, with the figures of its evaluation by plan name.
 
     Raises:

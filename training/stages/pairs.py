@@ -37,45 +37,23 @@ from dd_core.codebook import nearest
 from dd_core.errors import RecipeError
 from dd_core.files import replacing, save_tensors
 from dd_core.flow import FlowSettings
+from dd_core.models.build import AnyStudent
 from dd_core.noise import gaussian_noise
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
 from training import parallel
+from training.data import captions, text
 from training.data.conditions import ClassConditions, Conditions
+from training.digest import weights_digest
 from training.mismatch import refuse_mismatch
 from training.recipes.settings import PairsRecipe
+from training.run import WHOLE, Job, Run, load_teacher, load_tokenizer
 
 log = logging.getLogger("dd_train")
+FOLDER, OWN_FOLDER, PROMPTS = "pairs", "own-pairs", "prompts.safetensors"  # in a run folder
 # Settings that say of which distribution, and by which map, the tokens are.
 _DRAWING = ("guidance", "guidance_schedule", "top_k", "top_p", "temperature", "solver", "evaluations")
 _SCHEDULE = {"guidance_schedule": "constant"}  # not written, so that pairs from before it existed stay good
-
-
-@dataclass(frozen=True)
-class Job:
-    """One of `count` jobs that make a set of pairs together, each with every `count`-th shard."""
-
-    number: int = 0
-    count: int = 1
-
-    @classmethod
-    def of(cls, text: str) -> Job:
-        """The job of `--shard`, "I/N".
-
-        Raises:
-            RecipeError: it is not of this form, or I is not below N.
-        """
-        number, slash, count = text.partition("/")
-        if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-            raise RecipeError(
-                f"--shard takes I/N with I from 0 to N - 1, as 0/4, not {text!r}", param="shard"
-            )
-        return cls(int(number), int(count))
-
-    def of_rank(self) -> Job:
-        """This process's part of the job, where torchrun started several."""
-        here = parallel.world()
-        return Job(self.number * here.size + here.rank, self.count * here.size)
 
 
 @dataclass(frozen=True)
@@ -110,17 +88,6 @@ def noise_of(sets: Sequence[Pairs], index_B: Tensor, code_dim: int) -> Tensor:
     return noise
 
 
-def weights_digest(*parts: nn.Module | Tensor) -> str:
-    """SHA-256 over the tensors of all parts: which weights something was made with."""
-    digest = hashlib.sha256()
-    for part in parts:
-        tensors = {"": part} if isinstance(part, Tensor) else part.state_dict()
-        for key, value in sorted(tensors.items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 @torch.inference_mode()
 def make_pairs(
     sampler: Sampler,
@@ -133,7 +100,7 @@ def make_pairs(
     prompts: str = "",
     begin: int = 0,
     stop_after: int | None = None,
-    job: Job = Job(),
+    job: Job = WHOLE,
 ) -> Path:
     """Writes `out/manifest.json` and `out/pairs-00000.safetensors`, …; returns `out`.
 
@@ -251,3 +218,73 @@ def _rows(shard: Path) -> int:
 
 def _shard(out: Path, number: int) -> Path:
     return out / f"pairs-{number:05d}.safetensors"
+
+
+def run(run: Run, prompts: Path | None = None) -> None:
+    """Stage (c). For a model of texts, of the prompts of a file, or of the captions of the pictures.
+
+    Pairs need prompts alone, no images: `pairs/prompts.txt` keeps them, and settles them for this run.
+
+    Raises:
+        RecipeError: an earlier stage is missing, prompts for a model of classes, or pairs of others.
+    """
+    if prompts is not None and run.recipe.text is None:
+        raise RecipeError(f"the recipe {run.recipe.name!r} is conditioned on classes", param="prompts")
+    make_run_pairs(run, run.out / FOLDER, prompts=prompts)
+
+
+def make_run_pairs(
+    run: Run, out: Path, student: AnyStudent | None = None, begin: int = 0, prompts: Path | None = None
+) -> None:
+    """The pairs of a run, in `out`; `student` makes their blocks before `begin`."""
+    recipe, tokenizer = run.recipe, load_tokenizer(run)
+    teacher = load_teacher(run, tokenizer)
+    conditions: int | Conditions = recipe.model.num_classes
+    digest = ""
+    if recipe.text is not None:
+        lines = pair_prompts(run, prompts)
+        conditions = text.prompt_conditions(recipe, lines, run.out / PROMPTS, run.device)
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    draw, device = recipe.pairs.draw_settings, run.device
+    makers: list[nn.Module | Tensor] = [teacher, tokenizer.codebook_VC]
+    makers += [student] if student is not None else []
+    make_pairs(
+        Sampler(recipe.model.layout, tokenizer, student, teacher, draw=draw, device=device),
+        recipe.pairs if student is None else replace(recipe.pairs, count=recipe.pairs.own),
+        conditions,
+        out,
+        # Other noise than the trajectories' (+ 1) and the evaluation's (+ 2).
+        seed=recipe.seed + (1 if student is None else 3),
+        identity=weights_digest(*makers),
+        prompts=digest,
+        begin=begin,
+        stop_after=run.stop_after,
+        job=run.job.of_rank(),
+    )
+    parallel.barrier()  # where distillation follows, it needs all shards
+
+
+def pair_prompts(run: Run, file: Path | None = None) -> list[str]:
+    """The prompts that the run's pairs are of; `pairs/prompts.txt` holds them from the first call on.
+
+    Without a file they are captions of the pictures to learn from, no more of them than pairs.
+    """
+    kept = run.out / FOLDER / "prompts.txt"
+    lines = text.readable(run.recipe, captions.read_prompts(file)) if file else None
+    if kept.exists():
+        found = captions.read_prompts(kept)
+        if lines is not None and lines != found:
+            raise RecipeError(
+                f"{kept.parent} holds pairs of other prompts; choose another --out", param="prompts"
+            )
+        return found
+    if lines is None and run.recipe.data == "none":
+        raise RecipeError(
+            f"the recipe {run.recipe.name!r} has no captions of its own: name a file with --prompts",
+            param="prompts",
+        )
+    lines = lines or text.train_prompts(run.recipe)[: run.recipe.pairs.count]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(kept) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return lines

@@ -14,52 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core import plan
-from dd_core.logits import LogitSettings
 from dd_core.models import build
-from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
+from dd_core.models.build import AnyTeacher, AnyTokenizer
 from dd_core.models.layers import carry_over
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
-from dd_core.sampling import Sampler, sample_codes
+from dd_core.sampling import Sampler
 from training import parallel
-from training.data.conditions import ClassConditions, Conditions, spread
-from training.metrics.plots import image_grid
-from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
+from training.data import text
+from training.data.conditions import ClassConditions, Conditions
+from training.metrics.preview import sample_grid
+from training.optim.loop import Batches, Ema, Stage, one_cycle, plain
 from training.optim.memory import economical
-from training.optim.muon import Muon
+from training.optim.muon import MatrixOptimizer
 from training.parallel import Figures
 from training.recipes.settings import Recipe
-
-
-class MatrixOptimizer:
-    """Muon for the blocks' matrices and AdamW for everything else, as one optimizer.
-
-    Muon orthogonalises the momentum of a matrix; on small transformers it reaches a loss in
-    well under the steps that AdamW needs.
-    """
-
-    def __init__(
-        self, model: AnyStudent | AnyTeacher, *, lr: float, matrix_lr: float, weight_decay: float
-    ) -> None:
-        inside = [p for p in model.blocks.parameters() if p.ndim == 2]
-        chosen = {id(p) for p in inside}
-        rest = [p for p in model.parameters() if id(p) not in chosen]
-        self.matrices = Muon([{"params": inside, "peak": matrix_lr}], matrix_lr, weight_decay=weight_decay)
-        self.others = torch.optim.AdamW(
-            [{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0
-        )
-
-    def step(self, factor: float) -> None:
-        """One update at `factor` of the peak learning rates."""
-        for optimizer in (self.matrices, self.others):
-            update_at(optimizer, factor)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"matrices": self.matrices.state_dict(), "others": self.others.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        self.matrices.load_state_dict(state["matrices"])
-        self.others.load_state_dict(state["others"])
+from training.run import Run, begun_from, load_tokenizer, train
+from training.stages.tokens import read_tokens
 
 
 def new_teacher(recipe: Recipe, tokenizer: AnyTokenizer, device: torch.device) -> AnyTeacher:
@@ -121,7 +92,7 @@ def teacher_stage(
     def preview(path: Path) -> None:
         averaged = new_teacher(recipe, tokenizer, device)
         averaged.load_state_dict(ema.average)
-        draw = replace(draw_settings(recipe), guidance=max(1.0, recipe.pairs.guidance))
+        draw = replace(recipe.pairs.draw_settings, guidance=max(1.0, recipe.pairs.guidance))
         sampler = Sampler(
             recipe.model.layout, tokenizer, None, averaged.eval(), draw=draw, device=device, exact=False
         )
@@ -132,27 +103,15 @@ def teacher_stage(
     return Stage("teacher", cfg.steps, state, update, preview, plain(config)), ema
 
 
-def draw_settings(recipe: Recipe) -> LogitSettings:
-    """The teacher's distribution as the recipe's pairs are drawn from it."""
-    p = recipe.pairs
-    return LogitSettings(
-        guidance=p.guidance,
-        guidance_schedule=p.guidance_schedule,
-        temperature=p.temperature,
-        top_k=p.top_k,
-        top_p=p.top_p,
-    )
-
-
-@torch.inference_mode()
-def sample_grid(
-    sampler: Sampler, chosen: plan.Plan, path: Path, conditions: Conditions, rows: int = 4
-) -> None:
-    """A picture of `rows` samples (seed 0, indices 0, 1, …) of each class, a column a class.
-
-    Of more than ten labels, some that are spread over all.
-    """
-    columns = min(10, conditions.count)
-    labels = torch.tensor(spread(conditions.count, rows * columns))
-    codes = sample_codes(sampler, chosen, conditions(labels), [(0, i) for i in range(len(labels))])
-    image_grid(sampler.tokenizer.to_image(codes), path, columns=columns)
+def run(run: Run) -> None:
+    """Stage (b)."""
+    recipe = run.recipe
+    with parallel.in_turn():
+        (tokens, labels), tokenizer = read_tokens(run), load_tokenizer(run)
+        conditions = (
+            None if recipe.text is None else text.train_conditions(recipe, run.out / "captions.safetensors")
+        )
+        first = begun_from(run).sampler.teacher if recipe.begin_from else None
+    assert first is None or isinstance(first, AnyTeacher)
+    stage, ema = teacher_stage(recipe, tokens, labels, tokenizer, run.device, conditions, first)
+    train(run, stage, ema, build.new_teacher(recipe.model, tokenizer))

@@ -27,12 +27,14 @@ from dd_core.runtime import mixed_precision
 from training import parallel
 from training.data.ahead import Ahead, copied, pinned
 from training.data.images import ImageSet
-from training.losses.lpips import Lpips
+from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.plots import reconstruction_grid
 from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
-from training.optim.memory import economical
+from training.optim.memory import economical, memory_layout
 from training.parallel import Figures
 from training.recipes.settings import Recipe
+from training.run import Run, begun_from, train
+from training.stages.tokens import train_images, write_tokens
 
 
 class CodebookAverage:
@@ -91,11 +93,6 @@ def new_tokenizer(recipe: Recipe, device: torch.device) -> AnyTokenizer:
     torch.manual_seed(stream_seed(recipe.seed, 0, "tokenizer-init"))
     fresh = build.new_tokenizer(recipe.tokenizer_model)
     return fresh.to(device=device, memory_format=memory_layout(device))  # type: ignore[call-overload, no-any-return]
-
-
-def memory_layout(device: torch.device) -> torch.memory_format:
-    """Channels last where tensor cores want it; on a CPU it made a step 1.5 times slower."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def tokenizer_stage(
@@ -185,27 +182,12 @@ def tokenizer_stage(
     return Stage("tokenizer", cfg.steps, state, update, preview, plain(config)), ema
 
 
-@torch.no_grad()
-def encode_all(
-    model: AnyTokenizer,
-    images: ImageSet,
-    device: torch.device,
-    batch: int | None = None,
-    *,
-    mirrored: bool = True,
-) -> Tensor:
-    """Tokens of every image and (with `mirrored`) of its mirror image: `[2 or 1, N, L]` int16 or int32.
-
-    `batch` images at a time; None = as many as 500 of 32 pixels are. Every rank calls it, encodes its share,
-    and has all.
-    """
-    batch = batch or max(1, 500 * 32 * 32 // images.images[0, 0].numel())
-    count, flips = len(images.images), (False, True) if mirrored else (False,)
-    length = model.encode(images.batch(torch.arange(1))[0].to(device)).shape[1]
-    tokens = torch.zeros(len(flips), count, length, dtype=torch.int32)
-    for i in range(0, count, batch)[parallel.own_rows()]:
-        index = torch.arange(i, min(i + batch, count))
-        x, _ = images.batch(index)
-        for row, flip in zip(tokens, flips, strict=True):
-            row[index] = model.encode((x.flip(3) if flip else x).to(device)).cpu().int()
-    return parallel.summed(tokens).to(torch.int16 if model.cfg.codebook_size <= 2**15 else torch.int32)
+def run(run: Run) -> None:
+    """Stage (a), and the tokens of all training images."""
+    with parallel.in_turn():
+        images, lpips = train_images(run), Lpips(lpips_weights())
+        first = begun_from(run).sampler.tokenizer if run.recipe.begin_from else None
+    assert first is None or isinstance(first, AnyTokenizer)
+    stage, ema = tokenizer_stage(run.recipe, images, lpips, run.device, first)
+    if train(run, stage, ema, build.new_tokenizer(run.recipe.tokenizer_model)):
+        write_tokens(run)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dd_core.plan import few_steps, hybrid, one_step, teacher
 from server.devices.messages import Done, Failed, Forward
-from server.devices.warmup import warm_up, warmup_steps
+from server.devices.warmup import warm_up, warmup_passes
 from server.scheduling.costs import CostTable, Work, buckets_up_to
 from server.scheduling.jobs import stages
 from tests.server.helpers import running
@@ -36,14 +36,14 @@ class Numbers:
 
 def warmed(seconds: Callable[[int, int], float]) -> tuple[CostTable, Numbers]:
     costs, device = CostTable(buckets_up_to(8)), Numbers(seconds)
-    asyncio.run(warm_up(warmup_steps("tiny", PLANS), 0, costs, device, itertools.count(-1, -1)))
+    asyncio.run(warm_up(warmup_passes("tiny", PLANS), 0, costs, device, itertools.count(-1, -1)))
     return costs, device
 
 
 def test_every_kind_of_pass_is_measured_once() -> None:
     """Of two students' plans one, of each teacher's its own, with what they decode."""
     plans = [teacher(8), few_steps(8, 4), hybrid(8, 2, 4), one_step(8)]
-    found = warmup_steps("tiny", plans)
+    found = warmup_passes("tiny", plans)
     assert [step.plan.cost for step in found] == sorted(step.plan.cost for step in found)
     works = [step.stage.work for step in found]
     assert len(set(works)) == len(works)
@@ -59,7 +59,7 @@ def test_processes_on_a_cpu_share_what_there_is_to_measure(bundle_folder: Path) 
         costs = first.scheduler.costs
         assert costs is second.scheduler.costs
         [model] = live.state.catalog.models.values()
-        steps = warmup_steps(model.name, [preset.plan for preset in model.presets if preset.offered])
+        steps = warmup_passes(model.name, [preset.plan for preset in model.presets if preset.offered])
         assert len(steps) > 2 and all(costs.seconds(step.stage.work, 1) > 0 for step in steps)
         assert [*pool._shares(steps)] == [steps[::2], steps[1::2]]
         assert [*pool._shares(steps[:1])] == [steps[:1], steps[:1]], "never nothing"

@@ -60,7 +60,7 @@ def _serves(folder: Path, manifest: Manifest) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_manifest_is_refused_by_name_or_serves(kind: str, part: str, tmp_path: Path) -> None:
     """A share of all changes; `tests/slow` makes every one."""
-    change_manifest(kind, part, tmp_path, *((700, 12) if part == "both" else (150, 3)))
+    change_manifest(kind, part, tmp_path, *((200, 4) if part == "both" else (50, 1)))
 
 
 def change_manifest(kind: str, part: str, to: Path, most: int, loaded: int) -> None:

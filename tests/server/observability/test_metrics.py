@@ -67,7 +67,7 @@ def test_every_series_exists_before_its_first_event() -> None:
             metrics.request("tiny", plan, outcome, 0.1)
             metrics.request(UNKNOWN, UNKNOWN, "invalid", 0.1)
     for plan in offered:
-        metrics.delivered("tiny", plan, 1)
+        metrics.encoded("tiny", plan, 1)
     for requested, applied in (("teacher", "dd-2"), ("dd-2", "dd-1")):
         metrics.downgraded(requested, applied)
     for image_format in FORMATS:

@@ -12,8 +12,8 @@ HYBRID, SHORT = hybrid(16, 2, 6), hybrid(16, 0, 4)
 PLANS = (ONE, TWO, TEACHER, HYBRID, SHORT)
 
 
-def scheduler(queue_size: int = 64, limit: int = 8, cohorts: int = 2) -> Scheduler:
-    return Scheduler(costs(limit, PLANS), queue_size, cohorts)
+def scheduler(queue_size: int = 64, limit: int = 8, max_teacher_batches: int = 2) -> Scheduler:
+    return Scheduler(costs(limit, PLANS), queue_size, max_teacher_batches)
 
 
 def offered(queue: Scheduler, *jobs: Job) -> None:

@@ -86,7 +86,7 @@ def test_a_batch_that_does_not_fit_is_not_tried_again() -> None:
     assert len(taken(queue).samples) <= 2
 
 
-def test_a_cohort_that_fails_begins_again_in_halves() -> None:
+def test_a_teacher_batch_that_fails_begins_again_in_halves() -> None:
     queue = scheduler()
     jobs = [job(SHORT) for _ in range(4)]
     offered(queue, *jobs)

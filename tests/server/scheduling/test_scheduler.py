@@ -33,7 +33,7 @@ def test_a_student_pass_mixes_requests_plans_and_steps() -> None:
     assert set(finished(queue, mixed)) == {first, two}
 
 
-def test_a_cohort_goes_on_in_step_and_others_wait_for_the_next() -> None:
+def test_a_teacher_batch_goes_on_in_step_and_others_wait_for_the_next() -> None:
     queue = scheduler()
     offered(queue, job(SHORT, count=2))
     begun = taken(queue)
@@ -64,7 +64,7 @@ def test_a_teacher_gets_its_share_while_students_never_end() -> None:
 
 def test_who_holds_a_place_that_others_wait_for_gives_it_up_in_time() -> None:
     """Cohorts of low priority fill the device's places; students of a higher one never end."""
-    queue = scheduler(limit=1, cohorts=2)
+    queue = scheduler(limit=1, max_teacher_batches=2)
     for deadline in (None, 0.45):  # the second is due first, so it begins beside the first
         offered(queue, job(TEACHER, priority=-1, deadline=deadline))
         finished(queue, taken(queue), 0.0)
@@ -87,8 +87,8 @@ def test_a_short_hybrid_overtakes_a_long_teacher() -> None:
     assert rest(queue) == [short, long]
 
 
-def test_no_more_cohorts_than_allowed() -> None:
-    queue = scheduler(cohorts=1)
+def test_no_more_teacher_batches_than_allowed() -> None:
+    queue = scheduler(max_teacher_batches=1)
     offered(queue, job(TEACHER))
     finished(queue, taken(queue))
     offered(queue, job(SHORT))

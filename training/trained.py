@@ -1,0 +1,41 @@
+"""The models that a run has trained, as one sampler: for evaluation and export."""
+
+from __future__ import annotations
+
+from dd_core.flow import FlowSettings
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
+from dd_core.sampling import Sampler
+from training.run import Run, load_drawing_tokenizer, load_student, load_teacher, load_tokenizer
+from training.stages.pairs import FOLDER, load_pairs, marginals
+
+_LARGEST_TABLE = 2**28  # token frequencies; of ImageNet's classes they would be 11 GB and more
+
+
+def load_models(run: Run) -> tuple[AnyTokenizer, AnyStudent, AnyTeacher]:
+    """Every model of the run, for evaluation and export."""
+    return load_drawing_tokenizer(run), load_student(run), load_teacher(run, load_tokenizer(run))
+
+
+def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: AnyTeacher) -> Sampler:
+    """The sampler of a run's models, with the token frequencies of its pairs for the baselines, where
+    their table can be held.
+    """
+    recipe = run.recipe
+    frequency = None
+    table = recipe.model.num_classes * recipe.model.layout.num_tokens * recipe.model.codebook_size
+    if recipe.text is None and table <= _LARGEST_TABLE:
+        pairs = load_pairs(run.out / FOLDER, run.recipe.pairs)
+        classes, codes = recipe.model.num_classes, recipe.model.codebook_size
+        frequency = marginals(pairs.tokens, pairs.labels, classes, codes)
+        frequency = frequency.to(run.device)
+    flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
+    return Sampler(
+        recipe.model.layout,
+        tokenizer,
+        student,
+        teacher,
+        frequency,
+        recipe.pairs.draw_settings,
+        flow,
+        run.device,
+    )
