@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from server.api import generate, health, images, models, openai, pages
+from server.devices.finder import find_apart
 from server.devices.messages import Prepare
 from server.devices.placement import usable_cores, worker_specs
 from server.devices.pool import DevicePool
@@ -47,8 +48,9 @@ async def _load(state: ServerState, pool: DevicePool, served: Sequence[ServedMod
             await pool.load(model)
             state.catalog.models[model.name] = model
     except Exception as error:
-        log.exception("the start failed")
-        state.fail(error)
+        if state.phase is not Phase.DRAINING:  # else the signal reached the processes of the start as well
+            log.exception("the start failed")
+            state.fail(error)
         return
     if state.phase is Phase.WARMING_UP:
         # What is here now stays: a collection need not look at the half million objects of the libraries.
@@ -80,7 +82,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         found = served
         if found is None:
-            found = await asyncio.to_thread(find_all, sources_of(settings.model))
+            found = await find_apart(find_all, sources_of(settings.model), settings)
             check_aliases(settings.aliases, [model.name for model in found])
         weights = sum(model.bytes for model in found)
         pool = state.pool = DevicePool(

@@ -24,9 +24,10 @@ from dd_core.sampling import sample_images
 from distilled_decoding.contract import MAX_SEED, SUFFIXES
 from server.generation.encoder import encode, read_receipt
 from server.generation.receipts import Receipt, parse_receipt
-from server.models.catalog import find, find_all, sources_of
+from server.models.catalog import find, sources_of
 from server.models.listing import convert_model, listing, named_class, passes, pull_lines
 from server.observability.metrics import package_version
+from server.observability.writing import say_last
 from server.settings import ENV_PREFIX, Settings, load_settings, show
 
 app = typer.Typer(
@@ -95,7 +96,7 @@ def serve(
     bound = launcher.bind(settings.host, settings.port)
     with bound:  # a port that is taken is told before a model is fetched
         named = models or [settings.model]
-        served = find_all([source for text in named for source in sources_of(text)])
+        served = launcher.find_served([source for text in named for source in sources_of(text)])
         launcher.serve(create_app(settings, served), settings, bound)
 
 
@@ -209,8 +210,8 @@ def main() -> None:
     try:
         app()
     except DDError as error:
-        typer.echo(f"dd-server: error: {error.message}", err=True)
+        say_last(f"dd-server: error: {error.message}")
         sys.exit(2 if isinstance(error, (InvalidRequestError, BundleNotFoundError)) else 1)
     except OSError as error:
-        typer.echo(f"dd-server: error: {error}", err=True)
+        say_last(f"dd-server: error: {error}")
         sys.exit(1)

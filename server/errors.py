@@ -171,7 +171,12 @@ class CrowdedError(_RetryError, status=503, code="too_many_connections"):
 
 
 class DeviceKilledError(_RetryError, status=503, code="device_killed"):
-    """The device process was killed from outside while it was at the request, and again on every retry."""
+    """The device process was killed from outside: while it loaded, or at the request and its retries."""
+
+    @classmethod
+    def of(cls, message: str) -> Self:
+        """Make one that says to come again when another process should be up."""
+        return cls.after(_AFTER_KILLS, message)
 
 
 class UnavailableError(_RetryError, status=503, code="not_ready"):
@@ -182,6 +187,7 @@ class DrainingError(UnavailableError, code="draining"):
     """The server is shutting down and takes no new work."""
 
 
+_AFTER_KILLS = 10.0  # seconds
 _SHOWN = 64  # characters of what was sent that a refusal repeats
 # What OpenAI's clients look for, where it is not invalid_request_error or server_error.
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}

@@ -1,6 +1,6 @@
 """The socket, the signals and the drain of the process that serves.
 
-bind → load (app's lifespan) → listen, warming up → ready → SIGTERM → drain, bounded → exit
+bind → find the models → load (app's lifespan) → listen, warming up → ready → SIGTERM → drain, bounded → exit
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ import asyncio
 import logging
 import os
 import resource
+import signal
 import socket
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from types import FrameType
 
@@ -21,6 +25,7 @@ from server.devices.sockets import settle_socket_folder
 from server.errors import ComputeError
 from server.middleware.auth import read_keys
 from server.middleware.connection import protocol
+from server.models.catalog import ServedModel, find_all
 from server.observability import logs
 from server.observability.tracing import require_sdk
 from server.settings import Settings, unknown_variables
@@ -126,6 +131,35 @@ def prepare(settings: Settings) -> None:
     settle_socket_folder()
     if settings.otel_endpoint:
         require_sdk()
+
+
+def find_served(sources: Sequence[str]) -> list[ServedModel]:
+    """Find the models to serve, which takes long where they are fetched; SIGTERM ends the process at once.
+
+    Raises: as `find_all`.
+    """
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        log.info("stopped before the models were found")
+        logging.shutdown()
+        os._exit(0)
+
+    # The first process of a container does not end by a signal that it does not handle.
+    before = signal.signal(signal.SIGTERM, end)
+    found: Future[list[ServedModel]] = Future()
+
+    def find() -> None:
+        try:
+            found.set_result(find_all(sources))
+        except BaseException as error:  # noqa: BLE001 (raised by `result`)
+            found.set_exception(error)
+
+    try:
+        # This thread waits where signals are handled, which a read of a file need not do.
+        threading.Thread(target=find, name="dd-find", daemon=True).start()
+        return found.result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _raise_file_limit() -> None:

@@ -95,7 +95,10 @@ def evaluate(
     options: Options,
     bundle: Annotated[
         str | None,
-        typer.Argument(help="Name or folder of a bundle, built-in and published ones too; else the run."),
+        typer.Argument(
+            help="Name or folder of a bundle, built-in and published ones too, whose report goes to --out or "
+            "evaluations/NAME; else the run."
+        ),
     ] = None,
     stop_after: StopAfter = None,
     reference: Annotated[
@@ -111,19 +114,20 @@ def evaluate(
         str | None,
         typer.Option(help="pytorch-fid's weights for the Inception score, or 'fetch'; without, no score."),
     ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a CLIP model, as transformers saves it, for the CLIP score of texts."),
+    ] = None,
     samples: Annotated[bool, typer.Option(help="Write each plan's images as an .npz.")] = True,
     batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     timing: Annotated[bool, typer.Option(help="Measure the time that an image takes.")] = True,
 ) -> None:
-    """Measures a run on its own data, or a run or a bundle against real images of any kind.
-
-    The report of a bundle is in evaluations/NAME where `--out` names no other folder.
-    """
+    """Measures a run on its own data, or a run or a bundle against real images of any kind."""
     chosen = tuple(name for name in plans.split(",") if name)
     request = None
     if reference is not None:
-        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing)
+        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing, clip)
     if bundle is None:
         with prepared(options, stop_after=stop_after, together=True) as run:
             if request is None:
@@ -138,11 +142,13 @@ def evaluate(
     if options.overrides:
         raise RecipeError("--set changes a recipe, and a bundle has none", param="set")
     out = options.out or Path("evaluations") / Path(bundle).name
-    with held(out, options) as device:
+    device = parallel.pick_rank_device(options.device)
+    with parallel.joined(device):
         with parallel.in_turn():
             subject, extractor = Subject.of_bundle(bundle, device), FeatureExtractor(device)
-        if measure(subject, request, extractor, out):
-            typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
+        with held(out, device, options.threads):
+            if measure(subject, request, extractor, out):
+                typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
 
 
 @app.command("corpus", help="Fetch and draw the pictograms that the recipes for texts learn from.")

@@ -32,6 +32,7 @@ from training.data.packages import DataError
 from training.digest import weights_digest
 from training.metrics.chunks import Chunks
 from training.metrics.classifier import Classifier
+from training.metrics.clip import ClipScore
 from training.metrics.comparison import write_comparison
 from training.metrics.features import Extractor
 from training.metrics.fid import frechet_distance, inception_score, kernel_distance, precision_recall
@@ -124,6 +125,7 @@ class Request:
         inception: pytorch-fid's weights for the Inception score, or `fetch`; None = no score.
         samples: also write the pictures of each plan as an .npz.
         timing: False leaves out the time an image takes.
+        clip: the folder of a CLIP model for the CLIP score of a model of texts; None = no score.
     """
 
     reference: Path
@@ -135,6 +137,7 @@ class Request:
     batch: int = 100
     seed: int = 0
     timing: bool = True
+    clip: Path | None = None
 
 
 def measure(subject: Subject, request: Request, extractor: Extractor, out: Path) -> list[Row]:
@@ -155,12 +158,13 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
     conditions, captions, images = _conditions(subject, request)
     with parallel.in_turn():
         classifier = None if request.inception is None else Classifier(request.inception)
+        clip = _clip(subject, request, conditions)
     real = read_reference(request.reference, extractor)
     paper = paper_figures(subject.model)
     sampler = replace(subject.sampler, exact=False)
     for folder in ("rows", "samples", "grids"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    notes = _notes(subject, request, real, extractor, classifier, images)
+    notes = _notes(subject, request, real, extractor, classifier, clip, images)
     identity = {
         "version": _VERSION,
         "network": extractor.fingerprint,
@@ -171,6 +175,7 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
         "classes": conditions.count,
         "draw": repr(sampler.draw),
         "flow": repr(sampler.flow),
+        "clip": clip and clip.fingerprint,
     }
     settings = {"model": subject.name, "reference": real.source, "images": images, **identity}
     asked = {"images": images, "reference": real.fingerprint, "timing": request.timing}
@@ -179,7 +184,7 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
     for chosen in plans:
         drawn = {**identity, "plan": asdict(chosen)}
         row_of = out / "rows" / f"{chosen.name}.json", fingerprint_of({**drawn, **asked})
-        chunks = Chunks(out / "chunks" / chosen.name, images, fingerprint_of(drawn), request.samples)
+        chunks = Chunks(out / "chunks" / chosen.name, images, fingerprint_of(drawn), request.samples, clip)
         sets.append((chosen, chunks, row_of))
 
     def draw(chosen: Plan, chunks: Chunks) -> None:
@@ -199,7 +204,7 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
             if request.samples:
                 chunks.write_npz(out / "samples" / f"{chosen.name}.npz", conditions)
             _grid(sampler, chosen, conditions, request.seed, out / "grids" / f"{chosen.name}.png")
-            made = _row(chosen, chunks.features(), real, classifier)
+            made = _row(chosen, chunks, real, classifier)
             if not request.timing:
                 return made.with_cost(chosen.cost, None, None)
             times = plan_times(sampler, chosen, request.batch, request.seed, conditions)
@@ -242,6 +247,16 @@ def _conditions(subject: Subject, request: Request) -> tuple[Conditions, str | N
     return EncodedConditions(captions, subject.encode), fingerprint_of({"captions": captions}), images
 
 
+def _clip(subject: Subject, request: Request, conditions: Conditions) -> ClipScore | None:
+    if request.clip is None:
+        return None
+    if not isinstance(conditions, EncodedConditions):
+        raise InvalidRequestError(
+            f"{subject.name} is conditioned on classes: the CLIP score needs captions", param="clip"
+        )
+    return ClipScore(request.clip, conditions.prompts, subject.sampler.device)
+
+
 def _readable(caption: str) -> bool:
     try:
         checked_prompt(caption)
@@ -250,7 +265,8 @@ def _readable(caption: str) -> bool:
     return True
 
 
-def _row(chosen: Plan, features: torch.Tensor, real: Reference, classifier: Classifier | None) -> Row:
+def _row(chosen: Plan, chunks: Chunks, real: Reference, classifier: Classifier | None) -> Row:
+    features, fits = chunks.features(), chunks.scores()
     score, score_std = (None, None) if classifier is None else inception_score(classifier(features))
     row = Row(
         name=chosen.name,
@@ -265,6 +281,7 @@ def _row(chosen: Plan, features: torch.Tensor, real: Reference, classifier: Clas
         manifold_images=0,
         inception_score=score,
         inception_score_std=score_std,
+        clip_score=None if fits is None else float(fits.mean()),
     )
     if real.features_MD is None:
         return row
@@ -286,6 +303,7 @@ def _notes(
     real: Reference,
     extractor: Extractor,
     classifier: Classifier | None,
+    clip: ClipScore | None,
     images: int,
 ) -> list[str]:
     """The protocol, in words."""
@@ -312,6 +330,8 @@ def _notes(
         )
     else:
         notes.append(f"IS is by the classifier of {classifier.name} on the same features, without its bias.")
+    if clip is not None:
+        notes.append(f"CLIP score: 100 × the cosine by {clip.name}, at least 0; the mean.")
     if request.timing:
         notes.append(
             f"Times on {subject.sampler.device} with {torch.get_num_threads()} threads, one image alone and "

@@ -56,20 +56,19 @@ def prepared(
 
 
 @contextmanager
-def held(out: Path, options: Options) -> Iterator[torch.device]:
-    """Hold a folder that is of no run, and connect the processes that torchrun started: gives the device.
+def held(out: Path, device: torch.device, threads: int) -> Iterator[None]:
+    """Hold a folder that is of no run, by rank 0 of several processes, and log into it.
 
     Raises:
         RecipeError: another process works in it.
     """
-    device = parallel.pick_rank_device(options.device)
-    with parallel.joined(device), ExitStack() as kept:
+    with ExitStack() as kept:
         with parallel.in_turn():
             out.mkdir(parents=True, exist_ok=True)
             if parallel.is_main():
                 kept.enter_context(locked(out))
-        _set_up(out, device, options.threads)
-        yield device
+        _set_up(out, device, threads)
+        yield
 
 
 def _refuse_growth(overrides: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
 from dd_core.sampling import Sampler
@@ -18,7 +20,7 @@ def load_models(run: Run) -> tuple[AnyTokenizer, AnyStudent, AnyTeacher]:
 
 def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: AnyTeacher) -> Sampler:
     """The sampler of a run's models, with the token frequencies of its pairs for the baselines, where
-    their table can be held.
+    their table can be held and every class has pairs.
     """
     recipe = run.recipe
     frequency = None
@@ -26,8 +28,8 @@ def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: 
     if recipe.text is None and table <= _LARGEST_TABLE:
         pairs = load_pairs(run.out / FOLDER, run.recipe.pairs)
         classes, codes = recipe.model.num_classes, recipe.model.codebook_size
-        frequency = marginals(pairs.tokens, pairs.labels, classes, codes)
-        frequency = frequency.to(run.device)
+        if len(torch.unique(pairs.labels)) == classes:  # else there is nothing to draw of some
+            frequency = marginals(pairs.tokens, pairs.labels, classes, codes).to(run.device)
     flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
     return Sampler(
         recipe.model.layout,

@@ -58,7 +58,7 @@ async def changes(request: Request) -> Response:
         {
             400: "There is no such model, or it cannot be served.",
             409: "A model has this name, or this alias, or is being loaded; or the load was cancelled.",
-            503: "Not ready, or shutting down.",
+            503: "Not ready, or shutting down; or the device process was killed from outside meanwhile.",
             504: "It was not loaded within `load_timeout`.",
         }
     ),

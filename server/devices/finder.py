@@ -1,6 +1,6 @@
-"""Find a model in a process of its own, which can be ended.
+"""Find models in a process of its own, which can be ended.
 
-    find_apart ─ source ─▶ process: find, which may fetch gigabytes ─ ServedModel │ DDError ─▶
+    find_apart ─ source ─▶ process: find, which may fetch gigabytes ─ the models │ DDError ─▶
 
 A thread that waits for a hub, or reads what somebody made up, cannot be stopped; a process can.
 """
@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import TypeVar
 
 from dd_core.errors import DDError
 from server.devices.pipe import MessagePipe
@@ -25,20 +26,22 @@ from server.settings import Settings
 
 log = logging.getLogger("dd_server")
 Find = Callable[[str], ServedModel]
+Source = TypeVar("Source")
+Found = TypeVar("Found")
 _processes = multiprocessing.get_context("forkserver")
 
 
-async def find_apart(find: Find, source: str, settings: Settings) -> ServedModel:
-    """Return what `find` does, a function that can be pickled. Cancelled, its process is killed.
+async def find_apart(find: Callable[[Source], Found], source: Source, settings: Settings) -> Found:
+    """Return what `find` does with `source`; all three can be pickled. Cancelled, its process is killed.
 
     Raises:
         DDError: as `find` does.
         ComputeError: it has a bug, or the process died.
     """
     settle_socket_folder()
-    found: asyncio.Future[ServedModel | DDError] = asyncio.get_running_loop().create_future()
+    found: asyncio.Future[Found | DDError] = asyncio.get_running_loop().create_future()
 
-    def receive(answer: ServedModel | DDError | None) -> None:
+    def receive(answer: Found | DDError | None) -> None:
         if not found.done():
             found.set_result(answer or ComputeError(f"the process that looked for {source!r} died"))
 
@@ -60,11 +63,13 @@ async def find_apart(find: Find, source: str, settings: Settings) -> ServedModel
     return answer
 
 
-def _main(connection: Connection, find: Find, source: str, log_level: str, log_format: str) -> None:
+def _main(
+    connection: Connection, find: Callable[[Source], Found], source: Source, log_level: str, log_format: str
+) -> None:
     """The process: one answer, or its end as soon as nobody waits for it."""
     logs.configure(log_level, log_format)  # type: ignore[arg-type]
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
-    answer: ServedModel | DDError
+    answer: Found | DDError
     try:
         answer = find(source)
     except DDError as error:
@@ -72,6 +77,7 @@ def _main(connection: Connection, find: Find, source: str, log_level: str, log_f
     except Exception:
         log.exception("looking for %s failed", source)
         answer = ComputeError("looking for the model failed; the server's log says why")
+    logging.shutdown()
     connection.send(answer)
 
 

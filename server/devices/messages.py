@@ -113,6 +113,7 @@ class Failed:
 
     out_of_memory: bool
     reason: str
+    killed: bool = False  # somebody ended the process; said in its place
 
 
 Command = Load | Unload | Drop | Forward

@@ -170,6 +170,8 @@ def main(connection: Connection, options: messages.DeviceOptions) -> None:
         serve(connection, device)
     except (EOFError, ConnectionError):  # the server is gone, or wants us to go
         log.debug("the connection is closed")
+    finally:
+        logging.shutdown()  # a process of multiprocessing does nothing of the kind at its end
 
 
 def serve(connection: Connection, device: Device) -> None:

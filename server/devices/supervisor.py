@@ -24,7 +24,7 @@ from pathlib import Path
 from server.devices import messages
 from server.devices.pipe import MessagePipe
 from server.devices.sockets import settle_socket_folder
-from server.errors import ComputeError
+from server.errors import ApiError, ComputeError, DeviceKilledError, UnavailableError
 
 log = logging.getLogger("dd_server.worker")
 
@@ -100,8 +100,7 @@ class Supervisor:
         """Load a model, now and in every process that follows; if it raises, `unload` it.
 
         Raises:
-            DDError: the bundle is damaged.
-            ComputeError: the process died meanwhile, or is being replaced.
+        XX
         """
         await self._load(model, folder)
         self._models[model] = folder
@@ -134,14 +133,15 @@ class Supervisor:
         process = self._process
         self._disconnect()
         if process is not None:
-            await asyncio.to_thread(process.join, 5.0)
+            if not is_stopped(process.pid):
+                await asyncio.to_thread(process.join, 5.0)
             if process.is_alive():
                 process.kill()
                 await asyncio.to_thread(process.join)
 
     async def _load(self, model: str, folder: Path) -> None:
         if self._pipe is None:
-            raise ComputeError("the device process is being replaced; try again in a moment")
+            raise UnavailableError("the device process is being replaced", retry_after=1)
         load = messages.Load(model, folder, next(self._numbers))
         future = self._loading[load] = asyncio.get_running_loop().create_future()
         self.send(load)
@@ -163,8 +163,12 @@ class Supervisor:
 
     def _hung(self) -> None:
         if self._process is not None:
-            log.error("a pass has taken more than %.0f s: the device process is ended", self.hang_timeout)
-            self._hanging = True
+            stopped = is_stopped(self._process.pid)
+            cause = ", as the process was stopped from outside" if stopped else ""
+            log.error(
+                "a pass has taken more than %.0f s%s: the device process is ended", self.hang_timeout, cause
+            )
+            self._hanging = not stopped
             self._process.kill()
 
     def _stop_watchdog(self) -> None:
@@ -184,13 +188,14 @@ class Supervisor:
         died = time.perf_counter()
         self._deaths += 1
         self._stop_watchdog()
-        for future in self._loading.values():
-            _resolve(future, ComputeError("the device process died while it loaded the model"))
         self._reviving = asyncio.get_running_loop().create_task(self._revive(died))
 
     async def _revive(self, died: float) -> None:
         try:
-            self.on_lost(await self._bury())
+            crashed = await self._bury()
+            for future in self._loading.values():
+                _resolve(future, _of_load(crashed))
+            self.on_lost(crashed)
             if self._deaths > _MAX_DEATHS:
                 raise ComputeError(f"the device process died {self._deaths} times in a row")
             await self.start()
@@ -231,6 +236,22 @@ def is_crash(code: int | None) -> bool:
     if code is None or code == _UNSEEN:
         return False
     return code >= 0 or -code in _OWN_SIGNALS
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Return True for a process that SIGSTOP, or a debugger, has stopped; False where there is no `/proc`."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2]
+    except OSError:
+        return False
+    return state.startswith(("T", "t"))
+
+
+def _of_load(crashed: bool) -> ApiError:
+    """The error of a load that the process died in."""
+    if crashed:
+        return ComputeError("the device process died while it loaded the model")
+    return DeviceKilledError.of("the device process was killed from outside while it loaded the model")
 
 
 def described(code: int | None) -> str:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
 from server.devices.messages import Done, Failed, Forward, NewImage
-from server.errors import ComputeError
+from server.errors import ComputeError, DeviceKilledError
 from server.scheduling.costs import CostTable, Work
 from server.scheduling.jobs import Stage, stages
 
@@ -75,6 +75,7 @@ async def warm_up(
 
     Raises:
         ComputeError: a pass over a single image fails.
+        DeviceKilledError: somebody ended the process in two such passes.
     """
     for plan, stage in passes:
         await _Measurement(plan, stage, condition, costs, device, numbers).run()
@@ -100,6 +101,10 @@ class _Measurement:
             answer = await self._fastest(bucket, target)
             if isinstance(answer, Failed):
                 if bucket == costs.buckets[0]:
+                    if answer.killed:
+                        raise DeviceKilledError.of(
+                            "the device process was killed from outside during the warm-up, twice"
+                        )
                     raise ComputeError(f"the warm-up of {self.plan.name} failed: {answer.reason}")
                 costs.limit(work, bucket // 2)
                 return
@@ -123,6 +128,8 @@ class _Measurement:
         found: Done | None = None
         for _ in range(_TRIES):
             answer = await self._run_batch(bucket)
+            if isinstance(answer, Failed) and answer.killed:
+                answer = await self._run_batch(bucket)  # a kernel that has no memory for it will kill again
             if isinstance(answer, Failed):
                 return answer
             if found is None or _seconds(answer) < _seconds(found):

@@ -33,8 +33,6 @@ from server.scheduling.scheduler import Scheduler
 
 log = logging.getLogger("dd_server.worker")
 
-# Seconds after which to come again if the device was killed time and again.
-_AFTER_KILLS = 10.0
 # The answer to a pass of the warm-up.
 _Reply = asyncio.Future[Done | Failed]
 
@@ -104,7 +102,7 @@ class DeviceWorker:
             condition: any that the model takes.
 
         Raises:
-            DDError: the bundle is damaged, or the first pass fails.
+            DDError: the bundle is damaged, the first pass fails, or somebody ends the process.
         """
         await self.supervisor.load(model, folder)
         await warm_up(passes, condition, self.scheduler.costs, self, self._warmup_numbers)
@@ -230,15 +228,14 @@ class DeviceWorker:
         in_flight, self._in_flight = self._in_flight, None
         source = None if in_flight is None else in_flight.source
         if isinstance(source, asyncio.Future) and not source.done():
-            source.set_result(Failed(False, "the device process died"))
+            source.set_result(Failed(False, "the device process died", killed=not crashed))
         hopeless = self.scheduler.restart(crashed=crashed)
         if hopeless is not None and crashed:
             self._fail(hopeless, errors.ComputeError("the device process died on this request, twice"))
         elif hopeless is not None:
             self._fail(
                 hopeless,
-                errors.DeviceKilledError.after(
-                    _AFTER_KILLS,
+                errors.DeviceKilledError.of(
                     f"the device process was killed from outside {hopeless.kills} times while it was at this "
                     "request",
                 ),

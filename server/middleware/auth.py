@@ -10,11 +10,14 @@ somebody opens it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import re
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -38,6 +41,7 @@ _MOST_BYTES = 2**20
 _MOST_KEYS = 1000
 _LINE = re.compile(rf"(?:(?P<name>[A-Za-z0-9._\-]{{1,64}}):)?(?P<key>[!-9;-~]{{{_LEAST_CHARACTERS},512}})")
 _CHECK_SECONDS = 1.0
+_PATIENCE = 1.0  # seconds that a request waits for a file of keys
 
 
 def parse_keys(data: bytes) -> list[tuple[str, bytes]]:
@@ -90,6 +94,7 @@ class KeyFile:
         self._path, self._param = path, param
         self._complaint, self._seen = "", b""
         self._checked = time.monotonic()
+        self._looking = False
         try:
             self._read()
         except (OSError, ValueError) as error:
@@ -97,14 +102,38 @@ class KeyFile:
 
     def name_of(self, key: bytes) -> str | None:
         """The name of `key`, or None. Takes the same time whichever of the keys it is, if any."""
-        self._refresh()
         digest = hashlib.sha256(key).digest()
         found = [name for name, known in self._keys if hmac.compare_digest(digest, known)]
         return found[0] if found else None
 
+    async def refresh(self) -> None:
+        """Look at the file again if that is due. A file system that does not answer, as a mount whose server
+        is gone, is waited for a second; until it answers, the keys of before stay.
+        """
+        now = time.monotonic()
+        if self._looking or now - self._checked < _CHECK_SECONDS:
+            return
+        self._checked, self._looking = now, True
+        loop, looked = asyncio.get_running_loop(), asyncio.Event()
+
+        def look() -> None:
+            try:
+                self._look()
+            finally:
+                self._looking = False
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(looked.set)
+
+        # Of no pool: the end of the process would wait for its threads.
+        threading.Thread(target=look, name="dd-keys", daemon=True).start()
+        try:
+            await asyncio.wait_for(looked.wait(), _PATIENCE)
+        except TimeoutError:
+            self._complain(f"it could not be read within {_PATIENCE:g} s")
+
     def _read(self) -> bool:
         """Read the keys; False where the file is as it was."""
-        with open_regular(self._path) as file:  # a pipe would hold up the event loop
+        with open_regular(self._path) as file:
             content = file.read(_MOST_BYTES + 1)
         digest = hashlib.sha256(content).digest()
         if digest == self._seen:
@@ -113,20 +142,18 @@ class KeyFile:
         self._seen = digest
         return True
 
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._checked < _CHECK_SECONDS:
-            return
-        self._checked = now
+    def _look(self) -> None:
         try:
             if self._read():
                 log.info("%s: %s: %d keys read", self._param, self._path, len(self._keys))
             self._complaint = ""
         except (OSError, ValueError) as error:
-            complaint = _reason(error)
-            if complaint != self._complaint:
-                log.error("%s: %s: %s; the keys of before stay", self._param, self._path, complaint)
-            self._complaint = complaint
+            self._complain(_reason(error))
+
+    def _complain(self, complaint: str) -> None:
+        if complaint != self._complaint:
+            log.error("%s: %s: %s; the keys of before stay", self._param, self._path, complaint)
+        self._complaint = complaint
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -158,6 +185,7 @@ class RequireKey:
             headers = Headers(scope=scope)
             scheme, _, token = headers.get("authorization", "").partition(" ")
             given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+            await keys.refresh()
             name = keys.name_of(given.encode("latin-1"))
             if name is None:
                 kind = "an admin key" if admin else "an API key"

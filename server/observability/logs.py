@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from server.observability.context import PROBES, context_of
+from server.observability.writing import QueueHandler
 
 access = logging.getLogger("dd_server.access")
 
@@ -32,9 +32,10 @@ CLIENT_LEFT = 499
 
 def configure(level: str, form: Literal["text", "json"]) -> None:
     """Log to standard error from `level` on, unless the process has its own handlers already."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    if not logging.root.handlers:
+        handler = QueueHandler()
+        handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+        logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
     # Ours says when the server listens and what it does; uvicorn's own lines repeat it.
     for name in ("uvicorn", "uvicorn.error"):

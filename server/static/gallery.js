@@ -2,7 +2,7 @@
 
 import { $, el } from "./dom.js";
 import { altOf, fileOf } from "./picture.js";
-import { KEPT, save, saved } from "./recent.js";
+import { KEPT, save, saved, saveTray, savedTray } from "./recent.js";
 
 /** A button that shows a picture as it is refined, and picks it. */
 export function tile(picture, pick) {
@@ -69,9 +69,16 @@ export function keep(picture, pick) {
   $("earlier").hidden = false;
 }
 
-/** Shows the pictures from before a reload behind the earlier ones; `shown` is on the sheet already. */
+/** Shows the pictures from before a reload, earlier ones and those in the tray; `shown` is on the sheet already. */
 export function restore(models, shown, pick) {
-  const before = saved(models).filter((picture) => receiptOf(picture) !== (shown && receiptOf(shown)) && !isKept(receiptOf(picture)));
+  const isShown = (picture) => shown && receiptOf(picture) === receiptOf(shown);
+  const before = saved(models).filter((picture) => !isShown(picture) && !isKept(receiptOf(picture)));
   $("thumbs").append(...before.map((picture) => tile(picture, pick)));
   $("earlier").hidden = !$("thumbs").children.length;
+  const [title, pictures] = savedTray(models);
+  if (pictures.length && $("tray").hidden && pictures.every(({ model }) => model === shown?.model)) {
+    fillTray(title, pictures.map((picture) => (isShown(picture) ? shown : picture)), pick);
+    mark(shown);
+  }
+  addEventListener("pagehide", () => saveTray(...inTray()));
 }

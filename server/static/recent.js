@@ -3,34 +3,56 @@
 import { Picture, planNamed } from "./picture.js";
 
 const KEY = "dd-recent";
+const TRAY = "dd-tray";
 export const KEPT = 18;
 const MOST_CHARACTERS = 2_000_000;
 
-function entries() {
+function read(key, otherwise) {
   try {
-    return JSON.parse(sessionStorage.getItem(KEY)) ?? [];
+    return JSON.parse(sessionStorage.getItem(key)) ?? otherwise;
   } catch {
-    return [];
+    return otherwise;
   }
 }
 
-/** Puts the newest stage of a picture first; the oldest ones make room. */
-export function save({ model, source, stages }) {
-  const stage = stages.at(-1);
-  if (!stage) return;
-  const others = entries().filter((entry) => entry.stage.image.receipt !== stage.image.receipt);
-  const all = [{ model: model.name, source, stage }, ...others].slice(0, KEPT);
-  while (all.length && JSON.stringify(all).length > MOST_CHARACTERS) all.pop();
+function write(key, value) {
   try {
-    sessionStorage.setItem(KEY, JSON.stringify(all));
+    sessionStorage.setItem(key, JSON.stringify(value));
   } catch {
-    sessionStorage.removeItem(KEY); // the browser grants less, or nothing: then there is no history
+    sessionStorage.removeItem(key); // the browser grants less, or nothing: then there is no history
   }
+}
+
+const entryOf = ({ model, source, stages }) => ({ model: model.name, source, stage: stages.at(-1) });
+
+/** Puts the newest stage of a picture first; the oldest ones make room. */
+export function save(picture) {
+  const entry = entryOf(picture);
+  if (!entry.stage) return;
+  const others = read(KEY, []).filter(({ stage }) => stage.image.receipt !== entry.stage.image.receipt);
+  const all = [entry, ...others].slice(0, KEPT);
+  while (all.length && JSON.stringify(all).length > MOST_CHARACTERS) all.pop();
+  write(KEY, all);
 }
 
 /** The saved pictures of the models that are loaded, newest first. */
-export function saved(models) {
-  return entries().flatMap(({ model: name, source, stage }) => {
+export const saved = (models) => pictures(read(KEY, []), models);
+
+/** Keeps what is in the tray, if it is not too much. */
+export function saveTray(title, shown) {
+  const tray = { title, entries: shown.map(entryOf) };
+  if (JSON.stringify(tray).length <= MOST_CHARACTERS) write(TRAY, tray);
+  else sessionStorage.removeItem(TRAY);
+}
+
+/** The tray as [title, pictures]; no pictures where there was none. */
+export function savedTray(models) {
+  const { title, entries } = read(TRAY, { title: "", entries: [] });
+  return [title, pictures(entries, models)];
+}
+
+function pictures(entries, models) {
+  return entries.flatMap(({ model: name, source, stage }) => {
     const model = models.find((entry) => entry.name === name);
     if (!model) return [];
     const picture = new Picture(model, source, planNamed(model, stage.plan), []);

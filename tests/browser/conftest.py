@@ -9,10 +9,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.tools import settled, watched
-from tests.server.conftest import bundle, bundle_folder, gate, manager, server
+from tests.server.conftest import bundle, bundle_folder, gate, manager, server, text_folder
 from tests.server.helpers import Running
 
-__all__ = ["bundle", "bundle_folder", "gate", "manager", "server"]
+__all__ = ["bundle", "bundle_folder", "gate", "manager", "server", "text_folder"]
 
 expect.set_options(timeout=30_000)
 CHROMIUM = next(

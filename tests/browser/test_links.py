@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from dd_core.noise import NoiseKey
 from server.generation.receipts import Receipt
-from tests.browser.tools import budget, expected, image_of, read_receipt_of, settled, watched
+from tests.browser.tools import budget, expected, image_of, read_receipt_of, settled, tile_of, watched
 from tests.server.helpers import Running
 
 
@@ -82,6 +82,37 @@ def test_earlier_pictures_outlive_a_reload(page: Page) -> None:
     page.locator("#thumbs button").click()
     assert image_of(page) == first
     expect(page.locator("#title")).to_have_text("airplane, seed 7")
+
+
+def test_a_gallery_outlives_a_reload_and_ends_with_its_model(page: Page) -> None:
+    page.get_by_label("Gallery size").fill("3")
+    page.get_by_role("button", name="Gallery").click()
+    expect(page.locator("#tiles img[src]")).to_have_count(3)
+    settled(page)
+    before = [tile_of(page, i) for i in range(3)]
+    page.locator("#tiles button").nth(1).click()
+    page.reload()
+    settled(page)
+    expect(page.locator("#tray-title")).to_have_text("3 pictures of airplane, seed 7")
+    assert [tile_of(page, i) for i in range(3)] == before
+    assert image_of(page) == before[1]
+    expect(page.locator("#tiles button").nth(1)).to_have_attribute("aria-pressed", "true")
+    page.locator("#tiles button").nth(2).click()
+    assert image_of(page) == before[2]
+    kept = page.evaluate(
+        """async () => {
+          const { saveTray, savedTray } = await import("/static/recent.js");
+          const model = (await (await fetch("/models")).json()).models[0];
+          const stage = (size) => ({ plan: "dd-1", image: { data: "x".repeat(size) } });
+          const picture = (size) => ({ model, source: {}, stages: [stage(size)] });
+          const read = () => savedTray([model])[1].length;
+          saveTray("two", [picture(10), picture(10)]);
+          const here = [read(), savedTray([{ ...model, name: "other" }])[1].length];
+          saveTray("too much", [picture(2_000_000)]);
+          return [...here, read()];
+        }"""
+    )
+    assert kept == [2, 0, 0]
 
 
 def test_the_history_is_bounded(page: Page) -> None:

@@ -30,14 +30,14 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process: exit code, standard output, standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dd-server", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()
         assert isinstance(ended.value.code, int)
         return ended.value.code, captured.out, captured.err
 
@@ -185,6 +185,46 @@ def test_serve_says_where_it_listens_and_drains_on_sigterm(bundle_folder: Path, 
             assert process.wait(PATIENCE) == 0
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"{url}/healthz")
+        finally:
+            process.kill()
+
+
+def test_a_start_that_waits_for_a_hub_ends_on_sigterm(tmp_path: Path) -> None:
+    """By a handler: a signal without one does not reach the first process of a container."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "DD_HOME": str(tmp_path)}
+        environment["HF_ENDPOINT"] = "http://{}:{}".format(*silent.getsockname())
+        command = [sys.executable, "-m", "server", "serve", "var-dd-d16", "--port", "0"]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                silent.settimeout(PATIENCE)
+                connection, _ = silent.accept()
+                with connection:
+                    process.send_signal(signal.SIGTERM)
+                    said = process.communicate(timeout=PATIENCE)[1]
+                assert process.returncode == 0
+                assert "stopped before the models were found" in said
+            finally:
+                process.kill()
+
+
+def test_a_signal_to_all_of_its_processes_ends_a_start(bundle_folder: Path) -> None:
+    """As systemd sends it: the process that device processes are forked from ends, and that is no failure."""
+    command = [sys.executable, "-m", "server", "serve", str(bundle_folder), "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert any("listening on" in line for line in iter(process.stderr.readline, ""))
+            os.killpg(process.pid, signal.SIGTERM)
+            said = process.communicate(timeout=PATIENCE)[1]
+            assert process.returncode == 0, said
+            assert "Traceback" not in said
         finally:
             process.kill()
 

@@ -19,6 +19,7 @@ from dd_core.hub.registry import find_spec
 from dd_core.sampling import sample_images
 from tests.tiny import tiny_bundle
 from tests.tiny_text import tiny_text_bundle
+from tests.training.clip_model import tiny_clip
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
 from training import cli
@@ -26,6 +27,7 @@ from training.data.images import SUFFIXES
 from training.measure import Request, Subject, measure
 from training.metrics import chunks
 from training.metrics.classifier import Classifier
+from training.metrics.clip import ClipScore
 from training.metrics.fid import frechet_distance, inception_score, kernel_distance, precision_recall
 from training.metrics.paper import paper_figures
 from training.metrics.reference import picture_files, read_reference
@@ -193,6 +195,7 @@ def test_a_request_that_cannot_be_met_is_refused(bundle: Path, folder: Path, tmp
         ({"images": 5}, "10 or more images"),
         ({"plans": ("dd-7",)}, "it runs dd-1, dd-2"),
         ({"captions": folder}, "conditioned on classes"),
+        ({"clip": folder}, "CLIP score needs captions"),
         ({"inception": str(tmp_path / "none.pth")}, "no such file"),
     ):
         with pytest.raises(DDError, match=message):
@@ -255,6 +258,18 @@ def test_texts_are_the_captions_of_the_reference(folder: Path, tmp_path: Path) -
     expected = sample_images(replace(loaded.sampler, exact=False), plan, cond, [(3, 0), (3, 1)])
     drawn = torch.from_numpy(np.load(tmp_path / "out" / "samples" / "dd-1.npz")["arr_0"][:2])
     assert (drawn.int() - expected.int()).abs().max() <= 1
+    clip = tiny_clip(tmp_path / "tiny-clip")
+    [scored] = measure(subject, _request(folder, plans=("dd-1",), clip=clip), Mean(), tmp_path / "scored")
+    with np.load(tmp_path / "scored" / "samples" / "dd-1.npz") as samples:
+        image, label = torch.from_numpy(samples["arr_0"]), torch.from_numpy(samples["arr_1"])
+    fits = ClipScore(clip, ["blue dog", "red cat"] * 12, CPU)(image, label)
+    assert scored.clip_score == pytest.approx(float(fits.mean()), abs=1e-4) and float(fits.mean()) > 0
+    table = (tmp_path / "scored" / "evaluation.md").read_text()
+    assert (
+        f"{scored.clip_score:.2f}" in table
+        and "by tiny-clip" in table
+        and "CLIP" not in (tmp_path / "out" / "evaluation.md").read_text()
+    )
     listed = tmp_path / "captions.tsv"
     listed.write_text("".join(f"{p.name}\tred cat\n" for p in pictures[:11]))
     [row] = measure(subject, _request(folder, plans=("dd-1",), captions=listed), Mean(), tmp_path / "two")
@@ -280,3 +295,7 @@ def test_the_command(
     assert "| dd-1 | 1 | 12 against 30 |" in capsys.readouterr().out
     with pytest.raises(DDError, match="--reference"):
         cli.app(words, standalone_mode=False)
+    unknown = ["evaluate", "no-such", "--reference", str(folder), "--out", str(tmp_path / "unknown")]
+    with pytest.raises(DDError, match="no-such"):
+        cli.app(unknown, standalone_mode=False)
+    assert not (tmp_path / "unknown").exists()

@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +38,19 @@ class Chunks:
     Args:
         fingerprint: of all that the images and features follow from but their number.
         keep: the pictures are kept beside their features, for `write_npz`.
+        score: pictures `[N, H, W, 3]` and labels `[N]` → a score each, which is kept beside the features.
     """
 
-    def __init__(self, folder: Path, images: int, fingerprint: str, keep: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        images: int,
+        fingerprint: str,
+        keep: bool,
+        score: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
         self.folder, self.images, self.fingerprint, self.keep = folder, images, fingerprint, keep
+        self.score = score
 
     def draw(
         self,
@@ -72,6 +81,8 @@ class Chunks:
                     )
                     tensors = {"features": extractor(pictures.permute(0, 3, 1, 2).contiguous())}
                     tensors |= {"images": pictures} if self.keep else {}
+                    if self.score is not None:
+                        tensors["scores"] = self.score(pictures, _labels(index, conditions))
                     save_tensors(tensors, self._path(start), {"fingerprint": self.fingerprint})
                     made += size
                 bar.update(task, completed=start + size)
@@ -83,8 +94,15 @@ class Chunks:
 
     def features(self) -> Tensor:
         """Features `[N, D]` of all images, which have been drawn."""
+        return self._all("features")
+
+    def scores(self) -> Tensor | None:
+        """Scores `[N]` of all images; None without `score`."""
+        return None if self.score is None else self._all("scores")
+
+    def _all(self, name: str) -> Tensor:
         starts = range(0, self.images, CHUNK)
-        return torch.cat([load_file(self._path(start))["features"] for start in starts])
+        return torch.cat([load_file(self._path(start))[name] for start in starts])
 
     def write_npz(self, path: Path, conditions: Conditions) -> None:
         """`arr_0` uint8 `[N, H, W, 3]` and `arr_1` labels `[N]`, as ADM's evaluator reads a set of samples.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.packages import DataError
+from training.digest import weights_digest
 
 _BATCH = 64
 # Of OpenAI's models; a folder's preprocessor_config.json may have others.
@@ -53,6 +54,7 @@ class ClipScore:
             raise DataError(f"{folder}: {error}", param="clip") from error
         self._model = self._model.to(device).eval().requires_grad_(False)
         self.name, self.device, self.captions = folder.resolve().name, device, captions
+        self.fingerprint = weights_digest(self._model)
         self._mean, self._std = (torch.tensor(v, device=device).view(3, 1, 1) for v in _normalisation(folder))
 
     @torch.no_grad()

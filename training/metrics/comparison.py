@@ -32,7 +32,8 @@ def comparison_table(rows: Sequence[Row], paper: Mapping[str, Figures], notes: S
     Args:
         paper: the paper's figures by plan; their columns are left out where there are none.
     """
-    columns = _COLUMNS + (_PAPER if paper else ())
+    by_clip = any(r.clip_score is not None for r in rows)
+    columns = _COLUMNS + (("CLIP score",) if by_clip else ()) + (_PAPER if paper else ())
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for r in rows:
         cells: list[str] = [
@@ -47,6 +48,7 @@ def comparison_table(rows: Sequence[Row], paper: Mapping[str, Figures], notes: S
             shown(None if r.ms_per_image is None else r.ms_per_image / 1e3, ".3f"),
             shown(r.images_per_s, ".1f"),
         ]
+        cells += [shown(r.clip_score, ".2f")] if by_clip else []
         if paper:
             found = paper.get(r.name, _NONE)
             cells += [

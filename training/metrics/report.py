@@ -35,6 +35,7 @@ class Row:
         right_caption: share of pictures that lie closer to their prompt than to 99 others
             (`metrics.caption_retrieval`); None where classes are the condition, and then the figures of the
             classifier are None where texts are.
+        clip_score: mean fit of pictures and captions, 0 to 100, where CLIP's weights were given.
         passes: forward passes of the plan.
         ms_per_image: time of one image alone, whole call, median.
         images_per_s: throughput in a batch.
@@ -57,6 +58,7 @@ class Row:
     class_accuracy: float | None = None
     probe_accuracy: float | None = None
     right_caption: float | None = None
+    clip_score: float | None = None
     passes: int | None = None
     ms_per_image: float | None = None
     images_per_s: float | None = None

@@ -79,7 +79,7 @@ def test_a_model_that_one_process_cannot_load_is_loaded_in_none(
     with running(bundle_folder, gate, warmup=False, admin_keys_file=keys, device="cpu,cpu") as live:
         gate.fatal_loads.value = 1
         reply = live.client.post("/admin/models", json={"model": str(other)}, headers=KEY)
-        assert "died while it loaded" in refused(reply, 500, "compute_failed")
+        assert "killed from outside while it loaded" in refused(reply, 503, "device_killed")
         refused(live.post({**OK, "model": "other"}), 404, "unknown_model", "model")
         eventually(lambda: live.metric("dd_worker_recovery_seconds_count") == 1, "the process is back")
         live.client.post("/admin/models", json={"model": str(other)}, headers=KEY).raise_for_status()
@@ -214,6 +214,49 @@ def test_a_model_whose_load_is_cancelled_on_the_device_is_not_there_but_can_be_l
     assert live.post({**OK, "model": "other"}).status_code == 200
     assert live.client.delete("/admin/models/other", headers=KEY).status_code == 204
     assert live.post(OK).status_code == 200
+
+
+def test_a_load_whose_device_is_killed_says_when_to_come_again(
+    live: Running, other: Path, gate: Gate
+) -> None:
+    """It is no error of the model, nor of the server. Nor is a load refused while another process starts."""
+    gate.loads.clear()
+    with ThreadPoolExecutor(1) as pool:
+        waits = asked(live, pool, str(other))
+        eventually(lambda: listed(live)["loads"][0]["name"] == "other", "it is on the device")
+        os.kill(live.pid, signal.SIGKILL)
+        assert "killed from outside while it loaded" in refused(waits.result(), 503, "device_killed")
+        assert waits.result().headers["retry-after"] == "10"
+        assert listed(live)["loads"] == []
+        gate.loads.set()
+        eventually(lambda: live.client.get("/readyz").status_code == 200, "another process is up")
+        assert asked(live, pool, str(other)).result().status_code == 201
+    assert live.post({**OK, "model": "other"}).status_code == 200
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_device_that_is_killed_during_a_warm_up(
+    bundle_folder: Path, other: Path, keys: Path, gate: Gate, kills: int
+) -> None:
+    """The pass is tried once more; then the load is told to come again, and leaves nothing."""
+    with (
+        running(bundle_folder, gate, admin_keys_file=keys, max_batch=1) as live,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        gate.open.clear()
+        gate.calls[:] = []
+        waits = asked(live, pool, str(other))
+        for kill in range(1, kills + 1):
+            eventually(lambda expected=kill: len(gate.calls) == expected, "its first pass is on the device")
+            os.kill(live.pid, signal.SIGKILL)
+            eventually(lambda expected=kill: live.metric("dd_worker_restarts_total") == expected, "noticed")
+        gate.open.set()
+        if kills == 1:
+            assert waits.result().status_code == 201
+            assert live.post({**OK, "model": "other"}).status_code == 200
+        else:
+            assert "during the warm-up" in refused(waits.result(), 503, "device_killed")
+            refused(live.post({**OK, "model": "other"}), 404, "unknown_model", "model")
 
 
 def test_models_are_warmed_up_side_by_side(

@@ -141,6 +141,22 @@ def test_a_request_is_not_blamed_for_a_device_that_was_killed_from_outside(
         assert live.post(OK).status_code == 200
 
 
+def test_a_request_is_not_blamed_for_a_device_that_was_stopped_from_outside(
+    bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    """The watchdog kills it, as it would a device that hangs by its own doing: that counts."""
+    with running(bundle_folder, gate, warmup=False, hang_timeout=3.0) as live:
+        reply = busy(live, gate, pool)
+        for stop in (1, 2):
+            eventually(lambda expected=stop: len(gate.calls) == expected, "it is on the device")
+            os.kill(live.pid, signal.SIGSTOP)
+            eventually(
+                lambda expected=stop: live.metric("dd_worker_restarts_total") == expected, "the watchdog acts"
+            )
+        gate.open.set()
+        assert reply.result().status_code == 200
+
+
 def test_a_device_process_that_dies_while_it_is_replaced_is_replaced_again(
     bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
@@ -218,6 +234,18 @@ def test_the_device_process_ends_with_the_server(bundle_folder: Path) -> None:
         pid = live.pid
         os.kill(pid, 0)
     eventually(lambda: not Path(f"/proc/{pid}").exists(), "it is gone")
+
+
+def test_a_server_whose_device_is_stopped_ends_in_its_drain_time(bundle_folder: Path) -> None:
+    """Whoever waits is told; the process that cannot end by itself is ended."""
+    with running(bundle_folder, drain_timeout=1.0) as live, ThreadPoolExecutor(1) as pool:
+        pid = live.pid
+        os.kill(pid, signal.SIGSTOP)
+        asked = pool.submit(live.post, {"label": 1, "seed": 2, "n": 16})
+        eventually(lambda: live.metric("dd_inflight_requests") == 1, "it waits")
+        live.server.handle_exit(signal.SIGTERM, None)
+        refused(asked.result(), 503, "draining")
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "the device is gone")
 
 
 def test_a_device_that_stops_at_any_moment_does_not_stop_the_server(bundle_folder: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hmac
 import logging
 import os
+import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 import anyio
@@ -18,7 +20,7 @@ from server.middleware import auth
 from server.middleware.auth import KeyFile, is_open, parse_keys
 from server.models.catalog import find
 from server.settings import Settings
-from tests.server.helpers import OK, Running, refused, running
+from tests.server.helpers import OK, PATIENCE, Running, eventually, refused, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
 
@@ -154,14 +156,20 @@ def test_every_key_is_compared_whichever_it_is(path: Path, monkeypatch: pytest.M
 # ---- reading it again
 
 
+def name_now(keys: KeyFile, key: str) -> str | None:
+    """As for a request that comes now."""
+    anyio.run(keys.refresh)
+    return keys.name_of(key.encode())
+
+
 def test_a_new_content_counts_within_a_second(path: Path, clock: Clock) -> None:
     keys = KeyFile(path, "api_keys_file")
     path.write_text(f"bob:{WRONG}\n", encoding="ascii")
     clock.now += 0.5
-    assert keys.name_of(WRONG.encode()) is None, "looked at the file again within a second"
+    assert name_now(keys, WRONG) is None, "looked at the file again within a second"
     clock.now += 0.6
-    assert keys.name_of(WRONG.encode()) == "bob"
-    assert keys.name_of(ALICE.encode()) is None
+    assert name_now(keys, WRONG) == "bob"
+    assert name_now(keys, ALICE) is None
 
 
 def test_a_mounted_secret_is_swapped_by_its_link(tmp_path: Path, clock: Clock) -> None:
@@ -180,7 +188,7 @@ def test_a_mounted_secret_is_swapped_by_its_link(tmp_path: Path, clock: Clock) -
     (tmp_path / "..data_tmp").symlink_to("new")
     (tmp_path / "..data_tmp").rename(tmp_path / "..data")
     clock.now += 2
-    assert keys.name_of(WRONG.encode()) == "line-1"
+    assert name_now(keys, WRONG) == "line-1"
 
 
 @pytest.mark.parametrize("bad", ["", "alice:short\n", None])
@@ -194,13 +202,45 @@ def test_a_file_that_becomes_bad_keeps_the_keys_and_logs_once(
         path.write_text(bad, encoding="ascii")
     for _ in range(3):
         clock.now += 2
-        assert keys.name_of(ALICE.encode()) == "alice"
+        assert name_now(keys, ALICE) == "alice"
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "keys of before stay" in caplog.text
     assert "short" not in caplog.text
     path.write_text(f"bob:{WRONG}\n", encoding="ascii")
     clock.now += 2
-    assert keys.name_of(WRONG.encode()) == "bob"
+    assert name_now(keys, WRONG) == "bob"
+
+
+def test_a_mount_that_does_not_answer_holds_up_nobody(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The request that looked waits a second, others not at all; what comes late counts then."""
+    keys = KeyFile(path, "api_keys_file")
+    answers, real = threading.Event(), auth.open_regular
+
+    def hanging(path: Path) -> BufferedReader:
+        assert answers.wait(PATIENCE)
+        return real(path)
+
+    monkeypatch.setattr(auth, "open_regular", hanging)
+    path.write_text(f"bob:{WRONG}\n", encoding="ascii")
+    for _ in range(3):
+        clock.now += 2
+        assert name_now(keys, ALICE) == "alice"
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "not be read within 1 s; the keys of before stay" in caplog.text
+    answers.set()
+    eventually(lambda: keys.name_of(WRONG.encode()) == "bob", "the new keys count")
+
+
+def test_a_process_ends_although_its_keys_are_being_read(path: Path, clock: Clock) -> None:
+    """The thread that reads is of no pool, for which the interpreter would wait."""
+    keys = KeyFile(path, "api_keys_file")
+    clock.now += 2
+    reading: list[bool] = []
+    keys._look = lambda: reading.append(threading.current_thread().daemon)  # type: ignore[method-assign]
+    anyio.run(keys.refresh)
+    assert reading == [True]
 
 
 # ---- over HTTP
