@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from dd_core.bundle import Bundle, load_bundle
+from dd_core.engine.arithmetic import choose
 from dd_core.plan import Plan
 from dd_core.runtime import pick_device
 from dd_core.sampling import sample_images
@@ -46,7 +47,8 @@ def main() -> int:
     parser.add_argument("bundle")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    bundle = load_bundle(arguments.bundle, pick_device(arguments.device))
+    device = pick_device(arguments.device)
+    bundle = load_bundle(arguments.bundle, device, choose("auto", device))  # as a server does
     plans = {preset.plan.name: preset.plan for preset in bundle.presets}
     print(json.dumps({"digest": bundle.digest}), flush=True)
     for line in sys.stdin:

@@ -18,14 +18,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dd_core.engine.arithmetic import Arithmetic
+from dd_core.engine.memory import return_freed
+from dd_core.engine.prepared import prepare_part, stored_type
 from dd_core.errors import (
     BundleNotFoundError,
     HashMismatchError,
@@ -103,25 +107,19 @@ def find_bundle(source: str | Path) -> Path:
     )
 
 
-def load_bundle(source: str | Path, device: torch.device) -> Bundle:
+def load_bundle(source: str | Path, device: torch.device, arithmetic: Arithmetic | None = None) -> Bundle:
     """Loads a bundle and checks everything about it; weights become float32 on `device`.
+
+    Args:
+        arithmetic: the models are prepared for inference (`dd_core.engine.prepared`), each before the next
+            one is read: so no more than one is ever there in both forms. None = the reference models.
 
     Raises:
         BundleNotFoundError, ManifestError, HashMismatchError, WeightsError: what is wrong, by name.
     """
     folder = find_bundle(source)
     manifest = read_manifest(folder)
-    with on_meta():
-        tokenizer, student, teacher = new_models(manifest.vq, manifest.student, manifest.teacher)
-    modules = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
-    parts = {name: module for name, module in modules.items() if module is not None}
-    for name, module in parts.items():  # all of them before the first is read
-        _check_size(folder, manifest, name, module)
-    for name, module in parts.items():
-        _fill(module, _read_checked(folder, manifest, name), folder / name, device)
-    marginals = _load_marginals(folder, manifest, device)
-    layout = manifest.model.layout
-    sampler = Sampler(layout, tokenizer, student, teacher, marginals, manifest.draw, manifest.flow, device)
+    sampler = _load_models(folder, manifest, device, arithmetic)
     presets = tuple(entry.preset() for entry in manifest.presets)
     for preset in presets:
         try:
@@ -129,6 +127,37 @@ def load_bundle(source: str | Path, device: torch.device) -> Bundle:
         except InvalidPlanError as error:
             raise ManifestError(f"{folder}: {error.message}", param="presets") from None
     return Bundle(manifest, sampler, presets, _load_text(folder, manifest, device))
+
+
+def _load_models(
+    folder: Path, manifest: Manifest, device: torch.device, arithmetic: Arithmetic | None
+) -> Sampler:
+    with on_meta():
+        tokenizer, student, teacher = new_models(manifest.vq, manifest.student, manifest.teacher)
+    modules = {"tokenizer": tokenizer, "student": student, "teacher": teacher}
+    parts = {name: module for name, module in modules.items() if module is not None}
+    for name, module in parts.items():  # all of them before the first is read
+        _check_size(folder, manifest, name, module)
+    sampler = Sampler(
+        manifest.model.layout,
+        tokenizer,
+        student,
+        teacher,
+        draw=manifest.draw,
+        flow=manifest.flow,
+        device=device,
+    )
+    del modules, student, teacher
+    for name in list(parts):
+        module = parts.pop(name)  # so that none is kept once it is prepared
+        _fill(module, _read_checked(folder, manifest, name), folder / name, device, arithmetic)
+        if arithmetic is not None:
+            sampler = prepare_part(sampler, name, arithmetic)
+            if module is tokenizer:
+                del tokenizer.encoder, tokenizer.decoder  # a teacher still refers to the rest of it
+            del module
+            return_freed()
+    return replace(sampler, marginals_KLV=_load_marginals(folder, manifest, device))
 
 
 def save_bundle(
@@ -239,13 +268,33 @@ def _read_checked(folder: Path, manifest: Manifest, name: str) -> dict[str, Tens
         raise WeightsError(f"{path}: not a safetensors file: {error}", param=path.name) from error
 
 
-def _fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, device: torch.device) -> None:
-    """Fills a module that was built on the meta device; its weights become float32 on `device`."""
+def _fill(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: Path,
+    device: torch.device,
+    arithmetic: Arithmetic | None = None,
+) -> None:
+    """Fills a module that was built on the meta device; its weights become float32 on `device`, or what
+    `stored_type` says.
+    """
     check_state(module, state, f"{source}.safetensors")  # before anything grows to float32
-    state = {k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype) for k, v in state.items()}
+    path = f"{source}.safetensors"
+    state = {k: _moved(v, k, path, device, arithmetic) for k, v in state.items()}
     load_strictly(module, state, f"{source}.safetensors")
     restore(module)
     module.to(device).eval().requires_grad_(False)
+
+
+def _moved(
+    value: Tensor, name: str, path: str, device: torch.device, arithmetic: Arithmetic | None
+) -> Tensor:
+    if arithmetic is None or arithmetic.weights == torch.float32:
+        return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
+    dtype = stored_type(name, arithmetic) if value.is_floating_point() else value.dtype
+    # Mapped by itself: no page that was read stays in memory because another tensor of the file is needed.
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name).to(device, dtype, copy=True)  # type: ignore[no-any-return]
 
 
 def _load_text(folder: Path, manifest: Manifest, device: torch.device) -> PromptEncoder | None:

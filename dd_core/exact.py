@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dd_core.cache import KVCache
 from dd_core.condition import Condition
-from dd_core.models.protocols import Teacher, Tokenizer
+from dd_core.models.protocols import BlockByBlock, Pictures
 
 # With fewer rows, BLAS libraries choose their kernel by the number of rows, and the rounding of a
 # row then depends on how many others there are. So it does when a thread is left with one to three rows:
@@ -46,6 +46,17 @@ def among_idle_rows(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return function(*(F.pad(t, (0, 0) * (t.dim() - 1) + (0, idle)) for t in inputs))[:rows]
 
 
+def exact_tokens(first: int, stop: int, tokens: int) -> slice:
+    """Tokens `first..stop-1` of a sequence of `tokens`, and so many more that any number of sequences has a
+    number of rows in which each is rounded as in any other: all of them, or a multiple of 16.
+    """
+    count = -(-(stop - first) // _LEAST_ROWS) * _LEAST_ROWS
+    if count >= tokens:
+        return slice(0, tokens)
+    first = min(first, tokens - count)
+    return slice(first, first + count)
+
+
 def exact_sequences(used: int, tokens: int) -> int:
     """Number of sequences, of `tokens` each, that a teacher's batch of `used` needs.
 
@@ -60,9 +71,9 @@ def with_idle_sequences(cond: Condition, block_sizes: Iterable[int]) -> Conditio
 
 
 def exact_block_logits(
-    teacher: Teacher, tokens_RL: Tensor, padded: Condition, step: int, cache: KVCache
+    teacher: BlockByBlock, tokens_RL: Tensor, padded: Condition, step: int, cache: KVCache
 ) -> Tensor:
-    """`Teacher.block_logits` computed among idle sequences; `padded` is from `with_idle_sequences`."""
+    """`BlockByBlock.block_logits` computed among idle sequences; `padded` is from `with_idle_sequences`."""
     used = len(tokens_RL)
     rows = exact_sequences(used, teacher.layout.block_sizes[step])
     tokens_RL = F.pad(tokens_RL, (0, 0, 0, rows - used))
@@ -101,7 +112,7 @@ class ImageByImage:
         tokens: L, the length of a sequence.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tokens: int) -> None:
+    def __init__(self, tokenizer: Pictures, tokens: int) -> None:
         self._tokenizer, self._tokens = tokenizer, tokens
 
     def __call__(self, codes_BLC: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ token; the masks here include it, as a block of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -24,11 +24,18 @@ from dd_core.errors import InvalidRequestError
 class TokenLayout:
     """Sizes of the blocks, in the order in which the teacher draws them.
 
+    Args:
+        starts: first token of each block, and L at the end: `T + 1` numbers.
+        block_of: block index of each token: `L` numbers.
+
     Raises:
         InvalidRequestError: no blocks, or a block without tokens.
     """
 
     block_sizes: tuple[int, ...]
+    # Plain fields: the lock of a cached property would break a compiled graph.
+    starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    block_of: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.block_sizes or min(self.block_sizes) < 1:
@@ -36,6 +43,9 @@ class TokenLayout:
                 f"block_sizes must be positive integers, at least one; got {self.block_sizes}",
                 param="block_sizes",
             )
+        blocks = tuple(k for k, size in enumerate(self.block_sizes) for _ in range(size))
+        object.__setattr__(self, "starts", tuple(accumulate(self.block_sizes, initial=0)))
+        object.__setattr__(self, "block_of", blocks)
 
     @classmethod
     def raster(cls, tokens: int) -> TokenLayout:
@@ -51,16 +61,6 @@ class TokenLayout:
     def num_tokens(self) -> int:
         """L, the length of the sequence without the start token."""
         return self.starts[-1]
-
-    @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """First token of each block, and L at the end: `T + 1` numbers."""
-        return tuple(accumulate(self.block_sizes, initial=0))
-
-    @cached_property
-    def block_of(self) -> tuple[int, ...]:
-        """Block index of each token: `L` numbers."""
-        return tuple(k for k, size in enumerate(self.block_sizes) for _ in range(size))
 
 
 def data_positions(layout: TokenLayout, step_B: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The device that a model runs on, and its arithmetic.
 
-Serving on a CPU is float32: bfloat16 would make results depend on the batch. Training uses
+Serving is float32 unless another arithmetic is chosen (`dd_core.engine.arithmetic`). Training uses
 bfloat16 products through autocast where the device multiplies bfloat16 in hardware; parameters
 stay float32.
 """
@@ -36,6 +36,11 @@ def pick_device(name: str = "auto") -> torch.device:
 def native_bfloat16(device: torch.device) -> bool:
     """True if `device` multiplies bfloat16 in hardware. A CPU that does not emulates it, 15 times slower."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def native_float16(device: torch.device) -> bool:
+    """True if `device` multiplies float16 in hardware."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:

@@ -23,11 +23,17 @@ from torch import Tensor
 from dd_core.codebook import lookup, nearest
 from dd_core.condition import ClassCondition, Condition, as_condition, of_kind
 from dd_core.errors import InvalidPlanError, InvalidRequestError, NotANumberError
-from dd_core.exact import ImageByImage, among_idle_rows, exact_block_logits, with_idle_sequences
+from dd_core.exact import (
+    ImageByImage,
+    among_idle_rows,
+    exact_block_logits,
+    exact_tokens,
+    with_idle_sequences,
+)
 from dd_core.flow import FlowSettings, flow_map
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.logits import LogitSettings, guide, log_probabilities, multinomial
-from dd_core.models.protocols import Student, Teacher, Tokenizer
+from dd_core.models.protocols import ALL_TOKENS, BlockByBlock, Jump, Pictures
 from dd_core.noise import Key, batch_noise
 from dd_core.plan import Plan, Segment
 
@@ -47,9 +53,9 @@ class Sampler:
     """
 
     layout: TokenLayout
-    tokenizer: Tokenizer
-    student: Student | None = None
-    teacher: Teacher | None = None
+    tokenizer: Pictures
+    student: Jump | None = None
+    teacher: BlockByBlock | None = None
     marginals_KLV: Tensor | None = None
     draw: LogitSettings = field(default_factory=LogitSettings)
     flow: FlowSettings = field(default_factory=FlowSettings)
@@ -97,18 +103,31 @@ def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayou
 
 
 def student_jump(
-    student: Student, codebook_VC: Tensor, x_BLC: Tensor, cond: Condition, step_B: Tensor, split_B: Tensor
+    student: Jump,
+    codebook_VC: Tensor,
+    x_BLC: Tensor,
+    cond: Condition,
+    step_B: Tensor,
+    split_B: Tensor,
+    chosen: slice = ALL_TOKENS,
 ) -> Tensor:
     """F_θ(X_t, t) of Eq. 6: final codes `[B, L, C]` from any point of a trajectory.
 
     Tokens before each sample's step stay as they are. Of the others, those of blocks before
     `split` are codebook rows (argmax of the logits), the rest the embedding head's output.
     A token whose logits are not numbers becomes NaN, so that it shows in its picture.
+
+    Args:
+        chosen: tokens that the logits head is computed for: at least those between any sample's step and its
+            split.
     """
-    embeddings, logits = student.predict(x_BLC, cond, step_B)
+    embeddings, logits = student.predict(x_BLC, cond, step_B, chosen)
     best, index = logits.max(-1)
     codes = lookup(codebook_VC, index) + (best - best)[..., None]
-    predicted = torch.where(data_positions(student.layout, split_B)[..., None], codes, embeddings)
+    first, stop, _ = chosen.indices(embeddings.shape[1])
+    is_code = data_positions(student.layout, split_B)[:, chosen, None]
+    middle = torch.where(is_code, codes, embeddings[:, chosen])
+    predicted = torch.cat([embeddings[:, :first], middle, embeddings[:, stop:]], 1)
     return torch.where(data_positions(student.layout, step_B)[..., None], x_BLC, predicted)
 
 
@@ -156,11 +175,13 @@ class SegmentRun(ABC):
         plan, segment = at[0][0], at[0][0].segments[at[0][1]]
         if segment.actor == "student":
             assert sampler.student is not None
-            step_B = _per_image([p.segments[i].start for p, i in at], x_BLC.device)
-            split_B = _per_image([p.first_continuous for p, _ in at], x_BLC.device)
+            steps, splits = [p.segments[i].start for p, i in at], [p.first_continuous for p, _ in at]
+            starts = sampler.layout.starts
+            chosen = exact_tokens(starts[min(steps)], starts[max(*steps, *splits)], sampler.layout.num_tokens)
+            step_B, split_B = _per_image(steps, x_BLC.device), _per_image(splits, x_BLC.device)
             x_BLC = renoise(x_BLC, noise_BLC, step_B, sampler.layout)
             models = sampler.student, sampler.codebook_VC
-            jump = partial(student_jump, *models, cond=cond, step_B=step_B, split_B=split_B)
+            jump = partial(student_jump, *models, cond=cond, step_B=step_B, split_B=split_B, chosen=chosen)
             return _OnePass(x_BLC, jump)
         assert at.count(at[0]) == len(at), "only student segments of several plans share a run"
         if segment.actor == "teacher":

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE, load_bundle
+from dd_core.engine.arithmetic import EXACT32
 from dd_core.errors import BundleNotFoundError, DDError, InvalidRequestError
 from dd_core.hub.spec import PartName
 from dd_core.noise import NoiseKey
@@ -128,7 +129,7 @@ def generate(
     chosen = (served.budgets.pick(budget) if plan is None else served.preset(plan)).plan
     named = int(label) if label is not None and label.isascii() and label.isdigit() else label
     condition = served.condition(named, prompt)
-    bundle = load_bundle(served.folder, pick_device(device))
+    bundle = load_bundle(served.folder, pick_device(device), EXACT32)
     if isinstance(condition, str):
         assert bundle.text is not None, "a model without an encoder is not found"
         pixels = sample_images(bundle.sampler, chosen, bundle.text.encode([condition]), [(seed, 0)])

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE
+from dd_core.engine.arithmetic import ArithmeticName
 from dd_core.errors import InvalidRequestError
 
 ENV_PREFIX = "DD_SERVER_"
@@ -68,6 +69,12 @@ class Settings(BaseSettings):
         "exact",
         description="`exact` (the same bytes in every batch) or `fast` (arithmetic shared between the images "
         "of a batch).",
+    )
+    arithmetic: ArithmeticName = Field(
+        "auto",
+        description="Numbers that the models compute in: `exact32` (float32), `bf16` or `fp16` (faster in "
+        "hardware that has them, other bytes), or `auto`: `exact32`, but with `--determinism fast` `bf16` "
+        "where the hardware has it.",
     )
     brownout_ms: float = Field(
         2000.0,

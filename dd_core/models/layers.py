@@ -40,8 +40,9 @@ def attend(
     if cache is not None:
         q_BHSE, k_BHSE, v_BHSE, mask = cached_sequences(cache, q_BHSE, k_BHSE, v_BHSE, mask)
         k_BHSE, v_BHSE = cache.write(layer, k_BHSE, v_BHSE)
-    on_cpu, rounded = q_BHSE.device.type == "cpu", torch.is_autocast_enabled(q_BHSE.device.type)
-    if on_cpu and rounded and cache is not None:
+    on_cpu = q_BHSE.device.type == "cpu"
+    # Asked last: a compiled graph cannot hold the question, and a student has no cache.
+    if cache is not None and on_cpu and torch.is_autocast_enabled("cpu"):
         # Autocast would round the whole cache again at every step; exact bytes are not promised under it.
         with torch.autocast("cpu", enabled=False):
             q = q_BHSE.type_as(k_BHSE)

@@ -28,6 +28,7 @@ from dd_core.models.layers import (
     carry_over,
     rope_table,
 )
+from dd_core.models.protocols import ALL_TOKENS
 
 
 def _init(module: nn.Module) -> None:
@@ -112,7 +113,7 @@ class LlamaGenTeacher(_Trunk):
     def new_cache(self, batch: int) -> KVCache:
         cfg = self.cfg
         shape = (cfg.layers, batch, cfg.heads, cfg.prefix - 1 + self.layout.num_tokens, cfg.head_dim)
-        return KVCache.allocate(shape, like=self.output.weight)
+        return KVCache.allocate(shape, like=next(self.layers.parameters()))
 
     def block_logits(self, tokens_BL: Tensor, cond: Condition, step: int, cache: KVCache) -> Tensor:
         """Logits of token `step`, `[B, 1, V]`, reading what the cache does not hold yet.
@@ -169,8 +170,10 @@ class LlamaGenStudent(_Trunk):
         self.tok_embeddings.bias.copy_(fit[-1])
         return self
 
-    def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass: the embedding head's `[B, L, C]` and the logits head's `[B, L, V]`.
+    def predict(
+        self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
+    ) -> tuple[Tensor, Tensor]:
+        """One pass: the embedding head's `[B, L, C]` and the logits head's of `chosen`, `[B, chosen, V]`.
 
         `step_B` holds each sample's own step, so one batch can mix first and later jumps.
         """
@@ -182,6 +185,6 @@ class LlamaGenStudent(_Trunk):
         for i, block in enumerate(self.layers):
             h = block(h, self.rope, None, i, mask)
         h = h[:, prefix:]
-        return self.final_layer_conti(h, start[:, -1]), self.output(self.norm(h))
+        return self.final_layer_conti(h, start[:, -1]), self.output(self.norm(h[:, chosen]))
 
     forward = predict

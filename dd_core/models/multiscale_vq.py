@@ -37,7 +37,56 @@ def phi_index(scales: int, convolutions: int) -> tuple[int, ...]:
     return tuple(int(np.argmin(np.abs(ticks - k / max(1, scales - 1)))) for k in range(scales))
 
 
-class MultiScaleVQ(nn.Module):
+class ResidualScales(nn.Module):
+    """f̂ from codes: what the quantiser, the decoder and VAR's teacher have in common."""
+
+    cfg: MultiScaleConfig
+    codebook_raw: nn.Parameter
+    phi: nn.ModuleList
+    phi_of: tuple[int, ...]
+
+    @property
+    def codebook_VC(self) -> Tensor:
+        """The codes, as they are: not normalised."""
+        return self.codebook_raw
+
+    def add_scale(self, total_BCpp: Tensor, codes_BSC: Tensor, scale: int) -> Tensor:
+        """f̂ + φ_k(upsample(codes)): the feature map with one scale more.
+
+        Args:
+            codes_BSC: the scale's vectors, S = p_k², in raster order.
+        """
+        side, last = self.cfg.sides[scale], self.cfg.sides[-1]
+        h = codes_BSC.transpose(1, 2).reshape(len(codes_BSC), -1, side, side)
+        if scale != len(self.cfg.sides) - 1:
+            h = F.interpolate(h, size=(last, last), mode="bicubic")
+        ratio = self.cfg.phi_ratio
+        added: Tensor = h * (1 - ratio) + self.phi[self.phi_of[scale]](h) * ratio
+        return total_BCpp + added
+
+    def accumulate(self, codes_BLC: Tensor, scales: int) -> list[Tensor]:
+        """f̂ after each of the first `scales` scales, each `[B, C, p_last, p_last]`."""
+        last = self.cfg.sides[-1]
+        total = codes_BLC.new_zeros(len(codes_BLC), codes_BLC.shape[2], last, last)
+        starts, maps = self.cfg.layout.starts, []
+        for k in range(scales):
+            total = self.add_scale(total, codes_BLC[:, starts[k] : starts[k + 1]], k)
+            maps.append(total)
+        return maps
+
+    def next_inputs(self, tokens_BL: Tensor, first: int, stop: int) -> Tensor:
+        """The input of VAR's teacher for the scales `first..stop-1` (`first` ≥ 1): `[B, Σ p², C]`.
+
+        For scale k, f̂ of the scales before k averaged down to p_k. Tokens from scale `stop − 1` on
+        are not looked at.
+        """
+        known = self.cfg.layout.starts[stop - 1]
+        maps = self.accumulate(lookup(self.codebook_VC, tokens_BL[:, :known]), stop - 1)
+        small = [_area(maps[k - 1], self.cfg.sides[k]) for k in range(first, stop)]
+        return torch.cat([m.flatten(2).transpose(1, 2) for m in small], 1)
+
+
+class MultiScaleVQ(ResidualScales):
     """Encoder, residual quantiser over scales and decoder (a `dd_core.models.protocols.Tokenizer`)."""
 
     def __init__(self, cfg: MultiScaleConfig) -> None:
@@ -51,12 +100,7 @@ class MultiScaleVQ(nn.Module):
         )
         self.post_quant_conv = nn.Conv2d(cfg.z_channels, cfg.z_channels, 3, padding=1)
         self.decoder = Decoder(cfg)
-        self._phi_of = phi_index(len(cfg.sides), cfg.shared_phi)
-
-    @property
-    def codebook_VC(self) -> Tensor:
-        """The codes, as they are: not normalised."""
-        return self.codebook_raw
+        self.phi_of = phi_index(len(cfg.sides), cfg.shared_phi)
 
     def encode_continuous(self, image_B3HW: Tensor) -> Tensor:
         """Image → the feature map that the scales approximate, `[B, C, p_last, p_last]`."""
@@ -94,41 +138,6 @@ class MultiScaleVQ(nn.Module):
     def set_codes(self, codes_VC: Tensor) -> None:
         """Replace the codebook."""
         self.codebook_raw.copy_(codes_VC)
-
-    def add_scale(self, total_BCpp: Tensor, codes_BSC: Tensor, scale: int) -> Tensor:
-        """f̂ + φ_k(upsample(codes)): the feature map with one scale more.
-
-        Args:
-            codes_BSC: the scale's vectors, S = p_k², in raster order.
-        """
-        side, last = self.cfg.sides[scale], self.cfg.sides[-1]
-        h = codes_BSC.transpose(1, 2).reshape(len(codes_BSC), -1, side, side)
-        if scale != len(self.cfg.sides) - 1:
-            h = F.interpolate(h, size=(last, last), mode="bicubic")
-        ratio = self.cfg.phi_ratio
-        added: Tensor = h * (1 - ratio) + self.phi[self._phi_of[scale]](h) * ratio
-        return total_BCpp + added
-
-    def accumulate(self, codes_BLC: Tensor, scales: int) -> list[Tensor]:
-        """f̂ after each of the first `scales` scales, each `[B, C, p_last, p_last]`."""
-        last = self.cfg.sides[-1]
-        total = codes_BLC.new_zeros(len(codes_BLC), codes_BLC.shape[2], last, last)
-        starts, maps = self.cfg.layout.starts, []
-        for k in range(scales):
-            total = self.add_scale(total, codes_BLC[:, starts[k] : starts[k + 1]], k)
-            maps.append(total)
-        return maps
-
-    def next_inputs(self, tokens_BL: Tensor, first: int, stop: int) -> Tensor:
-        """The input of VAR's teacher for the scales `first..stop-1` (`first` ≥ 1): `[B, Σ p², C]`.
-
-        For scale k, f̂ of the scales before k averaged down to p_k. Tokens from scale `stop − 1` on
-        are not looked at.
-        """
-        known = self.cfg.layout.starts[stop - 1]
-        maps = self.accumulate(lookup(self.codebook_VC, tokens_BL[:, :known]), stop - 1)
-        small = [_area(maps[k - 1], self.cfg.sides[k]) for k in range(first, stop)]
-        return torch.cat([m.flatten(2).transpose(1, 2) for m in small], 1)
 
     def decode_tokens(self, tokens_BL: Tensor) -> Tensor:
         """Indices `[B, L]` → image `[B, 3, H, W]`, not clamped."""

@@ -16,18 +16,34 @@ from dd_core.cache import KVCache
 from dd_core.condition import Condition
 from dd_core.layout import TokenLayout
 
+ALL_TOKENS = slice(None)
 
-class Student(Protocol):
-    """F_θ: predicts the final sequence from any point of a trajectory, in one pass."""
+
+class Jump(Protocol):
+    """F_θ for inference: predicts the final sequence from any point of a trajectory, in one pass."""
+
+    @property
+    def layout(self) -> TokenLayout: ...
+
+    def predict(
+        self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
+    ) -> tuple[Tensor, Tensor]:
+        """`x` is final before each sample's step and noise after.
+
+        Returns the embedding head's codes `[B, L, C]`, raw at all positions (also at those that were final
+        already), and the logits head's of the `chosen` tokens, `[B, chosen, V]`.
+        """
+        ...
+
+
+class Student(Jump, Protocol):
+    """F_θ as it is trained."""
 
     # Modules with one entry a block, by their names, and those parameters of an entry that, at zero, make it
     # add nothing.
     GROWS: ClassVar[Mapping[str, tuple[str, ...]]]
     # Parameters that depend on the condition begin with one of these names.
     CONDITION: ClassVar[tuple[str, ...]]
-
-    @property
-    def layout(self) -> TokenLayout: ...
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -41,29 +57,12 @@ class Student(Protocol):
         """
         ...
 
-    def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` is final before each sample's step and noise after.
 
-        Returns the embedding head's codes `[B, L, C]` and the logits head's `[B, L, V]`, raw at
-        all positions (also at those that were final already).
-        """
-        ...
-
-
-class Teacher(Protocol):
-    """p(block | earlier blocks): one forward pass a block."""
+class BlockByBlock(Protocol):
+    """A teacher for inference: p(block | earlier blocks), one forward pass a block."""
 
     @property
     def layout(self) -> TokenLayout: ...
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer's blocks."""
-        ...
-
-    def forward(self, tokens_BL: Tensor, cond: Condition) -> Tensor:
-        """Teacher forcing: logits of all tokens, `[B, L, V]`."""
-        ...
 
     def null_like(self, cond: Condition) -> Condition:
         """The condition that stands for none, for as many images: classifier-free guidance."""
@@ -83,6 +82,19 @@ class Teacher(Protocol):
         ...
 
 
+class Teacher(BlockByBlock, Protocol):
+    """A teacher as it is trained."""
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks."""
+        ...
+
+    def forward(self, tokens_BL: Tensor, cond: Condition) -> Tensor:
+        """Teacher forcing: logits of all tokens, `[B, L, V]`."""
+        ...
+
+
 class Quantized(NamedTuple):
     """A continuous encoding in codes, and what training has to make smaller.
 
@@ -96,11 +108,19 @@ class Quantized(NamedTuple):
     fit: Tensor  # how far what the codes pass through (φ) is from the encoder
 
 
-class Tokenizer(Protocol):
-    """Pixels ↔ codes."""
+class Pictures(Protocol):
+    """A tokenizer for inference: codes → pixels."""
 
     @property
     def codebook_VC(self) -> Tensor: ...
+
+    def to_image(self, codes_BLC: Tensor) -> Tensor:
+        """Codes or continuous embeddings → image `[B, 3, H, W]`, not clamped."""
+        ...
+
+
+class Tokenizer(Pictures, Protocol):
+    """Pixels ↔ codes, as it is trained."""
 
     def encode_continuous(self, image_B3HW: Tensor) -> Tensor:
         """Image in [−1, 1] → z."""
@@ -121,8 +141,4 @@ class Tokenizer(Protocol):
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Image in [−1, 1] → token indices `[B, L]`."""
-        ...
-
-    def to_image(self, codes_BLC: Tensor) -> Tensor:
-        """Codes or continuous embeddings → image `[B, 3, H, W]`, not clamped."""
         ...

@@ -24,6 +24,7 @@ from dd_core.exact import among_idle_rows
 from dd_core.layout import TokenLayout, data_positions, paper_student_mask, student_mask, teacher_mask
 from dd_core.models.config import VARConfig
 from dd_core.models.layers import FinalLayer, GeluFeedForward, attend, carry_over
+from dd_core.models.protocols import ALL_TOKENS
 
 _NORM_EPS = 1e-6
 # Factors of first weights.
@@ -314,8 +315,10 @@ class VARStudent(_Trunk):
             own[2:] = old[1:]
         return self
 
-    def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass: the embedding head's `[B, L, C]` and the logits head's `[B, L, V]`."""
+    def predict(
+        self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
+    ) -> tuple[Tensor, Tensor]:
+        """One pass: the embedding head's `[B, L, C]` and the logits head's of `chosen`, `[B, chosen, V]`."""
         class_BD = self.label(cond)
         data = data_positions(self.layout, step_B).long()
         extra = self.n_d_embed(torch.cat([torch.ones_like(data[:, :1]), data], 1))
@@ -326,7 +329,7 @@ class VARStudent(_Trunk):
         for i, block in enumerate(self.blocks):
             h = block(h, six, self.mask_SS, None, i, self.layerwise_n_d_embed[i](extra))
         h = (h + self.layerwise_n_d_embed[-1](extra))[:, 1:]
-        return self.final_layer_conti(h, class_BD), self.head(self.head_nm(h, class_BD))
+        return self.final_layer_conti(h, class_BD), self.head(self.head_nm(h[:, chosen], class_BD))
 
     forward = predict
 

@@ -32,6 +32,7 @@ class DeviceOptions:
     device: str  # auto, cpu, cuda or cuda:N
     threads: int = 0  # of torch on a CPU; 0 = its choice
     exact: bool = True  # an image has the same bytes in every batch (`dd_core.sampling.Sampler.exact`)
+    arithmetic: str = "auto"  # `dd_core.engine.arithmetic.choose`
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
     prepare: Prepare | None = None  # applied to each bundle that is loaded; tests put their faults in here

@@ -62,7 +62,7 @@ class DevicePool:
         self._workers: list[DeviceWorker] = []
         self._held: Counter[str] = Counter()
         self._released = asyncio.Event()
-        self.kind = _kind_of(self._devices, settings.max_batch)
+        self.kind = _kind_of(self._devices, settings.max_batch, settings.arithmetic)
         on_cpu = CostTable(buckets_up_to(settings.max_batch))  # of all its processes, which are alike
         # Wherever it goes, the largest request finds room.
         room = max(settings.max_images, -(-settings.queue_size // len(self.specs)))
@@ -73,7 +73,15 @@ class DevicePool:
             costs = on_cpu if device == "cpu" else CostTable(shapes)
             worker = DeviceWorker(
                 name,
-                DeviceOptions(device, threads, exact, settings.log_level, settings.log_format, self.prepare),
+                DeviceOptions(
+                    device,
+                    threads,
+                    exact,
+                    settings.arithmetic,
+                    settings.log_level,
+                    settings.log_format,
+                    self.prepare,
+                ),
                 Scheduler(costs, room, settings.cohorts),
                 self.metrics,
                 settings.hang_timeout,
@@ -245,7 +253,7 @@ def submit_parts(job: Job, parts: Sequence[Part]) -> Submission:
     return submission
 
 
-def _kind_of(devices: Sequence[str], max_batch: int) -> str:
+def _kind_of(devices: Sequence[str], max_batch: int, arithmetic: str) -> str:
     """Name all that the last bits of a picture may depend on, besides its model: the build and the devices.
     On a GPU kernels are chosen by the shape of a batch.
     """
@@ -253,4 +261,7 @@ def _kind_of(devices: Sequence[str], max_batch: int) -> str:
         f"{torch.cuda.get_device_name(name)} {max_batch}" if name.startswith("cuda") else platform.machine()
         for name in devices
     }
-    return " ".join([torch.__version__, *sorted(kinds)])
+    named = (
+        [] if arithmetic == "auto" else [arithmetic]
+    )  # auto follows from the device where bytes are promised
+    return " ".join([torch.__version__, *sorted(kinds), *named])

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.condition import ClassCondition, Condition
+from dd_core.engine.arithmetic import choose
 from dd_core.errors import BundleError, DDError
 from dd_core.noise import batch_noise
 from dd_core.plan import Plan
@@ -61,7 +62,8 @@ class Device:
         Raises:
             DDError: what is wrong with it.
         """
-        bundle = load_bundle(command.folder, self.device)
+        arithmetic = choose(self.options.arithmetic, self.device, self.options.exact)
+        bundle = load_bundle(command.folder, self.device, arithmetic)
         if bundle.text is not None:
             bundle.text.load()  # T5 may have to be fetched first: here nothing waits for it but this model
         bundle = replace(bundle, sampler=replace(bundle.sampler, exact=self.options.exact))

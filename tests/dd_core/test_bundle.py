@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -12,10 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dd_core.bundle import Bundle, builtin_bundles, load_bundle
+from dd_core.engine.arithmetic import BF16, EXACT32, Arithmetic
+from dd_core.engine.prepared import prepare
 from dd_core.errors import BundleError, BundleNotFoundError, HashMismatchError, ManifestError, WeightsError
 from dd_core.manifest import FileEntry, read_manifest, write_manifest
-from dd_core.plan import one_step
+from dd_core.models.vq import Encoder
+from dd_core.plan import one_step, teacher
 from dd_core.sampling import sample_images
+from tests.tiny_var import tiny_var_bundle
 
 CPU = torch.device("cpu")
 
@@ -46,6 +51,27 @@ def test_what_is_saved_is_what_is_loaded(bundle: Bundle, folder: Path) -> None:
     assert again.digest == bundle.digest and again.manifest == bundle.manifest
     pictures = [sample_images(b.sampler, one_step(64), [3], [(1, 0)]) for b in (bundle, again)]
     assert torch.equal(*pictures)
+
+
+@pytest.mark.parametrize("arithmetic", [EXACT32, BF16], ids=lambda a: a.name)
+@pytest.mark.parametrize("family", ["llamagen", "var"])
+def test_what_is_prepared_while_it_loads_is_what_is_prepared_afterwards(
+    folder: Path, tmp_path: Path, family: str, arithmetic: Arithmetic
+) -> None:
+    """And of the tokenizer's encoder nothing is left, to which VAR's teacher would still hold on."""
+    source = folder if family == "llamagen" else tiny_var_bundle(tmp_path / "var")
+    reference, before = load_bundle(source, CPU).sampler, _encoders()
+    loaded = load_bundle(source, CPU, arithmetic).sampler
+    assert _encoders() == before
+    blocks = loaded.layout.num_blocks
+    for chosen in (one_step(blocks), teacher(blocks)):
+        pictures = [sample_images(s, chosen, [3], [(1, 0)]) for s in (loaded, prepare(reference, arithmetic))]
+        assert torch.equal(*pictures)
+
+
+def _encoders() -> int:
+    gc.collect()
+    return sum(type(found) is Encoder for found in gc.get_objects())
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "student", "teacher", "marginals"])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dd_core.codebook import lookup
 from dd_core.files import save_tensors
+from dd_core.models.build import AnyTokenizer
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler, sample_images, to_pixels
 from training import parallel
@@ -135,6 +136,7 @@ class Sets:
     def reconstructed(self) -> Tensor:
         """Images through the tokenizer and back, `[N, H, W, 3]` uint8."""
         tokenizer, parts = self.sampler.tokenizer, []
+        assert isinstance(tokenizer, AnyTokenizer), "one that was prepared for inference has no encoder"
         for part in torch.split(self.to_reconstruct, self.recipe.batch):
             x = part.to(self.sampler.device).float() / 127.5 - 1
             codes = lookup(tokenizer.codebook_VC, tokenizer.encode(x))

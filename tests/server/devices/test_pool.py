@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dd_core.plan import one_step
-from server.devices.pool import Part, combined_forecast, dispatch, submit_parts
+from server.devices.pool import Part, _kind_of, combined_forecast, dispatch, submit_parts
 from server.devices.submission import Submission
 from server.errors import ComputeError, QueueFullError
 from server.scheduling.backlog import Forecast
@@ -19,6 +19,11 @@ from server.scheduling.jobs import Job
 from tests.server.scheduling.simulation import job
 
 PLAN = one_step(64)
+
+
+def test_pictures_of_another_arithmetic_have_another_tag() -> None:
+    assert len({_kind_of(["cpu"], 32, name) for name in ("auto", "bf16", "fp16")}) == 3
+    assert _kind_of(["cpu"], 32, "auto") == _kind_of(["cpu", "cpu"], 8, "auto")
 
 
 @dataclass

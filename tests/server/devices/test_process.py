@@ -13,6 +13,8 @@ import torch
 
 from dd_core import plan
 from dd_core.bundle import Bundle
+from dd_core.engine import arithmetic
+from dd_core.errors import InvalidRequestError
 from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
 from dd_core.sampling import sample_images
@@ -32,6 +34,29 @@ def device(bundle_folder: Path) -> Device:
     found = Device(torch.device("cpu"), DeviceOptions("cpu"))
     found.bundles["tiny"] = found.load(Load("tiny", bundle_folder))
     return found
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", ["auto", "exact32", "bf16"])
+def test_models_are_loaded_in_the_chosen_arithmetic(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, exact: bool
+) -> None:
+    """`auto` is float32 where bytes are promised, and where the hardware has no bfloat16."""
+    low = {True: name == "bf16", False: name != "exact32"}[exact]
+    options = DeviceOptions("cpu", exact=exact, arithmetic=name)
+    monkeypatch.setattr(arithmetic, "native_bfloat16", lambda _: True)
+    sampler = Device(torch.device("cpu"), options).load(Load("tiny", bundle_folder)).sampler
+    assert sampler.teacher is not None and sampler.exact == exact
+    assert sampler.teacher.new_cache(1).keys.dtype == (torch.bfloat16 if low else torch.float32)
+    monkeypatch.setattr(arithmetic, "native_bfloat16", lambda _: False)
+    device = Device(torch.device("cpu"), options)
+    if name == "bf16":
+        with pytest.raises(InvalidRequestError, match="arithmetic bf16 is not in the hardware of this cpu"):
+            device.load(Load("tiny", bundle_folder))
+    else:
+        sampler = device.load(Load("tiny", bundle_folder)).sampler
+        assert sampler.teacher is not None
+        assert sampler.teacher.new_cache(1).keys.dtype == torch.float32
 
 
 def run(
