@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -80,7 +81,7 @@ def test_a_run_of_texts_is_diagnosed(run: Run) -> None:
 
 def test_the_corpus_has_every_style_and_no_skin_tones_or_countries(patched: pytest.MonkeyPatch) -> None:
     corpus = pictograms.load()
-    assert corpus.images_FN3HW.shape == (6, len(corpus), 3, 32, 32)
+    assert corpus.images_FN3HW.shape == (6, len(corpus), 3, 64, 64)
     assert {s: corpus.styles.count(s) for s in set(corpus.styles)} == {
         "noto": 40, "3d": 30, "flat": 40, "blob": 26,
     }  # fmt: skip
@@ -95,7 +96,7 @@ def test_pictures_are_on_white_and_arrows_are_not_mirrored(patched: pytest.Monke
     corpus = pictograms.load()
     for i, (concept, style) in enumerate(zip(corpus.concepts, corpus.styles, strict=True)):
         plain, mirrored = corpus.images_FN3HW[:2, i]
-        assert plain[:, 0, 31].tolist() == [255, 255, 255]
+        assert plain[:, 0, 63].tolist() == [255, 255, 255]
         same = torch.equal(plain, mirrored)
         if "arrow" in concept.name:
             assert same
@@ -132,7 +133,11 @@ def test_held_out_pairs_and_concepts_are_never_learned_from(patched: pytest.Monk
         assert len(styled) == 4 and prompts.isdisjoint(styled)
     images = text_data.train_images(run.recipe)
     assert len(images.images) == 6 * len(by["train"])
-    assert torch.equal(images.images[3], corpus.images_FN3HW[0, by["train"][3]])
+    half = F.avg_pool2d(corpus.images_FN3HW[0, by["train"][3]].float(), 2)
+    assert (images.images[3] - half).abs().max() <= 0.5
+    assert images.images[3].shape == (3, 32, 32) == (3, run.recipe.image_size, run.recipe.image_size)
+    whole = text_data.images_of(by["pair"], 64, 1)
+    assert torch.equal(whole.images, corpus.images_FN3HW[0, by["pair"]])
 
 
 def test_captions_are_drawn_from_names_keywords_and_styles() -> None:

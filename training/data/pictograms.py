@@ -1,7 +1,7 @@
 """The text corpus: emoji drawn in six styles under permissive licences, with names and keywords.
 
-    packages ─▶ PNG, WebP or SVG ─▶ 64 px on white ─▶ views of 32 px ─▶ pictograms.safetensors
-    emojibase ─▶ name, keywords ─────────────────────────────────────▶ pictograms.json
+    packages ─▶ PNG, WebP or SVG ─▶ 128 px on white ─▶ views of 64 px ─▶ pictograms.safetensors
+    emojibase ─▶ name, keywords ──────────────────────────────────────▶ pictograms.json
 
 A *concept* is an emoji (a code point sequence), a *picture* a concept in a style. Skin tones and
 flags of countries are left out: they would be most of the corpus and teach colours of skin and
@@ -9,7 +9,7 @@ heraldry. A picture is stored as several *views*: as it is, mirrored, and a litt
 moved, so that 7,000 pictures are more than 7,000 lessons. A concept whose picture means
 something else in a mirror (arrows, letters, clocks) has no mirrored views.
 
-Shapes: F views, N pictures; images are `[F, N, 3, 32, 32]` uint8.
+Shapes: F views, N pictures; images are `[F, N, 3, 64, 64]` uint8.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from training.data.packages import DataError, Package, cache_dir, contents, one_
 
 log = logging.getLogger("dd_train")
 
-SIDE = 32
-_DRAWN, _BASE, _MARGIN = 256, 64, 8
-_VERSION = 1  # raise it when the pictures change, so that no old file is taken
+SIDE = 64
+SIZES = (32, SIDE)  # what `at_size` gives
+_DRAWN, _BASE, _MARGIN = 256, 128, 16
+_VERSION = 2  # raise it when the pictures change, so that no old file is taken
 # Share of the side that a view shows, where its middle is (in base pixels), whether it is mirrored.
-_VIEWS = ((1.0, 0.0, 0.0, False), (1.0, 0.0, 0.0, True), (1.08, 1.5, -1.0, False), (1.12, -1.5, 1.5, True),
-          (1.04, -1.0, -1.5, False), (1.16, 1.0, 1.0, True))  # fmt: skip
+_VIEWS = ((1.0, 0.0, 0.0, False), (1.0, 0.0, 0.0, True), (1.08, 3.0, -2.0, False), (1.12, -3.0, 3.0, True),
+          (1.04, -2.0, -3.0, False), (1.16, 2.0, 2.0, True))  # fmt: skip
 
 NAMES = Package(
     "npm", "emojibase-data", "17.0.0",
@@ -210,7 +211,7 @@ def licences() -> list[dict[str, Any]]:
 
 
 def views(drawn: Image.Image, mirrored: bool) -> Tensor:
-    """`[F, 3, 32, 32]` uint8 of a picture with transparency, on white.
+    """`[F, 3, 64, 64]` uint8 of a picture with transparency, on white.
 
     A picture that must not be mirrored has its views unmirrored, so F is the same.
     """
@@ -228,6 +229,20 @@ def views(drawn: Image.Image, mirrored: bool) -> Tensor:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         found.append(np.asarray(view).transpose(2, 0, 1))
     return torch.from_numpy(np.stack(found))
+
+
+def at_size(images_FN3HW: Tensor, size: int) -> Tensor:
+    """Views at one of `SIZES`: means of squares of pixels, rounded; as they are at 64."""
+    if size == SIDE:
+        return images_FN3HW
+    of = SIDE // size
+    squares = (view.unflatten(3, (size, of)).unflatten(2, (size, of)) for view in images_FN3HW)
+    # View by view: sums of all at once would be gigabytes.
+    means = [
+        (s.sum((3, 5), dtype=torch.int16) + of * of // 2).div_(of * of, rounding_mode="floor")
+        for s in squares
+    ]
+    return torch.stack([mean.to(torch.uint8) for mean in means])
 
 
 def _drawn(source: Source, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Image.Image]]:

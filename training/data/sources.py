@@ -31,7 +31,7 @@ def load_images(run: Run) -> tuple[ImageSet, ImageSet]:
         case "cifar10":
             return cifar10("train"), cifar10("test")
         case "pictograms":
-            return text.train_images(recipe), text.images_of(text.pictures("pair"), 1)
+            return text.train_images(recipe), text.images_of(text.pictures("pair"), recipe.image_size, 1)
         case "folder":
             assert recipe.folder is not None, "a rule of the recipe"
             found = same_folder(recipe.folder, Path(recipe.folder.path), recipe.image_size)

@@ -62,9 +62,10 @@ def pictures(split: Split, limit: int = 0) -> list[int]:
     return [i for i, s in enumerate(found) if s == split][: limit or None]
 
 
-def images_of(chosen: Sequence[int], views: int | None = None) -> ImageSet:
-    """Views of pictures, view by view; a label is the picture's place in `chosen`."""
-    images = pictograms.load().images_FN3HW[:views, torch.tensor(chosen)]
+def images_of(chosen: Sequence[int], size: int, views: int | None = None) -> ImageSet:
+    """Views of pictures at `size` pixels, view by view; a label is the picture's place in `chosen`."""
+    stored = pictograms.load().images_FN3HW[:views, torch.tensor(chosen)]
+    images = pictograms.at_size(stored, size)
     return ImageSet(images.flatten(0, 1), torch.arange(len(chosen)).repeat(len(images)))
 
 
@@ -73,7 +74,7 @@ def train_images(recipe: Recipe) -> ImageSet:
 
     `recipe.train_images` keeps the first pictures only; 0 keeps all.
     """
-    return images_of(pictures("train", recipe.train_images), recipe.views)
+    return images_of(pictures("train", recipe.train_images), recipe.image_size, recipe.views)
 
 
 def captions_of(chosen: Sequence[int]) -> Captions:
@@ -195,7 +196,7 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
     corpus = pictograms.load()
     pairs = _mixed(pictures("pair"))[: cfg.reference]
     learned = _mixed(pictures("train", recipe.train_images))
-    views = images_of(learned, 1)
+    views = images_of(learned, recipe.image_size, 1)
     known_states = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
     names = [corpus.concepts[i].name for i in learned]
     features = picture_features(views.images, lpips)
@@ -206,8 +207,8 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
     known_by = json.dumps([prompts, names, ENCODER.sha256, lpips.fingerprint])
     fingerprint = hashlib.sha256(known_by.encode()).hexdigest()
     conditions = TextConditions.of_prompts(states, mask)
-    test = images_of(learned[: cfg.test], 1)
-    return images_of(pairs, 1), test, Prompted(conditions, agreement, fingerprint)
+    test = images_of(learned[: cfg.test], recipe.image_size, 1)
+    return images_of(pairs, recipe.image_size, 1), test, Prompted(conditions, agreement, fingerprint)
 
 
 def about(recipe: Recipe) -> About:

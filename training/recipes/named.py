@@ -74,8 +74,9 @@ def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
     yield "model.sides", model.layout != scales, "be the tokenizer's"
     yield "model.heads", model.dim % model.heads, f"divide model.dim, {model.dim}"
     size, folder = recipe.image_size, recipe.folder
-    fixed = recipe.data in ("cifar10", "pictograms")
-    yield "model", fixed and size != 32, f"make pictures of 32 pixels with the tokenizer, not of {size}"
+    sizes = {"cifar10": (32,), "pictograms": (32, 64)}.get(recipe.data, (size,))
+    wanted = " or ".join(map(str, sizes))
+    yield "model", size not in sizes, f"make pictures of {wanted} pixels with the tokenizer, not of {size}"
     yield (
         "folder",
         (recipe.data == "folder") != (folder is not None),
