@@ -34,6 +34,7 @@ from training.metrics.report import Row
 from training.metrics.rows import measured, once
 from training.mismatch import refuse_mismatch
 from training.optim.loop import plain
+from training.optim.progress import FID_SECONDS
 from training.presets import presets
 from training.recipes.named import checked
 from training.recipes.saved import read_recipe, remembered
@@ -41,7 +42,7 @@ from training.recipes.settings import Recipe
 from training.run import Run, load_drawing_tokenizer, load_teacher, load_tokenizer
 from training.stages import distill
 from training.stages.pairs import FOLDER, OWN_FOLDER, PROMPTS, load_pairs
-from training.stages.student_fid import FID, FID_SECONDS, fid_lines, plan_fid, student_plans
+from training.stages.student_fid import FID, fid_lines, plan_fid, student_plans
 
 log = logging.getLogger("dd_train")
 Subject = Literal["timesteps", "pairs"]

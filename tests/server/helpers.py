@@ -24,7 +24,7 @@ from torch import Tensor
 from dd_core.bundle import Bundle
 from dd_core.condition import ClassCondition, Condition, of_kind
 from dd_core.layout import TokenLayout
-from dd_core.models.protocols import Student
+from dd_core.models.protocols import ALL_TOKENS, Student
 from server.app import create_app
 from server.devices.supervisor import PRELOAD
 from server.launcher import Server, bind, make_server
@@ -122,7 +122,9 @@ class _Gated:
     def layout(self) -> TokenLayout:
         return self.student.layout
 
-    def predict(self, x_BLC: Tensor, cond: Condition, step_B: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
+    ) -> tuple[Tensor, Tensor]:
         labels_B, gate = of_kind(cond, ClassCondition).labels_B, self.gate
         classes = labels_B.tolist()
         gate.calls.append(classes)
@@ -134,7 +136,7 @@ class _Gated:
             raise torch.OutOfMemoryError("secret: the device is out of memory")
         if gate.poisoned.value in classes:
             raise RuntimeError("secret: the device is out of order")
-        embeddings, logits = self.student.predict(x_BLC, cond, step_B)
+        embeddings, logits = self.student.predict(x_BLC, cond, step_B, chosen)
         wrong = labels_B == gate.broken.value
         return embeddings, torch.where(wrong[:, None, None], torch.nan, logits)
 

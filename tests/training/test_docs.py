@@ -27,7 +27,7 @@ from training.data import text
 from training.metrics import caption_retrieval, timing
 from training.recipes.named import RECIPES, get_recipe
 from training.recipes.settings import EvaluateRecipe, Recipe
-from training.stages import distill, evaluate, teacher
+from training.stages import distill, evaluate, student_fid, teacher
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(p for p in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if p.name != "commands.md")
@@ -41,6 +41,9 @@ SMALLER = {
     "50000": "10",
     "teacher.steps=+2000": "teacher.steps=+2",
     "/shared/gpu": "shared/gpu",
+    "evaluate.images=2000": "evaluate.images=10",
+    "8,20,40": "8,20",
+    "5000,10000,20000": "4,8",
 }
 
 
@@ -114,7 +117,7 @@ def place(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setattr(text, "t5_states", FewWords)
         for stage in (teacher, distill):
             patch.setattr(stage, "sample_grid", lambda *_: None)
-        for module in (cli, evaluate):
+        for module in (cli, evaluate, student_fid):
             patch.setattr(module, "FeatureExtractor", lambda *_: fakes.Mean())
         for name, base in (("cpu", "tiny"), ("gpu", "tiny"), ("text-cpu", "text-tiny")):
             patch.setitem(RECIPES, name, _tiny(name, base))
@@ -140,6 +143,9 @@ def _before(arguments: list[str]) -> None:
     if arguments[0] == "teacher":
         shutil.move(one, finished)
         shutil.copytree(finished, one, ignore=shutil.ignore_patterns("pairs", "student.pt"))
+    if "evaluate_every=250" in arguments:  # the finished run again, whose student is distilled anew
+        shutil.rmtree(one)
+        shutil.copytree(finished, one, ignore=shutil.ignore_patterns("student.*"))
     if arguments[:3] == ["distill", "--recipe", "gpu"]:
         other = Path(arguments[-1])
         shutil.copytree(finished, other, ignore=shutil.ignore_patterns("student.pt"))

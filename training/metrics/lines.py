@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 _MOST_POINTS = 500  # of a line: more are not seen
+_LONGEST_NAME = 32  # in a legend, which would take the room of the axes
 
 
 def line_figure(
@@ -25,7 +26,8 @@ def line_figure(
     for name, points in lines.items():
         shown = points[:: max(1, len(points) // _MOST_POINTS)]
         # A dollar would begin a formula, and a name that begins with _ would be left out of the legend.
-        label = "\N{ZERO WIDTH SPACE}" + name.replace("$", r"\$")
+        short = name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
+        label = "\N{ZERO WIDTH SPACE}" + short.replace("$", r"\$")
         axes.plot([x for x, _ in shown], [y for _, y in shown], linewidth=1.2, label=label)
     axes.set(title=title, xlabel=xlabel)
     axes.grid(alpha=0.3)

@@ -48,7 +48,7 @@ def loss_curve(lines: Sequence[Mapping[str, float]], path: Path) -> None:
     from matplotlib import pyplot
 
     found = dict.fromkeys(k for line in lines for k in line)
-    names = [k for k in found if k not in ("step", "fid_images", "fid_seconds")]
+    names = [k for k in found if k != "step"]
     figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]

@@ -30,7 +30,10 @@ class Events:
                 "tensorboard=true needs tensorboardX: pip install 'distilled-decoding[tensorboard]'",
                 param="tensorboard",
             ) from None
-        self._writer = SummaryWriter(str(folder), purge_step=first + 1 if first else None)
+        # The step is in the file's name: with the second alone a stage that goes on at once would overwrite.
+        self._writer = SummaryWriter(
+            str(folder), purge_step=first + 1 if first else None, filename_suffix=f".{first:08d}"
+        )
 
     def figures(self, record: Mapping[str, float]) -> None:
         """Write a line of the journal as scalars of its step."""

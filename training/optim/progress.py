@@ -43,8 +43,9 @@ class Progress:
         )
 
 
-# Fields of a journal's line that say how far a stage is; the others are its figures.
-FIELDS = frozenset(Progress.__dataclass_fields__)
+FID_IMAGES, FID_SECONDS = "fid_images", "fid_seconds"  # of a line that has FIDs of a student
+# Fields of a journal's line that say how far a stage is, or how something was measured; the others are figures.
+FIELDS = frozenset(Progress.__dataclass_fields__) | {FID_IMAGES, FID_SECONDS}
 
 
 class Pace:
@@ -97,7 +98,7 @@ def read_journal(path: Path) -> list[dict[str, float]]:
 
 def newest(lines: list[dict[str, float]]) -> dict[str, float] | None:
     """The last line that says how far the stage is; a line of a student's FID does not."""
-    return next((line for line in reversed(lines) if "per_s" in line), None)
+    return next((line for line in reversed(lines) if FID_IMAGES not in line), None)
 
 
 def figures_of(lines: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -21,13 +21,13 @@ from training.digest import weights_digest
 from training.metrics.features import Extractor, FeatureExtractor, precision_on
 from training.metrics.plan_fid import PlanFid
 from training.optim.loop import Callback, Ema
+from training.optim.progress import FID_IMAGES, FID_SECONDS
 from training.presets import presets
 from training.recipes.settings import Recipe
 from training.run import Run, load_drawing_tokenizer
 
 log = logging.getLogger("dd_train")
 FID = "fid-"  # before a plan's name in the journal
-FID_IMAGES, FID_SECONDS = "fid_images", "fid_seconds"
 
 
 def student_plans(recipe: Recipe) -> list[Plan]:
