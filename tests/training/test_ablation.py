@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dd_core.errors import RecipeError
 from dd_core.models.build import new_student
 from dd_core.sampling import Sampler, sample_images
 from tests.training.fakes import Mean
+from tests.training.test_parallel import TORCHRUN
 from training.ablation import Ablation
 from training.cli import main
 from training.data.cifar10 import cifar10
@@ -329,3 +331,25 @@ def test_an_ablation_needs_pairs_and_keeps_its_settings(
     assert "evaluate.images was 16 and is 20" in capsys.readouterr().err
     saved = read_recipe(out / "ablation-timesteps" / "8")
     assert saved is not None and saved.evaluate.images == 16
+
+
+def test_two_ranks_draw_the_curves_of_one_process(with_pairs: Path, tmp_path: Path) -> None:
+    one, two = (copy_of(with_pairs, tmp_path / name).out for name in ("one", "two"))
+    command = ["ablate", "timesteps", "--steps", "8", "--updates", "4", "--every", "2", "--images", "16"]
+    assert train(one, *command) == 0
+    done = subprocess.run(
+        [*TORCHRUN, "tests.training.measuring", *command, "--device", "cpu", "--out", str(two)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, together = (
+        json.loads((out / "ablation-timesteps" / "ablation.json").read_text()) for out in (one, two)
+    )
+    assert together["teacher"] == pytest.approx(alone["teacher"])
+    assert [p["updates"] for p in together["points"]] == [2, 4, 2, 4]
+    for mine, theirs in zip(alone["points"], together["points"], strict=True):
+        assert theirs.pop("plan") == mine.pop("plan")
+        assert theirs == pytest.approx(mine, rel=0.05), "sums of gradients in another order"

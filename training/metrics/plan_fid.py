@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler
+from training import parallel
 from training.data.conditions import Conditions
 from training.data.images import ImageSet
 from training.metrics.chunks import Chunks
@@ -48,7 +49,12 @@ class PlanFid:
         return fingerprint_of({**self._drawn(sampler, plan, weights), "images": self.images, **self._against})
 
     def draw(self, sampler: Sampler, plan: Plan, weights: str) -> None:
-        """Draw the images that are missing; of several ranks, all of which call this, each its share."""
+        """Draw the images that are missing; of several ranks, all of which call this, each its share.
+
+        They share the real images, too: the features of those are there when rank 0 asks for the FID.
+        """
+        if parallel.connected():
+            _ = self.real
         self._chunks(sampler, plan, weights).draw(
             sampler, plan, self.conditions, self.extractor, seed=self.seed, batch=self.batch
         )
