@@ -59,9 +59,14 @@ class AsyncClient:
                         yield picture
             reader.end()
 
-    async def image(self, receipt: str, format: ImageFormat | None = None) -> bytes:  # noqa: A002
+    async def image(
+        self,
+        receipt: str,
+        format: ImageFormat | None = None,  # noqa: A002
+        size: str | None = None,
+    ) -> bytes:
         """See `Client.image`."""
-        return await self._answer(calls.image(receipt, format))
+        return await self._answer(calls.image(receipt, format, size))
 
     async def models(self) -> list[Model]:
         """See `Client.models`."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -81,10 +81,10 @@ def stream(options: Mapping[str, Any]) -> Call[EventReader]:
     return Call(EventReader, "POST", "/generate", _given(options), accept="text/event-stream")
 
 
-def image(receipt: str, image_format: ImageFormat | None) -> Call[bytes]:
+def image(receipt: str, image_format: ImageFormat | None, size: str | None) -> Call[bytes]:
     """`GET /images/{receipt}`."""
-    query = "" if image_format is None else f"?format={image_format}"
-    path = f"/images/{quote(receipt, safe='')}{query}"
+    query = urlencode({k: v for k, v in (("format", image_format), ("size", size)) if v is not None})
+    path = f"/images/{quote(receipt, safe='')}" + (f"?{query}" if query else "")
     return Call(lambda reply: reply.content, "GET", path, accept="*/*")
 
 

@@ -76,9 +76,18 @@ class Client:
                     yield from reader.read(event)
             reader.end()
 
-    def image(self, receipt: str, format: ImageFormat | None = None) -> bytes:  # noqa: A002  # the contract's
-        """Fetch the file of the image that a receipt names: the same bytes every time."""
-        return self._answer(calls.image(receipt, format))
+    def image(
+        self,
+        receipt: str,
+        format: ImageFormat | None = None,  # noqa: A002  # the contract's
+        size: str | None = None,
+    ) -> bytes:
+        """Fetch the file of the image that a receipt names: the same bytes every time.
+
+        Args:
+            size: `512x512` or `512`, to which the picture is resampled; left out, the model's own size.
+        """
+        return self._answer(calls.image(receipt, format, size))
 
     def models(self) -> list[Model]:
         """Describe the loaded models."""

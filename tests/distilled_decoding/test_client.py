@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,8 @@ def test_a_stream_gives_every_picture(call: Caller, server: Running) -> None:
 def test_receipts_repeat_refine_and_vary(call: Caller, server: Running) -> None:
     image = call(server.url, lambda c: c.generate(label=3, seed=5)).images[0]
     assert call(server.url, lambda c: c.image(image.receipt)) == image.bytes
+    large = call(server.url, lambda c: c.image(image.receipt, size="128x64"))
+    assert PIL.Image.open(io.BytesIO(large)).size == (128, 64)
     jpeg = call(server.url, lambda c: c.image(image.receipt, format="jpeg"))
     assert jpeg.startswith(b"\xff\xd8\xff")
     better = call(server.url, lambda c: c.generate(receipt=image.receipt, steps=2))

@@ -92,3 +92,31 @@ def test_example(number: int, url: str, tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             assert image.size == (32, 32)
+
+
+# A number beyond 2⁵³ − 1 as it stands in a body, then as text; then a seed that the server drew, sent back.
+SEEDS_IN_JAVASCRIPT = """
+const post = async (body) => {
+  const reply = await fetch(process.argv[2] + "/generate", {
+    method: "POST", headers: { "content-type": "application/json" }, body });
+  return { status: reply.status, ...(await reply.json()) };
+};
+const large = await post('{"label": "ship", "seed": 1152921504606846977}');
+console.log(large.status, large.error.param, large.error.message.includes("as text"));
+const text = await post('{"label": "ship", "seed": "1152921504606846977"}');
+const again = await post(JSON.stringify({ label: "ship", seed: text.seed_text }));
+console.log(text.seed_text, text.images[0].data === again.images[0].data);
+const drawn = await post('{"label": "ship"}');
+const same = await post(JSON.stringify({ label: "ship", seed: drawn.seed }));
+console.log(Number.isSafeInteger(drawn.seed), drawn.images[0].data === same.images[0].data);
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine (`make node` installs it)")
+def test_a_seed_comes_back_from_javascript_as_it_went(url: str, tmp_path: Path) -> None:
+    script = tmp_path / "seeds.mjs"
+    script.write_text(SEEDS_IN_JAVASCRIPT, encoding="utf-8")
+    done = subprocess.run(
+        ["node", script, url], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.stdout.splitlines() == ["400 seed true", "1152921504606846977 true", "true true"], done.stderr
