@@ -102,7 +102,7 @@ const post = async (body) => {
   return { status: reply.status, ...(await reply.json()) };
 };
 const large = await post('{"label": "ship", "seed": 1152921504606846977}');
-console.log(large.status, large.error.param, large.error.message.includes("as text"));
+console.log(large.status, large.error.param, large.error.message.includes("text of one"));
 const text = await post('{"label": "ship", "seed": "1152921504606846977"}');
 const again = await post(JSON.stringify({ label: "ship", seed: text.seed_text }));
 console.log(text.seed_text, text.images[0].data === again.images[0].data);

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 _MOST_POINTS = 500  # of a line: more are not seen
-_LONGEST_NAME = 32  # in a legend, which would take the room of the axes
+_LONGEST_NAME = 48  # in a legend, which would take the room of the axes
 
 
 def line_figure(

@@ -44,7 +44,7 @@ class Progress:
 
 
 FID_IMAGES, FID_SECONDS = "fid_images", "fid_seconds"  # of a line that has FIDs of a student
-# Fields of a journal's line that say how far a stage is, or how something was measured; the others are figures.
+# Fields of a line that say how far a stage is, or how something was measured; the others are figures.
 FIELDS = frozenset(Progress.__dataclass_fields__) | {FID_IMAGES, FID_SECONDS}
 
 
