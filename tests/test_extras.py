@@ -21,7 +21,7 @@ OURS = {"dd_core", "distilled_decoding", "server", "training"}
 # Imported only where they are asked for, with a message of their own that names the extra.
 ON_DEMAND = {
     "otel": {"server/observability/tracing.py"},
-    "t5": {"dd_core/text/t5.py", "dd_core/text/clean.py"},
+    "t5": {"dd_core/text/t5.py", "dd_core/text/clean.py", "training/metrics/clip.py"},
     "tensorboard": {"training/optim/events.py"},
 }
 
