@@ -100,7 +100,9 @@ class Supervisor:
         """Load a model, now and in every process that follows; if it raises, `unload` it.
 
         Raises:
-        XX
+            DDError: the bundle is damaged.
+            ComputeError: the process died of itself meanwhile.
+            DeviceKilledError, UnavailableError: it was killed from outside, or is being replaced.
         """
         await self._load(model, folder)
         self._models[model] = folder
@@ -146,9 +148,19 @@ class Supervisor:
         future = self._loading[load] = asyncio.get_running_loop().create_future()
         self.send(load)
         try:
-            await future
+            await self._watched(future)
         finally:
             del self._loading[load]
+
+    async def _watched(self, future: asyncio.Future[None]) -> None:
+        """Wait for a load, which may take long; end a process that is stopped from outside at two looks."""
+        stopped = False
+        while not (await asyncio.wait({future}, timeout=self.hang_timeout / 2))[0]:
+            before, stopped = stopped, is_stopped(self.pid)
+            if before and stopped and self._process is not None:
+                log.error("the device process was stopped while it loaded a model: it is ended")
+                self._process.kill()
+        future.result()
 
     def _receive(self, answer: messages.Answer) -> None:
         if isinstance(answer, messages.Loaded):

@@ -170,6 +170,29 @@ def test_a_device_process_that_dies_while_it_is_replaced_is_replaced_again(
         assert live.metric("dd_worker_restarts_total") == 4
 
 
+def test_a_device_process_that_is_stopped_while_it_is_replaced_is_replaced_again(
+    bundle_folder: Path, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    with running(bundle_folder, gate, warmup=False, hang_timeout=2) as live:
+        reply = busy(live, gate, pool)
+        killed = live.pid
+        gate.loads.clear()
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: _pid_of(live) not in (None, killed), "another one loads")
+        second = live.pid
+        os.kill(second, signal.SIGSTOP)
+        gate.loads.set()
+        gate.open.set()
+        assert live.client.get("/healthz").status_code == 200
+        assert reply.result().status_code == 200
+        assert live.pid not in (killed, second) and live.metric("dd_worker_restarts_total") == 2
+
+
+def _pid_of(live: Running) -> int | None:
+    assert live.state.pool is not None
+    return live.state.pool.pids[0]
+
+
 def test_a_device_process_that_only_dies_ends_the_server(bundle_folder: Path, gate: Gate) -> None:
     """A crash loop is the operator's to see: the process ends, with an error."""
     with running(bundle_folder, gate, warmup=False) as live:
