@@ -22,9 +22,7 @@ import torch
 
 from dd_core.errors import RecipeError
 from dd_core.files import replacing
-from dd_core.flow import FlowSettings
 from dd_core.plan import Plan
-from dd_core.sampling import Sampler
 from training import parallel
 from training.digest import weights_digest
 from training.metrics.features import Extractor
@@ -34,12 +32,12 @@ from training.metrics.report import Row
 from training.metrics.rows import measured, once
 from training.mismatch import refuse_mismatch
 from training.optim.loop import plain
-from training.optim.progress import FID_SECONDS
+from training.optim.progress import FID_SECONDS, read_journal
 from training.presets import presets
 from training.recipes.named import checked
 from training.recipes.saved import read_recipe, remembered
 from training.recipes.settings import Recipe
-from training.run import Run, load_drawing_tokenizer, load_teacher, load_tokenizer
+from training.run import Run, load_drawing_tokenizer, load_teacher, load_tokenizer, sampler_without_marginals
 from training.stages import distill
 from training.stages.pairs import FOLDER, OWN_FOLDER, PROMPTS, load_pairs
 from training.stages.student_fid import FID, fid_lines, plan_fid, student_plans
@@ -187,16 +185,7 @@ def _teacher(run: Run, fid: PlanFid) -> Row | None:
     chosen: Plan = presets(recipe)[0].plan
     tokenizer = load_drawing_tokenizer(run)
     teacher = load_teacher(run, load_tokenizer(run))
-    sampler = Sampler(
-        recipe.model.layout,
-        tokenizer,
-        None,
-        teacher,
-        draw=recipe.pairs.draw_settings,
-        flow=FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations),
-        device=run.device,
-        exact=False,
-    )
+    sampler = replace(sampler_without_marginals(run, tokenizer, None, teacher), exact=False)
     weights = weights_digest(tokenizer, teacher)
     path, fingerprint = run.out / "ablation-teacher.json", fid.fingerprint(sampler, chosen, weights)
     if measured(path, fingerprint) is None:
@@ -284,11 +273,10 @@ def _points(run: Run, value: int) -> list[dict[str, Any]]:
 
 def _seconds(run: Run) -> float:
     """Seconds that a run's updates and measurements took; those that a kill undid are not counted."""
-    journal = run.out / "student.jsonl"
-    lines = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    seconds, done = sum(float(line.get(FID_SECONDS, 0)) for line in lines), 0
+    lines = read_journal(run.out / "student.jsonl")
+    seconds, done = sum(line.get(FID_SECONDS, 0.0) for line in lines), 0.0
     for line in lines:
         if "per_s" in line:
-            seconds += (line["step"] - done) / float(line["per_s"])
+            seconds += (line["step"] - done) / line["per_s"]
             done = line["step"]
     return seconds

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
 from dd_core.files import save_tensors
+from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
+from dd_core.sampling import Sampler
 from training import parallel
 from training.mismatch import difference, refuse_mismatch
 from training.optim.loop import Callback, Ema, Stage, run_stage
@@ -121,6 +123,22 @@ def load_first_student(run: Run) -> AnyStudent:
     keys = [key for key in read(run, "first-student", "start") if key.startswith(f"{stack}.")]
     layers = len({key.split(".")[1] for key in keys})
     return load(run, new_student(run.recipe.model.with_layers(layers)), "first-student", "start")
+
+
+def sampler_without_marginals(
+    run: Run, tokenizer: AnyTokenizer, student: AnyStudent | None, teacher: AnyTeacher
+) -> Sampler:
+    """The sampler of a run's models, as its pairs are drawn: guidance, filters and the flow map's solver."""
+    pairs = run.recipe.pairs
+    return Sampler(
+        run.recipe.model.layout,
+        tokenizer,
+        student,
+        teacher,
+        draw=pairs.draw_settings,
+        flow=FlowSettings(pairs.solver, pairs.evaluations),
+        device=run.device,
+    )
 
 
 def begun_from(run: Run) -> Bundle:

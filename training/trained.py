@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
 from dd_core.sampling import Sampler
-from training.run import Run, load_drawing_tokenizer, load_student, load_teacher, load_tokenizer
+from training.run import (
+    Run,
+    load_drawing_tokenizer,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+    sampler_without_marginals,
+)
 from training.stages.pairs import FOLDER, load_pairs, marginals
 
 _LARGEST_TABLE = 2**28  # token frequencies; of ImageNet's classes they would be 11 GB and more
@@ -30,14 +38,4 @@ def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: 
         classes, codes = recipe.model.num_classes, recipe.model.codebook_size
         if len(torch.unique(pairs.labels)) == classes:  # else there is nothing to draw of some
             frequency = marginals(pairs.tokens, pairs.labels, classes, codes).to(run.device)
-    flow = FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations)
-    return Sampler(
-        recipe.model.layout,
-        tokenizer,
-        student,
-        teacher,
-        frequency,
-        recipe.pairs.draw_settings,
-        flow,
-        run.device,
-    )
+    return replace(sampler_without_marginals(run, tokenizer, student, teacher), marginals_KLV=frequency)

@@ -5,18 +5,17 @@ Fresh pairs are those that the run would make next: of the same seed, numbered o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler
 from training.data import text
 from training.data.conditions import ClassConditions, Conditions
 from training.diagnose.student import Known
-from training.run import Run
+from training.run import Run, sampler_without_marginals
 from training.stages.pairs import (
     FOLDER,
     PROMPTS,
@@ -55,16 +54,7 @@ class Fresh:
         if recipe.text is not None:
             prompts = pair_prompts(run)
             conditions = text.prompt_conditions(recipe, prompts, run.out / PROMPTS, run.device)
-        sampler = Sampler(
-            recipe.model.layout,
-            tokenizer,
-            student,
-            teacher,
-            draw=recipe.pairs.draw_settings,
-            flow=FlowSettings(recipe.pairs.solver, recipe.pairs.evaluations),
-            device=run.device,
-            exact=False,
-        )
+        sampler = replace(sampler_without_marginals(run, tokenizer, student, teacher), exact=False)
         return cls(sampler, pairs, conditions, min(count, len(pairs.labels)), min(50, recipe.pairs.batch))
 
     @torch.inference_mode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from training.digest import weights_digest
 from training.metrics.features import Extractor, FeatureExtractor, precision_on
 from training.metrics.plan_fid import PlanFid
 from training.optim.loop import Callback, Ema
-from training.optim.progress import FID_IMAGES, FID_SECONDS
+from training.optim.progress import FID_IMAGES, FID_SECONDS, read_journal
 from training.presets import presets
 from training.recipes.settings import Recipe
 from training.run import Run, load_drawing_tokenizer
@@ -84,9 +83,11 @@ def measure_fid(run: Run, ema: Ema, extractor: Extractor | None = None) -> Callb
 
 def fid_lines(run: Run) -> list[dict[str, Any]]:
     """The lines of the student's journal that have FIDs of as many images as the recipe says, by step."""
-    journal: Path = run.out / "student.jsonl"
-    lines = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    return [line for line in lines if line.get(FID_IMAGES) == run.recipe.evaluate.images]
+    return [
+        line
+        for line in read_journal(run.out / "student.jsonl")
+        if line.get(FID_IMAGES) == run.recipe.evaluate.images
+    ]
 
 
 def plan_fid(run: Run, extractor: Extractor | None = None) -> PlanFid:
