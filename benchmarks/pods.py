@@ -25,6 +25,7 @@ from server.scheduling.jobs import Batch, Job
 from server.scheduling.scheduler import Scheduler
 
 MODEL = "simulated"
+_DECODE = Work(MODEL, "decode")
 _KEY = NoiseKey(0, 0)  # nothing is computed
 
 
@@ -59,6 +60,7 @@ class Pod:
     queue_size: int
     ready: float  # time from which it gets requests
     running: Batch | None = None
+    cost: float = 0.0  # seconds of the pass that runs, with its decoding
     ends: float = 0.0  # of the pass that runs
     busy: float = 0.0  # seconds of passes that have ended
     leaving: bool = False  # it gets no more requests
@@ -69,7 +71,7 @@ class Pod:
     def sample(self, now: float) -> Sample:
         """Return its metrics."""
         left = max(0.0, self.ends - now) if self.running is not None else 0.0
-        return Sample(self.scheduler.depth, self.scheduler.ahead(left), self.busy - left)
+        return Sample(self.scheduler.depth, self.scheduler.ahead(left), self.busy - min(left, self.cost))
 
 
 @dataclass(eq=False)
@@ -180,8 +182,8 @@ class Fleet:
         pod.running = pod.scheduler.next_batch()
         if pod.running is None:
             return
-        seconds = pod.scheduler.expected(pod.running) + self.costs.gap
-        pod.ends, pod.busy = self.now + seconds, pod.busy + seconds
+        pod.cost = pod.scheduler.expected(pod.running)
+        pod.ends, pod.busy = self.now + pod.cost + self.costs.gap, pod.busy + pod.cost
         heapq.heappush(self._passes, (pod.ends, next(self._order), pod))
 
     def _end_pass(self) -> None:
@@ -190,10 +192,8 @@ class Fleet:
         batch, pod.running = pod.running, None
         assert batch is not None, "a pass that nobody began"
         decoding = len(batch.decoding)
-        decode = Work(MODEL, "decode")
-        decode_seconds = self.costs.seconds(decode, self.costs.bucket_for(decoding)) if decoding else 0.0
-        passing = pod.scheduler.expected(batch) - decode_seconds
-        for job in pod.scheduler.finish(batch, passing, decode_seconds, ends):
+        decode = self.costs.seconds(_DECODE, self.costs.bucket_for(decoding)) if decoding else 0.0
+        for job in pod.scheduler.finish(batch, pod.cost - decode, decode, ends):
             self.replies.append(Reply(job.submitted, job.plan.name, ends - job.submitted))
         self._begin_pass(pod)
         if pod.leaving and pod.running is None:

@@ -15,8 +15,10 @@ import random
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -153,25 +155,14 @@ class Way:
     signal: Signal | None = None
 
 
-@dataclass(eq=False)
-class Run:
-    """A day that was simulated."""
-
-    way: Way
-    fleet: Fleet
-    sizes: list[tuple[float, int]] = field(default_factory=list)
-
-
 def ways(day: Day) -> list[Way]:
     """The ways that are compared. Where images are counted, they are half a second of one step, or of
     teachers.
     """
-    mean = math.ceil(statistics.fmean(day.need(day.seconds * n / 100) for n in range(100)))
     first = max(2, math.ceil(day.need(0.0)))
     steps, teachers = (round(0.5 / seconds_of(day.costs, plan)) for plan in (PLANS[0], PLANS[2]))
     return [
         Way("as many as the peak needs", day.pods),
-        Way("as many as the mean needs", mean),
         Way(f"HPA, {steps} waiting images", first, partial(by_gauge, "waiting", steps)),
         Way(f"HPA, {teachers} waiting images", first, partial(by_gauge, "waiting", teachers)),
         Way("HPA, backlog of 0.5 s", first, partial(by_gauge, "backlog", 0.5)),
@@ -179,12 +170,12 @@ def ways(day: Day) -> list[Way]:
     ]
 
 
-def simulate(day: Day, way: Way, start: float, each: float, seed: int = 0) -> Run:
-    """Let a day pass."""
+def simulate(day: Day, start: float, each: float, seed: int, way: Way) -> dict[str, Any]:
+    """Let a day pass; a row of the results."""
     fleet = Fleet(day.costs, day.load, day.draw, day.peak, start, each, seed)
     fleet.resize(way.pods, started=True)
-    run = Run(way, fleet, [(0.0, way.pods)])
-    # As the manifests say, of which the second policy of scale-down is for fleets of more than ten.
+    sizes = [(0.0, way.pods)]
+    # As the manifests have it.
     scaler = Autoscaler(way.pods, 2, 10**6, Policy(100, 0, 30), Policy(10, 1, 60), 300)
     scrapes: list[dict[Pod, Sample]] = []
     for turn in range(1, math.ceil(day.seconds / SYNC_SECONDS) + 1):
@@ -196,27 +187,29 @@ def simulate(day: Day, way: Way, start: float, each: float, seed: int = 0) -> Ru
         size = scaler.sync(fleet.now, way.signal(fleet.size, scrapes, share))
         if size != fleet.size:
             fleet.resize(size)
-            run.sizes.append((fleet.now, size))
+            sizes.append((fleet.now, size))
     fleet.drain()
-    return run
-
-
-def described(run: Run) -> dict[str, Any]:
-    """A row of the results."""
-    replies = run.fleet.replies
-    refused = sum(reply.latency is None for reply in replies)
+    replies = fleet.replies
     row: dict[str, Any] = {
-        "way": run.way.name,
-        "pod_seconds": run.fleet.pod_seconds,
-        "most_pods": max(size for _, size in run.sizes),
+        "way": way.name,
+        "pod_seconds": fleet.pod_seconds,
         "requests": len(replies),
-        "refused_percent": 100 * refused / max(1, len(replies)),
-        "sizes": run.sizes,
+        "refused": sum(reply.latency is None for reply in replies),
+        "sizes": sizes,
     }
-    for name, plan in (("one_step", PLANS[0]), ("teacher", PLANS[2])):
-        found = latencies(replies, plan.name)
-        row |= {f"{name}_p{p}_ms": 1e3 * report.percentile(found, p) if found else None for p in (50, 99)}
+    bins: list[list[Reply]] = [[] for _ in range(_BINS)]
+    for reply in replies:
+        bins[min(_BINS - 1, int(_BINS * reply.at / day.seconds))].append(reply)
+    for name, plan in (("one_step", PLANS[0].name), ("teacher", PLANS[2].name)):
+        for percent in (50, 99):
+            row[f"{name}_p{percent}_ms"] = _milliseconds(replies, plan, percent)
+        row[f"{name}_p99_ms_of_the_day"] = [_milliseconds(part, plan, 99) for part in bins]
     return row
+
+
+def _milliseconds(replies: Sequence[Reply], plan: str, percent: float) -> float | None:
+    found = latencies(replies, plan)
+    return 1e3 * report.percentile(found, percent) if found else None
 
 
 def capacity(costs: CostTable, rate: float, seconds: float) -> list[dict[str, Any]]:
@@ -236,8 +229,8 @@ def capacity(costs: CostTable, rate: float, seconds: float) -> list[dict[str, An
                     "pods": pods,
                     "busy_percent": 100 * sum(pod.busy for pod in fleet.pods) / pods / fleet.now,
                     "refused_percent": 100 * (1 - len(found) / max(1, len(fleet.replies))),
-                    "p50_ms": 1e3 * report.percentile(found, 50),
-                    "p99_ms": 1e3 * report.percentile(found, 99),
+                    "p50_ms": _milliseconds(fleet.replies, plan.name, 50),
+                    "p99_ms": _milliseconds(fleet.replies, plan.name, 99),
                 }
             )
     return rows
@@ -245,9 +238,9 @@ def capacity(costs: CostTable, rate: float, seconds: float) -> list[dict[str, An
 
 _DAY = {
     "pods": "{way}",
-    "pod hours": "{pod_hours:.0f}",
-    "of the peak's": "{share:.2f}",
-    "most": "{most_pods}",
+    "mean": "{mean:.0f}",
+    "most": "{most}",
+    "pod-seconds ÷ the first's": "{share:.2f}",
     "one step: p50 ms": "{one_step_p50_ms:.0f}",
     "p99 ms": "{one_step_p99_ms:.0f}",
     "teacher: p50 ms": "{teacher_p50_ms:.0f}",
@@ -268,7 +261,13 @@ def table(results: dict[str, Any]) -> str:
     """The day by each way, and how many pods a constant load needs."""
     rows = results.get("day", [])
     day = [
-        row | {"pod_hours": row["pod_seconds"] / 3600, "share": row["pod_seconds"] / rows[0]["pod_seconds"]}
+        row
+        | {
+            "mean": row["pod_seconds"] / results["seconds"],
+            "most": max(size for _, size in row["sizes"]),
+            "share": row["pod_seconds"] / rows[0]["pod_seconds"],
+            "refused_percent": 100 * row["refused"] / row["requests"],
+        }
         for row in rows
     ]
     parts = [report.table(_DAY, day)]
@@ -278,29 +277,29 @@ def table(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def plot(day: Day, runs: Sequence[Run], path: Path) -> None:
-    """Draw the load, and of each way the pods and the p99 latency of one step, over the day."""
+def plot(day: Day, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the load, and of each way the pods and the p99 latencies, over the day."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    load, pods, late = figure.subplots(3, sharex=True)
-    width = day.seconds / _BINS
+    figure = Figure(figsize=(9, 10), layout="constrained")
+    load, pods, *late = figure.subplots(4, sharex=True)
     hours = [24 * (n + 0.5) / _BINS for n in range(_BINS)]
-    load.plot(hours, [day.load(h / 24 * day.seconds) for h in hours], color="black")
+    times = [hour / 24 * day.seconds for hour in hours]
+    load.plot(hours, [day.load(at) for at in times], color="black")
     load.set(ylabel="requests/s", ylim=(0, None))
-    pods.plot(hours, [day.need(h / 24 * day.seconds) for h in hours], color="black", ls=":", label="needed")
-    for run in runs:
-        times, sizes = zip(*run.sizes, (day.seconds, run.sizes[-1][1]), strict=True)
-        [line] = pods.step([24 * at / day.seconds for at in times], sizes, where="post", label=run.way.name)
-        bins: list[list[Reply]] = [[] for _ in range(_BINS)]
-        for reply in run.fleet.replies:
-            bins[min(_BINS - 1, int(reply.at / width))].append(reply)
-        found = [latencies(replies, PLANS[0].name) for replies in bins]
-        late.plot(hours, [report.percentile(f, 99) if f else math.nan for f in found], color=line.get_color())
+    pods.plot(hours, [day.need(at) for at in times], color="black", linestyle=":", label="needed")
+    for row in rows:
+        changes, sizes = zip(*row["sizes"], (day.seconds, row["sizes"][-1][1]), strict=True)
+        [line] = pods.step([24 * at / day.seconds for at in changes], sizes, where="post", label=row["way"])
+        for axis, name in zip(late, ("one_step", "teacher"), strict=True):
+            values = [math.nan if ms is None else ms / 1e3 for ms in row[f"{name}_p99_ms_of_the_day"]]
+            axis.plot(hours, values, color=line.get_color())
     pods.set(ylabel="pods", ylim=(0, None))
-    pods.legend(fontsize="small", ncols=2)
-    late.set(ylabel="p99 of one step, s", yscale="log", xlabel="hour of the day", xlim=(0, 24))
-    figure.savefig(path, dpi=110)
+    figure.legend(*pods.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
+    for axis, name in zip(late, ("one step", "teachers"), strict=True):
+        axis.set(ylabel=f"p99 of {name}, s", yscale="log")
+    late[-1].set(xlabel="hour of the day", xlim=(0, 24))
+    figure.savefig(path, dpi=100)
 
 
 def run(chosen: argparse.Namespace) -> bool:
@@ -318,15 +317,15 @@ def run(chosen: argparse.Namespace) -> bool:
         torch.device("cpu"), 1, record["configuration"]["bundle"], report.own_options(chosen)
     )
     with report.filed(THEME, config, table, chosen.out) as results:
-        day, runs = Day(costs, chosen.pods, chosen.day), []
-        results["costs_of"] = record["configuration"]["machine"]["cpu"]
-        results["day"] = []
-        for way in ways(day):
-            runs.append(simulate(day, way, chosen.start, chosen.each, chosen.seed))
-            results["day"].append(described(runs[-1]))
-        results["rate"], results["capacity"] = chosen.rate, capacity(costs, chosen.rate, 60.0)
+        day = Day(costs, chosen.pods, chosen.day)
+        results |= {"costs_of": record["configuration"], "seconds": day.seconds, "rate": chosen.rate}
+        work = partial(simulate, day, chosen.start, chosen.each, chosen.seed)
+        # Spawned: a fork of a process with PyTorch's threads may stop for good.
+        with ProcessPoolExecutor(chosen.processes, get_context("spawn")) as pool:
+            results["day"] = list(pool.map(work, ways(day)))
+        results["capacity"] = capacity(costs, chosen.rate, 60.0)
         if chosen.plot is not None:
-            plot(day, runs, chosen.plot)
+            plot(day, results["day"], chosen.plot)
     return True
 
 
@@ -336,11 +335,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = sorted((report.RESULTS / "engine").glob("*.json"))
     parser.add_argument("--record", type=Path, default=records[-1], help="of benchmarks.engine: the costs")
     parser.add_argument("--pods", type=report.positive, default=2000, help="that the peak needs")
-    parser.add_argument("--each", type=report.positive, default=250, help="pods for which one is simulated")
+    parser.add_argument("--each", type=report.positive, default=400, help="pods for which one is simulated")
     parser.add_argument("--day", type=float, default=3600.0, help="seconds of the day, which is a short one")
     parser.add_argument("--start", type=float, default=30.0, help="seconds until a new pod is ready")
     parser.add_argument("--rate", type=float, default=100.0, help="images a second to plan for")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=report.positive, help="left out: one a core")
     parser.add_argument("--plot", type=Path, help="PNG to draw")
     return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
