@@ -212,13 +212,17 @@ def _milliseconds(replies: Sequence[Reply], plan: str, percent: float) -> float 
     return 1e3 * report.percentile(found, percent) if found else None
 
 
+def _request(plan: Plan, _at: float, _chance: random.Random) -> Arrival:
+    return Arrival(plan, 1)
+
+
 def capacity(costs: CostTable, rate: float, seconds: float) -> list[dict[str, Any]]:
     """Rows of how fleets of fixed size hold `rate` images a second: from the first that can, each plan."""
     rows = []
     for plan in PLANS:
         least = math.floor(rate * seconds_of(costs, plan)) + 1
         for pods in range(least, least + 3):
-            fleet = Fleet(costs, lambda _: rate, lambda _at, _chance, plan=plan: Arrival(plan, 1), rate, 0.0)
+            fleet = Fleet(costs, lambda _: rate, partial(_request, plan), rate, 0.0)
             fleet.resize(pods, started=True)
             fleet.run(seconds)
             fleet.drain()
