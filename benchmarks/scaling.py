@@ -26,9 +26,9 @@ import torch
 
 from benchmarks import report
 from benchmarks.autoscaling import SYNC_SECONDS, Autoscaler, Policy, by_pods, by_total
-from benchmarks.pods import MODEL, Arrival, Fleet, Pod, Reply, Sample, latencies
+from benchmarks.pods import MODEL, Arrival, FixedCosts, Fleet, Pod, Reply, Sample, latencies
 from dd_core.plan import Plan, hybrid, one_step, teacher
-from server.scheduling.costs import CostTable, Work, buckets_up_to
+from server.scheduling.costs import Work, WorkCosts, buckets_up_to
 from server.scheduling.jobs import stages
 
 THEME = "scaling"
@@ -44,7 +44,7 @@ _BINS = 60  # of the day, in the plot
 _SMOKE = ("--pods", "3", "--each", "1", "--day", "120", "--start", "5")
 
 
-def cost_table(record: dict[str, Any]) -> CostTable:
+def cost_table(record: dict[str, Any]) -> FixedCosts:
     """The costs of passes by a record of `benchmarks.engine`.
 
     Raises:
@@ -72,16 +72,16 @@ def cost_table(record: dict[str, Any]) -> CostTable:
             f"the record has no {error}: run benchmarks.engine --batches 1,8"
         ) from error
     few, many = _MEASURED
-    table = CostTable(buckets_up_to(many))
+    table = FixedCosts(buckets_up_to(many))
     table.gap = outside[few]
     for work, seconds in found.items():
         slope = (seconds[many] - seconds[few]) / (many - few)
-        for bucket in table.buckets:
-            table.observe(work, bucket, seconds[few] + slope * (bucket - few))
+        between = {bucket: seconds[few] + slope * (bucket - few) for bucket in table.buckets}
+        table.restore(work, WorkCosts(between, many))
     return table
 
 
-def seconds_of(costs: CostTable, plan: Plan) -> float:
+def seconds_of(costs: FixedCosts, plan: Plan) -> float:
     """Device time of an image in full batches."""
     full = costs.buckets[-1]
     decode = Work(MODEL, "decode")
@@ -93,7 +93,7 @@ def seconds_of(costs: CostTable, plan: Plan) -> float:
 class Day:
     """The load of a day: least at its ends, most in its middle; from then on teachers are asked more."""
 
-    costs: CostTable
+    costs: FixedCosts
     pods: int  # that the most of it keeps busy for `_UTILISATION` of their time
     seconds: float
 
@@ -216,7 +216,7 @@ def _request(plan: Plan, _at: float, _chance: random.Random) -> Arrival:
     return Arrival(plan, 1)
 
 
-def capacity(costs: CostTable, rate: float, seconds: float) -> list[dict[str, Any]]:
+def capacity(costs: FixedCosts, rate: float, seconds: float) -> list[dict[str, Any]]:
     """Rows of how fleets of fixed size hold `rate` images a second: from the first that can, each plan."""
     rows = []
     for plan in PLANS:

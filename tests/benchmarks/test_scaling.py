@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks import report, scaling
 from benchmarks.autoscaling import Autoscaler, Policy, by_pods, by_total
-from benchmarks.pods import MODEL, Arrival, Fleet, Pod, latencies
+from benchmarks.pods import MODEL, Arrival, FixedCosts, Fleet, Pod, latencies
 from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
-from server.scheduling.costs import CostTable, Work
+from server.scheduling.costs import Work
 from server.scheduling.jobs import Job
 
 STEP, HYBRID, TEACHER = scaling.PLANS
@@ -28,11 +28,11 @@ def record() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def costs(record: dict[str, Any]) -> CostTable:
+def costs(record: dict[str, Any]) -> FixedCosts:
     return scaling.cost_table(record)
 
 
-def a_fleet(costs: CostTable, rate: float, pods: int, plan: Plan = STEP, **more: Any) -> Fleet:
+def a_fleet(costs: FixedCosts, rate: float, pods: int, plan: Plan = STEP, **more: Any) -> Fleet:
     fleet = Fleet(costs, lambda _: rate, lambda *_: Arrival(plan, 1), rate, 5.0, **more)
     fleet.resize(pods, started=True)
     return fleet
@@ -41,7 +41,7 @@ def a_fleet(costs: CostTable, rate: float, pods: int, plan: Plan = STEP, **more:
 @pytest.mark.parametrize("images", [1, 8])
 @pytest.mark.parametrize("plan", scaling.PLANS, ids=lambda plan: plan.name)
 def test_costs_are_those_of_the_record(
-    record: dict[str, Any], costs: CostTable, plan: Plan, images: int
+    record: dict[str, Any], costs: FixedCosts, plan: Plan, images: int
 ) -> None:
     """The passes and the decoding of a plan are as long as the plan was, but for noise and conversion."""
     [row] = [r for r in record["results"]["plans"] if (r["plan"], r["batch"]) == (plan.name, images)]
@@ -58,7 +58,7 @@ def test_a_record_without_its_figures_is_refused(record: dict[str, Any]) -> None
         scaling.cost_table({"results": {**record["results"], "stages": []}})
 
 
-def test_a_request_alone_takes_as_long_as_its_passes(costs: CostTable) -> None:
+def test_a_request_alone_takes_as_long_as_its_passes(costs: FixedCosts) -> None:
     fleet = a_fleet(costs, 0.2, 1)
     fleet.run(100.0)
     fleet.drain()
@@ -67,7 +67,7 @@ def test_a_request_alone_takes_as_long_as_its_passes(costs: CostTable) -> None:
     assert latencies(fleet.replies) == pytest.approx([alone] * len(fleet.replies))
 
 
-def test_every_request_is_served_or_refused_once(costs: CostTable) -> None:
+def test_every_request_is_served_or_refused_once(costs: FixedCosts) -> None:
     """In a fleet that is too small for them, and shrinks."""
     fleet = a_fleet(costs, 400.0, 3, queue_size=20)
     fleet.run(4.0)
@@ -83,7 +83,7 @@ def test_every_request_is_served_or_refused_once(costs: CostTable) -> None:
     assert len(fleet.replies) == pytest.approx(8 * 400, rel=0.1)
 
 
-def test_pods_count_from_their_creation_until_their_work_is_done(costs: CostTable) -> None:
+def test_pods_count_from_their_creation_until_their_work_is_done(costs: FixedCosts) -> None:
     fleet = a_fleet(costs, 100.0, 2, TEACHER)
     fleet.run(2.0)
     fleet.resize(4)
@@ -98,7 +98,7 @@ def test_pods_count_from_their_creation_until_their_work_is_done(costs: CostTabl
     assert fleet.pod_seconds - before > 2 * (fleet.now - 7.1), "those that leave have work"
 
 
-def test_the_same_seed_is_the_same_day(costs: CostTable) -> None:
+def test_the_same_seed_is_the_same_day(costs: FixedCosts) -> None:
     day = scaling.Day(costs, 2, 60.0)
     way = scaling.ways(day)[-1]
     first, again, other = (scaling.simulate(day, 5.0, 1, seed, way) for seed in (0, 0, 1))
@@ -106,7 +106,7 @@ def test_the_same_seed_is_the_same_day(costs: CostTable) -> None:
     assert first["requests"] > 1000
 
 
-def test_a_backlog_in_seconds_tells_a_teacher_from_one_step(costs: CostTable) -> None:
+def test_a_backlog_in_seconds_tells_a_teacher_from_one_step(costs: FixedCosts) -> None:
     """As many waiting images, but many times the work."""
     found = []
     for plan in (STEP, TEACHER):
@@ -119,7 +119,7 @@ def test_a_backlog_in_seconds_tells_a_teacher_from_one_step(costs: CostTable) ->
     assert many.backlog > 5 * few.backlog > 0.2
 
 
-def test_one_pod_in_some_stands_for_the_others(costs: CostTable) -> None:
+def test_one_pod_in_some_stands_for_the_others(costs: FixedCosts) -> None:
     """A sample of a fleet has its latencies and its cost, with its share of the requests."""
     whole, part = a_fleet(costs, 600.0, 8), a_fleet(costs, 600.0, 8, each=4)
     for fleet in (whole, part):
@@ -131,7 +131,7 @@ def test_one_pod_in_some_stands_for_the_others(costs: CostTable) -> None:
     assert p99[1] == pytest.approx(p99[0], rel=0.2)
 
 
-def test_the_load_of_a_day_needs_its_pods(costs: CostTable) -> None:
+def test_the_load_of_a_day_needs_its_pods(costs: FixedCosts) -> None:
     """As many as were asked for, just after noon; at most half of them before, with fewer teachers."""
     day = scaling.Day(costs, 100, 1000.0)
     assert day.need(500.0) == pytest.approx(100)

@@ -18,6 +18,7 @@ from tests.server.helpers import OK, PATIENCE, eventually
 from tests.tiny import tiny_bundle
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (`pip install 'ray[serve]'`)")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of pydantic and asyncio
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "deploy" / "ray"
 
