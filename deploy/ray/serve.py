@@ -1,6 +1,6 @@
 """The server as an application of Ray Serve: one `dd-server` in each replica.
 
-    serve run --app-dir deploy/ray serve:app          # DD_SERVER_… in the environment of the replicas
+    PYTHONPATH=deploy/ray serve run serve:app         # DD_SERVER_… in the environment of the replicas
 
     Ray's proxy ─▶ a replica ─▶ the ASGI application, as in dd-server serve
     GET /metrics ─▶ any replica ─▶ all replicas: their series, with the label `replica`

@@ -39,18 +39,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, sub
     (folder / "serve.yaml").write_text(yaml.safe_dump(configuration))
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:{FOLDER}",
         "DD_SERVER_MODEL": str(tiny_bundle(folder / "tiny")),
         "DD_SERVER_DEVICE": "cpu",
         "DD_SERVER_THREADS": "1",
         "DD_SERVER_MAX_BATCH": "2",
-        "RAY_raylet_start_wait_time_s": str(LONG),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     serve = Path(sys.executable).with_name("serve")
-    command = [serve, "run", "--app-dir", FOLDER, folder / "serve.yaml"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [serve, "run", folder / "serve.yaml"], env=environment, stdout=log, stderr=log
+        )
     try:
         stop = time.monotonic() + LONG
         while not _answers(url):
@@ -64,7 +64,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, sub
 
 
 def _answers(url: str) -> bool:
-    """Whether Ray's proxy knows the application; until then it says 404."""
+    """True once Ray's proxy knows the application; until then it says 404."""
     try:
         return httpx.get(f"{url}/models", timeout=PATIENCE, trust_env=False).is_success
     except httpx.HTTPError:
