@@ -23,7 +23,7 @@ EXTRAS_dev = [dev]
 EXTRAS_docs = [docs]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train bench conformance docs reference image browser prometheus node proxies kubernetes lock clean
+.PHONY: help serve test lint types format train bench conformance docs reference image browser prometheus node proxies kubernetes checkov lock hashes sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -93,6 +93,14 @@ kubernetes: $(VENV)/.ready-dev  ## install kubectl and Helm for the tests of man
 	@{ [ -x $(VENV)/bin/helm ] || $(RUN) .ci/kubernetes.py $(VENV)/bin; } \
 	  || echo "kubectl and Helm could not be fetched: the tests of manifests will be skipped"
 
+checkov:  ## install checkov for a test of manifests (from PyPI, in an environment of its own)
+	@[ -x $(VENV)-checkov/bin/checkov ] || { $(call uv,checkov) \
+	  && $(VENV)-checkov/bin/uv pip install --quiet --python $(VENV)-checkov/bin/python checkov==3.3.30; } \
+	  || echo "checkov could not be fetched: its test will be skipped"
+
+# An environment of its own, with uv: it installs, and resolves for other machines.
+uv = $(PYTHON) -m venv --clear $(VENV)-$(1) && $(VENV)-$(1)/bin/python -m pip install --quiet uv==0.13.9 packaging==26.3
+
 lock:  ## resolve constraints.txt anew from pyproject.toml
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --no-deps $(TORCH_OPTIONS) $$(sed -n '/^torch==/p' constraints.txt)
@@ -100,8 +108,12 @@ lock:  ## resolve constraints.txt anew from pyproject.toml
 	{ sed '/^[^#]/,$$d' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude distilled-decoding | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt && rm -rf $(VENV)-lock
 
+hashes:  ## write docker/requirements/ from constraints.txt: what the image installs, with hashes
+	$(call uv,lock)
+	$(VENV)-lock/bin/python .ci/hashes.py $(VENV)-lock/bin/uv && rm -rf $(VENV)-lock
+
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-checkov $(VENV)-sbom build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:

@@ -1,7 +1,8 @@
 """Write docker/requirements/: what the image installs, with the hashes of the files that pip may take.
 
 `python .ci/hashes.py UV`, by `make hashes`. Versions are those of constraints.txt; files are those of CPython
-3.11 on Linux, x86-64 and arm64. NVIDIA's libraries are what PyTorch's usual build asks for.
+3.11 on Linux, x86-64 and arm64. PyTorch is in cuda.txt, with the libraries that its usual build asks for, and
+by hand in cpu.txt, since its CPU builds have an index of their own.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docker" / "requirements"
-EXTRAS = ("otel", "t5", "train")
+EXTRAS = ("otel", "t5", "tensorboard", "train")
 # The build stage's: of the first the package is built, the second writes the bill of materials.
 _BUILD = ("setuptools", "cyclonedx-bom==7.5.0")
-# PyTorch has a file of its own, by hand: its builds come from several indexes. It asks for setuptools, which it
-# needs to compile extensions of its own; the server has none.
-_ELSEWHERE = {"torch", "setuptools"}
+# PyTorch asks for it, to compile extensions: the server has none.
+_LEFT_OUT = "setuptools"
 _PYTHON = (3, 11)
 _MACHINES = ("x86_64", "aarch64")
 _GLIBC = 36  # of Debian 12: 2.36
@@ -41,7 +41,9 @@ def _accepted() -> frozenset[Tag]:
             f"linux_{machine}",
         )
     ]
-    return frozenset([*cpython_tags(_PYTHON, platforms=platforms), *compatible_tags(_PYTHON, "cp311", platforms)])
+    return frozenset(
+        [*cpython_tags(_PYTHON, platforms=platforms), *compatible_tags(_PYTHON, "cp311", platforms)]
+    )
 
 
 def _wanted(marker: str | None) -> bool:
@@ -69,7 +71,15 @@ def resolve(uv: str, wanted: Iterable[str], extra: str | None = None) -> dict[st
         source, lock = Path(scratch) / "wanted.in", Path(scratch) / "pylock.toml"
         source.write_text("\n".join(wanted), encoding="ascii")
         given = [str(source)] if extra is None else ["--extra", extra, "pyproject.toml"]
-        options = ["--quiet", "--universal", "--no-config", "--python-version", "3.11", "--output-file", str(lock)]
+        options = [
+            "--quiet",
+            "--universal",
+            "--no-config",
+            "--python-version",
+            "3.11",
+            "--output-file",
+            str(lock),
+        ]
         command = [uv, "pip", "compile", *options, "--constraint", "constraints.txt", *given]
         subprocess.run(command, check=True, cwd=ROOT)
         packages = tomllib.loads(lock.read_text(encoding="utf-8"))["packages"]
@@ -90,17 +100,20 @@ def resolve(uv: str, wanted: Iterable[str], extra: str | None = None) -> dict[st
 
 def main(uv: str) -> None:
     serve = resolve(uv, (), "serve")
-    nvidia = {name: line for name, line in serve.items() if name.startswith(("nvidia-", "cuda-")) or name == "triton"}
-    files = {"serve": {name: line for name, line in serve.items() if name not in nvidia}, "cuda": nvidia}
+    cuda = {name for name in serve if name.startswith(("nvidia-", "cuda-")) or name in ("torch", "triton")}
+    files = {"serve": serve.keys() - cuda, "cuda": cuda}
+    lines = dict(serve)
     for extra in EXTRAS:
-        files[extra] = {n: line for n, line in resolve(uv, (), extra).items() if n not in serve}
-    for name, lines in files.items():
-        _write(name, {n: line for n, line in lines.items() if n not in _ELSEWHERE})
-    _write("build", resolve(uv, _BUILD))
+        found = resolve(uv, (), extra)
+        files[extra] = found.keys() - serve.keys()
+        lines |= found
+    for name, names in files.items():
+        _write(name, [lines[each] for each in sorted(names - {_LEFT_OUT})])
+    _write("build", list(resolve(uv, _BUILD).values()))
 
 
-def _write(name: str, lines: dict[str, str]) -> None:
-    text = "\n".join(["# Written by `make hashes` from constraints.txt.", *lines.values(), ""])
+def _write(name: str, lines: list[str]) -> None:
+    text = "\n".join(["# Written by `make hashes` from constraints.txt.", *lines, ""])
     (FOLDER / f"{name}.txt").write_text(text, encoding="ascii")
 
 
