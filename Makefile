@@ -64,8 +64,18 @@ docs: $(VENV)/.ready-docs  ## build the documentation as a site, in site/
 reference: $(VENV)/.ready-dev  ## write the generated tables of docs/ from the code
 	$(RUN) -m docs.reference
 
-image:  ## build the container image (IMAGE, DOCKER override)
-	$(DOCKER) build -f docker/Dockerfile -t $(IMAGE) .
+# Of the commit: the same sources give the same labels.
+LABELS = VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+  $(shell git log -1 --format='REVISION=%H CREATED=%cI' 2>/dev/null)
+
+image:  ## build the container image (IMAGE, DOCKER, ARGS override)
+	$(DOCKER) build -f docker/Dockerfile $(addprefix --build-arg ,$(LABELS)) -t $(IMAGE) $(ARGS) .
+
+sbom:  ## write sbom.cdx.json, a CycloneDX bill of what the image installs
+	$(PYTHON) -m venv --clear $(VENV)-sbom
+	$(VENV)-sbom/bin/python -m pip install --quiet --require-hashes --no-deps -r docker/requirements/build.txt
+	cat docker/requirements/cpu.txt docker/requirements/serve.txt | $(VENV)-sbom/bin/python -W ignore -m cyclonedx_py requirements \
+	  --output-reproducible --pyproject pyproject.toml --output-format JSON --output-file sbom.cdx.json -
 
 # What some tests use of Debian's: command, package, tests. Without it they are skipped, so failing here is
 # no error. RUNLEVEL: a package that brings a service must not start it.
