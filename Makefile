@@ -23,7 +23,7 @@ EXTRAS_dev = [dev]
 EXTRAS_docs = [docs]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train bench conformance docs reference image browser prometheus node proxies kubernetes checkov lock hashes sbom clean
+.PHONY: help serve test lint types format train fleet bench conformance docs reference image browser prometheus node proxies kubernetes checkov lock hashes sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +51,9 @@ format: $(VENV)/.ready-dev  ## let ruff put the code in order
 
 train: $(VENV)/.ready-train  ## train a bundle from nothing (RECIPE=tiny|cpu|gpu)
 	$(RUN) -m training all --recipe $(RECIPE) --out runs/$(RECIPE) $(ARGS)
+
+fleet: $(VENV)/.ready-dev  ## three replicas, nginx and Prometheus on this machine, until Ctrl-C
+	exec $(RUN) -m benchmarks.local_fleet $(ARGS)
 
 bench: $(VENV)/.ready-dev  ## engine and HTTP benchmarks on this machine
 	$(RUN) -m benchmarks $(ARGS)
