@@ -114,7 +114,7 @@ checkov:  ## install checkov for a test of manifests (from PyPI, in an environme
 # An environment of its own, with uv: it installs, and resolves for other machines.
 uv = $(PYTHON) -m venv --clear $(VENV)-$(1) && $(VENV)-$(1)/bin/python -m pip install --quiet uv==0.13.9 packaging==26.3
 
-lock:  ## resolve constraints.txt anew from pyproject.toml
+lock:  ## resolve constraints.txt anew from pyproject.toml (then `make hashes`)
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --no-deps $(TORCH_OPTIONS) $$(sed -n '/^torch==/p' constraints.txt)
 	$(VENV)-lock/bin/python -m pip install '.[dev,docs]' setuptools
