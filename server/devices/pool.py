@@ -19,13 +19,14 @@ from typing import NamedTuple
 
 import torch
 
+from server.devices.kept_costs import CostFile, device_facts, device_kind
 from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec, device_names
 from server.devices.submission import Submission
 from server.devices.warmup import WarmupPass, warmup_passes
 from server.devices.worker import DeviceWorker, LoadTimes
 from server.models.catalog import ServedModel
-from server.observability.metrics import Metrics
+from server.observability.metrics import Metrics, package_version
 from server.scheduling.backlog import Forecast
 from server.scheduling.costs import CostTable, buckets_up_to
 from server.scheduling.jobs import Job
@@ -67,6 +68,8 @@ class DevicePool:
         # Wherever it goes, the largest request finds room.
         room = max(settings.max_images, -(-settings.queue_size // len(self.specs)))
         names = device_names(self._devices)
+        # Devices of a kind have costs of their own, but one file of them.
+        self._kinds = [device_kind(device) for device in self._devices]
         for name, (device, threads) in zip(names, self.specs, strict=True):
             # On a GPU a kernel is chosen by the shape of a batch: exact bytes need one shape for all.
             shapes = (settings.max_batch,) if exact else buckets_up_to(settings.max_batch)
@@ -127,20 +130,43 @@ class DevicePool:
         plans = [preset.plan for preset in model.presets if preset.offered] if self.settings.warmup else []
         shares = self._shares(warmup_passes(model.name, plans))
         condition = "a picture" if model.manifest.reads_text else 0  # any that it takes
+        files = self._cost_files(model) if plans else {}
+        before = {kind: await asyncio.to_thread(file.read, model.name) for kind, file in files.items()}
+        kept = {kind: dict(before.get(kind, {})) for kind in self._kinds}
         loads = (
-            worker.load(model.name, model.folder, share, condition)
-            for worker, share in zip(self._workers, shares, strict=True)
+            worker.load(model.name, model.folder, share, condition, kept[kind])
+            for worker, share, kind in zip(self._workers, shares, self._kinds, strict=True)
         )
         try:
             found = await asyncio.gather(*loads, return_exceptions=True)
             for failure in found:
                 if isinstance(failure, BaseException):
                     raise failure
+            for kind, file in files.items():
+                if kept[kind] != before[kind]:
+                    await asyncio.to_thread(file.write, kept[kind])
             return max(times for times in found if not isinstance(times, BaseException))
         except BaseException:  # nowhere or everywhere
             for worker in self._workers:
                 worker.forget(model.name)
             raise
+
+    def _cost_files(self, model: ServedModel) -> dict[str, CostFile]:
+        """Return the files of a model's costs by the kind of device; none of one that `prepare` changes."""
+        if self.prepare is not None:
+            return {}
+        settings, files = self.settings, {}
+        for worker, kind in zip(self._workers, self._kinds, strict=True):
+            facts = {
+                **device_facts(worker.options.device, worker.options.threads, len(self.specs)),
+                "server": package_version(),
+                "arithmetic": settings.arithmetic,
+                "determinism": settings.determinism,
+                "buckets": worker.scheduler.costs.buckets,
+                "weights": model.manifest.digest,
+            }
+            files[kind] = CostFile(settings.costs_folder, facts)
+        return files
 
     def _shares(self, passes: Sequence[WarmupPass]) -> list[Sequence[WarmupPass]]:
         """Share out the warm-up: on a GPU all to each, since much is made for a device; on a CPU, whose
@@ -258,7 +284,7 @@ def _kind_of(devices: Sequence[str], max_batch: int, arithmetic: str) -> str:
     On a GPU kernels are chosen by the shape of a batch.
     """
     kinds = {
-        f"{torch.cuda.get_device_name(name)} {max_batch}" if name.startswith("cuda") else platform.machine()
+        f"{device_kind(name)} {max_batch}" if name.startswith("cuda") else platform.machine()
         for name in devices
     }
     named = (

@@ -16,7 +16,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from server.devices.supervisor import Supervisor
 from server.devices.warmup import WarmupPass, warm_up
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
+from server.scheduling.costs import Work, WorkCosts
 from server.scheduling.jobs import Batch, Job, Sample
 from server.scheduling.scheduler import Scheduler
 
@@ -109,13 +110,17 @@ class DeviceWorker:
         return self.scheduler.depth
 
     async def load(
-        self, model: str, folder: Path, passes: Sequence[WarmupPass], condition: int | str
+        self,
+        model: str,
+        folder: Path,
+        passes: Sequence[WarmupPass],
+        condition: int | str,
+        kept: MutableMapping[Work, WorkCosts],
     ) -> LoadTimes:
         """Load a model and warm it up; after an error, or a cancellation, `forget` it.
 
         Args:
-            passes: those to run in every size of batch.
-            condition: any that the model takes.
+            passes, condition, kept: as for `warm_up`.
 
         Raises:
             DDError: the bundle is damaged, the first pass fails, or somebody ends the process.
@@ -123,7 +128,15 @@ class DeviceWorker:
         began = time.perf_counter()
         await self.supervisor.load(model, folder)
         loaded = time.perf_counter()
-        await warm_up(passes, condition, self.scheduler.costs, self, self._warmup_numbers)
+        await warm_up(
+            passes,
+            condition,
+            self.scheduler.costs,
+            self,
+            self._warmup_numbers,
+            kept,
+            every_size=self.options.device != "cpu",
+        )
         return LoadTimes(loaded - began, time.perf_counter() - loaded)
 
     async def unload(self, model: str) -> None:
