@@ -122,7 +122,7 @@ def naive(work: Work) -> Made:
     differences_VBLC = tokenizer.codebook_VC[:, None, None] - x_BLC
     indices_BL = (differences_VBLC**2).sum(-1).argmin(0)
     known = torch.full_like(logits, -math.inf).scatter_(-1, indices_BL[..., None], 0.0)
-    is_data = data_positions(student.layout, step_B)[..., None]
+    is_data = data_positions(student.block_L, step_B)[..., None]
     logits, embeddings = torch.where(is_data, known, logits), torch.where(is_data, x_BLC, embeddings)
     first = student.layout.starts[work.split]
     codes = torch.cat([tokenizer.codebook_VC[logits[:, :first].argmax(-1)], embeddings[:, first:]], 1)

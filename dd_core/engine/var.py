@@ -173,6 +173,7 @@ class FoldedStudent(_Folded):
     place_LD: Tensor
     noise_or_data_2D: Tensor
     extra_N2D: Tensor
+    block_L: Tensor
 
     @torch.no_grad()
     def __init__(self, model: VARStudent, arithmetic: Arithmetic) -> None:
@@ -185,13 +186,14 @@ class FoldedStudent(_Folded):
         self.register_buffer("noise_or_data_2D", flags_2D)
         extra = [layer(flags_2D) for layer in model.layerwise_n_d_embed]
         self.register_buffer("extra_N2D", torch.stack(extra))
+        self.register_buffer("block_L", model.block_L)
 
     def predict(
         self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
     ) -> tuple[Tensor, Tensor]:
         """As `VARStudent.predict`."""
         class_BD, six, two = self.classes(cond)
-        data_BL = data_positions(self.layout, step_B).long()
+        data_BL = data_positions(self.block_L, step_B).long()
         flag_BS = F.pad(data_BL, (1, 0), value=1)  # the start token counts as data
         tokens = self.word_embed(x_BLC) + self.place_LD + F.embedding(data_BL, self.noise_or_data_2D)
         h = torch.cat([class_BD[:, None] + self.start_11D, tokens], 1)

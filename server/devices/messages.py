@@ -92,6 +92,7 @@ class Loaded:
 
     load: Load
     error: DDError | None = None
+    hardware: str = ""  # the kind of device: bytes are the same on all of one kind
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
     submit(job) ─ dispatch ─▶ Parts, each the job of one worker ─▶ its scheduler, its device ─▶ Submission
 
-The images of a job are split evenly over several workers if the last of them is done sooner that way. Where a
-batch costs the same whatever is in it, as in exact mode on a GPU, nothing is gained and the job stays whole.
+The images of a job are split evenly over several workers if the last of them is done sooner that way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -43,10 +41,7 @@ class Part(NamedTuple):
 
 @dataclass(eq=False)
 class DevicePool:
-    """The device workers of a server.
-
-    `kind` tells apart machines whose pictures may differ in their last bits.
-    """
+    """The device workers of a server."""
 
     settings: Settings
     specs: Sequence[WorkerSpec]  # the processes to start
@@ -62,15 +57,12 @@ class DevicePool:
         self._workers: list[DeviceWorker] = []
         self._held: Counter[str] = Counter()
         self._released = asyncio.Event()
-        self.kind = _kind_of(self._devices, settings.max_batch, settings.arithmetic)
         on_cpu = CostTable(buckets_up_to(settings.max_batch))  # of all its processes, which are alike
         # Wherever it goes, the largest request finds room.
         room = max(settings.max_images, -(-settings.queue_size // len(self.specs)))
         names = device_names(self._devices)
         for name, (device, threads) in zip(names, self.specs, strict=True):
-            # On a GPU a kernel is chosen by the shape of a batch: exact bytes need one shape for all.
-            shapes = (settings.max_batch,) if exact else buckets_up_to(settings.max_batch)
-            costs = on_cpu if device == "cpu" else CostTable(shapes)
+            costs = on_cpu if device == "cpu" else CostTable(buckets_up_to(settings.max_batch))
             worker = DeviceWorker(
                 name,
                 DeviceOptions(
@@ -95,6 +87,15 @@ class DevicePool:
         self.metrics.devices.labels("up").set_function(lambda: sum(w.up for w in self._workers))
         self.metrics.devices.labels("replacing").set_function(lambda: sum(not w.up for w in self._workers))
         self.metrics.processes.pids = lambda: dict(zip(names, self.pids, strict=True))
+
+    @property
+    def kind(self) -> str:
+        """All that the last bits of a picture may depend on besides its model: the build, the devices, and an
+        arithmetic that was asked for (`auto` follows from the device where bytes are promised).
+        """
+        hardware = {worker.supervisor.hardware for worker in self._workers}
+        named = [self.settings.arithmetic] * (self.settings.arithmetic != "auto")
+        return " ".join([torch.__version__, *sorted(hardware), *named])
 
     @property
     def up(self) -> bool:
@@ -251,17 +252,3 @@ def submit_parts(job: Job, parts: Sequence[Part]) -> Submission:
     if submission.over:  # one failed before the next was queued
         abort()
     return submission
-
-
-def _kind_of(devices: Sequence[str], max_batch: int, arithmetic: str) -> str:
-    """Name all that the last bits of a picture may depend on, besides its model: the build and the devices.
-    On a GPU kernels are chosen by the shape of a batch.
-    """
-    kinds = {
-        f"{torch.cuda.get_device_name(name)} {max_batch}" if name.startswith("cuda") else platform.machine()
-        for name in devices
-    }
-    named = (
-        [] if arithmetic == "auto" else [arithmetic]
-    )  # auto follows from the device where bytes are promised
-    return " ".join([torch.__version__, *sorted(kinds), *named])

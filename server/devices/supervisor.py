@@ -70,6 +70,7 @@ class Supervisor:
         self._pipe: MessagePipe | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
+        self.hardware = ""  # the kind of device, as the process names it with each model
         self._deaths = 0
         self._hanging = False  # it was ended by the watchdog
         self._stopping = False
@@ -115,10 +116,15 @@ class Supervisor:
                 _resolve(future, None)
         self.send(messages.Unload(model))
 
-    def forward(self, command: messages.Forward) -> None:
-        """Send a pass, which `on_answer` or `on_lost` follows; one at a time."""
+    def forward(self, command: messages.Forward, watched: bool = True) -> None:
+        """Send a pass, which `on_answer` or `on_lost` follows; one at a time.
+
+        Args:
+            watched: the process is ended after `hang_timeout`.
+        """
         self._stop_watchdog()
-        self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
+        if watched:
+            self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
         self.send(command)
 
     def send(self, command: messages.Command) -> None:
@@ -164,6 +170,7 @@ class Supervisor:
 
     def _receive(self, answer: messages.Answer) -> None:
         if isinstance(answer, messages.Loaded):
+            self.hardware = answer.hardware
             future = self._loading.get(answer.load)
             if future is not None:
                 _resolve(future, answer.error)

@@ -221,7 +221,9 @@ class DeviceWorker:
 
     def _dispatch(self, command: Forward, expected: float, source: Batch | _Reply) -> None:
         self._in_flight = _InFlight(time.perf_counter(), expected, source)
-        self.supervisor.forward(command)
+        # On a GPU a pass of the warm-up may have to load, choose and record kernels: as long as it takes.
+        warming_up = isinstance(source, asyncio.Future)
+        self.supervisor.forward(command, watched=not (warming_up and self.options.device.startswith("cuda")))
 
     def _on_answer(self, answer: Done | Failed) -> None:
         in_flight, self._in_flight = self._in_flight, None
