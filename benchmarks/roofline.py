@@ -50,7 +50,7 @@ class Cost(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    """Most operations a second by the type of numbers, and most bytes a second that a copy reads and writes."""
+    """Most operations a second by type of number, and most bytes a second that a copy reads and writes."""
 
     flop_per_s: Mapping[torch.dtype, float]
     bytes_per_s: float

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dd_core import plan
 from dd_core.bundle import Bundle
 from dd_core.condition import ClassCondition
 from dd_core.engine.arithmetic import EXACT32
@@ -143,9 +144,9 @@ def test_more_images_than_slots_void_the_graphs_and_no_image(sampler: Sampler, f
         assert _near(found, _expected(sampler, image))
 
 
-def test_a_teacher_batch_that_failed_begins_again(sampler: Sampler, family: str) -> None:
+def test_a_teacher_batch_that_failed_begins_again(sampler: Sampler) -> None:
     """As the scheduler sends it again: what lies before the segment is as it was."""
-    chosen = PLANS[family][2]
+    chosen = plan.hybrid(sampler.layout.num_blocks, 1, 3)
     runner, images = GraphRunner(sampler, RecordedGraphs(), 8), [(0, chosen, 1), (1, chosen, 2)]
     put(runner, images)
     runner.advance([0, 1], [0, 0], 2, None)
