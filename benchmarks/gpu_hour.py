@@ -1,19 +1,11 @@
-"""All that is to be found out about a GPU, in three calls of at most ten minutes: `speed`, `serving`, `training`.
+"""What there is to find out about a GPU, in three calls of ten minutes: `speed`, `serving`, `training`.
 
     steps of the call, each in a process of its own, with its own time ─▶ OUT/CALL.json after each ─▶ a table
 
 A step that fails or takes too long is passed over. Weights are random: those of the built-in models are not
 needed, and may be left behind. `--tiny --device cpu` tries everything on a CPU in its smallest size.
 
-A borrowed machine often has PyTorch and little else, and no network. What it lacks goes along as wheels:
-
-    pip download -d shared/wheels --only-binary :all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
-        pydantic httpx2 httpx fastapi httptools huggingface-hub orjson prometheus-client pydantic-settings \\
-        sse-starlette starlette typer uvicorn resvg_py
-    mv dd_core/defaults/*/*.safetensors /elsewhere   # a small checkout; git brings them back
-    # there:
-    pip install --no-index --no-deps --target /tmp/more shared/wheels/*.whl
-    PYTHONPATH=/tmp/more:. python -m benchmarks.gpu_hour speed --out $OUT
+`benchmarks/README.md` says how a machine without network gets what it lacks.
 """
 
 from __future__ import annotations
@@ -91,7 +83,7 @@ def serving(device: str, out: str, tiny: bool) -> list[Step]:
 
 def training(device: str, out: str, tiny: bool) -> list[Step]:
     """Teacher, pairs and student in the run folder `$RUN`, which has a tokenizer and its tokens, or a teacher
-    too; none of them reads images. What a stage did within its time is kept: the next call goes on from there.
+    too; none of them reads images. What a stage did within its time is kept: the next call goes on there.
     """
     run = os.environ.get("RUN", str(Path(out) / "run"))
     common = ("--out", run, "--device", device)

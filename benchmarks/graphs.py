@@ -153,7 +153,8 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     columns = [
         "model", "batch", "arithmetic", *(f"{lane}, ms" for lane in LANES),
-        "exact, images/s", "fast, images/s", "naive ÷ fast", "exact ÷ fast, speed", "teacher ÷ fast", "equal tokens", "PSNR, dB",
+        "exact, images/s", "fast, images/s", "naive ÷ fast", "exact ÷ fast, speed", "teacher ÷ fast",
+        "equal tokens", "PSNR, dB",
     ]  # fmt: skip
     rule = {True: "yes", False: "no", None: "unknown"}[exact_is_default(results.get("rows", []))]
     return "\n\n".join(

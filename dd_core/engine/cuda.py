@@ -30,7 +30,7 @@ class CudaGraphs:
     def __init__(self, device: torch.device, loading: Lock, lanes: int = _LANES) -> None:
         self.lanes = lanes
         self._device, self._loading = device, loading
-        self._streams = [torch.cuda.Stream(device) for _ in range(lanes)]
+        self._streams = [_stream(device) for _ in range(lanes)]
         self._pools = [torch.cuda.graph_pool_handle() for _ in range(lanes)]
 
     def record(self, function: Callable[[], None], lane: int) -> Replay | None:
@@ -63,6 +63,10 @@ class CudaGraphs:
         current = torch.cuda.current_stream(self._device)
         for stream in self._streams:
             current.wait_stream(stream)
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def settle(device: torch.device) -> None:
