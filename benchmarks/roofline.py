@@ -60,11 +60,11 @@ class Ceilings(NamedTuple):
         return max(cost.flop / self.flop_per_s[dtype], cost.moved / self.bytes_per_s)
 
 
-class _Moved(TorchDispatchMode):
+class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of operands and results; views move nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.moved = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -22,7 +22,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dd_core.engine.ahead import NoiseAhead
 from dd_core.engine.runner import NOBODY, EagerRunner, moved
+from dd_core.noise import Key
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler, TeacherRun, chosen_tokens, decode, renoise, student_jump
 
@@ -112,7 +114,7 @@ class _Chunk:
         run.count()
 
 
-Key = tuple[Plan, int, int]  # of chunks that can take each other's place: plan, segment, rows
+_Like = tuple[Plan, int, int]  # of chunks that can take each other's place: plan, segment, rows
 
 
 class GraphRunner(EagerRunner):
@@ -124,12 +126,19 @@ class GraphRunner(EagerRunner):
         self._exact, self._graphs = sampler.exact, graphs
         self._passes: dict[tuple[object, ...], _Pass] = {}
         self._grown = 0  # of the slots that the passes hold
-        self._batches: dict[int, tuple[Key, list[_Chunk]]] = {}
-        self._spare: list[tuple[Key, _Chunk]] = []
+        self._batches: dict[int, tuple[_Like, list[_Chunk]]] = {}
+        self._spare: list[tuple[_Like, _Chunk]] = []
+        self._noise = NoiseAhead(sampler.layout, sampler.codebook_VC.shape[1])
 
     @property
     def held(self) -> set[int]:
         return super().held | self._batches.keys()
+
+    def foresee(self, keys: Sequence[Key]) -> None:
+        self._noise.begin(keys)
+
+    def noise(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
+        return self._noise.take(keys)
 
     @torch.inference_mode()
     def advance(
@@ -234,7 +243,7 @@ class GraphRunner(EagerRunner):
         del chosen  # of no logits
         return decode(self.sampler, self.slots.x_NLC.index_select(0, rows_3S[0]))
 
-    def _teacher(self, numbers: Sequence[int], key: Key, batch: int) -> None:
+    def _teacher(self, numbers: Sequence[int], key: _Like, batch: int) -> None:
         if batch not in self._batches:
             self._batches[batch] = key, self._begin(numbers, key)
         _, chunks = self._batches[batch]
@@ -248,7 +257,7 @@ class GraphRunner(EagerRunner):
             self.slots.scatter(self.slots.index(numbers), codes_BLC)
             self._put_by(*self._batches.pop(batch))
 
-    def _begin(self, numbers: Sequence[int], key: Key) -> list[_Chunk]:
+    def _begin(self, numbers: Sequence[int], key: _Like) -> list[_Chunk]:
         plan, segment, size = key
         chunks = []
         for number, first in enumerate(range(0, len(numbers), size)):
@@ -264,7 +273,7 @@ class GraphRunner(EagerRunner):
             chunks.append(spare)
         return chunks
 
-    def _put_by(self, key: Key, chunks: Sequence[_Chunk]) -> None:
+    def _put_by(self, key: _Like, chunks: Sequence[_Chunk]) -> None:
         self._spare = [*self._spare, *((key, chunk) for chunk in chunks)][-_MOST_SPARE:]
 
 

@@ -31,10 +31,14 @@ class Runner(Protocol):
         """Numbers of images and of teacher batches under way."""
         ...
 
+    def foresee(self, keys: Sequence[Key]) -> None:
+        """Images with this noise will come; any thread may say so."""
+        ...
+
     def put(
         self, numbers: Sequence[int], plans: Sequence[Plan], cond: Condition, keys: Sequence[Key]
     ) -> None:
-        """Take new images in, a row of `cond` each: their noise is made here."""
+        """Take new images in, a row of `cond` each."""
         ...
 
     def advance(
@@ -155,12 +159,18 @@ class EagerRunner:
     def held(self) -> set[int]:
         return self.slots.numbers | self._runs.keys()
 
+    def foresee(self, keys: Sequence[Key]) -> None:
+        """Nothing: threads that make noise would take the cores that compute."""
+
+    def noise(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
+        """The noise of images, `[B, L, C]` normal and `[B, L]` uniform, on the CPU."""
+        return batch_noise(keys, self.sampler.layout, self.sampler.codebook_VC.shape[1])
+
     @torch.inference_mode()
     def put(
         self, numbers: Sequence[int], plans: Sequence[Plan], cond: Condition, keys: Sequence[Key]
     ) -> None:
-        noise, uniform = batch_noise(keys, self.sampler.layout, self.sampler.codebook_VC.shape[1])
-        self.slots.put(numbers, cond, noise, uniform)
+        self.slots.put(numbers, cond, *self.noise(keys))
         self._plans.update(zip(numbers, plans, strict=True))
 
     @torch.inference_mode()

@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import queue
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
@@ -31,6 +32,7 @@ from dd_core.engine.runner import EagerRunner, Runner
 from dd_core.errors import BundleError, DDError
 from dd_core.runtime import pick_device
 from server.devices import messages
+from server.devices.pixels import PixelBuffer
 from server.observability import logs
 
 log = logging.getLogger("dd_server.device")
@@ -141,6 +143,12 @@ class Device:
         runner.put([i.number for i in new], [i.plan for i in new], cond, [i.key for i in new])
         return text_seconds
 
+    def foresee(self, command: messages.Foresee) -> None:
+        """Begin what can be begun of images that will come; any thread may say so."""
+        runner = self.runners.get(command.model)
+        if runner is not None:
+            runner.foresee(command.keys)
+
     def forget(self, numbers: Sequence[int]) -> None:
         """Drop images and teacher batches; unknown ones are passed over."""
         for runner in self.runners.values():
@@ -165,8 +173,12 @@ class Device:
         return time.perf_counter()
 
 
-def main(connection: Connection, options: messages.DeviceOptions) -> None:
-    """The process: commands in, answers out, until the other end is closed."""
+def main(connection: Connection, options: messages.DeviceOptions, pixels: PixelBuffer | None = None) -> None:
+    """The process: commands in, answers out, until the other end is closed.
+
+    Args:
+        pixels: the way of pictures; None = the connection.
+    """
     # A signal to the whole group is the server's to act on: it drains, and then closes the connection.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -176,14 +188,14 @@ def main(connection: Connection, options: messages.DeviceOptions) -> None:
     device = Device(pick_device(options.device), options)
     settle(device.device)
     try:
-        serve(connection, device)
+        serve(connection, device, pixels)
     except (EOFError, ConnectionError):  # the server is gone, or wants us to go
         log.debug("the connection is closed")
     finally:
         logging.shutdown()  # a process of multiprocessing does nothing of the kind at its end
 
 
-def serve(connection: Connection, device: Device) -> None:
+def serve(connection: Connection, device: Device, pixels: PixelBuffer | None = None) -> None:
     """Do what comes, until the other end is closed.
 
     Raises:
@@ -215,10 +227,12 @@ def serve(connection: Connection, device: Device) -> None:
                 device.keep(command.model, bundle)
         answer(messages.Loaded(command, error, device.hardware))
 
+    receive = _received_meanwhile(connection, device) if device.device.type == "cuda" else connection.recv
     while True:
-        command: messages.Command = connection.recv()
+        command: messages.Command = receive()
         if isinstance(command, messages.Forward):
-            answer(_forward(device, command))
+            done = _forward(device, command)
+            answer(pixels.put(done) if pixels is not None and isinstance(done, messages.Done) else done)
         elif isinstance(command, messages.Load):
             loading[command.model] = command
             threading.Thread(target=load, args=(command,), daemon=True).start()
@@ -226,8 +240,34 @@ def serve(connection: Connection, device: Device) -> None:
             with keeping:
                 loading.pop(command.model, None)
                 device.unload(command.model)
+        elif isinstance(command, messages.Foresee):
+            device.foresee(command)
         else:
             device.forget(command.numbers)
+
+
+def _received_meanwhile(connection: Connection, device: Device) -> Callable[[], messages.Command]:
+    """In place of `recv`: a thread receives while passes run, and has noise made of images to come."""
+    inbox: queue.SimpleQueue[messages.Command | None] = queue.SimpleQueue()
+
+    def receive() -> None:
+        with suppress(EOFError, ConnectionError):
+            while True:
+                command = connection.recv()
+                if isinstance(command, messages.Foresee):
+                    device.foresee(command)
+                else:
+                    inbox.put(command)
+        inbox.put(None)
+
+    def take() -> messages.Command:
+        command = inbox.get()
+        if command is None:
+            raise EOFError
+        return command
+
+    threading.Thread(target=receive, name="dd-receive", daemon=True).start()
+    return take
 
 
 def _forward(device: Device, command: messages.Forward) -> messages.Answer:

@@ -23,12 +23,13 @@ from pathlib import Path
 
 from server.devices import messages
 from server.devices.pipe import MessagePipe
+from server.devices.pixels import PixelBuffer
 from server.devices.sockets import settle_socket_folder
 from server.errors import ApiError, ComputeError, DeviceKilledError, UnavailableError
 
 log = logging.getLogger("dd_server.worker")
 
-Entry = Callable[[Connection, messages.DeviceOptions], None]
+Entry = Callable[[Connection, messages.DeviceOptions, PixelBuffer | None], None]
 # A process that dies so often without finishing a pass will not get better.
 _MAX_DEATHS = 5
 # Signals that a process brings upon itself. Any other comes from outside: from a person, from the kernel when
@@ -68,6 +69,7 @@ class Supervisor:
         self._numbers = itertools.count()
         self._process: ForkServerProcess | None = None
         self._pipe: MessagePipe | None = None
+        self._pixels: PixelBuffer | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self.hardware = ""  # the kind of device, as the process names it with each model
@@ -89,9 +91,9 @@ class Supervisor:
         """Start the process."""
         settle_socket_folder()
         ours, theirs = _processes.Pipe()
-        process = _processes.Process(
-            target=self.entry, args=(theirs, self.options), name="dd-device", daemon=True
-        )
+        self._pixels = PixelBuffer.new()
+        arguments = (theirs, self.options, self._pixels)
+        process = _processes.Process(target=self.entry, args=arguments, name="dd-device", daemon=True)
         await asyncio.to_thread(process.start)
         theirs.close()
         self._process = process
@@ -178,6 +180,7 @@ class Supervisor:
         self._stop_watchdog()
         if isinstance(answer, messages.Done):
             self._deaths = 0
+            answer = self._pixels.take(answer) if self._pixels is not None else answer
         self.on_answer(answer)
 
     def _hung(self) -> None:
@@ -198,6 +201,9 @@ class Supervisor:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+        if self._pixels is not None:
+            self._pixels.close()
+            self._pixels = None
 
     def _lost(self) -> None:
         """Replace the process, which is gone."""

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from server import errors
 from server.devices import process
-from server.devices.messages import DeviceOptions, Done, Drop, Failed, Forward, NewImage, Pixels
+from server.devices.messages import DeviceOptions, Done, Drop, Failed, Foresee, Forward, NewImage, Pixels
 from server.devices.submission import Submission
 from server.devices.supervisor import Supervisor
 from server.devices.warmup import WarmupPass, warm_up
@@ -87,6 +87,10 @@ class DeviceWorker:
         self._stopping = False
         self._busy = self.metrics.device_busy.labels(self.name)
         self._restarts = self.metrics.worker_restarts.labels(self.name)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.options.device.startswith("cuda")
 
     @property
     def up(self) -> bool:
@@ -174,6 +178,8 @@ class DeviceWorker:
                 f"{1e3 * refusal.finish:.0f} ms, after its deadline_ms",
             )
         self._pending[job] = submission
+        if self._in_flight is not None and self._on_gpu:  # which computes while the noise is made
+            self.supervisor.send(Foresee(job.model, job.keys))
         self._dispatch_next()
         self._set_deadline_timer()
 
@@ -223,7 +229,7 @@ class DeviceWorker:
         self._in_flight = _InFlight(time.perf_counter(), expected, source)
         # On a GPU a pass of the warm-up may have to load, choose and record kernels: as long as it takes.
         warming_up = isinstance(source, asyncio.Future)
-        self.supervisor.forward(command, watched=not (warming_up and self.options.device.startswith("cuda")))
+        self.supervisor.forward(command, watched=not (warming_up and self._on_gpu))
 
     def _on_answer(self, answer: Done | Failed) -> None:
         in_flight, self._in_flight = self._in_flight, None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import platform
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +23,17 @@ from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
 from dd_core.sampling import sample_images
 from server.devices import process
-from server.devices.messages import DeviceOptions, Failed, Forward, Load, Loaded, Pixels, Unload
+from server.devices.messages import (
+    DeviceOptions,
+    Done,
+    Failed,
+    Foresee,
+    Forward,
+    Load,
+    Loaded,
+    Pixels,
+    Unload,
+)
 from server.devices.process import Device, serve
 from server.devices.worker import command_of
 from server.scheduling.costs import CostTable
@@ -209,3 +221,34 @@ def test_a_gpu_records_nothing_while_a_model_loads(
     with pytest.raises(AttributeError):
         device.load(Load("tiny", bundle_folder))
     assert held == [True]
+
+
+class _Waiting:
+    """A runner whose pass waits until it is told of more images."""
+
+    held: frozenset[int] = frozenset()
+
+    def __init__(self) -> None:
+        self.told: queue.SimpleQueue[tuple[NoiseKey, ...]] = queue.SimpleQueue()
+
+    def foresee(self, keys: tuple[NoiseKey, ...]) -> None:
+        self.told.put(keys)
+
+    def advance(self, *_: object) -> None:
+        assert self.told.get(timeout=PATIENCE) == NoiseKey.of_seed(8, 2)
+
+
+def test_a_gpu_hears_of_images_to_come_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    device = Device(torch.device("cuda", 0), DeviceOptions("cuda:0"), _read=math.inf)
+    device.runners["tiny"] = _Waiting()  # type: ignore[assignment]
+    ours, theirs = multiprocessing.Pipe()
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(serve, theirs, device)
+        ours.send(Forward("tiny", "student", (1,), (0,), 1))
+        ours.send(Foresee("unloaded", NoiseKey.of_seed(7, 2)))
+        ours.send(Foresee("tiny", NoiseKey.of_seed(8, 2)))
+        assert isinstance(ours.recv(), Done)
+        ours.close()
+        with pytest.raises(EOFError):
+            serving.result()

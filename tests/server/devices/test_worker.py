@@ -9,7 +9,7 @@ import pytest
 
 from dd_core.plan import one_step
 from server import errors
-from server.devices.messages import Command, DeviceOptions, Done, Drop, Forward
+from server.devices.messages import Command, DeviceOptions, Done, Drop, Foresee, Forward
 from server.devices.submission import Submission
 from server.devices.worker import DeviceWorker
 from server.observability.metrics import Metrics
@@ -112,5 +112,21 @@ def test_only_a_gpu_may_take_its_time_for_the_warm_up(worker: DeviceWorker, devi
         asked = job(one_step(4))
         worker.submit(asked, Submission(asked, {asked: 0}, lambda: None))
         assert process.watched == [device == "cpu", True]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("device", "busy"), [("cpu", True), ("cuda:1", False), ("cuda:1", True)])
+def test_a_busy_gpu_is_told_of_images_to_come(worker: DeviceWorker, device: str, busy: bool) -> None:
+    """Of the others' noise nothing can be made meanwhile."""
+
+    async def scene() -> None:
+        worker.options = DeviceOptions(device)
+        worker.supervisor = process = Process(worker)
+        first, second = job(one_step(4)), job(one_step(4), count=2)
+        for asked in (first, second) if busy else (second,):
+            worker.submit(asked, Submission(asked, {asked: 0}, lambda: None))
+        told = [command for command in process.sent if isinstance(command, Foresee)]
+        assert told == ([Foresee(second.model, second.keys)] if busy and device != "cpu" else [])
 
     asyncio.run(scene())
