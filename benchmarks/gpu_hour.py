@@ -89,10 +89,10 @@ def training(device: str, out: str, tiny: bool) -> list[Step]:
     common = ("--out", run, "--device", device)
     if tiny:  # begins from random weights, since the perceptual loss of a tokenizer has to be fetched
         weights = str(Path(out) / "weights")
-        settings = ("--recipe", "tiny", "--set", "data=none", "--set", "distill.lpips=0")
+        small = ("--recipe", "tiny", "--set", "data=none", "--set", "distill.lpips=0")
         return [
             Step("weights", _module("benchmarks.random_bundle", "tiny", weights), 60),
-            Step("start", _module("training", "start", weights, *settings, *common), 60),
+            Step("start", _module("training", "start", weights, *small, *common), 60),
             *(Step(stage, _module("training", stage, *common), 60) for stage in ("pairs", "distill")),
         ]
     changes = ("distill.steps=12000", "distill.lpips_share=0.125", "pairs.count=200000")
