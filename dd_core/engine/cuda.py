@@ -9,6 +9,7 @@ None of this has run on a GPU yet.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -17,6 +18,7 @@ import torch
 
 from dd_core.engine.graphs import Replay
 
+log = logging.getLogger("dd_core.engine")
 _LANES = 2
 
 
@@ -29,14 +31,14 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device, loading: Lock, lanes: int = _LANES) -> None:
         self.lanes = lanes
-        self._device, self._loading = device, loading
+        self._device, self._loading, self._failed = device, loading, False
         self._streams = [_stream(device) for _ in range(lanes)]
         self._pools = [torch.cuda.graph_pool_handle() for _ in range(lanes)]
 
     def record(self, function: Callable[[], None], lane: int) -> Replay | None:
         """Run `function` on the lane, which `on` has made the current stream, then record and replay it."""
         function()  # also makes what a library makes once, which a graph could not hold
-        if not self._loading.acquire(blocking=False):
+        if self._failed or not self._loading.acquire(blocking=False):
             return None
         try:
             graph = torch.cuda.CUDAGraph()
@@ -45,6 +47,12 @@ class CudaGraphs:
             )
             with recording:
                 function()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            log.exception("a pass cannot be recorded: from now on all run operation by operation")
+            self._failed = True
+            return None
         finally:
             self._loading.release()
         graph.replay()  # recording computes nothing

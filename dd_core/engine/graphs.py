@@ -96,11 +96,12 @@ class _Chunk:
     replays: dict[int, tuple[Replay, int]]
 
     def advance(self, graphs: Graphs | None) -> None:
-        run, step, before = self.run, self.run.step, self.run.cache.length
+        run, step, before, after = self.run, self.run.step, self.run.cache.length, list[int]()
 
         def compute() -> None:
             run.cache.length = before
             run.compute(step)
+            after[:] = [run.cache.length]
 
         if graphs is None:
             compute()
@@ -109,6 +110,7 @@ class _Chunk:
             replay()
         else:
             recorded = graphs.record(compute, self.lane)
+            [run.cache.length] = after  # also where recording failed half-way
             if recorded is not None:
                 self.replays[step] = recorded, run.cache.length
         run.count()

@@ -70,9 +70,9 @@ class Device:
         bundle = replace(bundle, sampler=replace(bundle.sampler, exact=self.options.exact))
         return self.options.prepare(bundle) if self.options.prepare else bundle
 
-    def keep(self, model: str, bundle: Bundle) -> None:
+    def keep(self, model: str, bundle: Bundle, runner: Runner) -> None:
         """Run passes of a model from now on."""
-        self.bundles[model], self.runners[model] = bundle, self._runner(bundle)
+        self.bundles[model], self.runners[model] = bundle, runner
 
     def unload(self, model: str) -> None:
         """Forget a model; an unknown one is passed over."""
@@ -91,7 +91,8 @@ class Device:
         """Numbers of images and teacher batches that are here."""
         return set().union(*(runner.held for runner in self.runners.values()))
 
-    def _runner(self, bundle: Bundle) -> Runner:
+    def runner_of(self, bundle: Bundle) -> Runner:
+        """A runner of a bundle's passes, which holds no images yet."""
         if self.device.type != "cuda":
             return EagerRunner(bundle.sampler)
         return GraphRunner(bundle.sampler, CudaGraphs(self.device, self.loading), _GPU_SLOTS)
@@ -210,10 +211,11 @@ def serve(connection: Connection, device: Device, pixels: PixelBuffer | None = N
             connection.send(found)
 
     def load(command: messages.Load) -> None:
-        bundle: Bundle | None = None
+        made: tuple[Bundle, Runner] | None = None
         error: DDError | None = None
         try:
             bundle = device.load(command)
+            made = bundle, device.runner_of(bundle)
         except DDError as found:
             error = found
         except Exception as found:
@@ -223,8 +225,8 @@ def serve(connection: Connection, device: Device, pixels: PixelBuffer | None = N
         with keeping:
             if loading.get(command.model) is not command:  # unloaded in the meantime, perhaps loaded again
                 return
-            if bundle is not None:
-                device.keep(command.model, bundle)
+            if made is not None:
+                device.keep(command.model, *made)
         answer(messages.Loaded(command, error, device.hardware))
 
     receive = _received_meanwhile(connection, device) if device.device.type == "cuda" else connection.recv

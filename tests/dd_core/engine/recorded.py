@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor
@@ -39,15 +39,32 @@ class Tape(TorchDispatchMode):
                 target.copy_(found[i])
 
 
+class _Broken(Exception):  # noqa: N818 - what a device says of an operation that it cannot record
+    pass
+
+
+class _Breaking(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 3
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._left -= 1
+        if not self._left:
+            raise _Broken
+        return func(*args, **(kwargs or {}))
+
+
 class RecordedGraphs:
     """`dd_core.engine.graphs.Graphs` on a CPU.
 
     Args:
         loading: nothing can be recorded.
+        failing: recording breaks off at its third operation.
     """
 
     def __init__(self, lanes: int = 2) -> None:
-        self.lanes, self.loading = lanes, False
+        self.lanes, self.loading, self.failing = lanes, False, False
         self.recorded = self.replayed = 0
         self._lane: int | None = None
 
@@ -55,6 +72,10 @@ class RecordedGraphs:
         assert self._lane == lane
         function()
         if self.loading:
+            return None
+        if self.failing:
+            with suppress(_Broken), _Breaking():
+                function()
             return None
         tape = Tape()
         with tape:

@@ -128,6 +128,18 @@ def test_while_a_model_loads_passes_run_and_record_nothing(sampler: Sampler, fam
     assert graphs.replayed > 0
 
 
+def test_passes_that_cannot_be_recorded_make_the_same_images(sampler: Sampler, family: str) -> None:
+    graphs = RecordedGraphs()
+    graphs.failing = True
+    runner = GraphRunner(sampler, graphs, 8)
+    for n, chosen in enumerate(PLANS[family]):
+        images = [(n, chosen, 4)]
+        put(runner, images)
+        run(runner, images)
+        assert _near(runner.decode([n])[0][0], _expected(sampler, images[0])), chosen.name
+        runner.drop([n])
+
+
 def test_more_images_than_slots_void_the_graphs_and_no_image(sampler: Sampler, family: str) -> None:
     graphs, chosen = RecordedGraphs(), PLANS[family][0]
     runner = GraphRunner(sampler, graphs, 3)

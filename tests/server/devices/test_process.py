@@ -18,6 +18,7 @@ import torch
 from dd_core import plan
 from dd_core.bundle import Bundle
 from dd_core.engine import arithmetic
+from dd_core.engine.runner import Runner
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
@@ -47,7 +48,8 @@ T = 64
 @pytest.fixture
 def device(bundle_folder: Path) -> Device:
     found = Device(torch.device("cpu"), DeviceOptions("cpu"))
-    found.keep("tiny", found.load(Load("tiny", bundle_folder)))
+    made = found.load(Load("tiny", bundle_folder))
+    found.keep("tiny", made, found.runner_of(made))
     return found
 
 
@@ -249,6 +251,27 @@ def test_a_gpu_hears_of_images_to_come_while_it_computes(monkeypatch: pytest.Mon
         ours.send(Foresee("unloaded", NoiseKey.of_seed(7, 2)))
         ours.send(Foresee("tiny", NoiseKey.of_seed(8, 2)))
         assert isinstance(ours.recv(), Done)
+        ours.close()
+        with pytest.raises(EOFError):
+            serving.result()
+
+
+def test_a_model_whose_runner_cannot_be_made_is_answered(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a GPU has no memory left for its images: the load would have been waited for in vain."""
+
+    def fail(_: Device, __: Bundle) -> Runner:
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(Device, "runner_of", fail)
+    ours, theirs = multiprocessing.Pipe()
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(serve, theirs, Device(torch.device("cpu"), DeviceOptions("cpu")))
+        ours.send(Load("tiny", bundle_folder))
+        assert ours.poll(PATIENCE)
+        answer = ours.recv()
+        assert answer.error.message == "tiny: OutOfMemoryError while loading"
         ours.close()
         with pytest.raises(EOFError):
             serving.result()
