@@ -19,7 +19,7 @@ from tests.tiny_var import tiny_var_bundle
 def test_a_server_answers_from_the_gpu(tmp_path: Path, make: object, determinism: str) -> None:
     """In exact mode with the same bytes alone and among others."""
     assert callable(make)
-    with running(make(tmp_path / "bundle"), device="cuda", determinism=determinism, max_batch=8) as live:
+    with running(make(tmp_path / "bundle"), device="auto", determinism=determinism, max_batch=8) as live:
 
         def picture(seed: int) -> bytes:
             body = {"label": seed % 10, "seed": seed, "steps": 1 + seed % 2, "brownout": False}
