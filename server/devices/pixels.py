@@ -1,6 +1,6 @@
 """Pixels through memory that both processes have mapped: the pipe copies them five times.
 
-    device process: `put` ─▶ buffer ─ Done, which says what lies there ─▶ server: `take`, before the next pass
+    device process: `put` ─▶ buffer; an answer says what lies there ─▶ server: `take`, before the next pass
 
 The buffer is a file without a name, which /dev/shm, often 64 MB in containers, does not bound. One is enough:
 a device has one pass in flight.
@@ -8,16 +8,18 @@ a device has one pass in flight.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
-from dataclasses import replace
+from collections.abc import Mapping
 from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from server.devices.messages import Done
-
+Pixels = NDArray[np.uint8]
+Placed = tuple[tuple[int, ...], tuple[int, ...]]  # numbers of pictures, and the shape of each
 _BYTES = 2**26  # 341 images of 256×256; memory is used as far as pixels have come
 
 
@@ -42,32 +44,29 @@ class PixelBuffer:
         os.ftruncate(file, _BYTES)
         return cls(file)
 
-    def put(self, done: Done) -> Done:
-        """Move the pictures of an answer here, all of one shape; those that do not fit stay in it."""
-        pictures = list(done.pictures.values())
-        if not pictures or sum(picture.nbytes for picture in pictures) > len(self._map):
-            return done
-        shape = pictures[0].shape
-        for place, picture in zip(self._view((len(pictures), *shape)), pictures, strict=True):
+    def put(self, pictures: Mapping[int, Pixels]) -> Placed | None:
+        """Copy pictures here, all of one shape, from the beginning; None where there are none, or too many."""
+        if not pictures or sum(picture.nbytes for picture in pictures.values()) > len(self._map):
+            return None
+        numbers, shape = tuple(pictures), next(iter(pictures.values())).shape
+        for place, picture in zip(self._view(len(numbers), shape), pictures.values(), strict=True):
             place[...] = picture
-        return replace(done, pictures={}, placed=(tuple(done.pictures), shape))
+        return numbers, shape
 
-    def take(self, done: Done) -> Done:
-        """An answer with its pictures, copied from here."""
-        if done.placed is None:
-            return done
-        numbers, shape = done.placed
-        view = self._view((len(numbers), *shape))
-        found = {number: picture.copy() for number, picture in zip(numbers, view, strict=True)}
-        return replace(done, pictures=found, placed=None)
+    def take(self, placed: Placed) -> dict[int, Pixels]:
+        """Copies of the pictures that were put last."""
+        numbers, shape = placed
+        view = self._view(len(numbers), shape)
+        return {number: picture.copy() for number, picture in zip(numbers, view, strict=True)}
 
     def close(self) -> None:
         """Give the memory back."""
         self._map.close()
         os.close(self._file)
 
-    def _view(self, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return np.frombuffer(self._map, np.uint8, count=int(np.prod(shape))).reshape(shape)
+    def _view(self, count: int, shape: tuple[int, ...]) -> Pixels:
+        whole = (count, *shape)
+        return np.frombuffer(self._map, np.uint8, count=math.prod(whole)).reshape(whole)
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:
         return _received, (reduction.DupFd(self._file),)

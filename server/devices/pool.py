@@ -90,7 +90,7 @@ class DevicePool:
 
     @property
     def kind(self) -> str:
-        """All that the last bits of a picture may depend on besides its model: the build, the devices, and an
+        """Name of what the last bits of a picture depend on besides its model: the build, the devices, and an
         arithmetic that was asked for (`auto` follows from the device where bytes are promised).
         """
         hardware = {worker.supervisor.hardware for worker in self._workers}

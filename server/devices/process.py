@@ -234,7 +234,10 @@ def serve(connection: Connection, device: Device, pixels: PixelBuffer | None = N
         command: messages.Command = receive()
         if isinstance(command, messages.Forward):
             done = _forward(device, command)
-            answer(pixels.put(done) if pixels is not None and isinstance(done, messages.Done) else done)
+            if pixels is not None and isinstance(done, messages.Done):
+                placed = pixels.put(done.pictures)
+                done = done if placed is None else replace(done, pictures={}, placed=placed)
+            answer(done)
         elif isinstance(command, messages.Load):
             loading[command.model] = command
             threading.Thread(target=load, args=(command,), daemon=True).start()

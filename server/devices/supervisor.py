@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -180,7 +180,8 @@ class Supervisor:
         self._stop_watchdog()
         if isinstance(answer, messages.Done):
             self._deaths = 0
-            answer = self._pixels.take(answer) if self._pixels is not None else answer
+            if self._pixels is not None and answer.placed is not None:
+                answer = replace(answer, pictures=self._pixels.take(answer.placed), placed=None)
         self.on_answer(answer)
 
     def _hung(self) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from server.devices import pixels
-from server.devices.messages import Done, Pixels
-from server.devices.pixels import PixelBuffer
+from server.devices.pixels import PixelBuffer, Pixels
 
 
 def _pictures(numbers: tuple[int, ...], side: int = 8) -> dict[int, Pixels]:
@@ -22,7 +21,7 @@ def _pictures(numbers: tuple[int, ...], side: int = 8) -> dict[int, Pixels]:
 def _put(connection: Connection, buffer: PixelBuffer) -> None:
     """The device process: puts what it is told, until nothing more comes."""
     while numbers := connection.recv():
-        connection.send(buffer.put(Done(0.5, 0.1, _pictures(numbers))))
+        connection.send(buffer.put(_pictures(numbers)))
 
 
 def test_what_another_process_puts_is_taken_here() -> None:
@@ -35,15 +34,15 @@ def test_what_another_process_puts_is_taken_here() -> None:
     taken = []
     for numbers in ((3, 1, 2), (5,)):
         ours.send(numbers)
-        done = ours.recv()
-        assert done.pictures == {} and done.placed == (numbers, (8, 8, 3))
-        taken.append((numbers, buffer.take(done)))
+        placed = ours.recv()
+        assert placed == (numbers, (8, 8, 3))
+        taken.append((numbers, buffer.take(placed)))
     ours.send(())
     process.join()
-    for numbers, done in taken:
-        assert (done.seconds, done.placed, list(done.pictures)) == (0.5, None, list(numbers))
+    for numbers, found in taken:
+        assert list(found) == list(numbers)
         for number, picture in _pictures(numbers).items():
-            assert np.array_equal(done.pictures[number], picture)
+            assert np.array_equal(found[number], picture)
     buffer.close()
 
 
@@ -51,9 +50,8 @@ def test_pictures_that_do_not_fit_stay_in_the_answer(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pixels, "_BYTES", 8 * 8 * 3)
     buffer = PixelBuffer.new()
     assert buffer is not None
-    for done in (Done(0.1, 0.1, _pictures((1, 2))), Done(0.1, 0.0, {})):
-        assert buffer.put(done) is done and buffer.take(done) is done
-    assert buffer.put(Done(0.1, 0.1, _pictures((1,)))).placed == ((1,), (8, 8, 3))
+    assert buffer.put(_pictures((1, 2))) is None and buffer.put({}) is None
+    assert buffer.put(_pictures((1,))) == ((1,), (8, 8, 3))
 
 
 def test_a_system_without_nameless_files_has_no_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
