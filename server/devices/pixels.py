@@ -45,7 +45,7 @@ class PixelBuffer:
         return cls(file)
 
     def put(self, pictures: Mapping[int, Pixels]) -> Placed | None:
-        """Copy pictures here, all of one shape, from the beginning; None where there are none, or too many."""
+        """Copy pictures here, all of one shape; None where there are none, or more than fit."""
         if not pictures or sum(picture.nbytes for picture in pictures.values()) > len(self._map):
             return None
         numbers, shape = tuple(pictures), next(iter(pictures.values())).shape

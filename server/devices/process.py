@@ -233,11 +233,7 @@ def serve(connection: Connection, device: Device, pixels: PixelBuffer | None = N
     while True:
         command: messages.Command = receive()
         if isinstance(command, messages.Forward):
-            done = _forward(device, command)
-            if pixels is not None and isinstance(done, messages.Done):
-                placed = pixels.put(done.pictures)
-                done = done if placed is None else replace(done, pictures={}, placed=placed)
-            answer(done)
+            answer(_placed(_forward(device, command), pixels))
         elif isinstance(command, messages.Load):
             loading[command.model] = command
             threading.Thread(target=load, args=(command,), daemon=True).start()
@@ -275,7 +271,7 @@ def _received_meanwhile(connection: Connection, device: Device) -> Callable[[], 
     return take
 
 
-def _forward(device: Device, command: messages.Forward) -> messages.Answer:
+def _forward(device: Device, command: messages.Forward) -> messages.Done | messages.Failed:
     try:
         done = device.forward(command)
         used = device.memory()
@@ -289,6 +285,14 @@ def _forward(device: Device, command: messages.Forward) -> messages.Answer:
     _end_if_lost(device)
     device.recover(command)
     return failed
+
+
+def _placed(answer: messages.Done | messages.Failed, pixels: PixelBuffer | None) -> messages.Answer:
+    """The answer to a pass, with its pictures in the buffer where there is one and they fit."""
+    if pixels is None or isinstance(answer, messages.Failed):
+        return answer
+    placed = pixels.put(answer.pictures)
+    return answer if placed is None else replace(answer, pictures={}, placed=placed)
 
 
 def _end_if_lost(device: Device) -> None:
