@@ -153,7 +153,7 @@ def _load_models(
         module = parts.pop(name)  # so that none is kept once it is prepared
         _fill(module, _read_checked(folder, manifest, name), folder / name, device, arithmetic)
         if arithmetic is not None:
-            sampler = prepare_part(sampler, name, arithmetic)
+            sampler = prepare_part(sampler, name, arithmetic, spent=True)
             if module is tokenizer:
                 del tokenizer.encoder, tokenizer.decoder  # a teacher still refers to the rest of it
             del module
