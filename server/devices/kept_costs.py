@@ -112,15 +112,11 @@ class CostFile:
         return {}
 
 
-def device_kind(device: str) -> str:
-    """Name the kind of a device: a GPU by its product, a CPU as `cpu`."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
-def device_facts(device: str, threads: int, processes: int) -> dict[str, Any]:
+def device_facts(hardware: str, threads: int, processes: int) -> dict[str, Any]:
     """Return all of the machine that costs on a device follow from.
 
     Args:
+        hardware: the kind of device, as its process names it.
         threads: as of `DeviceOptions`.
         processes: device processes of the server, which share the CPU.
     """
@@ -128,7 +124,7 @@ def device_facts(device: str, threads: int, processes: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu": cpu_name(),
         "cores": usable_cores(),
-        "device": device_kind(device),
+        "device": hardware,
         "threads": threads,
         "processes": processes,
     }
