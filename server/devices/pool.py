@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from server.devices.kept_costs import CostFile, device_facts
+from server.devices.loads import LoadTimes
 from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec, device_names
 from server.devices.submission import Submission
@@ -30,13 +31,6 @@ from server.scheduling.costs import CostTable, buckets_up_to
 from server.scheduling.jobs import Job
 from server.scheduling.scheduler import Scheduler
 from server.settings import Settings
-
-
-class LoadTimes(NamedTuple):
-    """Seconds that a model took to load, and to warm up."""
-
-    load: float
-    warmup: float
 
 
 class Part(NamedTuple):
