@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, default=records[-1], help="of benchmarks.engine: the costs")
     parser.add_argument("--pods", type=report.positive, default=2000, help="that the peak needs")
     parser.add_argument("--each", type=report.positive, default=400, help="pods for which one is simulated")
-    parser.add_argument("--day", type=float, default=14400.0, help="seconds of the day, which is a short one")
+    parser.add_argument("--day", type=float, default=3600.0, help="seconds of the day, which is a short one")
     parser.add_argument("--start", type=float, default=30.0, help="seconds until a new pod is ready")
     parser.add_argument("--rate", type=float, default=100.0, help="images a second to plan for")
     parser.add_argument("--seed", type=int, default=0)
