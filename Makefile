@@ -23,7 +23,7 @@ EXTRAS_dev = [dev]
 EXTRAS_docs = [docs]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train fleet bench conformance docs reference image browser prometheus node proxies kubernetes checkov lock hashes sbom clean
+.PHONY: help serve test slow lint types format train fleet bench conformance docs reference image browser prometheus node proxies kubernetes checkov lock hashes sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,9 +34,16 @@ serve: $(VENV)/.ready-serve  ## serve the built-in model (HOST, PORT, ARGS overr
 
 # A file is one process's, so that its servers start once; files in the order of tests/conftest.py, which
 # begins with the long ones: by the number of their tests these came last, and one process waited for the
-# other. Compiled modules are kept, since tests start dozens of processes that would compile them again.
-test: lint types  ## ruff, mypy, then every test, in two processes
-	PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# other. More processes than cores: half of their time tests wait for servers and other programs. Compiled
+# modules are kept, since tests start dozens of processes that would compile them again.
+JOBS ?= 4
+PYTEST = PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test: lint types  ## ruff, mypy, then the tests but for the slow ones (JOBS processes)
+	$(PYTEST) --ignore tests/slow $(ARGS)
+
+slow: $(VENV)/.ready-dev  ## what takes long: whole benchmarks, several ranks, thousands of damaged inputs
+	$(PYTEST) tests/slow $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## ruff: rules and format
 	$(RUN) -m ruff check .

@@ -18,7 +18,11 @@ import httpx
 
 HOST = "127.0.0.1"
 NO_REPLY = "no reply"
-_BEGINNINGS = {"image/png": b"\x89PNG\r\n\x1a\n", "application/json": b"{"}  # of a good body
+_BEGINNINGS = {
+    "image/png": b"\x89PNG\r\n\x1a\n",
+    "image/jpeg": b"\xff\xd8",
+    "application/json": b"{",
+}  # of a good body
 _PATIENCE = 120.0  # seconds that one request may take
 
 

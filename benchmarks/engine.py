@@ -2,8 +2,9 @@
 
     for each batch size: warm up → repeats × (every lane once, then the stages once) → medians, ratios
 
-A lane is a plan on a sampler. Lanes are interleaved and their order rotates, so that a machine
-which gets slower in the middle slows all of them; speed-ups are medians of ratios within a repeat.
+A lane is a plan on a sampler in an arithmetic. Lanes are interleaved and their order rotates, so that a
+machine which gets slower in the middle slows all of them; ratios are medians of those within a repeat. How
+near the images of one arithmetic are to the first one's is a table of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
+from benchmarks.agreement import agreement, make
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.condition import as_condition
+from dd_core.engine.arithmetic import NAMES, choose
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import batch_noise
 from dd_core.plan import Plan, Preset
@@ -31,24 +34,30 @@ from dd_core.sampling import Sampler, run_plan, sample_images, to_pixels
 THEME = "engine"
 STAGES = ("noise", "plan", "decode", "to_uint8")
 Keys = list[tuple[int, int]]
-_SMOKE = ("--batches", "1,2", "--repeats", "2")
+_SMOKE = ("--batches", "1,2", "--repeats", "2", "--compare", "2")
 
 
 @dataclass(frozen=True)
 class Lane:
-    """A subject of the timing: a plan of the bundle, with images exact in any batch or not."""
+    """A subject of the timing: a plan of the bundle, with images exact in any batch or not.
+
+    Args:
+        mark: of the arithmetic, where there are several.
+    """
 
     plan: Plan
     offered: bool
     sampler: Sampler
+    mark: str = ""
 
     @property
     def name(self) -> str:
-        """The plan's name, marked when it is not exact."""
-        return self.plan.name if self.sampler.exact else f"{self.plan.name} (not exact)"
+        """The plan's name, marked when it is not exact, and by its arithmetic."""
+        marks = [self.mark] * bool(self.mark) + ["not exact"] * (not self.sampler.exact)
+        return f"{self.plan.name} ({', '.join(marks)})" if marks else self.plan.name
 
 
-def lanes_of(bundle: Bundle, chosen: Sequence[str] | None = None) -> list[Lane]:
+def lanes_of(bundle: Bundle, chosen: Sequence[str] | None = None, mark: str = "") -> list[Lane]:
     """Every plan as it is served; the 1-step plan and the teacher also without exactness.
 
     Raises:
@@ -62,8 +71,8 @@ def lanes_of(bundle: Bundle, chosen: Sequence[str] | None = None) -> list[Lane]:
     presets.sort(key=lambda p: (not p.offered, p.plan.cost))
     exact, inexact = replace(bundle.sampler, exact=True), replace(bundle.sampler, exact=False)
     both = {quickest(presets).name, teacher_name(presets)}
-    lanes = [Lane(p.plan, p.offered, exact) for p in presets]
-    return lanes + [Lane(p.plan, p.offered, inexact) for p in presets if p.plan.name in both]
+    lanes = [Lane(p.plan, p.offered, exact, mark) for p in presets]
+    return lanes + [Lane(p.plan, p.offered, inexact, mark) for p in presets if p.plan.name in both]
 
 
 def quickest(presets: Sequence[Preset]) -> Plan:
@@ -184,18 +193,27 @@ def _measure_stages(lane: Lane, labels: list[int], keys: Keys, samples: Samples,
 def summarise(
     lanes: Sequence[Lane], samples: Samples, batch: int, teacher: str | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows of one batch size, from its own samples alone: `plans`, `exactness`, `stages`."""
+    """Rows of one batch size, from its own samples alone: `plans`, `ratios`, `exactness`, `stages`."""
     exactness = []
     for lane in lanes:
-        exact, inexact = samples.lanes.get(lane.plan.name, []), samples.lanes[lane.name]
+        served = replace(lane, sampler=replace(lane.sampler, exact=True)).name
+        exact, inexact = samples.lanes.get(served, []), samples.lanes[lane.name]
         if not lane.sampler.exact and exact and len(exact) == len(inexact):
             ratio = report.paired_ratio(exact, inexact)
-            exactness.append({"batch": batch, "plan": lane.plan.name, "exact_over_not_exact": ratio})
+            exactness.append({"batch": batch, "plan": served, "exact_over_not_exact": ratio})
+    rows = [_plan_row(lane, samples, batch, _of_teacher(lanes, lane, teacher)) for lane in lanes]
     return {
-        "plans": [_plan_row(lane, samples, batch, teacher) for lane in lanes],
+        "plans": rows,
+        "ratios": _ratio_rows(rows, batch),
         "exactness": exactness,
         "stages": _stage_rows(lanes[0].name, samples, batch),
     }
+
+
+def _of_teacher(lanes: Sequence[Lane], lane: Lane, teacher: str | None) -> str | None:
+    """The name of the teacher's lane in the arithmetic of `lane`, as it is served."""
+    found = [x for x in lanes if x.plan.name == teacher and x.mark == lane.mark and x.sampler.exact]
+    return found[0].name if found else None
 
 
 def _plan_row(lane: Lane, samples: Samples, batch: int, teacher: str | None) -> dict[str, Any]:
@@ -205,7 +223,9 @@ def _plan_row(lane: Lane, samples: Samples, batch: int, teacher: str | None) -> 
     return {
         "batch": batch,
         "plan": lane.name,
+        "arithmetic": lane.mark,
         "passes": lane.plan.cost,
+        "student": lane.plan.needs == {"student"},
         "offered": lane.offered,
         "exact": lane.sampler.exact,
         "error": error,
@@ -215,6 +235,16 @@ def _plan_row(lane: Lane, samples: Samples, batch: int, teacher: str | None) -> 
         "images_per_s": batch / report.median(seconds) if good else None,
         "speed_up": report.paired_ratio(reference, seconds) if good and paired else None,
     }
+
+
+def _ratio_rows(plans: Sequence[Mapping[str, Any]], batch: int) -> list[dict[str, Any]]:
+    """The ratios of the paper's Table 1: teacher ÷ one step and teacher ÷ two steps, by arithmetic."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in plans:
+        if row["student"] and row["exact"] and row["passes"] in (1, 2) and row["speed_up"] is not None:
+            found = rows.setdefault(row["arithmetic"], {"batch": batch, "arithmetic": row["arithmetic"]})
+            found.setdefault({1: "one_step", 2: "two_steps"}[row["passes"]], row["speed_up"])
+    return [row for row in rows.values() if {"one_step", "two_steps"} <= row.keys()]
 
 
 def _stage_rows(plan: str, samples: Samples, batch: int) -> list[dict[str, Any]]:
@@ -233,6 +263,31 @@ def _stage_rows(plan: str, samples: Samples, batch: int) -> list[dict[str, Any]]
     return [row]
 
 
+def compare(bundles: Mapping[str, Bundle], plans: Sequence[Plan], images: int) -> list[dict[str, Any]]:
+    """How near the images of each arithmetic are to the first one's, plan by plan; by threes of a condition.
+
+    Tokens that are drawn after another than before differ freely, so of a teacher's plans the share says
+    where the first difference was, not how large.
+    """
+    first, *others = bundles
+    base, keys = bundles[first], [(index, 0) for index in range(images)]
+    classes = len(base.manifest.classes)
+    prompts = [f"a red {noun}" for noun in ("heart", "car", "house", "star")]
+    labels = [index // 3 % (classes or 1) for index in range(images)]
+    conditions = {
+        name: as_condition(labels) if b.text is None else b.text.encode([prompts[i % 4] for i in labels])
+        for name, b in bundles.items()
+    }
+    rows = []
+    for chosen in plans:
+        expected = make(base.sampler, chosen, conditions[first], list(keys))
+        for name in others:
+            found = make(bundles[name].sampler, chosen, conditions[name], list(keys))
+            near = agreement(found, expected, base.sampler.codebook_VC)
+            rows.append({"plan": chosen.name, "arithmetic": name, "images": images, **near.row()})
+    return rows
+
+
 _PLANS = {
     "batch": "{batch}",
     "plan": "{plan}{mark}",
@@ -246,6 +301,21 @@ _EXACTNESS = {
     "batch": "{batch}",
     "plan": "{plan}",
     "exact ÷ not exact, time": "{exact_over_not_exact:.2f}",
+}
+
+
+_RATIOS = {
+    "batch": "{batch}",
+    "arithmetic": "{arithmetic}",
+    "teacher ÷ one step": "{one_step:.1f}",
+    "teacher ÷ two steps": "{two_steps:.1f}",
+}
+_AGREEMENT = {
+    "plan": "{plan}",
+    "arithmetic": "{arithmetic}",
+    "images": "{images}",
+    "equal tokens": "{tokens:.1%}",
+    "PSNR, dB (– all equal)": "{psnr_db:.1f}",
 }
 
 
@@ -266,11 +336,15 @@ def table(results: Mapping[str, Any]) -> str:
     parts = [
         "Whole calls, from labels and seeds to pixels (∗ not offered, for comparison):",
         report.table(_PLANS, plans),
+        "The ratios of Table 1 (in the paper 6.3 and 3.7 for VAR-d16, 217.8 and 116.5 for LlamaGen-L):",
+        report.table(_RATIOS, results.get("ratios", [])),
         "Stages of the 1-step plan, in ms:",
         report.markdown_table(["batch", "plan", *STAGES, "sum ÷ whole call"], stages),
         "What it costs that an image has the same bytes in every batch:",
         report.table(_EXACTNESS, results.get("exactness", [])),
     ]
+    if results.get("agreement"):
+        parts += ["How near to the first arithmetic:", report.table(_AGREEMENT, results["agreement"])]
     return "\n\n".join(parts)
 
 
@@ -283,12 +357,17 @@ def run(arguments: argparse.Namespace) -> bool:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = pick_device(arguments.device)
-    bundle = load_bundle(arguments.bundle, device)
-    lanes = lanes_of(bundle, arguments.plans)
+    names = arguments.arithmetic
+    bundles = {name: load_bundle(arguments.bundle, device, choose(name, device)) for name in names}
+    bundle = bundles[names[0]]
+    marks = {name: name if len(names) > 1 else "" for name in names}
+    lanes = [lane for name in names for lane in lanes_of(bundles[name], arguments.plans, marks[name])]
     teacher = teacher_name([Preset(lane.plan) for lane in lanes])
     identity = {"name": bundle.name, "digest": bundle.digest}
     config = report.configuration(device, torch.get_num_threads(), identity, report.own_options(arguments))
+    plans = list(dict.fromkeys(lane.plan for lane in lanes if lane.offered))
     with report.filed(THEME, config, table, arguments.out) as results:
+        results["agreement"] = compare(bundles, plans, arguments.compare) if len(names) > 1 else []
         for batch in arguments.batches:
             print(f"batch {batch}: {len(lanes)} lanes, {arguments.repeats} repeats", flush=True)
             samples = measure(lanes, len(bundle.manifest.classes), batch, arguments.repeats)
@@ -307,6 +386,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=report.whole_numbers, default=[1, 8, 32], help="such as 1,8,32")
     parser.add_argument("--repeats", type=report.positive, default=10, help="of every plan and batch size")
     parser.add_argument("--plans", type=report.names, help="names; left out, all of the bundle")
+    about = f"of {', '.join(NAMES)}; the others are compared with the first"
+    parser.add_argument("--arithmetic", type=report.names, default=["exact32"], help=about)
+    parser.add_argument("--compare", type=report.positive, default=24, help="images of a plan to compare by")
     return report.run_command(run, report.parse(parser, argv, _SMOKE))
 
 

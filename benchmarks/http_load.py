@@ -17,11 +17,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks import report
 from benchmarks.client import KINDS, Call, Load, drive
 from benchmarks.processes import RawLoop, Server, check_steps, run_with_server, started
+from distilled_decoding.contract import ImageFormat
+from server.settings import Determinism
 
 THEME = "http-load"
 # Shares of the budgets in the mixed load: the cheapest plan, the next one, the one after.
@@ -81,12 +83,12 @@ def traffics(model: Mapping[str, Any], steps: Sequence[int]) -> list[Traffic]:
     return [*found, Traffic("mixed", mixed, {budget: plan(budget) for budget in mixed})]
 
 
-def calls(traffic: Traffic, requests: int, classes: int, first_seed: int) -> list[Call]:
-    """JSON in, one PNG out; every request has a class and a seed of its own."""
+def calls(traffic: Traffic, requests: int, classes: int, first_seed: int, form: str = "png") -> list[Call]:
+    """JSON in, one file out; every request has a class and a seed of its own."""
     made = []
     for number, budget in enumerate(traffic.budgets(requests)):
         body = {"label": number % classes, "steps": budget, "seed": first_seed + number, "brownout": False}
-        made.append(Call.generate(json.dumps(body), group=traffic.plans[budget]))
+        made.append(Call.generate(json.dumps(body), f"image/{form}", traffic.plans[budget]))
     return made
 
 
@@ -224,7 +226,7 @@ def _measure_all(arguments: argparse.Namespace, server: Server, results: dict[st
             print(f"round {number + 1} of {arguments.rounds}: {len(levels)} loads", flush=True)
             for level in levels:
                 wanted, warm_up = (
-                    calls(level.traffic, count, len(model["classes"]), first_seed=seed + skipped)
+                    calls(level.traffic, count, len(model["classes"]), seed + skipped, arguments.format)
                     for count, skipped in ((arguments.requests, 0), (level.clients, arguments.requests))
                 )
                 measure(level, server, raw, arguments.client, wanted, warm_up)
@@ -252,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--steps", type=report.whole_numbers, default=[1, 2], help="step budgets, such as 1,2"
     )
     parser.add_argument("--max-batch", type=report.positive, default=32, help="of the server")
+    parser.add_argument("--format", choices=get_args(ImageFormat), default="png", help="of the files")
+    parser.add_argument("--determinism", choices=get_args(Determinism), default="exact", help="of the server")
     parser.add_argument("--client", choices=list(KINDS), default="lean")
     return report.run_command(run, report.parse(parser, argv, _SMOKE))
 

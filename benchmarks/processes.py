@@ -244,6 +244,7 @@ def serving(
     patience: float = _START,
     threads: int | None = None,
     module: str = "server",
+    options: Sequence[str] = (),
 ) -> Iterator[Server]:
     """`dd-server serve` on a free port of the loopback interface, ready when the block begins.
 
@@ -252,6 +253,7 @@ def serving(
         threads: of each device process on a CPU; None = as the server chooses.
         patience: seconds to load the model and to run every plan once.
         module: run in place of `server`.
+        options: more of the server's.
 
     Raises:
         BenchmarkError: it ended, or was not ready in time; with the last lines of its log.
@@ -261,6 +263,7 @@ def serving(
         *(sys.executable, "-m", module, "serve", bundle, "--host", HOST, "--port", str(port)),
         *("--device", device, "--max-batch", str(max_batch), "--log-level", "warning"),
         *(("--threads", str(threads)) if threads is not None else ()),
+        *options,
     ]
     # A connection for each request: none is found closed after a long load in between.
     limits, url = httpx.Limits(max_keepalive_connections=0), f"http://{HOST}:{port}"
@@ -284,8 +287,13 @@ def serving(
 
 
 def serving_of(chosen: argparse.Namespace, module: str = "server") -> AbstractContextManager[Server]:
-    """The server of a command line (`bundle`, `device`, `max_batch`, `threads`)."""
-    return serving(chosen.bundle, chosen.device, chosen.max_batch, threads=chosen.threads, module=module)
+    """The server of a command line (`bundle`, `device`, `max_batch`, `threads`, and `determinism` if it has
+    that).
+    """
+    determinism = getattr(chosen, "determinism", None)
+    options = ("--determinism", determinism) if determinism else ()
+    most, threads = chosen.max_batch, chosen.threads
+    return serving(chosen.bundle, chosen.device, most, threads=threads, module=module, options=options)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], http: httpx.Client, patience: float) -> str | None:

@@ -45,6 +45,17 @@ class Condition:
         """With `idle` more rows of zeros: of class 0, or of a text that is all padding."""
         return self._each(lambda t: F.pad(t, (0, 0) * (t.dim() - 1) + (0, idle)))
 
+    def blank(self, rows: int) -> Self:
+        """Rows of zeros, of the same kind, on the same device."""
+        return self._each(lambda t: t.new_zeros(rows, *t.shape[1:]))
+
+    def write(self, other: Self, index: Tensor | slice = slice(None)) -> None:
+        """Put the rows of `other` in the place of some of these, on the same memory."""
+        self._each(
+            lambda t, new: t.index_copy_(0, index, new) if isinstance(index, Tensor) else t[index].copy_(new),
+            other,
+        )
+
     def where(self, first_B: Tensor, other: Self) -> Self:
         """These rows where `first_B` is True, else those of `other`."""
         return self._each(lambda a, b: torch.where(first_B.view(-1, *[1] * (a.dim() - 1)), a, b), other)

@@ -11,7 +11,6 @@ token; the masks here include it, as a block of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -62,22 +61,20 @@ class TokenLayout:
         """L, the length of the sequence without the start token."""
         return self.starts[-1]
 
+    def block_index(self, device: torch.device | None = None) -> Tensor:
+        """Block of each token, `[L]` int64: a copy from the host, which no graph of a device could hold."""
+        return torch.tensor(self.block_of, device=device)
 
-def data_positions(layout: TokenLayout, step_B: Tensor) -> Tensor:
+
+def data_positions(block_L: Tensor, step_B: Tensor) -> Tensor:
     """True where a token is already final at `step_B`: `[B]` steps → `[B, L]` bool.
 
-    Works on the device of `step_B`, without a host synchronisation, so that samples at
-    different steps can share a batch.
-    """
-    return _block_index(layout, step_B.device) < step_B[:, None]
+    Samples at different steps can share a batch, without a host synchronisation.
 
-
-@lru_cache(maxsize=64)
-def _block_index(layout: TokenLayout, device: torch.device) -> Tensor:
-    """Block of each token, `[L]`, copied to the device once: a copy from the host inside a sample
-    would synchronise, and could not be captured in a graph.
+    Args:
+        block_L: `TokenLayout.block_index` on the device of `step_B`; models keep it as a buffer.
     """
-    return torch.tensor(layout.block_of, device=device)
+    return block_L < step_B[:, None]
 
 
 def teacher_mask(layout: TokenLayout) -> Tensor:

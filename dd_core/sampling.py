@@ -97,9 +97,9 @@ def run_plan(sampler: Sampler, plan: Plan, cond: Condition, noise_BLC: Tensor, u
     return x_BLC
 
 
-def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, layout: TokenLayout) -> Tensor:
+def renoise(x_BLC: Tensor, noise_BLC: Tensor, step_B: Tensor, block_L: Tensor) -> Tensor:
     """X_t = Concat(X[:t−1], X_1[t:]): tokens before each sample's step, its noise from there on."""
-    return torch.where(data_positions(layout, step_B)[..., None], x_BLC, noise_BLC)
+    return torch.where(data_positions(block_L, step_B)[..., None], x_BLC, noise_BLC)
 
 
 def student_jump(
@@ -125,10 +125,16 @@ def student_jump(
     best, index = logits.max(-1)
     codes = lookup(codebook_VC, index) + (best - best)[..., None]
     first, stop, _ = chosen.indices(embeddings.shape[1])
-    is_code = data_positions(student.layout, split_B)[:, chosen, None]
+    is_code = data_positions(student.block_L, split_B)[:, chosen, None]
     middle = torch.where(is_code, codes, embeddings[:, chosen])
     predicted = torch.cat([embeddings[:, :first], middle, embeddings[:, stop:]], 1)
-    return torch.where(data_positions(student.layout, step_B)[..., None], x_BLC, predicted)
+    return torch.where(data_positions(student.block_L, step_B)[..., None], x_BLC, predicted)
+
+
+def chosen_tokens(layout: TokenLayout, steps: Sequence[int], splits: Sequence[int]) -> slice:
+    """The tokens that a jump of images at `steps` needs logits for, in numbers that keep bytes."""
+    starts = layout.starts
+    return exact_tokens(starts[min(steps)], starts[max(*steps, *splits)], layout.num_tokens)
 
 
 def marginal_draw(
@@ -176,16 +182,15 @@ class SegmentRun(ABC):
         if segment.actor == "student":
             assert sampler.student is not None
             steps, splits = [p.segments[i].start for p, i in at], [p.first_continuous for p, _ in at]
-            starts = sampler.layout.starts
-            chosen = exact_tokens(starts[min(steps)], starts[max(*steps, *splits)], sampler.layout.num_tokens)
+            chosen = chosen_tokens(sampler.layout, steps, splits)
             step_B, split_B = _per_image(steps, x_BLC.device), _per_image(splits, x_BLC.device)
-            x_BLC = renoise(x_BLC, noise_BLC, step_B, sampler.layout)
+            x_BLC = renoise(x_BLC, noise_BLC, step_B, sampler.student.block_L)
             models = sampler.student, sampler.codebook_VC
             jump = partial(student_jump, *models, cond=cond, step_B=step_B, split_B=split_B, chosen=chosen)
             return _OnePass(x_BLC, jump)
         assert at.count(at[0]) == len(at), "only student segments of several plans share a run"
         if segment.actor == "teacher":
-            return _TeacherRun(sampler, plan, segment, x_BLC, cond, noise_BLC, uniform_BL)
+            return TeacherRun(sampler, plan, segment, x_BLC, cond, noise_BLC, uniform_BL)
         if segment.actor == "marginal":
             assert sampler.marginals_KLV is not None
             tokens = slice(sampler.layout.starts[segment.start], sampler.layout.starts[segment.stop])
@@ -217,12 +222,17 @@ class _OnePass(SegmentRun):
         return self._x_BLC
 
 
-class _TeacherRun(SegmentRun):
+class TeacherRun(SegmentRun):
     """A teacher segment, of which an advance draws one block (Algorithms 1 and 4).
 
     With the plan's `draw` "flow" a token is the image of its own noise under Eq. 4, else it is drawn with
     the image's own uniform numbers. The prefix is snapped to its nearest codes, stays so, and is read in one
     causal prefill: the condition is the teacher's true p(· | X[:t−1]).
+
+    All that a block changes lies in tensors of the run, which keep their memory: a graph may hold them.
+
+    Args:
+        x_BLC, cond, noise_BLC, uniform_BL: as `SegmentRun.begin` has them; the run keeps them.
     """
 
     def __init__(
@@ -238,45 +248,69 @@ class _TeacherRun(SegmentRun):
         assert sampler.teacher is not None
         self._sampler, self._teacher, self._draw = sampler, sampler.teacher, plan.draw
         self._noise_BLC, self._uniform_BL = noise_BLC, uniform_BL
-        self._step, self._stop = segment.start, segment.stop
-        prefix = slice(sampler.layout.starts[segment.start])
+        self._sizes = sampler.layout.block_sizes[segment.start : segment.stop]
+        self._start, self._stop = segment.start, segment.stop
         self._tokens_BL = torch.zeros(x_BLC.shape[:2], dtype=torch.long, device=x_BLC.device)
-        self._tokens_BL[:, prefix] = nearest(sampler.codebook_VC, x_BLC[:, prefix])
-        self._finite_B = x_BLC[:, prefix].isfinite().flatten(1).all(1)
-        cond = cond.joined(self._teacher.null_like(cond)) if sampler.draw.guided else cond
-        self._cache = self._teacher.new_cache(len(cond))
-        sizes = sampler.layout.block_sizes[segment.start : segment.stop]
-        self._cond = with_idle_sequences(cond, sizes) if sampler.exact else cond
+        self._finite_B = torch.ones(len(x_BLC), dtype=torch.bool, device=x_BLC.device)
+        self._cond = self._both(cond)
+        self.cache = self._teacher.new_cache(len(cond) * (2 if sampler.draw.guided else 1))
+        self._begin(x_BLC)
+
+    def restart(self, x_BLC: Tensor, cond: Condition, noise_BLC: Tensor, uniform_BL: Tensor) -> None:
+        """Begin again with as many other images, on the same memory."""
+        self._noise_BLC.copy_(noise_BLC)
+        self._uniform_BL.copy_(uniform_BL)
+        self._cond.write(self._both(cond))
+        self._begin(x_BLC)
+
+    def _begin(self, x_BLC: Tensor) -> None:
+        self.step, self.done, self.cache.length = self._start, False, 0
+        prefix = slice(self._sampler.layout.starts[self._start])
+        self._tokens_BL[:, prefix] = nearest(self._sampler.codebook_VC, x_BLC[:, prefix])
+        self._finite_B.copy_(x_BLC[:, prefix].isfinite().flatten(1).all(1))
+
+    def _both(self, cond: Condition) -> Condition:
+        """With the condition that stands for none where there is guidance, and idle rows in exact mode."""
+        cond = cond.joined(self._teacher.null_like(cond)) if self._sampler.draw.guided else cond
+        return with_idle_sequences(cond, self._sizes) if self._sampler.exact else cond
 
     def advance(self) -> None:
+        self.compute(self.step)
+        self.count()
+
+    def count(self) -> None:
+        """Count the block `step` as drawn."""
+        self.step += 1
+        self.done = self.step == self._stop
+
+    def compute(self, step: int) -> None:
+        """Draw the block `step`, which is next; once more with the cache's former length, it is the same."""
         sampler, starts = self._sampler, self._sampler.layout.starts
-        block = slice(starts[self._step], starts[self._step + 1])
-        logits = self._guided_logits()
-        self._finite_B = self._finite_B & logits.isfinite().flatten(1).all(1)
+        block = slice(starts[step], starts[step + 1])
+        logits = self._guided_logits(step)
+        self._finite_B.logical_and_(logits.isfinite().flatten(1).all(1))
         log_p = log_probabilities(logits, sampler.draw)
         if self._draw == "flow":
             self._tokens_BL[:, block] = _flow_tokens(sampler, self._noise_BLC[:, block], log_p)
         else:
             self._tokens_BL[:, block] = multinomial(log_p, self._uniform_BL[:, block])
-        self._step += 1
-        self.done = self._step == self._stop
 
     def codes(self) -> Tensor:
         """X_t: the tokens so far, then noise. All of it is NaN where the teacher's logits were no numbers."""
-        final = slice(self._sampler.layout.starts[self._step])
+        final = slice(self._sampler.layout.starts[self.step])
         x_BLC = self._noise_BLC.clone()
         x_BLC[:, final] = lookup(self._sampler.codebook_VC, self._tokens_BL[:, final])
         return torch.where(self._finite_B[:, None, None], x_BLC, torch.nan)
 
-    def _guided_logits(self) -> Tensor:
-        """Logits of the block that is next, `[B, block size, V]`."""
+    def _guided_logits(self, step: int) -> Tensor:
+        """Logits of the block `step`, `[B, block size, V]`."""
         draw, layout = self._sampler.draw, self._sampler.layout
         seen = torch.cat([self._tokens_BL, self._tokens_BL]) if draw.guided else self._tokens_BL
         if self._sampler.exact:
-            logits = exact_block_logits(self._teacher, seen, self._cond, self._step, self._cache)
+            logits = exact_block_logits(self._teacher, seen, self._cond, step, self.cache)
         else:
-            logits = self._teacher.block_logits(seen, self._cond, self._step, self._cache)
-        return guide(logits, draw.scale(self._step, layout.num_blocks)) if draw.guided else logits
+            logits = self._teacher.block_logits(seen, self._cond, step, self.cache)
+        return guide(logits, draw.scale(step, layout.num_blocks)) if draw.guided else logits
 
 
 def _flow_tokens(sampler: Sampler, noise_BSC: Tensor, log_p_BSV: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Defaults that are computed at the start.
-_COMPUTED = {"encode_threads": "cores, at most 4"}
+_COMPUTED = {"encode_threads": "cores, at most 16"}
 # Errors that have no class of their own, and the one whose class is the base of all.
 _ROUTING = {
     ("404", "not_found"): "There is nothing at this path.",

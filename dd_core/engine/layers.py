@@ -17,6 +17,12 @@ def constant(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
 
+def free(module: nn.Module) -> None:
+    """Give back the memory of a module's weights; it is of no use afterwards."""
+    for tensor in module.parameters():
+        tensor.data = tensor.data.new_empty(0)
+
+
 class Product(nn.Module):
     """x Wᵀ + b in the arithmetic's type, whatever the type of x; what is added to it later stays float32.
 

@@ -36,15 +36,20 @@ def prepare(sampler: Sampler, arithmetic: Arithmetic) -> Sampler:
     return sampler
 
 
-def prepare_part(sampler: Sampler, part: str, arithmetic: Arithmetic) -> Sampler:
-    """The sampler with one of its models prepared, if it has it; the tokenizer goes before the teacher."""
+def prepare_part(sampler: Sampler, part: str, arithmetic: Arithmetic, *, spent: bool = False) -> Sampler:
+    """The sampler with one of its models prepared, if it has it; the tokenizer goes before the teacher.
+
+    Args:
+        spent: nobody uses the reference model any more: what is folded of it is freed on the way, so that the
+            two are never whole at the same time.
+    """
     match part:
         case "tokenizer":
             return replace(sampler, tokenizer=prepare_tokenizer(sampler.tokenizer, arithmetic))
         case "student" if sampler.student is not None:
-            return replace(sampler, student=prepare_student(sampler.student, arithmetic))
+            return replace(sampler, student=prepare_student(sampler.student, arithmetic, spent=spent))
         case "teacher" if sampler.teacher is not None:
-            teacher = prepare_teacher(sampler.teacher, sampler.tokenizer, arithmetic)
+            teacher = prepare_teacher(sampler.teacher, sampler.tokenizer, arithmetic, spent=spent)
             return replace(sampler, teacher=teacher)
     return sampler
 
@@ -66,25 +71,28 @@ def prepare_tokenizer(tokenizer: Pictures, arithmetic: Arithmetic) -> Pictures:
     return tokenizer
 
 
-def prepare_student(student: Jump, arithmetic: Arithmetic) -> Jump:
-    """The student for `predict` alone."""
+def prepare_student(student: Jump, arithmetic: Arithmetic, *, spent: bool = False) -> Jump:
+    """The student for `predict` alone; `spent` as in `prepare_part`."""
     match student:
         case LlamaGenStudent():
             return prepare_llamagen(student, arithmetic)
         case VARStudent():
-            return FoldedStudent(student, arithmetic)
+            return FoldedStudent(student, arithmetic, spent=spent)
     return student
 
 
-def prepare_teacher(teacher: BlockByBlock, tokenizer: Pictures, arithmetic: Arithmetic) -> BlockByBlock:
+def prepare_teacher(
+    teacher: BlockByBlock, tokenizer: Pictures, arithmetic: Arithmetic, *, spent: bool = False
+) -> BlockByBlock:
     """The teacher for block after block.
 
     Args:
         tokenizer: prepared; VAR's teacher reads its f̂.
+        spent: as in `prepare_part`.
     """
     match teacher:
         case LlamaGenTeacher():
             return prepare_llamagen(teacher, arithmetic)
         case VARTeacher() if isinstance(tokenizer, PreparedScales):
-            return FoldedTeacher(teacher, tokenizer.next_inputs, arithmetic)
+            return FoldedTeacher(teacher, tokenizer.next_inputs, arithmetic, spent=spent)
     return teacher

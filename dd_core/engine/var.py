@@ -24,7 +24,7 @@ from dd_core.cache import KVCache
 from dd_core.condition import ClassCondition, Condition, of_kind
 from dd_core.engine.arithmetic import Arithmetic
 from dd_core.engine.attention import ScaleAttention
-from dd_core.engine.layers import Product
+from dd_core.engine.layers import Product, free
 from dd_core.exact import among_idle_rows
 from dd_core.layout import TokenLayout, data_positions
 from dd_core.models.layers import attend
@@ -93,11 +93,13 @@ class _Table(nn.Module):
     table_KN1D: Tensor
 
     @torch.no_grad()
-    def __init__(self, layer: Modulation, class_KD: Tensor, arithmetic: Arithmetic) -> None:
+    def __init__(self, layer: Modulation, class_KD: Tensor, arithmetic: Arithmetic, spent: bool) -> None:
         super().__init__()
         self.dtype = class_KD.dtype
         table = _Vectors(layer, arithmetic)(class_KD).to(arithmetic.weights)
         self.register_buffer("table_KN1D", table)
+        if spent:
+            free(layer)
 
     def forward(self, labels_B: Tensor) -> Tensor:
         return self.table_KN1D[labels_B].to(self.dtype)
@@ -110,7 +112,7 @@ class ClassVectors(nn.Module):
     width of 1,024 in two bytes a number. Else a pass computes them.
     """
 
-    def __init__(self, model: VARStudent | VARTeacher, arithmetic: Arithmetic) -> None:
+    def __init__(self, model: VARStudent | VARTeacher, arithmetic: Arithmetic, spent: bool) -> None:
         super().__init__()
         blocks = [block for block in model.blocks if isinstance(block, AdaptiveBlock)]
         layers = [block.ada_lin for block in blocks if block.ada_lin is not None]
@@ -120,7 +122,7 @@ class ClassVectors(nn.Module):
         classes, dim = class_KD.shape
         self.tables = 2 * classes * arithmetic.weights.itemsize <= dim * class_KD.itemsize
         self.parts = nn.ModuleList(
-            _Table(layer, class_KD, arithmetic) if self.tables else _Vectors(layer, arithmetic)
+            _Table(layer, class_KD, arithmetic, spent) if self.tables else _Vectors(layer, arithmetic)
             for layer in layers
         )
         gss = None if shared is None else torch.stack([b.ada_gss[0, 0].detach() for b in blocks])[:, :, None]
@@ -138,11 +140,11 @@ class ClassVectors(nn.Module):
 class _Folded(nn.Module):
     """The parts that prepared student and teacher have in common."""
 
-    def __init__(self, model: VARStudent | VARTeacher, arithmetic: Arithmetic) -> None:
+    def __init__(self, model: VARStudent | VARTeacher, arithmetic: Arithmetic, spent: bool) -> None:
         super().__init__()
         self.cfg = model.cfg
         self.class_emb, self.word_embed, self.head = model.class_emb, model.word_embed, model.head
-        self.vectors = ClassVectors(model, arithmetic)
+        self.vectors = ClassVectors(model, arithmetic, spent)
         self.blocks = nn.ModuleList(
             FoldedBlock(block, arithmetic) for block in model.blocks if isinstance(block, AdaptiveBlock)
         )
@@ -173,25 +175,31 @@ class FoldedStudent(_Folded):
     place_LD: Tensor
     noise_or_data_2D: Tensor
     extra_N2D: Tensor
+    block_L: Tensor
 
     @torch.no_grad()
-    def __init__(self, model: VARStudent, arithmetic: Arithmetic) -> None:
-        super().__init__(model, arithmetic)
+    def __init__(self, model: VARStudent, arithmetic: Arithmetic, *, spent: bool = False) -> None:
+        flags_2D, extra = model.n_d_embed.weight, []
+        for layer in model.layerwise_n_d_embed:
+            extra.append(layer(flags_2D))
+            if spent:
+                free(layer)
+        super().__init__(model, arithmetic, spent)
+        self.register_buffer("extra_N2D", torch.stack(extra))
         self.embedding_head = model.final_layer_conti
         self.attention = ScaleAttention(model.layout, model.cfg.student_mask, model.mask_SS)
-        flags_2D, place_SD = model.n_d_embed.weight, model.lvl_embed(model.level_S) + model.pos_1LC[0]
+        place_SD = model.lvl_embed(model.level_S) + model.pos_1LC[0]
         self.register_buffer("start_11D", model.pos_start + place_SD[0] + flags_2D[1])
         self.register_buffer("place_LD", place_SD[1:])
         self.register_buffer("noise_or_data_2D", flags_2D)
-        extra = [layer(flags_2D) for layer in model.layerwise_n_d_embed]
-        self.register_buffer("extra_N2D", torch.stack(extra))
+        self.register_buffer("block_L", model.block_L)
 
     def predict(
         self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
     ) -> tuple[Tensor, Tensor]:
         """As `VARStudent.predict`."""
         class_BD, six, two = self.classes(cond)
-        data_BL = data_positions(self.layout, step_B).long()
+        data_BL = data_positions(self.block_L, step_B).long()
         flag_BS = F.pad(data_BL, (1, 0), value=1)  # the start token counts as data
         tokens = self.word_embed(x_BLC) + self.place_LD + F.embedding(data_BL, self.noise_or_data_2D)
         h = torch.cat([class_BD[:, None] + self.start_11D, tokens], 1)
@@ -212,8 +220,10 @@ class FoldedTeacher(_Folded):
     mask_SS: Tensor
 
     @torch.no_grad()
-    def __init__(self, model: VARTeacher, next_inputs: NextInputs, arithmetic: Arithmetic) -> None:
-        super().__init__(model, arithmetic)
+    def __init__(
+        self, model: VARTeacher, next_inputs: NextInputs, arithmetic: Arithmetic, *, spent: bool = False
+    ) -> None:
+        super().__init__(model, arithmetic, spent)
         self.next_inputs = next_inputs
         self.pos_start = model.pos_start
         self.register_buffer("place_LD", model.lvl_embed(model.level_L) + model.pos_1LC[0])

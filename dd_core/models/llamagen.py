@@ -43,6 +43,7 @@ class _Trunk(nn.Module):
     """The parts that teacher and student have in common: the condition's embedding, blocks and logits."""
 
     rope: Tensor
+    block_L: Tensor
 
     def __init__(self, cfg: LlamaGenConfig) -> None:
         super().__init__()
@@ -56,6 +57,7 @@ class _Trunk(nn.Module):
     def derive(self) -> None:
         """Buffers that follow from the config."""
         self.register_buffer("rope", rope_table(self.cfg), persistent=False)
+        self.register_buffer("block_L", self.layout.block_index(), persistent=False)
 
     @property
     def layout(self) -> TokenLayout:
@@ -178,7 +180,7 @@ class LlamaGenStudent(_Trunk):
         `step_B` holds each sample's own step, so one batch can mix first and later jumps.
         """
         start, prefix = self.condition(cond), self.cfg.prefix
-        data = data_positions(self.layout, step_B).long()
+        data = data_positions(self.block_L, step_B).long()
         flag = torch.cat([data.new_ones(len(data), prefix), data], 1)
         h = torch.cat([start, self.tok_embeddings(x_BLC)], 1) + self.n_d_embed(flag)
         mask = self.mask(cond, 0, h.shape[1])

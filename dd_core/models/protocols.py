@@ -25,6 +25,11 @@ class Jump(Protocol):
     @property
     def layout(self) -> TokenLayout: ...
 
+    @property
+    def block_L(self) -> Tensor:
+        """Block of each token, on the model's device."""
+        ...
+
     def predict(
         self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
     ) -> tuple[Tensor, Tensor]:

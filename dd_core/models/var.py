@@ -275,6 +275,7 @@ class VARStudent(_Trunk):
 
     level_S: Tensor
     mask_SS: Tensor
+    block_L: Tensor
 
     def __init__(self, cfg: VARConfig) -> None:
         super().__init__(cfg, len(cfg.sides) + 1, cfg.layout.num_tokens + 1)
@@ -295,6 +296,7 @@ class VARStudent(_Trunk):
         layout = self.layout
         level = torch.tensor([0] + [k + 1 for k in layout.block_of])
         self.register_buffer("level_S", level, persistent=False)
+        self.register_buffer("block_L", layout.block_index(), persistent=False)
         if self.cfg.student_mask != "checkpoint":
             paper = self.cfg.student_mask == "paper"
             mask = paper_student_mask(layout) if paper else student_mask(layout)
@@ -320,7 +322,7 @@ class VARStudent(_Trunk):
     ) -> tuple[Tensor, Tensor]:
         """One pass: the embedding head's `[B, L, C]` and the logits head's of `chosen`, `[B, chosen, V]`."""
         class_BD = self.label(cond)
-        data = data_positions(self.layout, step_B).long()
+        data = data_positions(self.block_L, step_B).long()
         extra = self.n_d_embed(torch.cat([torch.ones_like(data[:, :1]), data], 1))
         start = (class_BD[:, None] + self.pos_start).expand(len(x_BLC), 1, -1)
         h = torch.cat([start, self.word_embed(x_BLC)], 1)

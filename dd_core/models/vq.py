@@ -27,6 +27,11 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
+def _silu(x: Tensor) -> Tensor:
+    """SiLU, in the place of what nobody else has."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResBlock(nn.Module):
     """conv2(silu(GN(conv1(silu(GN(x)))))) + shortcut(x)."""
 
@@ -41,8 +46,9 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.conv2(F.silu(self.norm2(h))) + self.nin_shortcut(x)  # type: ignore[no-any-return]
+        h = self.conv1(_silu(self.norm1(x)))
+        h = _silu(self.norm2(h))  # of the map itself nothing is kept: at the image's size each is large
+        return self.conv2(h) + self.nin_shortcut(x)  # type: ignore[no-any-return]
 
 
 class AttnBlock(nn.Module):
@@ -122,7 +128,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in (*self.conv_blocks, *self.mid):
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+        return self.conv_out(_silu(self.norm_out(x)))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -151,7 +157,7 @@ class Decoder(nn.Module):
         x = self.conv_in(z)
         for block in (*self.mid, *self.conv_blocks):
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+        return self.conv_out(_silu(self.norm_out(x)))  # type: ignore[no-any-return]
 
 
 class VQTokenizer(nn.Module):

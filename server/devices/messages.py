@@ -1,6 +1,6 @@
 """Messages between the server and the process that owns a device.
 
-Load ─▶ Loaded      Forward ─▶ Done │ Failed      Unload, Drop: nothing is answered
+Load ─▶ Loaded      Forward ─▶ Done │ Failed      Unload, Drop, Foresee: nothing is answered
 """
 
 from __future__ import annotations
@@ -62,6 +62,14 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Foresee:
+    """Images with this noise were admitted and will come, if nobody leaves. Nothing is answered."""
+
+    model: str
+    keys: tuple[NoiseKey, ...]
+
+
+@dataclass(frozen=True)
 class NewImage:
     """An image that the device does not know yet; `condition` is a class index, or a prompt."""
 
@@ -92,6 +100,7 @@ class Loaded:
 
     load: Load
     error: DDError | None = None
+    hardware: str = ""  # the kind of device: bytes are the same on all of one kind
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ class Done:
     broken: tuple[int, ...] = ()  # numbers of images in which something was not a number
     text_seconds: float = 0.0  # of reading new prompts
     memory: Mapping[str, int] = field(default_factory=dict)  # bytes by kind, of a GPU, now and then
+    # Numbers and shape of pictures on their way in a `PixelBuffer`, in place of `pictures`.
+    placed: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,5 +128,5 @@ class Failed:
     killed: bool = False  # somebody ended the process; said in its place
 
 
-Command = Load | Unload | Drop | Forward
+Command = Load | Unload | Drop | Foresee | Forward
 Answer = Loaded | Done | Failed

@@ -2,16 +2,14 @@
 
     submit(job) ─ dispatch ─▶ Parts, each the job of one worker ─▶ its scheduler, its device ─▶ Submission
 
-The images of a job are split evenly over several workers if the last of them is done sooner that way. Where a
-batch costs the same whatever is in it, as in exact mode on a GPU, nothing is gained and the job stays whole.
+The images of a job are split evenly over several workers if the last of them is done sooner that way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -19,13 +17,15 @@ from typing import NamedTuple
 
 import torch
 
+from server.devices.kept_costs import CostFile, device_facts
+from server.devices.loads import LoadTimes
 from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec, device_names
 from server.devices.submission import Submission
 from server.devices.warmup import WarmupPass, warmup_passes
-from server.devices.worker import DeviceWorker, LoadTimes
+from server.devices.worker import DeviceWorker
 from server.models.catalog import ServedModel
-from server.observability.metrics import Metrics
+from server.observability.metrics import Metrics, package_version
 from server.scheduling.backlog import Forecast
 from server.scheduling.costs import CostTable, buckets_up_to
 from server.scheduling.jobs import Job
@@ -43,10 +43,7 @@ class Part(NamedTuple):
 
 @dataclass(eq=False)
 class DevicePool:
-    """The device workers of a server.
-
-    `kind` tells apart machines whose pictures may differ in their last bits.
-    """
+    """The device workers of a server."""
 
     settings: Settings
     specs: Sequence[WorkerSpec]  # the processes to start
@@ -62,15 +59,12 @@ class DevicePool:
         self._workers: list[DeviceWorker] = []
         self._held: Counter[str] = Counter()
         self._released = asyncio.Event()
-        self.kind = _kind_of(self._devices, settings.max_batch, settings.arithmetic)
         on_cpu = CostTable(buckets_up_to(settings.max_batch))  # of all its processes, which are alike
         # Wherever it goes, the largest request finds room.
         room = max(settings.max_images, -(-settings.queue_size // len(self.specs)))
         names = device_names(self._devices)
         for name, (device, threads) in zip(names, self.specs, strict=True):
-            # On a GPU a kernel is chosen by the shape of a batch: exact bytes need one shape for all.
-            shapes = (settings.max_batch,) if exact else buckets_up_to(settings.max_batch)
-            costs = on_cpu if device == "cpu" else CostTable(shapes)
+            costs = on_cpu if device == "cpu" else CostTable(buckets_up_to(settings.max_batch))
             worker = DeviceWorker(
                 name,
                 DeviceOptions(
@@ -95,6 +89,15 @@ class DevicePool:
         self.metrics.devices.labels("up").set_function(lambda: sum(w.up for w in self._workers))
         self.metrics.devices.labels("replacing").set_function(lambda: sum(not w.up for w in self._workers))
         self.metrics.processes.pids = lambda: dict(zip(names, self.pids, strict=True))
+
+    @property
+    def kind(self) -> str:
+        """Name of what the last bits of a picture depend on besides its model: the build, the devices, and an
+        arithmetic that was asked for (`auto` follows from the device where bytes are promised).
+        """
+        hardware = {worker.supervisor.hardware for worker in self._workers}
+        named = [self.settings.arithmetic] * (self.settings.arithmetic != "auto")
+        return " ".join([torch.__version__, *sorted(hardware), *named])
 
     @property
     def up(self) -> bool:
@@ -124,23 +127,48 @@ class DevicePool:
         Raises:
             DDError: the bundle is damaged, or a pass over a single image fails.
         """
-        plans = [preset.plan for preset in model.presets if preset.offered] if self.settings.warmup else []
-        shares = self._shares(warmup_passes(model.name, plans))
-        condition = "a picture" if model.manifest.reads_text else 0  # any that it takes
-        loads = (
-            worker.load(model.name, model.folder, share, condition)
-            for worker, share in zip(self._workers, shares, strict=True)
-        )
         try:
-            found = await asyncio.gather(*loads, return_exceptions=True)
-            for failure in found:
-                if isinstance(failure, BaseException):
-                    raise failure
-            return max(times for times in found if not isinstance(times, BaseException))
+            loads = await _of_each(worker.load(model.name, model.folder) for worker in self._workers)
+            return LoadTimes(max(loads), max(await self._warm_up(model)))
         except BaseException:  # nowhere or everywhere
             for worker in self._workers:
                 worker.forget(model.name)
             raise
+
+    async def _warm_up(self, model: ServedModel) -> list[float]:
+        """Warm up a model that is loaded, keep its costs for the next start, and return the seconds of each
+        device. Devices of a kind have costs of their own, but one file of them.
+        """
+        plans = [preset.plan for preset in model.presets if preset.offered] if self.settings.warmup else []
+        shares = self._shares(warmup_passes(model.name, plans))
+        condition = "a picture" if model.manifest.reads_text else 0  # any that it takes
+        kinds = [worker.supervisor.hardware for worker in self._workers]
+        files = self._cost_files(model, kinds) if plans else {}
+        before = {kind: await asyncio.to_thread(file.read, model.name) for kind, file in files.items()}
+        kept = {kind: dict(before.get(kind, {})) for kind in kinds}
+        work = zip(self._workers, shares, kinds, strict=True)
+        seconds = await _of_each(worker.warm_up(share, condition, kept[kind]) for worker, share, kind in work)
+        for kind, file in files.items():
+            if kept[kind] != before[kind]:
+                await asyncio.to_thread(file.write, kept[kind])
+        return seconds
+
+    def _cost_files(self, model: ServedModel, kinds: Sequence[str]) -> dict[str, CostFile]:
+        """Return the files of a model's costs by the kind of device; none of one that `prepare` changes."""
+        if self.prepare is not None:
+            return {}
+        settings, files = self.settings, {}
+        for worker, kind in zip(self._workers, kinds, strict=True):
+            facts = {
+                **device_facts(kind, worker.options.threads, len(self.specs)),
+                "server": package_version(),
+                "arithmetic": settings.arithmetic,
+                "determinism": settings.determinism,
+                "buckets": worker.scheduler.costs.buckets,
+                "weights": model.manifest.digest,
+            }
+            files[kind] = CostFile(settings.costs_folder, facts)
+        return files
 
     def _shares(self, passes: Sequence[WarmupPass]) -> list[Sequence[WarmupPass]]:
         """Share out the warm-up: on a GPU all to each, since much is made for a device; on a CPU, whose
@@ -193,6 +221,15 @@ class DevicePool:
     @property
     def _available(self) -> list[DeviceWorker]:
         return [worker for worker in self._workers if worker.up] or self._workers
+
+
+async def _of_each(work: Iterable[Awaitable[float]]) -> list[float]:
+    """Wait for all, then raise the first error if there is one."""
+    found = await asyncio.gather(*work, return_exceptions=True)
+    for failure in found:
+        if isinstance(failure, BaseException):
+            raise failure
+    return [seconds for seconds in found if not isinstance(seconds, BaseException)]
 
 
 def dispatch(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
@@ -251,17 +288,3 @@ def submit_parts(job: Job, parts: Sequence[Part]) -> Submission:
     if submission.over:  # one failed before the next was queued
         abort()
     return submission
-
-
-def _kind_of(devices: Sequence[str], max_batch: int, arithmetic: str) -> str:
-    """Name all that the last bits of a picture may depend on, besides its model: the build and the devices.
-    On a GPU kernels are chosen by the shape of a batch.
-    """
-    kinds = {
-        f"{torch.cuda.get_device_name(name)} {max_batch}" if name.startswith("cuda") else platform.machine()
-        for name in devices
-    }
-    named = (
-        [] if arithmetic == "auto" else [arithmetic]
-    )  # auto follows from the device where bytes are promised
-    return " ".join([torch.__version__, *sorted(kinds), *named])

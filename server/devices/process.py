@@ -1,48 +1,45 @@
 """The process that owns a device: it holds models and half-made images, and runs the passes it is told.
 
-    Forward ─▶ gather rows → one advance of their `SegmentRun` → decode what is to be shown ─▶ Done
+    Forward ─▶ a `Runner` takes new images in → advances those of the pass → decodes what is shown ─▶ Done
 
-What runs next, and with what, is the scheduler's choice, in the server's process; how many idle rows fill a
-batch up is decided here, by the kind of device. If this process dies, the server starts another and sends
+What runs next, and with what, is the scheduler's choice, in the server's process; which runner runs it is
+decided here, by the kind of device. If this process dies, the server starts another and sends
 again all but what this one died on too often: an image is a function of its request.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import platform
+import queue
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
 import torch
-from torch import Tensor
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.condition import ClassCondition, Condition
 from dd_core.engine.arithmetic import choose
+from dd_core.engine.cuda import CudaGraphs, is_lost, settle
+from dd_core.engine.graphs import GraphRunner
+from dd_core.engine.runner import EagerRunner, Runner
 from dd_core.errors import BundleError, DDError
-from dd_core.noise import batch_noise
-from dd_core.plan import Plan
 from dd_core.runtime import pick_device
-from dd_core.sampling import SegmentRun, decode
 from server.devices import messages
+from server.devices.pixels import PixelBuffer
 from server.observability import logs
 
 log = logging.getLogger("dd_server.device")
+# Images that a GPU holds before its graphs have to be recorded anew for more.
+_GPU_SLOTS = 512
 _NO_MEMORY = "can't allocate memory"  # of a RuntimeError, on a CPU
 _MEMORY_SECONDS = 1.0  # from one reading of a GPU's memory, which costs as much as a small pass, to the next
-
-
-@dataclass
-class _Image:
-    plan: Plan
-    cond: Condition  # one row
-    noise_LC: Tensor
-    uniform_L: Tensor
-    x_LC: Tensor
 
 
 @dataclass
@@ -52,8 +49,9 @@ class Device:
     device: torch.device
     options: messages.DeviceOptions
     bundles: dict[str, Bundle] = field(default_factory=dict)
-    images: dict[int, _Image] = field(default_factory=dict)
-    runs: dict[int, SegmentRun] = field(default_factory=dict)  # the teacher batches under way, by number
+    runners: dict[str, Runner] = field(default_factory=dict)  # of each model
+    # Held while a model is loaded, and while a graph is recorded: the first may not disturb the second.
+    loading: threading.Lock = field(default_factory=threading.Lock)
     _read: float = 0.0  # time of the last reading of its memory
 
     def load(self, command: messages.Load) -> Bundle:
@@ -62,96 +60,100 @@ class Device:
         Raises:
             DDError: what is wrong with it.
         """
+        settle(self.device)
         arithmetic = choose(self.options.arithmetic, self.device, self.options.exact)
-        bundle = load_bundle(command.folder, self.device, arithmetic)
-        if bundle.text is not None:
-            bundle.text.load()  # T5 may have to be fetched first: here nothing waits for it but this model
+        guard: AbstractContextManager[object] = self.loading if self.device.type == "cuda" else nullcontext()
+        with guard:
+            bundle = load_bundle(command.folder, self.device, arithmetic)
+            if bundle.text is not None:
+                bundle.text.load()  # T5 may have to be fetched first: here no pass waits for it
         bundle = replace(bundle, sampler=replace(bundle.sampler, exact=self.options.exact))
         return self.options.prepare(bundle) if self.options.prepare else bundle
 
-    @torch.inference_mode()
+    def keep(self, model: str, bundle: Bundle, runner: Runner) -> None:
+        """Run passes of a model from now on."""
+        self.bundles[model], self.runners[model] = bundle, runner
+
+    def unload(self, model: str) -> None:
+        """Forget a model; an unknown one is passed over."""
+        self.bundles.pop(model, None)
+        self.runners.pop(model, None)
+
+    @property
+    def hardware(self) -> str:
+        """The kind of device: bytes are the same on all of one kind."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return platform.machine()
+
+    @property
+    def held(self) -> set[int]:
+        """Numbers of images and teacher batches that are here."""
+        return set().union(*(runner.held for runner in self.runners.values()))
+
+    def runner_of(self, bundle: Bundle) -> Runner:
+        """A runner of a bundle's passes, which holds no images yet."""
+        if self.device.type != "cuda":
+            return EagerRunner(bundle.sampler)
+        return GraphRunner(bundle.sampler, CudaGraphs(self.device, self.loading), _GPU_SLOTS)
+
     def forward(self, command: messages.Forward) -> messages.Done:
         """Run a forward pass, and decode the images that it finishes."""
-        began = self._now()
-        sampler = self.bundles[command.model].sampler
-        text_seconds = self._add(command)
+        began, runner = self._now(), self.runners[command.model]
+        text_seconds = self._add(command, runner)
         started = began + text_seconds
-        images = [self.images[number] for number in command.numbers]
-        codes_BLC = self._advance(command, images) if command.kind != "decode" else None
-        if codes_BLC is not None:
-            for image, x_LC in zip(images, codes_BLC, strict=True):
-                image.x_LC = x_LC
+        if command.kind != "decode":
+            runner.advance(command.numbers, command.segments, command.bucket, command.teacher_batch)
         computed = self._now()
         shown = (*command.finishing, *command.previewing)
         if not shown:
             return messages.Done(computed - started, 0.0, {}, text_seconds=text_seconds)
-        pixels, good = decode(sampler, torch.stack([self.images[number].x_LC for number in shown]))
-        found = zip(shown, pixels.cpu().numpy(), good.tolist(), strict=True)
+        pixels, good = runner.decode(shown)
+        found = zip(shown, pixels.numpy(), good.tolist(), strict=True)
         pictures = {number: picture for number, picture, fine in found if fine}
         broken = tuple(number for number in shown if number not in pictures)
-        self.forget(command.finishing)
+        runner.drop(command.finishing)
         return messages.Done(computed - started, self._now() - computed, pictures, broken, text_seconds)
-
-    def _advance(self, command: messages.Forward, images: Sequence[_Image]) -> Tensor | None:
-        """The images' codes after a forward pass, or None while their segment goes on."""
-        number = command.teacher_batch
-        run = self.runs.pop(number) if number in self.runs else self._begin(command, images)
-        run.advance()
-        if run.done:
-            return run.codes()[: len(images)]  # without the idle rows
-        assert number is not None, "only a teacher's segment takes several passes"
-        self.runs[number] = run
-        return None
-
-    def _begin(self, command: messages.Forward, images: Sequence[_Image]) -> SegmentRun:
-        # A GPU runs the shapes that it was warmed up with; a CPU gains nothing from idle rows.
-        idle = command.bucket - len(images) if self.device.type == "cuda" else 0
-        rows = [*images, *[images[-1]] * idle]
-        segments = [*command.segments, *[command.segments[-1]] * idle]
-        return SegmentRun.begin(
-            self.bundles[command.model].sampler,
-            [(image.plan, segment) for image, segment in zip(rows, segments, strict=True)],
-            torch.stack([image.x_LC for image in rows]),
-            rows[0].cond.joined(*(image.cond for image in rows[1:])),
-            torch.stack([image.noise_LC for image in rows]),
-            torch.stack([image.uniform_L for image in rows]),
-        )
 
     def recover(self, command: messages.Forward) -> None:
         """After a pass that raised: its teacher batch is void, and its memory free again."""
-        if command.teacher_batch is not None:
-            self.runs.pop(command.teacher_batch, None)
+        runner = self.runners.get(command.model)
+        if runner is not None:
+            runner.recover(command.teacher_batch)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _add(self, command: messages.Forward) -> float:
-        """Noise and conditions of images that are new here; gives the seconds that their prompts took."""
-        new = [image for image in command.new if image.number not in self.images]
+    @torch.inference_mode()
+    def _add(self, command: messages.Forward, runner: Runner) -> float:
+        """Take in images that are new here; gives the seconds that their prompts took."""
+        held = runner.held if command.new else ()
+        new = [image for image in command.new if image.number not in held]
         if not new:
             return 0.0
-        sampler = self.bundles[command.model].sampler
-        began = self._now()
-        conds = [self._condition(self.bundles[command.model], image.condition) for image in new]
-        text_seconds = self._now() - began if isinstance(new[0].condition, str) else 0.0
-        keys = [image.key for image in new]
-        noise, uniform = batch_noise(keys, sampler.layout, sampler.codebook_VC.shape[1])
-        noise, uniform = noise.to(self.device), uniform.to(self.device)
-        for row, image in enumerate(new):
-            self.images[image.number] = _Image(image.plan, conds[row], noise[row], uniform[row], noise[row])
+        bundle, began, text_seconds = self.bundles[command.model], self._now(), 0.0
+        conditions = [image.condition for image in new]
+        cond: Condition
+        if isinstance(conditions[0], int):
+            cond = ClassCondition(torch.tensor(conditions, device=self.device))
+        else:
+            assert bundle.text is not None, "a model without an encoder is not served"
+            # One by one: each row as it would be alone.
+            rows = [bundle.text.encode([str(prompt)]) for prompt in conditions]
+            cond = rows[0].joined(*rows[1:])
+            text_seconds = self._now() - began
+        runner.put([i.number for i in new], [i.plan for i in new], cond, [i.key for i in new])
         return text_seconds
 
-    def _condition(self, bundle: Bundle, condition: int | str) -> Condition:
-        """One row: a class, or the states of a prompt (which its encoder remembers)."""
-        if isinstance(condition, int):
-            return ClassCondition(torch.tensor([condition], device=self.device))
-        assert bundle.text is not None, "a model without an encoder is not served"
-        return bundle.text.encode([condition])
+    def foresee(self, command: messages.Foresee) -> None:
+        """Begin what can be begun of images that will come; any thread may say so."""
+        runner = self.runners.get(command.model)
+        if runner is not None:
+            runner.foresee(command.keys)
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Drop images and teacher batches; unknown ones are passed over."""
-        for number in numbers:
-            self.images.pop(number, None)
-            self.runs.pop(number, None)
+        for runner in self.runners.values():
+            runner.drop(numbers)
 
     def memory(self) -> dict[str, int]:
         """Bytes of a GPU: of tensors, of PyTorch's allocator, free and in all. Empty on a CPU, or where they
@@ -172,8 +174,12 @@ class Device:
         return time.perf_counter()
 
 
-def main(connection: Connection, options: messages.DeviceOptions) -> None:
-    """The process: commands in, answers out, until the other end is closed."""
+def main(connection: Connection, options: messages.DeviceOptions, pixels: PixelBuffer | None = None) -> None:
+    """The process: commands in, answers out, until the other end is closed.
+
+    Args:
+        pixels: the way of pictures; None = the connection.
+    """
     # A signal to the whole group is the server's to act on: it drains, and then closes the connection.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -181,15 +187,16 @@ def main(connection: Connection, options: messages.DeviceOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = Device(pick_device(options.device), options)
+    settle(device.device)
     try:
-        serve(connection, device)
+        serve(connection, device, pixels)
     except (EOFError, ConnectionError):  # the server is gone, or wants us to go
         log.debug("the connection is closed")
     finally:
         logging.shutdown()  # a process of multiprocessing does nothing of the kind at its end
 
 
-def serve(connection: Connection, device: Device) -> None:
+def serve(connection: Connection, device: Device, pixels: PixelBuffer | None = None) -> None:
     """Do what comes, until the other end is closed.
 
     Raises:
@@ -204,38 +211,67 @@ def serve(connection: Connection, device: Device) -> None:
             connection.send(found)
 
     def load(command: messages.Load) -> None:
-        bundle: Bundle | None = None
+        made: tuple[Bundle, Runner] | None = None
         error: DDError | None = None
         try:
             bundle = device.load(command)
+            made = bundle, device.runner_of(bundle)
         except DDError as found:
             error = found
         except Exception as found:
             log.exception("loading %s failed", command.model)
+            _end_if_lost(device)
             error = BundleError(f"{command.model}: {type(found).__name__} while loading")
         with keeping:
             if loading.get(command.model) is not command:  # unloaded in the meantime, perhaps loaded again
                 return
-            if bundle is not None:
-                device.bundles[command.model] = bundle
-        answer(messages.Loaded(command, error))
+            if made is not None:
+                device.keep(command.model, *made)
+        answer(messages.Loaded(command, error, device.hardware))
 
+    receive = _received_meanwhile(connection, device) if device.device.type == "cuda" else connection.recv
     while True:
-        command: messages.Command = connection.recv()
+        command: messages.Command = receive()
         if isinstance(command, messages.Forward):
-            answer(_forward(device, command))
+            answer(_placed(_forward(device, command), pixels))
         elif isinstance(command, messages.Load):
             loading[command.model] = command
             threading.Thread(target=load, args=(command,), daemon=True).start()
         elif isinstance(command, messages.Unload):
             with keeping:
                 loading.pop(command.model, None)
-                device.bundles.pop(command.model, None)
+                device.unload(command.model)
+        elif isinstance(command, messages.Foresee):
+            device.foresee(command)
         else:
             device.forget(command.numbers)
 
 
-def _forward(device: Device, command: messages.Forward) -> messages.Answer:
+def _received_meanwhile(connection: Connection, device: Device) -> Callable[[], messages.Command]:
+    """In place of `recv`: a thread receives while passes run, and has noise made of images to come."""
+    inbox: queue.SimpleQueue[messages.Command | None] = queue.SimpleQueue()
+
+    def receive() -> None:
+        with suppress(EOFError, ConnectionError):
+            while True:
+                command = connection.recv()
+                if isinstance(command, messages.Foresee):
+                    device.foresee(command)
+                else:
+                    inbox.put(command)
+        inbox.put(None)
+
+    def take() -> messages.Command:
+        command = inbox.get()
+        if command is None:
+            raise EOFError
+        return command
+
+    threading.Thread(target=receive, name="dd-receive", daemon=True).start()
+    return take
+
+
+def _forward(device: Device, command: messages.Forward) -> messages.Done | messages.Failed:
     try:
         done = device.forward(command)
         used = device.memory()
@@ -246,5 +282,24 @@ def _forward(device: Device, command: messages.Forward) -> messages.Answer:
         memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _NO_MEMORY in str(error)
         failed = messages.Failed(memory, reason)
     # Outside of the handler, whose traceback holds on to the batch's tensors.
+    _end_if_lost(device)
     device.recover(command)
     return failed
+
+
+def _placed(answer: messages.Done | messages.Failed, pixels: PixelBuffer | None) -> messages.Answer:
+    """The answer to a pass, with its pictures in the buffer where there is one and they fit."""
+    if pixels is None or isinstance(answer, messages.Failed):
+        return answer
+    placed = pixels.put(answer.pictures)
+    return answer if placed is None else replace(answer, pictures={}, placed=placed)
+
+
+def _end_if_lost(device: Device) -> None:
+    """End the process where its device has an error that stays; the server starts another."""
+    if is_lost(device.device):
+        log.critical(
+            "%s has an error that stays: the process ends, and another takes its place", device.device
+        )
+        logging.shutdown()
+        os._exit(1)  # nothing of CUDA can be ended in order any more

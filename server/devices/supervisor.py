@@ -16,19 +16,20 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from server.devices import messages
 from server.devices.pipe import MessagePipe
+from server.devices.pixels import PixelBuffer
 from server.devices.sockets import settle_socket_folder
 from server.errors import ApiError, ComputeError, DeviceKilledError, UnavailableError
 
 log = logging.getLogger("dd_server.worker")
 
-Entry = Callable[[Connection, messages.DeviceOptions], None]
+Entry = Callable[[Connection, messages.DeviceOptions, PixelBuffer | None], None]
 # A process that dies so often without finishing a pass will not get better.
 _MAX_DEATHS = 5
 # Signals that a process brings upon itself. Any other comes from outside: from a person, from the kernel when
@@ -68,8 +69,10 @@ class Supervisor:
         self._numbers = itertools.count()
         self._process: ForkServerProcess | None = None
         self._pipe: MessagePipe | None = None
+        self._pixels: PixelBuffer | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
+        self.hardware = ""  # the kind of device, as the process names it with each model
         self._deaths = 0
         self._hanging = False  # it was ended by the watchdog
         self._stopping = False
@@ -88,9 +91,9 @@ class Supervisor:
         """Start the process."""
         settle_socket_folder()
         ours, theirs = _processes.Pipe()
-        process = _processes.Process(
-            target=self.entry, args=(theirs, self.options), name="dd-device", daemon=True
-        )
+        self._pixels = PixelBuffer.new()
+        arguments = (theirs, self.options, self._pixels)
+        process = _processes.Process(target=self.entry, args=arguments, name="dd-device", daemon=True)
         await asyncio.to_thread(process.start)
         theirs.close()
         self._process = process
@@ -115,10 +118,15 @@ class Supervisor:
                 _resolve(future, None)
         self.send(messages.Unload(model))
 
-    def forward(self, command: messages.Forward) -> None:
-        """Send a pass, which `on_answer` or `on_lost` follows; one at a time."""
+    def forward(self, command: messages.Forward, watched: bool = True) -> None:
+        """Send a pass, which `on_answer` or `on_lost` follows; one at a time.
+
+        Args:
+            watched: the process is ended after `hang_timeout`.
+        """
         self._stop_watchdog()
-        self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
+        if watched:
+            self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
         self.send(command)
 
     def send(self, command: messages.Command) -> None:
@@ -164,6 +172,7 @@ class Supervisor:
 
     def _receive(self, answer: messages.Answer) -> None:
         if isinstance(answer, messages.Loaded):
+            self.hardware = answer.hardware
             future = self._loading.get(answer.load)
             if future is not None:
                 _resolve(future, answer.error)
@@ -171,6 +180,8 @@ class Supervisor:
         self._stop_watchdog()
         if isinstance(answer, messages.Done):
             self._deaths = 0
+            if self._pixels is not None and answer.placed is not None:
+                answer = replace(answer, pictures=self._pixels.take(answer.placed), placed=None)
         self.on_answer(answer)
 
     def _hung(self) -> None:
@@ -191,6 +202,9 @@ class Supervisor:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+        if self._pixels is not None:
+            self._pixels.close()
+            self._pixels = None
 
     def _lost(self) -> None:
         """Replace the process, which is gone."""

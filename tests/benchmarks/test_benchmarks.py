@@ -18,6 +18,7 @@ from benchmarks import engine, http_load, report
 from benchmarks.client import Load, Outcome
 from dd_core import plan
 from dd_core.bundle import load_bundle
+from dd_core.engine import arithmetic
 from tests.tiny import tiny_bundle
 
 
@@ -59,9 +60,34 @@ def test_engine_files_every_lane_with_ratios_of_its_own_numbers(folder: Path, tm
         ratios = [a / b for a, b in zip(teacher, row["seconds"], strict=True)]
         assert row["speed_up"] == pytest.approx(sum(ratios) / 2)
     assert {row["plan"] for row in record["results"]["exactness"]} == {"dd-1", "teacher"}
+    assert record["results"]["agreement"] == [] and record["results"]["ratios"] == [], (
+        "one arithmetic, no dd-2"
+    )
     (stages,) = record["results"]["stages"]
     assert set(stages["median_ms"]) == {"noise", "plan", "decode", "to_uint8"}
     assert sum(stages["share"].values()) == pytest.approx(1)
+
+
+def test_engine_compares_arithmetics_and_names_the_papers_ratios(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "native_bfloat16", lambda _: True)
+    options = ["--plans", "dd-1,dd-2,teacher", "--batches", "1", "--repeats", "1", "--compare", "3"]
+    options += ["--arithmetic", "exact32,bf16", "--bundle", str(folder), "--device", "cpu"]
+    assert engine.main([*options, "--out", str(tmp_path)]) == 0
+    found = _filed(tmp_path, "engine")["results"]
+    rows = {row["plan"]: row for row in found["plans"]}
+    assert {"dd-1 (exact32)", "dd-1 (bf16)", "teacher (bf16)", "dd-1 (bf16, not exact)"} <= set(rows)
+    for row in found["ratios"]:
+        own = row["arithmetic"]
+        assert row["one_step"] == rows[f"dd-1 ({own})"]["speed_up"]
+        assert row["two_steps"] == rows[f"dd-2 ({own})"]["speed_up"]
+        [ours], [teacher] = rows[f"dd-1 ({own})"]["seconds"], rows[f"teacher ({own})"]["seconds"]
+        assert row["one_step"] == pytest.approx(teacher / ours)
+    assert [row["arithmetic"] for row in found["ratios"]] == ["exact32", "bf16"]
+    assert [row["plan"] for row in found["agreement"]] == ["dd-1", "dd-2", "teacher"]
+    near = found["agreement"][0]
+    assert near["arithmetic"] == "bf16" and 0.9 < near["tokens"] <= 1 and near["psnr_db"] > 25
 
 
 def test_http_load_files_served_over_raw(folder: Path, tmp_path: Path) -> None:

@@ -43,12 +43,12 @@ def check_student(
     groups = {f"t{t}": torch.full((len(labels),), t) for t in steps}
     groups["mixed"] = torch.tensor(fixture.cases["mixed_t"])
     for name, step in groups.items():
-        x = renoise(data, noise, step, layout)
+        x = renoise(data, noise, step, student.block_L)
         embeddings, logits = student.predict(x, labels, step)
         fixture.compare(f"{name}.x_t", x)
         fixture.compare(f"{name}.tokens", embeddings)
         fixture.compare(f"{name}.logits", logits)
-        final = data_positions(layout, step)
+        final = data_positions(student.block_L, step)
         fixture.compare(f"{name}.final_tokens", torch.where(final[..., None], x, embeddings))
         known = torch.full_like(logits, -math.inf)
         known.scatter_(-1, nearest(codebook, x)[..., None], 0.0)
@@ -64,7 +64,7 @@ def check_student(
         x = noise
         for j, t in enumerate(t_list):
             step = torch.full((len(labels),), t)
-            x = renoise(x, noise, step, layout)
+            x = renoise(x, noise, step, student.block_L)
             x = student_jump(student, codebook, x, labels, step, torch.full_like(step, split))
             fixture.compare(f"few{number}.seq.step{j}", x)
         chosen = plan.few_steps(layout.num_blocks, *t_list[1:], split=split)

@@ -39,9 +39,9 @@ def test_impossible_layouts_are_refused(sizes: tuple[int, ...]) -> None:
 def test_renoise_boundaries_per_sample() -> None:
     layout = TokenLayout((1, 2, 3))
     x, noise = torch.ones(4, 6, 1), torch.zeros(4, 6, 1)
-    kept = renoise(x, noise, torch.tensor([0, 1, 2, 3]), layout)[..., 0]
+    kept = renoise(x, noise, torch.tensor([0, 1, 2, 3]), layout.block_index())[..., 0]
     assert kept.sum(1).tolist() == [0, 1, 3, 6]
-    assert data_positions(layout, torch.tensor([2]))[0].tolist() == [True] * 3 + [False] * 3
+    assert data_positions(layout.block_index(), torch.tensor([2]))[0].tolist() == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_one_batch_may_mix_steps(bundle: Bundle) -> None:
     assert student is not None
     cond, noise, _ = _inputs(bundle, 3)
     steps = torch.tensor([0, 20, 40])
-    x = renoise(lookup(codebook, torch.randint(64, (3, T))), noise, steps, student.layout)
+    x = renoise(lookup(codebook, torch.randint(64, (3, T))), noise, steps, student.block_L)
     split = torch.full((3,), T)
     mixed = student_jump(student, codebook, x, cond, steps, split)
     for i in range(3):
@@ -106,7 +106,7 @@ def test_two_steps_keep_the_first_steps_prefix_and_its_noise(bundle: Bundle) -> 
     assert student is not None
     cond, noise, _ = _inputs(bundle, 4)
     step = torch.full((4,), 20)
-    x = renoise(lookup(codebook, one), noise, step, student.layout)
+    x = renoise(lookup(codebook, one), noise, step, student.block_L)
     by_hand = nearest(codebook, student_jump(student, codebook, x, cond, step, torch.full((4,), T)))
     assert torch.equal(by_hand, two)
 

@@ -125,7 +125,9 @@ def test_one_batch_may_mix_steps(models: Models) -> None:
     tokenizer, student, _ = models
     cond, noise, _ = _given(T)
     steps = torch.arange(T)
-    x = renoise(lookup(tokenizer.codebook_VC, torch.randint(32, (T, L))), noise, steps, VAR.layout)
+    x = renoise(
+        lookup(tokenizer.codebook_VC, torch.randint(32, (T, L))), noise, steps, VAR.layout.block_index()
+    )
     split = torch.full((T,), 3)
     mixed = student_jump(student, tokenizer.codebook_VC, x, cond, steps, split)
     for i in range(T):
@@ -148,7 +150,7 @@ def test_hybrid_is_the_student_then_the_teacher_then_the_student(models: Models)
         both = torch.cat([teacher(tokens, cond), teacher(tokens, nothing)])
         guided = guide(_block(both, k), 1 + 2.0 * k / (T - 1))
         _block(tokens, k).copy_(guided.argmax(-1))
-    x = renoise(lookup(codebook, tokens), noise, step + 3, VAR.layout)
+    x = renoise(lookup(codebook, tokens), noise, step + 3, VAR.layout.block_index())
     last = student_jump(student, codebook, x, cond, step + 3, step + 3)
     assert torch.equal(nearest(codebook, made[:, : STARTS[3]]), tokens[:, : STARTS[3]])
     assert torch.allclose(made, last, atol=1e-4)

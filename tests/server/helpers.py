@@ -122,6 +122,10 @@ class _Gated:
     def layout(self) -> TokenLayout:
         return self.student.layout
 
+    @property
+    def block_L(self) -> Tensor:
+        return self.student.block_L
+
     def predict(
         self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
     ) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ def score(
     for labels, tokens, noise in zip(*parts, strict=True):
         target = tokens.long().to(device)
         step_B = torch.full((len(target),), step, device=device)
-        x_BLC = renoise(lookup(codebook_VC, target), noise.float().to(device), step_B, student.layout)
+        x_BLC = renoise(lookup(codebook_VC, target), noise.float().to(device), step_B, student.block_L)
         with mixed_precision(device):
             _, logits = student.predict(x_BLC, conditions(labels).to(device), step_B)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")

@@ -142,7 +142,7 @@ def distill_stage(
     batches = Batches(len(token_NL), cfg.batch, recipe.seed)
     parts = parallel.parts(batches.count, recipe.accumulate, "distill.batch")
     economical(recipe, [*student.blocks, *tokenizer.decoder.blocks])
-    choices = torch.tensor(cfg.train_steps)
+    choices, block_L = torch.tensor(cfg.train_steps), layout.block_index()  # both on the host
     if lpips is not None:
         lpips = lpips.to(device)
     adversary = Adversary(cfg.judge_lr, recipe.seed, device) if cfg.adversarial else None
@@ -161,16 +161,16 @@ def distill_stage(
         chosen, noises = ahead.at(step)
         picked = conditions.pick(label_N[chosen])
         t_B = choices[torch.randint(len(choices), (len(chosen),))].maximum(begin_N[chosen])
-        opened = float((~data_positions(layout, t_B)).sum())
+        opened = float((~data_positions(block_L, t_B)).sum())
         decoded, judged = (max(1, round(s * len(chosen))) for s in (cfg.lpips_share, cfg.judged_share))
         figures, weight = Figures(device, *figure_names), cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
         for part, noise in zip(parts, noises, strict=True):
             target = token_NL[chosen[part.rows]].long().to(device)
             cond, t = conditions.of(picked[part.rows]).to(device), t_B[part.rows].to(device)
             clean = lookup(codebook, target)
-            open_BL = (~data_positions(layout, t)).float()
+            open_BL = (~data_positions(student.block_L, t)).float()
             with mixed_precision(device):
-                x_t = renoise(clean, copied(noise, device).float(), t, layout)
+                x_t = renoise(clean, copied(noise, device).float(), t, student.block_L)
                 embeddings, logits = student(x_t, cond, t)
             embeddings = embeddings.float()
             ce_N = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")

@@ -15,7 +15,7 @@ from dd_core.engine.arithmetic import BF16, EXACT32, Arithmetic
 from dd_core.engine.attention import parts
 from dd_core.engine.decoder import PreparedScales, PreparedVQ, doubled
 from dd_core.engine.layers import Product
-from dd_core.engine.prepared import prepare
+from dd_core.engine.prepared import prepare, prepare_part
 from dd_core.engine.var import FoldedStudent, FoldedTeacher
 from dd_core.layout import TokenLayout, paper_student_mask, student_mask
 from dd_core.models.config import MultiScaleConfig, VARConfig, VQConfig
@@ -220,3 +220,30 @@ def test_parts_are_what_the_mask_lets_see() -> None:
             seen[part.first : part.stop] = rows
         assert torch.equal(seen, mask)
         assert parts(layout, kind)[0].first == 1 + 1 + 4 + 9 + 16
+
+
+@pytest.mark.parametrize("arithmetic", [EXACT32, BF16], ids=lambda a: a.name)
+@pytest.mark.parametrize("name", ["released", "shared", "many classes"])
+@torch.no_grad()
+def test_a_spent_model_gives_back_what_was_folded(name: str, arithmetic: Arithmetic) -> None:
+    """Both were whole at the same time, which was the peak of a load; the result is the same."""
+    cfg = replace(CONFIGS[name], num_classes=4) if name == "released" else CONFIGS[name]
+    whole, spent = _sampler(cfg), _sampler(cfg)
+    expected = prepare(whole, arithmetic)
+    found = prepare_part(spent, "tokenizer", arithmetic)
+    for part in ("student", "teacher"):
+        found = prepare_part(found, part, arithmetic, spent=True)
+    noise, cond, step = _inputs(torch.float32)
+    cond = ClassCondition(cond.labels_B % (cfg.num_classes + 1))
+    assert found.student is not None and expected.student is not None
+    for a, b in zip(
+        found.student.predict(noise, cond, step), expected.student.predict(noise, cond, step), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert isinstance(spent.student, VARStudent)
+    freed = [p for layer in spent.student.layerwise_n_d_embed for p in layer.parameters()]
+    tables = [b.ada_lin for b in spent.student.blocks if isinstance(b.ada_lin, nn.Module)]
+    if isinstance(found.student, FoldedStudent) and found.student.vectors.tables:
+        freed += [p for layer in tables for p in layer.parameters()]
+    assert all(p.numel() == 0 for p in freed) and len(freed) >= 6
+    assert all(p.numel() > 0 for p in spent.student.head.parameters()), "what is shared stays"

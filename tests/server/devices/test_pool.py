@@ -5,25 +5,45 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dd_core.plan import one_step
-from server.devices.pool import Part, _kind_of, combined_forecast, dispatch, submit_parts
+from server.devices.messages import Load, Loaded
+from server.devices.placement import WorkerSpec
+from server.devices.pool import DevicePool, Part, combined_forecast, dispatch, submit_parts
 from server.devices.submission import Submission
 from server.errors import ComputeError, QueueFullError
+from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
 from server.scheduling.jobs import Job
+from server.settings import load_settings
 from tests.server.scheduling.simulation import job
 
 PLAN = one_step(64)
 
 
-def test_pictures_of_another_arithmetic_have_another_tag() -> None:
-    assert len({_kind_of(["cpu"], 32, name) for name in ("auto", "bf16", "fp16")}) == 3
-    assert _kind_of(["cpu"], 32, "auto") == _kind_of(["cpu", "cpu"], 8, "auto")
+def _kind(hardware: list[str], arithmetic: str = "auto", **settings: int) -> str:
+    """Of a server whose device processes have told what they run on."""
+    specs = [WorkerSpec("cpu", 1)] * len(hardware)
+    pool = DevicePool(
+        load_settings(arithmetic=arithmetic, **settings), specs, Metrics(), lambda: None, lambda _: None
+    )
+    for worker, name in zip(pool._workers, hardware, strict=True):
+        worker.supervisor._receive(Loaded(Load("any", Path()), None, name))
+    return pool.kind
+
+
+def test_pictures_of_other_devices_or_arithmetic_have_another_tag() -> None:
+    """The server does not ask for a GPU's name itself: it would open the GPU, whose memory that takes."""
+    assert len({_kind(["x86_64"], name) for name in ("auto", "bf16", "fp16")}) == 3
+    assert _kind(["x86_64"], max_batch=32) == _kind(["x86_64", "x86_64"], max_batch=8)
+    assert len({_kind(names) for names in (["x86_64"], ["H100"], ["H100", "L4"], ["L4", "H100"])}) == 3
+    assert _kind(["x86_64"]) == f"{torch.__version__} x86_64"
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 from dd_core.plan import one_step
 from server import errors
-from server.devices.messages import Command, DeviceOptions, Drop, Forward
+from server.devices.messages import Command, DeviceOptions, Done, Drop, Foresee, Forward
 from server.devices.submission import Submission
 from server.devices.worker import DeviceWorker
 from server.observability.metrics import Metrics
@@ -25,6 +25,7 @@ class Process:
     deadly: type[Command] | None = None
     up: bool = True
     sent: list[Command] = field(default_factory=list)
+    watched: list[bool] = field(default_factory=list)  # of each pass
 
     def send(self, command: Command) -> None:
         if isinstance(command, self.deadly or ()):
@@ -33,7 +34,9 @@ class Process:
         elif self.up:
             self.sent.append(command)
 
-    forward = send
+    def forward(self, command: Command, watched: bool = True) -> None:
+        self.watched.append(watched)
+        self.send(command)
 
 
 @pytest.fixture
@@ -91,5 +94,39 @@ def test_a_request_that_the_device_died_on_too_often_fails_with_what_is_known(
             worker._on_restored(0.1)
         with pytest.raises(error, match=says):
             await anext(submission)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_only_a_gpu_may_take_its_time_for_the_warm_up(worker: DeviceWorker, device: str) -> None:
+    """A first pass that had to choose its kernels was taken for hung; those of requests are all watched."""
+
+    async def scene() -> None:
+        worker.options = DeviceOptions(device)
+        worker.supervisor = process = Process(worker)
+        running = asyncio.create_task(worker.run(Forward("any", "student", (-1,), (0,), 1)))
+        await asyncio.sleep(0)
+        worker._on_answer(Done(0.1, 0.0, {}))
+        await running
+        asked = job(one_step(4))
+        worker.submit(asked, Submission(asked, {asked: 0}, lambda: None))
+        assert process.watched == [device == "cpu", True]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("device", "busy"), [("cpu", True), ("cuda:1", False), ("cuda:1", True)])
+def test_a_busy_gpu_is_told_of_images_to_come(worker: DeviceWorker, device: str, busy: bool) -> None:
+    """Of the others' noise nothing can be made meanwhile."""
+
+    async def scene() -> None:
+        worker.options = DeviceOptions(device)
+        worker.supervisor = process = Process(worker)
+        first, second = job(one_step(4)), job(one_step(4), count=2)
+        for asked in (first, second) if busy else (second,):
+            worker.submit(asked, Submission(asked, {asked: 0}, lambda: None))
+        told = [command for command in process.sent if isinstance(command, Foresee)]
+        assert told == ([Foresee(second.model, second.keys)] if busy and device != "cpu" else [])
 
     asyncio.run(scene())

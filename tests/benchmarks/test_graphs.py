@@ -1,0 +1,42 @@
+"""The benchmark of graphs at its smallest, on the tests' recorder, and the rule for the default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import graphs, naive, report
+
+
+def test_smoke_files_every_lane_and_the_teacher(tmp_path: Path) -> None:
+    options = ["--smoke", "--device", "cpu", "--threads", "1", "--out", str(tmp_path), "--teacher"]
+    assert graphs.main([*options, "--arithmetic", "exact32"]) == 0
+    (path,) = (tmp_path / "graphs").glob("*.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
+    assert [row["model"] for row in rows] == list(naive.SMOKE)
+    for row in rows:
+        seconds = row["seconds"]
+        assert set(seconds) == {*graphs.LANES, "teacher"} and all(len(s) == 2 for s in seconds.values())
+        assert row["exact_share"] == pytest.approx(report.paired_ratio(seconds["fast"], seconds["exact"]))
+        assert row["teacher_over_fast"] == pytest.approx(
+            report.paired_ratio(seconds["teacher"], seconds["fast"])
+        )
+        for near in row["agreement"].values():
+            assert near["tokens"] > 0.99
+    page = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "a GPU's default:" in page and "unknown" not in page
+
+
+def test_exact_is_the_default_where_it_costs_a_fifth_at_most_at_the_largest_batch() -> None:
+    rows = [{"batch": 1, "exact_share": 0.1}, {"batch": 64, "exact_share": 0.8}]
+    assert graphs.exact_is_default(rows) is True
+    assert graphs.exact_is_default([*rows, {"batch": 64, "exact_share": 0.79}]) is False
+    assert graphs.exact_is_default([]) is None
+
+
+@pytest.mark.parametrize("option", [["--models", "d99"], ["--arithmetic", "int8"], ["--device", "abacus"]])
+def test_a_wrong_option_is_refused(tmp_path: Path, option: list[str]) -> None:
+    assert graphs.main(["--smoke", "--device", "cpu", "--out", str(tmp_path), *option]) == 2
+    assert list(tmp_path.iterdir()) == []
