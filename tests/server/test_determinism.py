@@ -27,6 +27,7 @@ def request(draw: random.Random) -> dict[str, Any]:
         "steps": fixed.choice(STEPS),
         "n": fixed.randint(1, 4),
         "priority": draw.choice(["low", "normal", "high"]),
+        "brownout": False,  # or a busy machine answers with a cheaper plan
     }
 
 
