@@ -23,7 +23,7 @@ EXTRAS_dev = [dev]
 EXTRAS_docs = [docs]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types format train bench conformance docs reference image browser prometheus node proxies kubernetes lock clean
+.PHONY: help serve test slow lint types format train fleet bench conformance docs reference image browser prometheus node proxies kubernetes checkov lock hashes sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,9 +34,16 @@ serve: $(VENV)/.ready-serve  ## serve the built-in model (HOST, PORT, ARGS overr
 
 # A file is one process's, so that its servers start once; files in the order of tests/conftest.py, which
 # begins with the long ones: by the number of their tests these came last, and one process waited for the
-# other. Compiled modules are kept, since tests start dozens of processes that would compile them again.
-test: lint types  ## ruff, mypy, then every test, in two processes
-	PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# other. More processes than cores: half of their time tests wait for servers and other programs. Compiled
+# modules are kept, since tests start dozens of processes that would compile them again.
+JOBS ?= 4
+PYTEST = PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test: lint types  ## ruff, mypy, then the tests but for the slow ones (JOBS processes)
+	$(PYTEST) --ignore tests/slow $(ARGS)
+
+slow: $(VENV)/.ready-dev  ## what takes long: whole benchmarks, several ranks, thousands of damaged inputs
+	$(PYTEST) tests/slow $(ARGS)
 
 lint: $(VENV)/.ready-dev  ## ruff: rules and format
 	$(RUN) -m ruff check .
@@ -52,6 +59,9 @@ format: $(VENV)/.ready-dev  ## let ruff put the code in order
 train: $(VENV)/.ready-train  ## train a bundle from nothing (RECIPE=tiny|cpu|gpu)
 	$(RUN) -m training all --recipe $(RECIPE) --out runs/$(RECIPE) $(ARGS)
 
+fleet: $(VENV)/.ready-dev  ## three replicas, nginx and Prometheus on this machine, until Ctrl-C
+	exec $(RUN) -m benchmarks.local_fleet $(ARGS)
+
 bench: $(VENV)/.ready-dev  ## engine and HTTP benchmarks on this machine
 	$(RUN) -m benchmarks $(ARGS)
 
@@ -64,8 +74,18 @@ docs: $(VENV)/.ready-docs  ## build the documentation as a site, in site/
 reference: $(VENV)/.ready-dev  ## write the generated tables of docs/ from the code
 	$(RUN) -m docs.reference
 
-image:  ## build the container image (IMAGE, DOCKER override)
-	$(DOCKER) build -f docker/Dockerfile -t $(IMAGE) .
+# Of the commit: the same sources give the same labels.
+LABELS = VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+  $(shell git log -1 --format='REVISION=%H CREATED=%cI' 2>/dev/null)
+
+image:  ## build the container image (IMAGE, DOCKER, ARGS override)
+	$(DOCKER) build -f docker/Dockerfile $(addprefix --build-arg ,$(LABELS)) -t $(IMAGE) $(ARGS) .
+
+sbom:  ## write sbom.cdx.json, a CycloneDX bill of what the image installs
+	$(PYTHON) -m venv --clear $(VENV)-sbom
+	$(VENV)-sbom/bin/python -m pip install --quiet --require-hashes --no-deps -r docker/requirements/build.txt
+	cat docker/requirements/cpu.txt docker/requirements/serve.txt | $(VENV)-sbom/bin/python -W ignore -m cyclonedx_py requirements \
+	  --output-reproducible --pyproject pyproject.toml --output-format JSON --output-file sbom.cdx.json -
 
 # What some tests use of Debian's: command, package, tests. Without it they are skipped, so failing here is
 # no error. RUNLEVEL: a package that brings a service must not start it.
@@ -93,15 +113,27 @@ kubernetes: $(VENV)/.ready-dev  ## install kubectl and Helm for the tests of man
 	@{ [ -x $(VENV)/bin/helm ] || $(RUN) .ci/kubernetes.py $(VENV)/bin; } \
 	  || echo "kubectl and Helm could not be fetched: the tests of manifests will be skipped"
 
-lock:  ## resolve constraints.txt anew from pyproject.toml
+checkov:  ## install checkov for a test of manifests (from PyPI, in an environment of its own)
+	@[ -x $(VENV)-checkov/bin/checkov ] || { $(call uv,checkov) \
+	  && $(VENV)-checkov/bin/uv pip install --quiet --python $(VENV)-checkov/bin/python checkov==3.3.30; } \
+	  || echo "checkov could not be fetched: its test will be skipped"
+
+# An environment of its own, with uv: it installs, and resolves for other machines.
+uv = $(PYTHON) -m venv --clear $(VENV)-$(1) && $(VENV)-$(1)/bin/python -m pip install --quiet uv==0.13.9 packaging==26.3
+
+lock:  ## resolve constraints.txt anew from pyproject.toml (then `make hashes`)
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --no-deps $(TORCH_OPTIONS) $$(sed -n '/^torch==/p' constraints.txt)
 	$(VENV)-lock/bin/python -m pip install '.[dev,docs]' setuptools
 	{ sed '/^[^#]/,$$d' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude distilled-decoding | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt && rm -rf $(VENV)-lock
 
+hashes:  ## write docker/requirements/ from constraints.txt: what the image installs, with hashes
+	$(call uv,lock)
+	$(VENV)-lock/bin/python .ci/hashes.py $(VENV)-lock/bin/uv && rm -rf $(VENV)-lock
+
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-checkov $(VENV)-sbom build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:

@@ -36,6 +36,7 @@ from dd_core.errors import (
     InvalidPlanError,
     ManifestError,
     WeightsError,
+    reason,
 )
 from dd_core.files import save_tensors
 from dd_core.manifest import FileEntry, Manifest, read_manifest, write_manifest
@@ -99,7 +100,7 @@ def find_bundle(source: str | Path) -> Path:
         if str(source) and (Path(source) / "manifest.json").is_file():
             return Path(source)
     except OSError as error:  # a name that is too long, a folder that may not be read
-        raise BundleNotFoundError(f"{shown}: {error.strerror or error}", param="model") from None
+        raise BundleNotFoundError(f"{shown}: {reason(error)}", param="model") from None
     raise BundleNotFoundError(
         f"no bundle {shown!r}: neither a folder with a manifest.json nor one of the built-in "
         f"models ({', '.join(builtin_bundles()) or 'none in this installation'})",
@@ -247,7 +248,7 @@ def _checked_path(folder: Path, manifest: Manifest, file: str) -> Path:
             )
         found = file_entry(path)
     except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror or error}", param=path.name) from error
+        raise WeightsError(f"{path}: {reason(error)}", param=path.name) from error
     except ValidationError as error:
         raise HashMismatchError(f"{path} is empty", param=path.name) from error
     if found.sha256 != entry.sha256:

@@ -91,3 +91,8 @@ class NotANumberError(DDError):
 
 class RecipeError(DDError, ValueError):
     """An unknown recipe name, or settings that contradict each other."""
+
+
+def reason(error: Exception) -> str:
+    """Say why a file could not be read, for a message that names the file already."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

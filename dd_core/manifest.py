@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from dd_core.bounds import MAX_TOKENS, Figures, FileName, Line, Name, Step, Text, Word
-from dd_core.errors import ManifestError
+from dd_core.errors import ManifestError, reason
 from dd_core.files import replacing
 from dd_core.flow import FlowSettings
 from dd_core.logits import LogitSettings
@@ -261,7 +261,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads(read_regular(path, _MOST_BYTES))
     except (OSError, ValueError) as error:
-        raise _refusal(path, "", str(error)) from error
+        raise _refusal(path, "", reason(error)) from error
     except RecursionError:
         raise _refusal(path, "", "lists within lists, too deep") from None
     version = raw.get("format_version") if isinstance(raw, dict) else None

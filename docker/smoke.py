@@ -6,6 +6,7 @@ Runs inside the image, with nothing but the standard library:
 """
 
 import base64
+import importlib.util
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 # Generous, since a machine that builds images is often busy.
 START_SECONDS = 600
 STOP_SECONDS = 120
+BILL = Path("/opt/sbom.cdx.json")
 
 
 def wait_until_ready(base: str, server: subprocess.Popen[bytes]) -> float:
@@ -46,6 +49,13 @@ def generate(base: str, accept: str, **body: object) -> bytes:
 def main() -> None:
     if os.getuid() == 0:
         sys.exit("the image runs as root")
+    installers = [name for name in ("pip", "setuptools") if importlib.util.find_spec(name)]
+    if installers:
+        sys.exit(f"the image can install: it has {' and '.join(installers)}")
+    bill = json.loads(BILL.read_text(encoding="utf-8"))
+    listed = {component["name"]: component["version"] for component in bill["components"]}
+    if "torch" not in listed:
+        sys.exit(f"the bill of materials has no torch: {sorted(listed)}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,7 +80,8 @@ def main() -> None:
         server.kill()
     made = f"{reply['model']} made a PNG of {len(picture)} bytes by plan {reply['plan']}"
     made += f", and one of {len(drawn)} bytes followed a prompt"
-    sys.stdout.write(f"ready after {seconds:.1f} s; {made}\n")
+    packages = f"{len(listed)} packages are listed, torch {listed['torch']} among them"
+    sys.stdout.write(f"ready after {seconds:.1f} s; {made}; {packages}\n")
 
 
 main()

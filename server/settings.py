@@ -106,6 +106,11 @@ class Settings(BaseSettings):
         20.0, ge=0.0, le=3600.0, description="Seconds that running requests get after SIGTERM."
     )
     warmup: bool = Field(True, description="Run every plan once before the server reports ready.")
+    costs_folder: Path | None = Field(
+        None,
+        description="Folder of the costs that the warm-up measured, which the next start only checks; "
+        "none = `$DD_HOME/costs`.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity logged: `debug`, `info`, `warning` or `error`."
     )
@@ -217,7 +222,7 @@ class Settings(BaseSettings):
                 )
         return value
 
-    @field_validator("api_keys_file", "admin_keys_file", mode="before")
+    @field_validator("api_keys_file", "admin_keys_file", "costs_folder", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value

@@ -6,6 +6,7 @@ One thread makes results repeatable and, on models this small, costs no time.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_gpu)
         if folder == "browser" and not has_browser:
             item.add_marker(no_browser)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Costs that servers of other days kept decide nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DD_HOME", str(tmp_path_factory.mktemp("home")))
+        yield

@@ -29,6 +29,7 @@ from dd_core.errors import (
     HubFileMissingError,
     HubUnreachableError,
     WeightsError,
+    reason,
 )
 from dd_core.hub.spec import PartName, RemoteFile
 from dd_core.hub.storage import check_room, exclusive, gigabytes, room_errors
@@ -62,7 +63,7 @@ class LocalFile:
         try:
             return cls(path, Source(part=part, file=path.name, sha256=_sha256(path)))
         except OSError as error:
-            raise WeightsError(f"{path}: {error.strerror or error}", param=part) from error
+            raise WeightsError(f"{path}: {reason(error)}", param=part) from error
 
 
 @dataclass(frozen=True)

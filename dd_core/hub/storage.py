@@ -15,10 +15,15 @@ from safetensors import SafetensorError
 from dd_core.errors import StorageError
 
 
-def models_folder() -> Path:
-    """`$DD_HOME/models`, by default `~/.cache/distilled-decoding/models`: the converted models."""
+def home_folder() -> Path:
+    """`$DD_HOME`, by default `~/.cache/distilled-decoding`: what is kept from run to run."""
     home = os.environ.get("DD_HOME") or Path.home() / ".cache" / "distilled-decoding"
-    return Path(home).expanduser() / "models"
+    return Path(home).expanduser()
+
+
+def models_folder() -> Path:
+    """`models` in `home_folder`: the converted models."""
+    return home_folder() / "models"
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

@@ -11,14 +11,20 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from server.devices.finder import Find, find_apart
-from server.devices.worker import LoadTimes
 from server.errors import ApiError, ConflictError, DrainingError, LoadTimeoutError, shortened
 from server.models.catalog import Catalog, ServedModel, find
 from server.observability.metrics import Metrics
 from server.settings import Settings
+
+
+class LoadTimes(NamedTuple):
+    """Seconds that a model took to load, and to warm up."""
+
+    load: float
+    warmup: float
 
 
 class _Pool(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -17,13 +17,15 @@ from typing import NamedTuple
 
 import torch
 
+from server.devices.kept_costs import CostFile, device_facts
+from server.devices.loads import LoadTimes
 from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec, device_names
 from server.devices.submission import Submission
 from server.devices.warmup import WarmupPass, warmup_passes
-from server.devices.worker import DeviceWorker, LoadTimes
+from server.devices.worker import DeviceWorker
 from server.models.catalog import ServedModel
-from server.observability.metrics import Metrics
+from server.observability.metrics import Metrics, package_version
 from server.scheduling.backlog import Forecast
 from server.scheduling.costs import CostTable, buckets_up_to
 from server.scheduling.jobs import Job
@@ -125,23 +127,48 @@ class DevicePool:
         Raises:
             DDError: the bundle is damaged, or a pass over a single image fails.
         """
-        plans = [preset.plan for preset in model.presets if preset.offered] if self.settings.warmup else []
-        shares = self._shares(warmup_passes(model.name, plans))
-        condition = "a picture" if model.manifest.reads_text else 0  # any that it takes
-        loads = (
-            worker.load(model.name, model.folder, share, condition)
-            for worker, share in zip(self._workers, shares, strict=True)
-        )
         try:
-            found = await asyncio.gather(*loads, return_exceptions=True)
-            for failure in found:
-                if isinstance(failure, BaseException):
-                    raise failure
-            return max(times for times in found if not isinstance(times, BaseException))
+            loads = await _of_each(worker.load(model.name, model.folder) for worker in self._workers)
+            return LoadTimes(max(loads), max(await self._warm_up(model)))
         except BaseException:  # nowhere or everywhere
             for worker in self._workers:
                 worker.forget(model.name)
             raise
+
+    async def _warm_up(self, model: ServedModel) -> list[float]:
+        """Warm up a model that is loaded, keep its costs for the next start, and return the seconds of each
+        device. Devices of a kind have costs of their own, but one file of them.
+        """
+        plans = [preset.plan for preset in model.presets if preset.offered] if self.settings.warmup else []
+        shares = self._shares(warmup_passes(model.name, plans))
+        condition = "a picture" if model.manifest.reads_text else 0  # any that it takes
+        kinds = [worker.supervisor.hardware for worker in self._workers]
+        files = self._cost_files(model, kinds) if plans else {}
+        before = {kind: await asyncio.to_thread(file.read, model.name) for kind, file in files.items()}
+        kept = {kind: dict(before.get(kind, {})) for kind in kinds}
+        work = zip(self._workers, shares, kinds, strict=True)
+        seconds = await _of_each(worker.warm_up(share, condition, kept[kind]) for worker, share, kind in work)
+        for kind, file in files.items():
+            if kept[kind] != before[kind]:
+                await asyncio.to_thread(file.write, kept[kind])
+        return seconds
+
+    def _cost_files(self, model: ServedModel, kinds: Sequence[str]) -> dict[str, CostFile]:
+        """Return the files of a model's costs by the kind of device; none of one that `prepare` changes."""
+        if self.prepare is not None:
+            return {}
+        settings, files = self.settings, {}
+        for worker, kind in zip(self._workers, kinds, strict=True):
+            facts = {
+                **device_facts(kind, worker.options.threads, len(self.specs)),
+                "server": package_version(),
+                "arithmetic": settings.arithmetic,
+                "determinism": settings.determinism,
+                "buckets": worker.scheduler.costs.buckets,
+                "weights": model.manifest.digest,
+            }
+            files[kind] = CostFile(settings.costs_folder, facts)
+        return files
 
     def _shares(self, passes: Sequence[WarmupPass]) -> list[Sequence[WarmupPass]]:
         """Share out the warm-up: on a GPU all to each, since much is made for a device; on a CPU, whose
@@ -194,6 +221,15 @@ class DevicePool:
     @property
     def _available(self) -> list[DeviceWorker]:
         return [worker for worker in self._workers if worker.up] or self._workers
+
+
+async def _of_each(work: Iterable[Awaitable[float]]) -> list[float]:
+    """Wait for all, then raise the first error if there is one."""
+    found = await asyncio.gather(*work, return_exceptions=True)
+    for failure in found:
+        if isinstance(failure, BaseException):
+            raise failure
+    return [seconds for seconds in found if not isinstance(seconds, BaseException)]
 
 
 def dispatch(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:

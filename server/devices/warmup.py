@@ -1,9 +1,11 @@
 """Run every kind of pass of a model once in every size of batch, and measure it.
 
     plans ─ warmup_passes ─▶ a WarmupPass for each kind of pass ─ warm_up ─▶ CostTable
+                                 costs of an earlier start ─ check ─┘
 
 A size is warmed up only while larger batches still make more of the device, so a model that fills it
-with one image is not asked for 32. Nothing that runs later is new to the device.
+with one image is not asked for 32. Nothing that runs later is new to the device: where costs of an earlier
+start still hold, a GPU runs every size once all the same. A CPU then runs two, since no size is new to it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -19,7 +21,7 @@ from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
 from server.devices.messages import Done, Failed, Forward, NewImage
 from server.errors import ComputeError, DeviceKilledError
-from server.scheduling.costs import CostTable, Work
+from server.scheduling.costs import CostTable, Work, WorkCosts
 from server.scheduling.jobs import Stage, stages
 
 
@@ -37,6 +39,8 @@ _MIN_GAIN = 1.05
 _MAX_USELESS = 2
 # Measurements of a size before it counts as gaining nothing.
 _TRIES = 4
+# Costs of an earlier start hold if a pass takes between 1 / so many and so many times as long.
+_TOLERANCE = 1.5
 # As many as VAR has; of raster plans the first ones stand for all.
 _TEACHER_PASSES = 10
 
@@ -66,19 +70,34 @@ async def warm_up(
     costs: CostTable,
     device: _Device,
     numbers: Iterator[int],
+    kept: MutableMapping[Work, WorkCosts],
+    *,
+    every_size: bool,
 ) -> None:
-    """Measure `passes` on `device` and record them in `costs`.
+    """Measure `passes` on `device`, or check what is known of them, and record their costs in `costs`.
 
     Args:
         condition: any that the model takes.
         numbers: of the images, each once: models may be warmed up at the same time.
+        kept: costs of an earlier start; afterwards those that held and those that were measured, but of no
+            work that failed in some size, since that may be another program's doing.
+        every_size: run also those sizes that a check can do without.
 
     Raises:
         ComputeError: a pass over a single image fails.
         DeviceKilledError: somebody ended the process in two such passes.
     """
     for plan, stage in passes:
-        await _Measurement(plan, stage, condition, costs, device, numbers).run()
+        measurement = _Measurement(plan, stage, condition, costs, device, numbers)
+        if await measurement.check(kept, every_size=every_size):
+            continue
+        complete = await measurement.run()
+        for work in measurement.works:
+            measured = costs.measured(work) if complete else None
+            if measured is None:
+                kept.pop(work, None)
+            else:
+                kept[work] = measured
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,44 @@ class _Measurement:
     device: _Device
     numbers: Iterator[int]
 
-    async def run(self) -> None:
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """Its work, and the decoding where its images are finished in the same pass."""
+        work, last = self.stage.work, len(self.plan.segments) - 1
+        decodes = not work.traits.stepwise and self.stage.segment == last
+        return (work, Work(work.model, "decode")) if decodes else (work,)
+
+    async def check(self, kept: Mapping[Work, WorkCosts], *, every_size: bool) -> bool:
+        """Put kept costs into the table if they still hold, and return True; else leave nothing of them."""
+        costs, work = self.costs, self.stage.work
+        if not all(part in kept for part in self.works):
+            return False
+        for part in self.works:
+            costs.restore(part, kept[part])
+        largest = costs.largest(work)
+        sizes = {costs.buckets[0], costs.best(work, largest)}
+        for bucket in costs.buckets:
+            if bucket > largest or not (every_size or bucket in sizes):
+                continue
+            if not await self._holds(bucket):
+                for part in self.works:
+                    costs.drop(part)
+                return False
+        return True
+
+    async def _holds(self, bucket: int) -> bool:
+        """Run a size until it takes no longer than it should: a disturbance can only make it slower."""
+        expected = sum(self.costs.seconds(part, bucket) for part in self.works)
+        for _ in range(_TRIES):
+            answer = await self._run_batch(bucket)
+            if isinstance(answer, Failed):
+                return False
+            if _seconds(answer) <= expected * _TOLERANCE:
+                return _seconds(answer) >= expected / _TOLERANCE
+        return False
+
+    async def run(self) -> bool:
+        """Measure; return False if a size failed, which bounds the batches from now on."""
         best, useless = 0.0, 0
         costs, work = self.costs, self.stage.work
         decode = Work(work.model, "decode")
@@ -107,7 +163,7 @@ class _Measurement:
                         )
                     raise ComputeError(f"the warm-up of {self.plan.name} failed: {answer.reason}")
                 costs.limit(work, bucket // 2)
-                return
+                return False
             if work != decode:
                 costs.observe(work, bucket, answer.seconds)
             if answer.decode_seconds:
@@ -116,8 +172,9 @@ class _Measurement:
             useless = useless + 1 if bucket / took < best * _MIN_GAIN else 0
             if useless == _MAX_USELESS or took > _MAX_PASS_SECONDS:
                 costs.limit(work, bucket)
-                return
+                return True
             best = max(best, bucket / took)
+        return True
 
     async def _fastest(self, bucket: int, target: float) -> Done | Failed:
         """Return the fastest of a few measurements, or the first that takes at most `target` seconds.
@@ -153,7 +210,7 @@ class _Measurement:
         answers = []
         try:
             for turn in range(1, passes + 1):
-                ends = turn == passes and not stepwise and segment == len(self.plan.segments) - 1
+                ends = turn == passes and len(self.works) > 1
                 began = time.perf_counter()
                 answer = await self.device.run(replace(command, finishing=numbers if ends else ()))
                 if isinstance(answer, Failed):

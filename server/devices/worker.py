@@ -16,10 +16,9 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from server import errors
 from server.devices import process
@@ -29,6 +28,7 @@ from server.devices.supervisor import Supervisor
 from server.devices.warmup import WarmupPass, warm_up
 from server.observability.metrics import Metrics
 from server.scheduling.backlog import Forecast
+from server.scheduling.costs import Work, WorkCosts
 from server.scheduling.jobs import Batch, Job, Sample
 from server.scheduling.scheduler import Scheduler
 
@@ -45,13 +45,6 @@ class _InFlight:
     sent: float
     expected: float
     source: Batch | _Reply
-
-
-class LoadTimes(NamedTuple):
-    """Seconds that a model took to load, and to warm up."""
-
-    load: float
-    warmup: float
 
 
 @dataclass(eq=False)
@@ -112,23 +105,31 @@ class DeviceWorker:
         """Images that wait here."""
         return self.scheduler.depth
 
-    async def load(
-        self, model: str, folder: Path, passes: Sequence[WarmupPass], condition: int | str
-    ) -> LoadTimes:
-        """Load a model and warm it up; after an error, or a cancellation, `forget` it.
-
-        Args:
-            passes: those to run in every size of batch.
-            condition: any that the model takes.
+    async def load(self, model: str, folder: Path) -> float:
+        """Load a model and return the seconds that it took; after an error, or a cancellation, `forget` it.
 
         Raises:
-            DDError: the bundle is damaged, the first pass fails, or somebody ends the process.
+            DDError: the bundle is damaged, or somebody ends the process.
         """
         began = time.perf_counter()
         await self.supervisor.load(model, folder)
-        loaded = time.perf_counter()
-        await warm_up(passes, condition, self.scheduler.costs, self, self._warmup_numbers)
-        return LoadTimes(loaded - began, time.perf_counter() - loaded)
+        return time.perf_counter() - began
+
+    async def warm_up(
+        self, passes: Sequence[WarmupPass], condition: int | str, kept: MutableMapping[Work, WorkCosts]
+    ) -> float:
+        """Warm up a model that is loaded and return the seconds that it took.
+
+        Args:
+            passes, condition, kept: as for `warm_up`.
+
+        Raises:
+            DDError: the first pass fails, or somebody ends the process.
+        """
+        began, every_size = time.perf_counter(), self.options.device != "cpu"
+        costs, numbers = self.scheduler.costs, self._warmup_numbers
+        await warm_up(passes, condition, costs, self, numbers, kept, every_size=every_size)
+        return time.perf_counter() - began
 
     async def unload(self, model: str) -> None:
         """Forget a model once its requests are over; nobody may ask for it any more."""

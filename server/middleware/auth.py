@@ -23,7 +23,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dd_core.errors import InvalidRequestError
+from dd_core.errors import InvalidRequestError, reason
 from dd_core.regular import open_regular
 from server.errors import UnauthorizedError, error_response, not_found
 from server.observability.context import PROBES, context_of
@@ -98,7 +98,7 @@ class KeyFile:
         try:
             self._read()
         except (OSError, ValueError) as error:
-            raise InvalidRequestError(f"{param}: {path}: {_reason(error)}", param=param) from None
+            raise InvalidRequestError(f"{param}: {path}: {reason(error)}", param=param) from None
 
     def name_of(self, key: bytes) -> str | None:
         """The name of `key`, or None. Takes the same time whichever of the keys it is, if any."""
@@ -148,16 +148,12 @@ class KeyFile:
                 log.info("%s: %s: %d keys read", self._param, self._path, len(self._keys))
             self._complaint = ""
         except (OSError, ValueError) as error:
-            self._complain(_reason(error))
+            self._complain(reason(error))
 
     def _complain(self, complaint: str) -> None:
         if complaint != self._complaint:
             log.error("%s: %s: %s; the keys of before stay", self._param, self._path, complaint)
         self._complaint = complaint
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 class RequireKey:

@@ -34,6 +34,13 @@ class Work(NamedTuple):
         return _DECODING if self.kind == "decode" else ACTORS[self.kind]
 
 
+class WorkCosts(NamedTuple):
+    """The measured costs of a work: seconds of a pass by bucket, and the most images of a batch."""
+
+    seconds: dict[int, float]
+    largest: int
+
+
 class RemainingWork(NamedTuple):
     """`passes` of `work` that an image still has to go through, counted for `lane`."""
 
@@ -99,12 +106,26 @@ class CostTable:
         """Return the most images of a batch of `work`."""
         return self._limit.get(work, self.buckets[-1])
 
+    def measured(self, work: Work) -> WorkCosts | None:
+        """Return the costs of a work as they are now; None if it never ran."""
+        known = self._seconds.get(work)
+        return None if known is None else WorkCosts(dict(known), self.largest(work))
+
+    def restore(self, work: Work, costs: WorkCosts) -> None:
+        """Put the costs of a work in the place of what is known of it."""
+        self._seconds[work], self._limit[work] = dict(costs.seconds), costs.largest
+        self._totals.clear()
+
+    def drop(self, work: Work) -> None:
+        """Drop all measurements of a work."""
+        self._seconds.pop(work, None)
+        self._limit.pop(work, None)
+        self._totals.clear()
+
     def forget(self, model: str) -> None:
         """Drop all measurements of a model that was unloaded."""
-        self._totals.clear()
-        for table in (self._seconds, self._limit):
-            for work in [w for w in table if w.model == model]:
-                del table[work]
+        for work in [w for w in {**self._seconds, **self._limit} if w.model == model]:
+            self.drop(work)
 
     def seconds(self, work: Work, bucket: int) -> float:
         """Return the expected seconds of one pass; of a bucket that never ran, in proportion to the nearest

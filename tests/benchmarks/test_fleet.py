@@ -15,12 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks import fleet
+from benchmarks import fleet, replicas
+from benchmarks.processes import free_port
 from tests.server.helpers import OK, Gate, eventually, running
 from tests.tiny import tiny_bundle
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
-INSTALLED = {name: shutil.which(name, path=_PATH) for name in fleet.PROXIES}
+INSTALLED = {name: shutil.which(name, path=_PATH) for name in replicas.PROXIES}
 needs_proxies = pytest.mark.skipif(
     None in INSTALLED.values(), reason="no nginx or no HAProxy here (`make proxies` installs Debian's)"
 )
@@ -31,24 +32,24 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
-@pytest.mark.parametrize("proxy", fleet.PROXIES)
-@pytest.mark.parametrize("replicas", [[9001], [9001, 9002, 9003, 9004]], ids=len)
+@pytest.mark.parametrize("proxy", replicas.PROXIES)
+@pytest.mark.parametrize("ports", [[9001], [9001, 9002, 9003, 9004]], ids=len)
 def test_a_configuration_gets_the_replicas_that_there_are(
-    proxy: str, replicas: list[int], tmp_path: Path
+    proxy: str, ports: list[int], tmp_path: Path
 ) -> None:
-    text = fleet.configuration_of(proxy, 9000, replicas, tmp_path)
+    text = replicas.configuration_of(proxy, 9000, ports, tmp_path)
     servers = re.findall(r"^ +server .*?127\.0\.0\.1:(\d+)", text, re.MULTILINE)
-    assert list(map(int, servers)) == replicas
+    assert list(map(int, servers)) == ports
     assert "127.0.0.1:9000" in text
     assert ":8080" not in text and "listen 8080" not in text
 
 
 @needs_proxies
 def test_the_shipped_configurations_are_valid(tmp_path: Path) -> None:
-    nginx, haproxy = (str(INSTALLED[name]) for name in fleet.PROXIES)
+    nginx, haproxy = (str(INSTALLED[name]) for name in replicas.PROXIES)
     for command in (
-        [nginx, "-t", "-c", str(fleet.CONFIGURATIONS / "nginx.conf"), "-g", f"error_log {tmp_path}/log;"],
-        [haproxy, "-c", "-f", str(fleet.CONFIGURATIONS / "haproxy.cfg")],
+        [nginx, "-t", "-c", str(replicas.CONFIGURATIONS / "nginx.conf"), "-g", f"error_log {tmp_path}/log;"],
+        [haproxy, "-c", "-f", str(replicas.CONFIGURATIONS / "haproxy.cfg")],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -75,7 +76,7 @@ def answering(status: int) -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer((fleet.HOST, 0), Handler) as server:
+    with ThreadingHTTPServer((replicas.HOST, 0), Handler) as server:
         threading.Thread(target=server.serve_forever).start()
         yield server.server_port
         server.shutdown()
@@ -84,25 +85,25 @@ def answering(status: int) -> Iterator[int]:
 @needs_proxies
 @pytest.mark.parametrize(
     ("proxy", "status"),
-    [(proxy, status) for proxy in fleet.PROXIES for status in (0, 503)] + [("nginx", 429)],
+    [(proxy, status) for proxy in replicas.PROXIES for status in (0, 503)] + [("nginx", 429)],
 )
 def test_a_request_goes_on_to_the_next_replica(proxy: str, status: int) -> None:
     """From one that is not there, and one that ends the connection or refuses: also a POST."""
     with answering(200) as good, answering(status) as bad:
-        ports = [fleet.free_port(), bad, good]
-        with fleet.proxying(proxy, ports) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        ports = [free_port(), bad, good]
+        with replicas.proxying(proxy, ports) as url, httpx.Client(base_url=url, trust_env=False) as client:
             replies = [client.post("/generate", json=OK, timeout=60).status_code for _ in range(12)]
     assert replies == [200] * 12
 
 
 @needs_proxies
-@pytest.mark.parametrize("proxy", fleet.PROXIES)
+@pytest.mark.parametrize("proxy", replicas.PROXIES)
 def test_what_a_proxy_passes_on(proxy: str, bundle_folder: Path) -> None:
     """Requests with the client's address, errors as they are, streams; that a client left; no insides."""
     gate = Gate()
     with running(bundle_folder, gate, warmup=False) as live:
         port = int(live.url.rpartition(":")[2])
-        with fleet.proxying(proxy, [port]) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        with replicas.proxying(proxy, [port]) as url, httpx.Client(base_url=url, trust_env=False) as client:
             made, direct = client.post("/generate", json=OK, timeout=60).json(), live.post(OK).json()
             assert made["images"] == direct["images"]
             refused = client.post("/generate", json={**OK, "steps": 0})

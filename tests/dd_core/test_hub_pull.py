@@ -134,6 +134,14 @@ def test_a_token_is_asked_for_and_sent(hub: FakeHub, monkeypatch: pytest.MonkeyP
     assert _pull().path.read_bytes() == BODY
 
 
+def test_a_token_may_be_in_a_file(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `HF_TOKEN_PATH` names it in deploy/kubernetes/components/model-cache."""
+    hub.token = "hf_secret"
+    (tmp_path / "token").write_text(hub.token + "\n")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert _pull().path.read_bytes() == BODY
+
+
 @pytest.mark.parametrize(
     ("remote", "says"),
     [

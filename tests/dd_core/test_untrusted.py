@@ -97,8 +97,9 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(
 ) -> None:
     (folder / file).unlink()
     make(folder / file)
-    with pytest.raises(DDError, match=r"not a regular file|neither a folder with a manifest"):
+    with pytest.raises(DDError, match=r"not a regular file|neither a folder with a manifest") as refused:
         load_bundle(folder, CPU)
+    assert refused.value.message.count(str(folder)) == 1, "the file is named once"
 
 
 def test_an_architecture_is_held_against_its_files_before_it_costs_anything(folder: Path) -> None:

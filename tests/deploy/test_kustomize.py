@@ -58,8 +58,13 @@ def test_kubernetes_knows_every_field(overlay: str, scaler: str, version: str, t
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_knows_every_field_of_the_job(version: str) -> None:
     validate = pytest.importorskip("kubernetes_validate")
-    job = yaml.safe_load((KUBERNETES / "jobs" / "pairs.yaml").read_text(encoding="utf-8"))
-    validate.validate(job, version, strict=True)
+    manifests = list(yaml.safe_load_all((KUBERNETES / "jobs" / "pairs.yaml").read_text(encoding="utf-8")))
+    assert [manifest["kind"] for manifest in manifests] == ["Job", "NetworkPolicy"]
+    for manifest in manifests:
+        validate.validate(manifest, version, strict=True)
+    job, policy = manifests
+    selected = policy["spec"]["podSelector"]["matchLabels"].items()
+    assert selected <= job["spec"]["template"]["metadata"]["labels"].items()
 
 
 def test_the_folder_itself_is_the_overlay_of_cpus() -> None:
@@ -126,6 +131,17 @@ def test_a_published_model_fits_into_its_memory_and_its_volume() -> None:
     home = [e for e in _pod(manifests)["initContainers"][0]["env"] if e["name"] == "DD_HOME"]
     assert home == [{"name": "DD_HOME", "value": asked["DD_HOME"]}]
     assert asked["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_token_of_the_hub_is_a_file_of_those_who_fetch() -> None:
+    manifests = rendered(KUBERNETES / "overlays" / "published")
+    [hub] = [v["secret"] for v in _pod(manifests)["volumes"] if v["name"] == "hub"]
+    assert hub == {"secretName": "dd-server-hub", "optional": True, "defaultMode": 0o440}
+    for container in _containers(manifests):
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        paths = [e["value"] for e in container["env"] if e["name"] == "HF_TOKEN_PATH"]
+        assert paths == ([f"{mounts['hub']}/token"] if container["name"] != "server" else [])
+        assert ("hub" in mounts) == (container["name"] != "server")
 
 
 @pytest.mark.parametrize("scaler", ["keda", "hpa"])

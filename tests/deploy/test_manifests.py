@@ -146,9 +146,10 @@ def test_the_component_of_keys_fits_the_pod(keyed: Any, pod: Any, container: Any
 
 
 def test_no_secret_is_in_the_repository() -> None:
-    kinds = {path: _yaml(path).get("kind") for path in KUBERNETES.rglob("*.yaml")}
+    texts = [path.read_text(encoding="utf-8") for path in KUBERNETES.rglob("*.yaml")]
+    kinds = [manifest.get("kind") for text in texts for manifest in yaml.safe_load_all(text)]
     assert len(kinds) > 5
-    assert "Secret" not in kinds.values()
+    assert "Secret" not in kinds
 
 
 def test_selectors_select_the_pod(pod: Any) -> None:
@@ -236,6 +237,33 @@ def test_alerts_use_metrics_and_outcomes_that_exist() -> None:
         outcomes = re.findall(r'outcome[!=~]+"([\w|]+)"', rule["expr"])
         assert {outcome for found in outcomes for outcome in found.split("|")} <= set(OUTCOMES)
         assert rule["annotations"]["summary"]
+
+
+def test_every_alert_has_its_section_of_the_runbook() -> None:
+    """In the order of the alerts, each with its three parts; the annotation leads there."""
+    (group,) = _yaml(PROMETHEUS / "alerts.yml")["groups"]
+    page = (ROOT / "docs" / "19-runbook.md").read_text(encoding="utf-8")
+    _, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    assert [section.split("\n")[0] for section in sections] == [rule["alert"] for rule in group["rules"]]
+    for rule, section in zip(group["rules"], sections, strict=True):
+        assert rule["annotations"]["runbook_url"] == f"docs/19-runbook.md#{rule['alert'].lower()}"
+        assert re.findall(r"^\*\*(.*?)\*\*:", section, re.MULTILINE) == ["Means", "First look", "Remedy"]
+
+
+def test_the_table_of_proxies_says_what_their_files_say() -> None:
+    """A proxy closes an idle connection before the server does, and bears the pauses of a stream."""
+    page = (ROOT / "docs" / "20-fleet.md").read_text(encoding="utf-8")
+    patterns = {
+        "nginx.conf": (r"keepalive_timeout (\d+)s", r"proxy_read_timeout (\d+)s"),
+        "haproxy.cfg": (r"timeout http-keep-alive (\d+)s", r"timeout server (\d+)s"),
+    }
+    for name, found in patterns.items():
+        text = (KUBERNETES.parent / "proxy" / name).read_text(encoding="utf-8")
+        idle, silence = (re.findall(pattern, text)[0] for pattern in found)
+        assert f"| `deploy/proxy/{name}` | {idle} s | {silence} s |" in page
+        assert int(idle) < Settings().keep_alive_timeout
+        assert int(silence) > 10
+    assert f"`DD_SERVER_KEEP_ALIVE_TIMEOUT`, {Settings().keep_alive_timeout:.0f} s" in page
 
 
 def test_prometheus_scrapes_the_default_address(paths: set[str]) -> None:

@@ -19,7 +19,7 @@ from dd_core.errors import RecipeError
 from dd_core.models.build import new_student
 from dd_core.sampling import Sampler, sample_images
 from tests.training.fakes import Mean
-from tests.training.test_parallel import TORCHRUN
+from tests.training.torchrun import TORCHRUN
 from training.ablation import Ablation
 from training.cli import main
 from training.data.cifar10 import cifar10

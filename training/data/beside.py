@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dd_core.errors import reason
 from training.data.packages import DataError
 from training.metrics.reference import picture_files
 
@@ -44,7 +45,7 @@ def _of_file(path: Path) -> dict[str, str]:
                 raise ValueError("not an object of picture name → caption")
             return {str(name): str(caption) for name, caption in content.items()}
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}", param="captions") from error
+        raise DataError(f"{path}: {reason(error)}", param="captions") from error
     lines = (line.partition("\t") for line in text.splitlines())
     return {name: caption for name, tab, caption in lines if tab}
 
@@ -59,5 +60,7 @@ def _beside(picture: Path) -> str:
             named = content if isinstance(content, dict) else {}
             return next((str(named[field]) for field in _FIELDS if named.get(field)), "")
     except (OSError, ValueError) as error:
-        raise DataError(f"{picture}: its caption cannot be read ({error})", param="captions") from error
+        raise DataError(
+            f"{picture}: its caption cannot be read ({reason(error)})", param="captions"
+        ) from error
     return ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dd_core.errors import RecipeError
+from dd_core.errors import RecipeError, reason
 from training.data.pictograms import Concept, Corpus
 
 Split = Literal["train", "pair", "concept"]
@@ -95,7 +95,7 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: {error}", param="prompts") from error
+        raise RecipeError(f"{path}: {reason(error)}", param="prompts") from error
     if not any(lines):
         raise RecipeError(f"{path} holds no prompt", param="prompts")
     return [line for line in lines if line]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dd_core.files import replacing
 from dd_core.sampling import to_pixels
 
 
@@ -37,7 +38,9 @@ def image_grid(image_B3HW: Tensor, path: Path, *, columns: int, scale: int = 2) 
         y, x = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
         sheet[y : y + height, x : x + width] = tile
     picture = Image.fromarray(sheet.numpy())
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    with replacing(path) as temporary:
+        enlarged = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        enlarged.save(temporary, format="PNG")
 
 
 def loss_curve(lines: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -58,7 +61,8 @@ def loss_curve(lines: Sequence[Mapping[str, float]], path: Path) -> None:
         if all(value > 0 for _, value in points):
             axis.set_yscale("log")
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
     pyplot.close(figure)
 
 
@@ -91,5 +95,6 @@ def fid_curves(
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)

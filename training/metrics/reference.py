@@ -25,6 +25,7 @@ from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dd_core.errors import reason
 from dd_core.files import save_tensors
 from training import parallel
 from training.data.images import SUFFIXES, UNREADABLE
@@ -144,7 +145,9 @@ def _of_npz(path: Path, extractor: Extractor) -> Reference:
             known = {"mu", "sigma", "arr_0", "activations"} & set(file.files)
             names, arrays = file.files, {name: file[name] for name in sorted(known)}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not an .npz that can be read ({error})", param="reference") from error
+        raise DataError(
+            f"{path}: not an .npz that can be read ({reason(error)})", param="reference"
+        ) from error
     if not ({"mu", "sigma"} <= known or known & {"arr_0", "activations"}):
         raise DataError(
             f"{path} has the keys {', '.join(names) or 'none'}; a reference has mu and sigma, arr_0 "

@@ -28,12 +28,8 @@ capabilities:
       value: /models/dd
     - name: HF_HOME
       value: /models/hub
-    - name: HF_TOKEN
-      valueFrom:
-        secretKeyRef:
-          name: {{ .root.Values.modelCache.hubSecret }}
-          key: token
-          optional: true
+    - name: HF_TOKEN_PATH
+      value: /etc/dd-server/hub/token
   resources:
     requests:
       cpu: "1"
@@ -47,4 +43,7 @@ capabilities:
       mountPath: /tmp
     - name: models
       mountPath: /models
+    - name: hub
+      mountPath: /etc/dd-server/hub
+      readOnly: true
 {{- end }}

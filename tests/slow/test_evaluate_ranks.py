@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from dd_core.models.build import new_student
 from tests.tiny import tiny_bundle
 from tests.training.fakes import Mean
 from tests.training.helpers import draw_folder
-from tests.training.test_parallel import TORCHRUN, pid_of_rank
+from tests.training.torchrun import TORCHRUN, said_at_the_end
 from training.measure import Request, Subject, measure
 from training.recipes.named import get_recipe
 from training.run import Run, save
@@ -85,15 +82,9 @@ def test_a_killed_rank_ends_the_evaluation_of_a_bundle_which_then_goes_on(tmp_pa
     command = [*TORCHRUN, "tests.training.measuring", "evaluate", str(bundle), "--reference", str(real)]
     command += ["--images", "44", "--plans", "teacher", "--batch", "8", "--no-timing"]
     command += ["--device", "cpu", "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
-        while not list(out.glob("chunks/teacher/*.safetensors")):
-            assert first.poll() is None, first.stderr and first.stderr.read()
-            time.sleep(0.01)
-        os.kill(pid_of_rank(first.pid, 1), signal.SIGKILL)
-        said = first.communicate(timeout=60)[1]
-    assert first.returncode != 0 and not (out / "evaluation.json").exists()
-    [line] = [line for line in said.splitlines() if "dd-train:" in line]
+    [line] = said_at_the_end(command, lambda: any(out.glob("chunks/teacher/*.safetensors")))
     assert "another rank" in line and "the same command goes on" in line
+    assert not (out / "evaluation.json").exists()
     assert 1 <= len(list(out.glob("chunks/teacher/*.safetensors"))) < 6
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr

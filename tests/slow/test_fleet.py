@@ -1,0 +1,26 @@
+"""`benchmarks.fleet` to its end: replicas are killed and restarted under load, behind both proxies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import fleet, replicas
+from tests.benchmarks.test_fleet import needs_proxies
+from tests.tiny import tiny_bundle
+
+
+@needs_proxies
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    """Two replicas and little load: `python -m benchmarks.fleet` has three and more."""
+    bundle = tiny_bundle(tmp_path / "tiny")
+    options = ["--replicas", "2", "--clients", "2", "--seconds", "0.5", "--out", str(tmp_path)]
+    code = fleet.main(["--bundle", str(bundle), *options])
+    [filed] = (tmp_path / fleet.THEME).glob("*.json")
+    results = json.loads(filed.read_text(encoding="utf-8"))["results"]
+    assert (code, results["failures"]) == (0, [])
+    rows = results["rows"]
+    assert [(row["proxy"], row["event"]) for row in rows] == [
+        (proxy, event) for proxy in replicas.PROXIES for event in fleet.EVENTS
+    ]
+    assert all(row["requests"] > 0 and row["lost"] == 0 for row in rows)
