@@ -11,20 +11,14 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from server.devices.finder import Find, find_apart
+from server.devices.warmup import LoadTimes
 from server.errors import ApiError, ConflictError, DrainingError, LoadTimeoutError, shortened
 from server.models.catalog import Catalog, ServedModel, find
 from server.observability.metrics import Metrics
 from server.settings import Settings
-
-
-class LoadTimes(NamedTuple):
-    """Seconds that a model took to load, and to warm up."""
-
-    load: float
-    warmup: float
 
 
 class _Pool(Protocol):

@@ -18,11 +18,10 @@ from typing import NamedTuple
 import torch
 
 from server.devices.kept_costs import CostFile, device_facts
-from server.devices.loads import LoadTimes
 from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec, device_names
 from server.devices.submission import Submission
-from server.devices.warmup import WarmupPass, warmup_passes
+from server.devices.warmup import LoadTimes, WarmupPass, warmup_passes
 from server.devices.worker import DeviceWorker
 from server.models.catalog import ServedModel
 from server.observability.metrics import Metrics, package_version
