@@ -166,7 +166,7 @@ def table(results: Mapping[str, Any]) -> str:
     rule = {True: "yes", False: "no", None: "unknown"}[exact_is_default(results.get("rows", []))]
     return "\n\n".join(
         [
-            "One step from noise to pixels on the CPU, random weights; naive in float32 (–: no memory for it):",
+            "One step from noise to pixels on the CPU, random weights; naive in float32 (– no memory):",
             report.markdown_table(columns, rows),
             f"Exact at {LEAST_SHARE:.0%} of fast or more at the largest batch, a GPU's default: {rule}.",
         ]
