@@ -25,13 +25,6 @@ from server.scheduling.costs import CostTable, Work, WorkCosts
 from server.scheduling.jobs import Stage, stages
 
 
-class LoadTimes(NamedTuple):
-    """Seconds that a model took to load, and to warm up."""
-
-    load: float
-    warmup: float
-
-
 class _Device(Protocol):
     async def run(self, command: Forward) -> Done | Failed: ...
 
