@@ -98,10 +98,17 @@ def measure(
     one = plan.one_step(blocks, low.split)
     lanes: dict[str, Callable[[], Made]] = {"naive": partial(_as_released, work), "eager": partial(ours, low)}
     lanes |= {lane: on_runner(low, lane == "exact", one) for lane in ("exact", "fast")}
-    first = {lane: make() for lane, make in lanes.items()}
-    near = {lane: agreement(first[lane], first["naive"], work.sampler.codebook_VC) for lane in LANES[1:]}
-    for lane, found in near.items():
-        check(found, arithmetic, f"{name}, {lane}")
+    expected, near = ours(work), {}  # by the reference models
+    for lane, make in list(lanes.items()):
+        try:
+            near[lane] = agreement(make(), expected, work.sampler.codebook_VC)
+        except torch.OutOfMemoryError:
+            if lane != "naive":
+                raise
+            del lanes[lane]  # its differences take tens of gigabytes at large batches; the others go on
+            torch.cuda.empty_cache()
+            continue
+        check(near[lane], "exact32" if lane == "naive" else arithmetic, f"{name}, {lane}")
     if teacher:
         lanes["teacher"] = on_runner(with_teacher(low, ALL[name], arithmetic), False, plan.teacher(blocks))
         lanes["teacher"]()
@@ -121,7 +128,7 @@ def measure(
         "ms": {lane: 1e3 * report.median(times) for lane, times in seconds.items()},
         "images_per_s": {lane: batch / report.median(seconds[lane]) for lane in ("exact", "fast")},
         "agreement": {lane: found.row() for lane, found in near.items()},
-        "naive_over_fast": report.paired_ratio(seconds["naive"], fast),
+        "naive_over_fast": report.paired_ratio(seconds["naive"], fast) if "naive" in seconds else None,
         "exact_share": report.paired_ratio(fast, seconds["exact"]),
         "teacher_over_fast": report.paired_ratio(seconds["teacher"], fast) if teacher else None,
     }
@@ -141,7 +148,7 @@ def table(results: Mapping[str, Any]) -> str:
             row["model"],
             row["batch"],
             row["arithmetic"],
-            *(report.number(row["ms"][lane]) for lane in LANES),
+            *(report.number(row["ms"].get(lane)) for lane in LANES),
             *(report.number(row["images_per_s"][lane], ".0f") for lane in ("exact", "fast")),
             report.number(row["naive_over_fast"]),
             report.number(row["exact_share"], ".0%"),
@@ -159,7 +166,7 @@ def table(results: Mapping[str, Any]) -> str:
     rule = {True: "yes", False: "no", None: "unknown"}[exact_is_default(results.get("rows", []))]
     return "\n\n".join(
         [
-            "One step from noise to pixels on the CPU, random weights; naive in float32, as it is released:",
+            "One step from noise to pixels on the CPU, random weights; naive in float32 (– no memory):",
             report.markdown_table(columns, rows),
             f"Exact at {LEAST_SHARE:.0%} of fast or more at the largest batch, a GPU's default: {rule}.",
         ]

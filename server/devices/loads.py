@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.devices.finder import Find, find_apart
-from server.devices.pool import LoadTimes
+from server.devices.warmup import LoadTimes
 from server.errors import ApiError, ConflictError, DrainingError, LoadTimeoutError, shortened
 from server.models.catalog import Catalog, ServedModel, find
 from server.observability.metrics import Metrics

@@ -21,7 +21,7 @@ from server.devices.kept_costs import CostFile, device_facts
 from server.devices.messages import DeviceOptions, Prepare
 from server.devices.placement import WorkerSpec, device_names
 from server.devices.submission import Submission
-from server.devices.warmup import WarmupPass, warmup_passes
+from server.devices.warmup import LoadTimes, WarmupPass, warmup_passes
 from server.devices.worker import DeviceWorker
 from server.models.catalog import ServedModel
 from server.observability.metrics import Metrics, package_version
@@ -30,13 +30,6 @@ from server.scheduling.costs import CostTable, buckets_up_to
 from server.scheduling.jobs import Job
 from server.scheduling.scheduler import Scheduler
 from server.settings import Settings
-
-
-class LoadTimes(NamedTuple):
-    """Seconds that a model took to load, and to warm up."""
-
-    load: float
-    warmup: float
 
 
 class Part(NamedTuple):

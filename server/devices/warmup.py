@@ -45,6 +45,13 @@ _TOLERANCE = 1.5
 _TEACHER_PASSES = 10
 
 
+class LoadTimes(NamedTuple):
+    """Seconds that a model took to load, and to warm up."""
+
+    load: float
+    warmup: float
+
+
 class WarmupPass(NamedTuple):
     """A stage of a plan that stands for all stages of its work."""
 
