@@ -32,6 +32,7 @@ import torch
 
 from dd_core.bundle import DEFAULT_BUNDLE
 from dd_core.errors import DDError, InvalidRequestError
+from dd_core.runtime import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -95,21 +96,12 @@ def reset_resident_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """Facts that numbers depend on; no host name. `load_average` above 0 means that others computed too."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cuda = device.type == "cuda"
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "usable_cores": usable,
         "system": f"{platform.system()} {platform.machine()}",

@@ -7,9 +7,15 @@ stay float32.
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
+
 import torch
 
 from dd_core.errors import InvalidRequestError
+
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -46,3 +52,14 @@ def native_float16(device: torch.device) -> bool:
 def mixed_precision(device: torch.device) -> torch.autocast:
     """bfloat16 autocast for training on `device`; a no-op where that would be emulated."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native_bfloat16(device))
+
+
+def cpu_name(info: Path = _CPU_INFO) -> str:
+    """Name the kind of CPU, as Linux does; elsewhere as far as Python knows it."""
+    try:
+        text = info.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    first = text.partition("\n\n")[0]
+    found = re.findall(r"^(?:model name|CPU (?:implementer|variant|part))\s*: *(.+)$", first, re.MULTILINE)
+    return " ".join(found) or platform.processor() or platform.machine()

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dd_core.errors import reason
 from dd_core.files import replacing
 from dd_core.hub.storage import home_folder
+from dd_core.regular import read_regular
+from dd_core.runtime import cpu_name
 from server.devices.placement import usable_cores
 from server.scheduling.costs import Kind, Work, WorkCosts
 
@@ -30,7 +31,6 @@ log = logging.getLogger("dd_server.warmup")
 
 _FORMAT = 1
 _MAX_BYTES = 2**20
-_CPU_INFO = Path("/proc/cpuinfo")
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -71,12 +71,11 @@ class CostFile:
     def read(self, model: str) -> dict[Work, WorkCosts]:
         """Return the costs that it holds, as of `model`; none where it does not exist or cannot be used."""
         try:
-            with self.path.open("rb") as file:
-                text = file.read(_MAX_BYTES)
+            text = read_regular(self.path, _MAX_BYTES)
         except (FileNotFoundError, RuntimeError):  # not yet; there is no home folder
             return {}
-        except OSError as error:
-            return self._passed_over(error)
+        except (OSError, ValueError) as error:
+            return self._passed_over(reason(error))
         try:
             content = _Content.model_validate_json(text)
         except ValidationError as error:
@@ -107,8 +106,8 @@ class CostFile:
             # No warning: a server that may not write measures at each start, as may be wanted.
             log.info("the measured costs are not kept: %s", error)
 
-    def _passed_over(self, reason: object) -> dict[Work, WorkCosts]:
-        log.warning("the costs in %s are passed over: %s", self.path, reason)
+    def _passed_over(self, why: str) -> dict[Work, WorkCosts]:
+        log.warning("the costs in %s are passed over: %s", self.path, why)
         return {}
 
 
@@ -128,14 +127,3 @@ def device_facts(hardware: str, threads: int, processes: int) -> dict[str, Any]:
         "threads": threads,
         "processes": processes,
     }
-
-
-def cpu_name(info: Path = _CPU_INFO) -> str:
-    """Name the kind of CPU, as Linux does; elsewhere as far as Python knows it."""
-    try:
-        text = info.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    first = text.partition("\n\n")[0]
-    found = re.findall(r"^(?:model name|CPU (?:implementer|variant|part))\s*: *(.+)$", first, re.MULTILINE)
-    return " ".join(found) or platform.processor() or platform.machine()

@@ -126,9 +126,9 @@ class DeviceWorker:
         Raises:
             DDError: the first pass fails, or somebody ends the process.
         """
-        began, every_size = time.perf_counter(), self.options.device != "cpu"
+        began = time.perf_counter()
         costs, numbers = self.scheduler.costs, self._warmup_numbers
-        await warm_up(passes, condition, costs, self, numbers, kept, every_size=every_size)
+        await warm_up(passes, condition, costs, self, numbers, kept, every_size=self._on_gpu)
         return time.perf_counter() - began
 
     async def unload(self, model: str) -> None:

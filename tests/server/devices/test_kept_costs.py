@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.devices.kept_costs import CostFile, cpu_name, device_facts
+from server.devices.kept_costs import CostFile, device_facts
 from server.scheduling.costs import Work, WorkCosts
 from tests.server.helpers import running
 
@@ -96,6 +96,15 @@ def test_a_file_that_cannot_be_used_is_passed_over(
     assert file.read("tiny") == COSTS
 
 
+def test_a_pipe_in_its_place_is_passed_over_and_not_waited_for(
+    file: CostFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.path.parent.mkdir(parents=True)
+    os.mkfifo(file.path)
+    assert file.read("tiny") == {}
+    assert "passed over: not a regular file" in caplog.text
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\x00", b"[" * 100_000, b" " * 2**21], ids=len)
 def test_a_file_that_is_no_json_is_passed_over(
     file: CostFile, text: bytes, caplog: pytest.LogCaptureFixture
@@ -129,20 +138,6 @@ def no_home() -> Path:
 def test_their_place_is_the_home_of_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DD_HOME", str(tmp_path))
     assert CostFile(None, FACTS).path.parent == tmp_path / "costs"
-
-
-@pytest.mark.parametrize(
-    ("info", "name"),
-    [
-        ("processor\t: 0\nmodel name\t: Ein Prozessor\nMHz\t: 1\n\nmodel name\t: another\n", "Ein Prozessor"),
-        ("CPU implementer\t: 0x41\nCPU variant\t: 0x3\nCPU part\t: 0xd0c\n", "0x41 0x3 0xd0c"),
-    ],
-    ids=["x86", "arm"],
-)
-def test_a_cpu_is_named_as_linux_does(tmp_path: Path, info: str, name: str) -> None:
-    (tmp_path / "cpuinfo").write_text(info)
-    assert cpu_name(tmp_path / "cpuinfo") == name
-    assert cpu_name(tmp_path / "none")
 
 
 def test_a_start_keeps_its_costs_and_the_next_one_checks_them(bundle_folder: Path, tmp_path: Path) -> None:
