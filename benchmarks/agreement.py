@@ -17,9 +17,9 @@ from torch import Tensor
 from benchmarks import report
 from dd_core.codebook import nearest
 from dd_core.condition import Condition
-from dd_core.noise import Key, batch_noise
+from dd_core.noise import Key
 from dd_core.plan import Plan
-from dd_core.sampling import Sampler, decode, run_plan
+from dd_core.sampling import Sampler, decode, sample_codes
 
 
 class Made(NamedTuple):
@@ -70,7 +70,5 @@ def check(found: Agreement, arithmetic: str, about: str) -> None:
 @torch.inference_mode()
 def make(sampler: Sampler, plan: Plan, cond: Condition, keys: list[Key]) -> Made:
     """Codes and images of a plan."""
-    noise, uniform = batch_noise(keys, sampler.layout, sampler.codebook_VC.shape[1])
-    device = sampler.device
-    codes = run_plan(sampler, plan, cond.to(device), noise.to(device), uniform.to(device))
+    codes = sample_codes(sampler, plan, cond, keys)
     return Made(codes, decode(sampler, codes)[0].cpu())

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,14 +22,26 @@ import torch
 
 from benchmarks import report
 from benchmarks.agreement import Made, agreement, check
-from benchmarks.naive import ALL, SEED, SIZES, SMOKE, Size, Work, in_arithmetic, naive, ours, prepare
+from benchmarks.naive import (
+    ALL,
+    SEED,
+    SIZES,
+    SMOKE,
+    Size,
+    Work,
+    identity_of,
+    in_arithmetic,
+    in_turn,
+    naive,
+    ours,
+    prepare,
+)
 from dd_core import plan
 from dd_core.condition import ClassCondition
 from dd_core.engine.arithmetic import choose
 from dd_core.engine.cuda import CudaGraphs, settle
 from dd_core.engine.graphs import GraphRunner, Graphs
 from dd_core.engine.prepared import prepare_teacher
-from dd_core.errors import InvalidRequestError
 from dd_core.models.build import new_teacher, new_tokenizer
 from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
@@ -112,13 +123,7 @@ def measure(
     if teacher:
         lanes["teacher"] = on_runner(with_teacher(low, ALL[name], arithmetic), False, plan.teacher(blocks))
         lanes["teacher"]()
-    seconds: dict[str, list[float]] = {lane: [] for lane in lanes}
-    for repeat in range(repeats):
-        turn = list(lanes)[repeat % len(lanes) :] + list(lanes)[: repeat % len(lanes)]
-        for lane in turn:
-            started = time.perf_counter()
-            lanes[lane]()  # ends with a copy to the CPU: it has waited
-            seconds[lane].append(time.perf_counter() - started)
+    seconds = in_turn(lanes, repeats)
     fast = seconds["fast"]
     return {
         "model": name,
@@ -181,14 +186,11 @@ def run(arguments: argparse.Namespace) -> bool:
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    unknown = [name for name in arguments.models if name not in ALL]
-    if unknown:
-        raise InvalidRequestError(f"no model {unknown[0]!r}; there are {', '.join(ALL)}", param="models")
+    identity = identity_of(arguments.models)
     device = pick_device(arguments.device)
     settle(device)
     for name in arguments.arithmetic:
         choose(name, device)
-    identity = report.random_weights(*(ALL[name] for name in arguments.models), SEED)
     config = report.configuration(device, torch.get_num_threads(), identity, report.own_options(arguments))
     with report.filed(THEME, config, table, arguments.out) as results:
         results["rows"] = []

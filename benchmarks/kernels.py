@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import report
-from benchmarks.naive import ALL, SEED, SIZES, SMOKE, in_arithmetic, ours, prepare
+from benchmarks.naive import ALL, SIZES, SMOKE, identity_of, in_arithmetic, ours, prepare
 from dd_core.engine.arithmetic import choose
 from dd_core.engine.cuda import settle
 from dd_core.runtime import pick_device
@@ -63,12 +63,12 @@ def run(arguments: argparse.Namespace) -> bool:
     """Measure and file; False if something failed on the way.
 
     Raises:
-        DDError: no such device or arithmetic.
+        DDError: no such device, model or arithmetic.
     """
+    identity = identity_of(arguments.models)
     device = pick_device(arguments.device)
     settle(device)
     choose(arguments.arithmetic, device)
-    identity = report.random_weights(*(ALL[name] for name in arguments.models), SEED)
     config = report.configuration(device, torch.get_num_threads(), identity, report.own_options(arguments))
     with report.filed(THEME, config, table, arguments.out) as results:
         results["rows"] = []

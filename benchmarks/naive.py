@@ -129,6 +129,18 @@ def naive(work: Work) -> Made:
     return Made(codes, to_pixels(tokenizer.to_image(codes)).cpu())
 
 
+def identity_of(models: Sequence[str]) -> dict[str, str]:
+    """What a result says of the weights of models, by their names in `ALL`.
+
+    Raises:
+        InvalidRequestError: there is no such model.
+    """
+    unknown = [name for name in models if name not in ALL]
+    if unknown:
+        raise InvalidRequestError(f"no model {unknown[0]!r}; there are {', '.join(ALL)}", param="models")
+    return report.random_weights(*(ALL[name] for name in models), SEED)
+
+
 NAIVE = "naive"
 Variants = Mapping[str, Callable[[], Made]]
 
@@ -146,19 +158,27 @@ def measure_seconds(runs: Variants, repeats: int, codebook_VC: Tensor) -> dict[s
         BenchmarkError: one makes other images than its rounding explains.
     """
     first = {name: run() for name, run in runs.items()}
-    found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in runs}
+    found: dict[str, dict[str, Any]] = {name: {} for name in runs}
     for name in runs.keys() - {NAIVE}:
         near = agreement(first[name], first[NAIVE], codebook_VC)
         check(near, name, "naive and ours make")
         found[name]["agreement"] = near.row()
+    for name, times in in_turn(runs, repeats).items():
+        found[name]["seconds"] = times
+    return found
+
+
+def in_turn(runs: Variants, repeats: int) -> dict[str, list[float]]:
+    """Seconds of all variants, each `repeats` times; a round begins with another than the one before it."""
     names = list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
             started = time.perf_counter()
             runs[name]()  # ends with a copy to the CPU: it has waited
-            found[name]["seconds"].append(time.perf_counter() - started)
-    return found
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
 
 
 def peak_on_cuda(run: Callable[[], Made], device: torch.device) -> dict[str, int]:
@@ -285,12 +305,9 @@ def run(arguments: argparse.Namespace) -> bool:
         _report_peak(name, int(batch), which)
         return True
     chosen, batches, repeats = arguments.models, arguments.batches, arguments.repeats
-    unknown = [name for name in chosen if name not in ALL]
-    if unknown:
-        raise InvalidRequestError(f"no model {unknown[0]!r}; there are {', '.join(ALL)}", param="models")
+    identity = identity_of(chosen)
     for device, name in itertools.product(devices_of(arguments.device), arguments.arithmetic):
         choose(name, device)
-    identity = report.random_weights(*(ALL[name] for name in chosen), SEED)
     options = {name: getattr(arguments, name) for name in ("models", "batches", "repeats", "arithmetic")}
     good = True
     for device in devices_of(arguments.device):

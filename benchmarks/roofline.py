@@ -27,10 +27,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
-from benchmarks.naive import ALL, SEED, SIZES, SMOKE, Work, in_arithmetic, prepare
+from benchmarks.naive import ALL, SEED, SIZES, SMOKE, Work, identity_of, in_arithmetic, prepare
 from dd_core import plan
 from dd_core.engine.arithmetic import NAMES, Arithmetic, choose
-from dd_core.errors import InvalidRequestError
 from dd_core.noise import batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import run_plan, to_pixels
@@ -267,12 +266,9 @@ def run(arguments: argparse.Namespace) -> bool:
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    unknown = [name for name in arguments.models if name not in ALL]
-    if unknown:
-        raise InvalidRequestError(f"no model {unknown[0]!r}; there are {', '.join(ALL)}", param="models")
+    identity = identity_of(arguments.models)
     device = pick_device(arguments.device)
     arithmetics = [choose(name, device) for name in arguments.arithmetic]
-    identity = report.random_weights(*(ALL[name] for name in arguments.models), SEED)
     options = report.own_options(arguments)
     config = report.configuration(device, torch.get_num_threads(), identity, options)
     with report.filed(THEME, config, table, arguments.out) as results:

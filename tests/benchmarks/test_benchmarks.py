@@ -19,6 +19,7 @@ from benchmarks.client import Load, Outcome
 from dd_core import plan
 from dd_core.bundle import load_bundle
 from dd_core.engine import arithmetic
+from tests.benchmarks.filed import filed
 from tests.tiny import tiny_bundle
 
 
@@ -28,10 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _filed(out: Path, theme: str) -> dict[str, Any]:
-    (path,) = (out / theme).glob("*.json")
-    record: dict[str, Any] = json.loads(path.read_text())
-    page = path.with_suffix(".md").read_text()
+    record, page = filed(out, theme)
     config = record["configuration"]
+    (path,) = (out / theme).glob("*.json")
     assert path.stem == f"{report.machine_slug(config['machine'])}-{config['date'][:10]}"
     assert set(config) == {
         "date", "machine", "software", "threads", "bundle", "commit", "options"

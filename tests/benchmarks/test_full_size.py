@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,14 @@ import pytest
 
 from benchmarks import full_size, report
 from benchmarks.processes import environment
+from tests.benchmarks.filed import filed
 
 NAME = "llamagen-dd-l"
 
 
-def _record(out: Path) -> dict[str, Any]:
-    (path,) = (out / "full-size").glob("*.json")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    assert NAME in path.with_suffix(".md").read_text(encoding="utf-8")
+def record_of(out: Path) -> dict[str, Any]:
+    record, page = filed(out, "full-size")
+    assert NAME in page
     return record
 
 
@@ -71,7 +70,7 @@ def test_a_model_that_fails_is_filed_and_the_others_go_on(
     monkeypatch.setattr(full_size, "measure", fail)
     options = ["--smoke", "--device", "cpu", "--out", str(tmp_path)]
     assert full_size.main(options) == 1
-    record = _record(tmp_path)
+    record = record_of(tmp_path)
     assert record["status"] == "failed"
     assert record["results"]["failures"] == [f"{NAME}: BenchmarkError: dd-server convert: no room"]
     assert set(record["results"]["models"]) == set(full_size.MODELS)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import graphs, naive, report
+from benchmarks import graphs, kernels, naive, report, roofline
+from tests.benchmarks.filed import filed
 
 
 def test_smoke_files_every_lane_and_the_teacher(tmp_path: Path) -> None:
     options = ["--smoke", "--device", "cpu", "--threads", "1", "--out", str(tmp_path), "--teacher"]
     assert graphs.main([*options, "--arithmetic", "exact32"]) == 0
-    (path,) = (tmp_path / "graphs").glob("*.json")
-    rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
+    record, page = filed(tmp_path, "graphs")
+    rows = record["results"]["rows"]
     assert [row["model"] for row in rows] == list(naive.SMOKE)
     for row in rows:
         seconds = row["seconds"]
@@ -26,7 +27,6 @@ def test_smoke_files_every_lane_and_the_teacher(tmp_path: Path) -> None:
         )
         for near in row["agreement"].values():
             assert near["tokens"] > 0.99
-    page = path.with_suffix(".md").read_text(encoding="utf-8")
     assert "a GPU's default:" in page and "unknown" not in page
 
 
@@ -51,6 +51,9 @@ def test_exact_is_the_default_where_it_costs_a_fifth_at_most_at_the_largest_batc
 
 
 @pytest.mark.parametrize("option", [["--models", "d99"], ["--arithmetic", "int8"], ["--device", "abacus"]])
-def test_a_wrong_option_is_refused(tmp_path: Path, option: list[str]) -> None:
-    assert graphs.main(["--smoke", "--device", "cpu", "--out", str(tmp_path), *option]) == 2
+@pytest.mark.parametrize("command", [graphs.main, kernels.main, roofline.main])
+def test_a_wrong_option_is_refused(
+    tmp_path: Path, option: list[str], command: Callable[[list[str]], int]
+) -> None:
+    assert command(["--smoke", "--device", "cpu", "--out", str(tmp_path), *option]) == 2
     assert list(tmp_path.iterdir()) == []

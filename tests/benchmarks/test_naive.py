@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from benchmarks import naive, report
 from dd_core.engine.arithmetic import BF16
 from dd_core.engine.prepared import prepare
+from tests.benchmarks.filed import filed
 
 CPU = torch.device("cpu")
 SIDES = ("ours", naive.NAIVE)
@@ -23,8 +23,7 @@ def test_smoke_files_ratios_of_its_own_numbers(tmp_path: Path, capsys: pytest.Ca
     block = torch.ones(2**28)  # 1 GiB
     options = ["--smoke", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]
     assert naive.main([*options, "--models", "VAR-DD-smoke"]) == 0
-    (path,) = (tmp_path / "naive").glob("*.json")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record, page = filed(tmp_path, "naive")
     assert record["status"] == "ok" and record["configuration"]["threads"] == 1
     assert record["configuration"]["bundle"]["name"] == "random weights"
     assert record["configuration"]["options"]["models"] == ["VAR-DD-smoke"]
@@ -37,7 +36,7 @@ def test_smoke_files_ratios_of_its_own_numbers(tmp_path: Path, capsys: pytest.Ca
         assert row["peak_ratio"] == pytest.approx(peaks["naive"] / peaks["ours"])
         assert all(50e6 < peaks[v] < block.numel() * 4 for v in SIDES)
         assert all(row["working_bytes"][v] >= 0 for v in SIDES)
-    assert "VAR-DD-smoke" in path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "VAR-DD-smoke" in page
     assert "naive ÷ ours" in capsys.readouterr().out
 
 
@@ -85,8 +84,7 @@ def test_a_process_that_fails_is_a_failure_of_its_row_alone(
 
     monkeypatch.setattr(naive, "measure", fail)
     assert naive.main(["--smoke", "--device", "cpu", "--out", str(tmp_path)]) == 1
-    (path,) = (tmp_path / "naive").glob("*.json")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record, _ = filed(tmp_path, "naive")
     assert record["status"] == "failed"
     assert record["results"]["failures"] == ["VAR-DD-smoke, batch 2: RuntimeError: out of memory"]
     (row,) = record["results"]["rows"]

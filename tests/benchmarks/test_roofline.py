@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from benchmarks import naive, roofline
 from dd_core.engine.arithmetic import BF16
+from tests.benchmarks.filed import filed
 
 CPU = torch.device("cpu")
 
@@ -61,8 +61,8 @@ def test_smoke_files_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(roofline, "ceilings", lambda *_: top)
     options = ["--smoke", "--device", "cpu", "--threads", "1", "--out", str(tmp_path), "--pixels", "32"]
     assert roofline.main(options) == 0
-    (path,) = (tmp_path / "roofline").glob("*.json")
-    found = json.loads(path.read_text(encoding="utf-8"))["results"]
+    record, page = filed(tmp_path, "roofline")
+    found = record["results"]
     assert [(r["model"], r["stage"]) for r in found["rows"]] == [
         (m, s) for m in naive.SMOKE for s in roofline.STAGES
     ]
@@ -70,7 +70,7 @@ def test_smoke_files_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert row["ms"] > 0 and row["of_floor"] == pytest.approx(row["floor_ms"] / row["ms"])
     assert [row["format"] for row in found["encoding"]] == ["png", "jpeg", "webp"]
     assert all(row["cores_per_100"] == pytest.approx(row["ms"] / 10) for row in found["encoding"])
-    assert "floor ÷ measured" in path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "floor ÷ measured" in page
 
 
 @pytest.mark.parametrize("option", [["--models", "d99"], ["--arithmetic", "int8"]])

@@ -16,6 +16,7 @@ from dd_core.noise import NoiseKey
 from dd_core.plan import Plan
 from server.scheduling.costs import Work
 from server.scheduling.jobs import Job
+from tests.benchmarks.filed import filed
 
 STEP, HYBRID, TEACHER = scaling.PLANS
 
@@ -190,15 +191,14 @@ def test_a_small_day_is_filed_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "scaling.png"
     options = ["--smoke", "--pods", "2", "--day", "45", "--processes", "1", "--rate", "20"]
     assert scaling.main([*options, "--out", str(tmp_path), "--plot", str(picture)]) == 0
-    [path] = (tmp_path / "scaling").glob("*.json")
-    filed = json.loads(path.read_text())
-    assert filed["status"] == "ok" and len(filed["results"]["day"]) == 5
-    for row in filed["results"]["day"]:
+    record, page = filed(tmp_path, "scaling")
+    assert record["status"] == "ok" and len(record["results"]["day"]) == 5
+    for row in record["results"]["day"]:
         assert row["requests"] > 500 and row["refused"] == 0
         assert 0 < row["one_step_p50_ms"] <= row["one_step_p99_ms"]
         assert row["pod_seconds"] >= 2 * 45
-    assert len(filed["results"]["capacity"]) == 9
-    assert "KEDA" in path.with_suffix(".md").read_text()
+    assert len(record["results"]["capacity"]) == 9
+    assert "KEDA" in page
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

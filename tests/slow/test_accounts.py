@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import overhead, soak
+from tests.benchmarks.filed import filed
 from tests.tiny import tiny_bundle
 
 
@@ -18,8 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _filed(out: Path, theme: str) -> dict[str, Any]:
-    (path,) = (out / theme).glob("*.json")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record, _ = filed(out, theme)
     assert record["status"] == "ok" and record["configuration"]["bundle"]["name"] == "tiny"
     return record["results"]  # type: ignore[no-any-return]
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import interference, open_loop, overload
 from benchmarks.processes import HOST, environment, serving
+from tests.benchmarks.filed import filed
 from tests.tiny import tiny_bundle
 
 
@@ -19,10 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _filed(out: Path, theme: str) -> tuple[dict[str, Any], str]:
-    (path,) = (out / theme).glob("*.json")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record, page = filed(out, theme)
     assert record["configuration"]["bundle"]["name"] == "tiny"
-    return record, path.with_suffix(".md").read_text(encoding="utf-8")
+    return record, page
 
 
 def _common(folder: Path, out: Path) -> list[str]:

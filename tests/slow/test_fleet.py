@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from benchmarks import fleet, replicas
+from tests.benchmarks.filed import filed
 from tests.benchmarks.test_fleet import needs_proxies
 from tests.tiny import tiny_bundle
 
@@ -16,8 +16,8 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "tiny")
     options = ["--replicas", "2", "--clients", "2", "--seconds", "0.5", "--out", str(tmp_path)]
     code = fleet.main(["--bundle", str(bundle), *options])
-    [filed] = (tmp_path / fleet.THEME).glob("*.json")
-    results = json.loads(filed.read_text(encoding="utf-8"))["results"]
+    record, _ = filed(tmp_path, fleet.THEME)
+    results = record["results"]
     assert (code, results["failures"]) == (0, [])
     rows = results["rows"]
     assert [(row["proxy"], row["event"]) for row in rows] == [

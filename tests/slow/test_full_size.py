@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import full_size
+from tests.benchmarks.test_full_size import NAME, record_of
 from tests.hub import tiny_spec
-
-NAME = "llamagen-dd-l"
-
-
-def _record(out: Path) -> dict[str, Any]:
-    (path,) = (out / "full-size").glob("*.json")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    assert NAME in path.with_suffix(".md").read_text(encoding="utf-8")
-    return record
 
 
 def test_smoke_goes_all_the_way_and_files_each_steps_own_peak(tmp_path: Path) -> None:
@@ -27,7 +17,7 @@ def test_smoke_goes_all_the_way_and_files_each_steps_own_peak(tmp_path: Path) ->
     options = ["--smoke", "--device", "cpu", "--threads", "1", "--out", str(tmp_path), "--models", NAME]
     (tmp_path / "scratch").mkdir()
     assert full_size.main([*options, "--scratch", str(tmp_path / "scratch")]) == 0
-    record = _record(tmp_path)
+    record = record_of(tmp_path)
     assert record["status"] == "ok" and record["configuration"]["threads"] == 1
     assert record["configuration"]["bundle"]["name"] == "random weights"
     found = record["results"]["models"][NAME]
