@@ -125,12 +125,16 @@ class Agreement:
 
     def __call__(self, image_N3HW: Tensor, label_N: Tensor) -> float:
         """Share of uint8 pictures that lie closest to their own prompt."""
+        return (self.closest(image_N3HW, label_N) == label_N).double().mean().item()
+
+    def closest(self, image_N3HW: Tensor, label_N: Tensor) -> Tensor:
+        """Number `[N]` of the prompt, among the hundred of each label, that each picture lies closest to."""
         vectors = self.judge(picture_features(image_N3HW, self.lpips))
-        right = 0
+        found = []
         for vector, label in zip(vectors, label_N.tolist(), strict=True):
-            scores = self.sentences_ME[self.candidates[label]] @ vector
-            right += int(scores.argmax() == 0)
-        return right / len(vectors)
+            candidates = self.candidates[label]
+            found.append(candidates[(self.sentences_ME[candidates] @ vector).argmax()])
+        return torch.stack(found)
 
 
 @dataclass(frozen=True)

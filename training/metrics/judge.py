@@ -77,6 +77,12 @@ class Judge:
         )
         return replace(row, **self._by_condition(features, labels, prompted))
 
+    def answers(self, features: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:
+        """What pictures are taken for: a class `[N]`, or where texts are the condition a prompt's number."""
+        if self.agreement is not None:
+            return self.agreement.closest(pixels, labels)
+        return self.probe(features).argmax(1)
+
     def _by_condition(self, features: Tensor, labels: Tensor, prompted: Tensor | None) -> dict[str, Any]:
         """Figures of how well the condition was kept to: by class, or by prompt."""
         if self.agreement is not None:

@@ -36,6 +36,8 @@ class Row:
             (`metrics.caption_retrieval`); None where classes are the condition, and then the figures of the
             classifier are None where texts are.
         clip_score: mean fit of pictures and captions, 0 to 100, where CLIP's weights were given.
+        teacher_lpips, same_answer, same_colour: against the teacher's pictures of the same noise and
+            conditions (`metrics.sameness`).
         passes: forward passes of the plan.
         ms_per_image: time of one image alone, whole call, median.
         images_per_s: throughput in a batch.
@@ -59,6 +61,9 @@ class Row:
     probe_accuracy: float | None = None
     right_caption: float | None = None
     clip_score: float | None = None
+    teacher_lpips: float | None = None
+    same_answer: float | None = None
+    same_colour: float | None = None
     passes: int | None = None
     ms_per_image: float | None = None
     images_per_s: float | None = None
@@ -128,8 +133,9 @@ def table(rows: Sequence[Row], settings: dict[str, Any]) -> str:
             shown(r.images_per_s, ".1f"),
         )
         lines.append("| " + " | ".join(cells) + " |")
+    same = _sameness(rows, settings)
     if by_text:
-        return "\n".join([*lines, "", _text_notes(settings), ""])
+        return "\n".join([*lines, "", _text_notes(settings), "", *same])
     probe = shown(rows[0].probe_accuracy if rows else None, ".3f")
     counts = ", ".join(sorted({f"{r.manifold_images:,}" for r in rows}))
     notes = (
@@ -143,7 +149,30 @@ def table(rows: Sequence[Row], settings: dict[str, Any]) -> str:
         "`real-test`: real test images against the reference; `real-split`: one half of the test images "
         "against the other; `reconstruction`: test images through the tokenizer."
     )
-    return "\n".join([*lines, "", notes, ""])
+    return "\n".join([*lines, "", notes, "", *same])
+
+
+def _sameness(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[str]:
+    """Lines of a second table: each plan's pictures beside the teacher's of the same seeds."""
+    found = [(r.name, r.teacher_lpips, r.same_answer, r.same_colour) for r in rows]
+    found = [line for line in found if line[1] is not None]
+    if chance := settings.get("another_seed"):
+        figures = (chance["teacher_lpips"], chance["same_answer"], chance["same_colour"])
+        found.append(("the teacher, another seed", *figures))
+    if not found:
+        return []
+    lines = ["| beside the teacher's picture of the same seed | LPIPS | same answer | same main colour |"]
+    lines.append("|---" * 4 + "|")
+    lines += [
+        f"| {name} | {shown(lpips, '.3f')} | {shown(answer, '.3f')} | {shown(colour, '.3f')} |"
+        for name, lpips, answer, colour in found
+    ]
+    notes = (
+        "LPIPS: 0 for equal pictures. Same answer: share that the judge above takes for the same class or "
+        "caption as the teacher's picture, right or wrong. Same main colour: hues less than 45° apart, or "
+        "both grey."
+    )
+    return [*lines, "", notes, ""]
 
 
 def _text_notes(settings: dict[str, Any]) -> str:

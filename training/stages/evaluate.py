@@ -16,6 +16,8 @@ Shapes: N images, K classes, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from training.data.conditions import ClassConditions, Conditions
 from training.data.images import ImageSet
 from training.data.sources import class_names, material
 from training.digest import weights_digest
+from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.caption_retrieval import Prompted
 from training.metrics.features import (
     Extractor,
@@ -40,6 +43,7 @@ from training.metrics.features import (
 from training.metrics.judge import Judge
 from training.metrics.report import Row, write_grid, write_report
 from training.metrics.rows import fingerprint_of, once
+from training.metrics.sameness import TeachersPictures
 from training.metrics.sets import Sets
 from training.metrics.timing import plan_times
 from training.presets import presets
@@ -64,6 +68,7 @@ def evaluate_plans(
     class_names: Sequence[str] = CIFAR10_CLASSES,
     timing: bool = True,
     prompts: Prompted | None = None,
+    lpips: Lpips | None = None,
 ) -> list[Row]:
     """Measures every plan, the tokenizer and real images.
 
@@ -83,6 +88,8 @@ def evaluate_plans(
         timing: False leaves out the time an image takes (say, on a machine that is busy).
         prompts: for a model of texts; the reference's label i is then that of prompt i, and the tokenizer
             reconstructs the reference, since `test` was learned from.
+        lpips: to hold each plan's pictures against the teacher's of the same seeds, where `measured` has the
+            plan `teacher` (`metrics.sameness`); None leaves that out.
 
     Returns:
         the rows of the table: plans, `reconstruction`, `real-test`, `real-split`; none on the other ranks.
@@ -128,6 +135,7 @@ def evaluate_plans(
     }
     if prompts is not None:
         settings["right_caption_of_real"] = prompts.agreement(reference.images, reference.labels)
+    beside = _BesideTeacher(sets, judge, plans, lpips)
     columns = min(10, conditions.count)
     rows: list[Row] = []
     first: list[Tensor] = []
@@ -144,12 +152,14 @@ def evaluate_plans(
         def plan_row(plan: Plan = plan, images: Tensor = images, labels: Tensor = labels) -> Row:
             features, pixels = sets.features(plan.name, images), _channels_first(images)
             row = judge.measure(plan.name, "plan", features, labels, prompted=pixels)
+            row = replace(row, **beside.figures(plan, images, labels))
             times = plan_times(sampler, plan, recipe.batch, seed, conditions) if timing else (None, None)
             return row.with_cost(plan.cost, *times)
 
         # A row without times is not the row that was asked for with them.
         asked = {"timing": timing, "batch": recipe.batch, "device": str(sampler.device)}
-        add(plan.name, {**sets.key(plan), **asked}, plan_row)
+        add(plan.name, {**sets.key(plan), **beside.key(), **asked}, plan_row)
+    settings |= beside.another_seed()
     if first:
         write_grid(torch.cat(first), out / "comparison.png", len(first[0]))
 
@@ -172,6 +182,45 @@ def evaluate_plans(
     add("real-test", {"test": content_hash(held.images, held.labels)}, real_test)
     add("real-split", {"test": content_hash(test.images, test.labels)}, real_split)
     return rows
+
+
+class _BesideTeacher:
+    """Figures of each plan's pictures beside the teacher's of the same seeds.
+
+    None where there is no `lpips`, or no plan `teacher` among those measured.
+    """
+
+    def __init__(self, sets: Sets, judge: Judge, plans: Sequence[Plan], lpips: Lpips | None) -> None:
+        self.sets, self.judge, self.lpips = sets, judge, lpips
+        self.teacher = next((p for p in plans if p.name == "teacher"), None)
+
+    @cached_property
+    def pictures(self) -> TeachersPictures | None:
+        if self.lpips is None or self.teacher is None:
+            return None
+        images, labels = self.sets.drawn(self.teacher)
+        answers = self._answers(self.teacher, images, labels)
+        return TeachersPictures(images, answers, self.sets.conditions.count, self.lpips)
+
+    def key(self) -> dict[str, object]:
+        """What the figures follow from besides the plan and its images."""
+        if self.lpips is None or self.teacher is None:
+            return {}
+        return {"beside": self.sets.key(self.teacher), "lpips": self.lpips.fingerprint}
+
+    def figures(self, plan: Plan, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """By the names of a row."""
+        if self.pictures is None or plan == self.teacher:
+            return {}
+        return self.pictures.against(images, self._answers(plan, images, labels)).figures()
+
+    def another_seed(self) -> dict[str, object]:
+        """The same figures of the teacher's pictures of other seeds, for the report's settings."""
+        found = None if self.pictures is None else self.pictures.another_seed()
+        return {} if found is None else {"another_seed": found.figures()}
+
+    def _answers(self, plan: Plan, images: Tensor, labels: Tensor) -> Tensor:
+        return self.judge.answers(self.sets.features(plan.name, images), labels, _channels_first(images))
 
 
 def _check(plans: list[Plan], recipe: EvaluateRecipe, reference: ImageSet, test: ImageSet) -> None:
@@ -239,4 +288,5 @@ def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> li
         extractor=measurer,
         timing=timing,
         prompts=prompts,
+        lpips=Lpips(lpips_weights()),
     )

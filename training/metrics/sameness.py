@@ -1,0 +1,126 @@
+"""One seed, one picture: how near a plan's pictures are to the teacher's of the same noise and condition.
+
+    picture, teacher's picture ─▶ LPIPS, the same answer of the judge?, the same main colour?
+
+A student learns the teacher's map from noise to tokens, so more steps should refine a picture and not replace
+it. FID cannot say whether they do: it compares sets. The teacher's pictures of *another* seed and the same
+condition say what these figures are for pictures that have only the condition in common.
+
+Shapes: N pictures, H W pixels, F bins of hue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.losses.lpips import Lpips
+
+_BINS = 36
+# Less of a picture that is coloured, or less chroma, and it counts as grey: both are at most 1.
+_COLOURED, _CHROMA = 0.03, 0.15
+CHANGED = 45.0  # degrees of hue: red to orange, or green to cyan, and not yet to another primary colour
+
+
+@dataclass(frozen=True)
+class Sameness:
+    """Means over pairs of pictures.
+
+    Args:
+        teacher_lpips: perceptual distance, 0 for equal pictures.
+        same_answer: share of pairs that the judge takes for the same class, or the same of 100 captions,
+            right or wrong.
+        same_colour: share whose main colour is the same.
+    """
+
+    teacher_lpips: float
+    same_answer: float
+    same_colour: float
+
+    def figures(self) -> dict[str, float]:
+        """By name, as a row has them."""
+        return asdict(self)
+
+
+def main_hue(image_NHW3: Tensor) -> Tensor:
+    """Hue `[N]` of each uint8 picture's main colour, in degrees; NaN where a picture is grey.
+
+    The hexagonal hue of its pixels, weighted by their chroma, where most of the weight lies.
+    """
+    rgb = image_NHW3.flatten(1, 2).float() / 255
+    high, low = rgb.amax(-1), rgb.amin(-1)
+    chroma = high - low
+    red, green, blue = rgb.unbind(-1)
+    sector = torch.where(
+        high == red,
+        (green - blue) / chroma.clamp(min=1e-6),
+        torch.where(
+            high == green,
+            2 + (blue - red) / chroma.clamp(min=1e-6),
+            4 + (red - green) / chroma.clamp(min=1e-6),
+        ),
+    )
+    # Bins are around their hue: noise about 0° must not halve red's weight.
+    place = (sector.remainder(6) * (_BINS / 6)).round().long() % _BINS
+    weight = chroma.where(chroma >= _CHROMA, 0.0)
+    histogram_NF = torch.zeros(len(rgb), _BINS).scatter_add_(1, place, weight)
+    smooth_NF = F.conv1d(
+        F.pad(histogram_NF[:, None], (2, 2), mode="circular"), torch.tensor([[[1.0, 2.0, 3.0, 2.0, 1.0]]])
+    )[:, 0]
+    hue_N = smooth_NF.argmax(1) * (360 / _BINS)
+    return hue_N.where((weight > 0).float().mean(1) >= _COLOURED, torch.nan)
+
+
+def same_colour(hue_N: Tensor, other_N: Tensor) -> Tensor:
+    """True `[N]` where hues lie within `CHANGED` degrees of each other, or both pictures are grey."""
+    turn = (hue_N - other_N).abs()
+    near = torch.minimum(turn, 360 - turn) < CHANGED  # false for NaN
+    return near | (hue_N.isnan() & other_N.isnan())
+
+
+class TeachersPictures:
+    """The pictures that others are held against.
+
+    Args:
+        image_NHW3: uint8, of the teacher, row i of condition i mod `conditions`.
+        answer_N: what the judge takes each for.
+    """
+
+    def __init__(self, image_NHW3: Tensor, answer_N: Tensor, conditions: int, lpips: Lpips) -> None:
+        self.image_NHW3, self.answer_N, self.conditions, self.lpips = (
+            image_NHW3,
+            answer_N,
+            conditions,
+            lpips,
+        )
+        self.hue_N = main_hue(image_NHW3)
+
+    def against(self, image_NHW3: Tensor, answer_N: Tensor) -> Sameness:
+        """Other pictures of the same noise and conditions, row by row."""
+        return self._compare(torch.arange(len(image_NHW3)), image_NHW3, answer_N, main_hue(image_NHW3))
+
+    def another_seed(self) -> Sameness | None:
+        """The teacher's pictures against its next of the same condition; None where each has one alone."""
+        if len(self.image_NHW3) < 2 * self.conditions:
+            return None
+        k = self.conditions
+        rows = torch.arange(len(self.image_NHW3) - k)
+        return self._compare(rows, self.image_NHW3[k:], self.answer_N[k:], self.hue_N[k:])
+
+    def _compare(self, row_N: Tensor, image_NHW3: Tensor, answer_N: Tensor, hue_N: Tensor) -> Sameness:
+        return Sameness(
+            teacher_lpips=self._distance(self.image_NHW3[row_N], image_NHW3),
+            same_answer=(self.answer_N[row_N] == answer_N).double().mean().item(),
+            same_colour=same_colour(self.hue_N[row_N], hue_N).double().mean().item(),
+        )
+
+    @torch.inference_mode()
+    def _distance(self, image_NHW3: Tensor, other_NHW3: Tensor, batch: int = 100) -> float:
+        total = 0.0
+        for pair in zip(image_NHW3.split(batch), other_NHW3.split(batch), strict=True):
+            one, two = (x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in pair)
+            total += float(self.lpips(one, two).double().sum())
+        return total / len(image_NHW3)
