@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -96,10 +98,16 @@ def test_a_request_goes_on_to_the_next_replica(proxy: str, status: int) -> None:
     assert replies == [200] * 12
 
 
+_BODY = b'{"label": 6}'
+_HEAD = b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 12\r\n\r\n"
+
+
 @needs_proxies
 @pytest.mark.parametrize("proxy", replicas.PROXIES)
 def test_what_a_proxy_passes_on(proxy: str, bundle_folder: Path) -> None:
-    """Requests with the client's address, errors as they are, streams; that a client left; no insides."""
+    """Requests with the client's address, errors, streams; no insides; that a client left, whether
+    its request came in one segment or in two: HAProxy has to be told twice to look for that.
+    """
     gate = Gate()
     with running(bundle_folder, gate, warmup=False) as live:
         port = int(live.url.rpartition(":")[2])
@@ -116,9 +124,17 @@ def test_what_a_proxy_passes_on(proxy: str, bundle_folder: Path) -> None:
             assert {client.get(path).status_code for path in inside} == {404}
             assert client.get("/models").is_success
             gate.open.clear()
-            with pytest.raises(httpx.ReadTimeout):
-                client.post("/generate", json={"label": 6}, timeout=0.5)
-            eventually(lambda: live.metric("dd_requests_total", outcome="canceled") == 1, "it is noticed")
+            for before, parts in enumerate(([_HEAD + _BODY], [_HEAD, _BODY])):
+                with socket.create_connection((replicas.HOST, int(url.rpartition(":")[2]))) as leaving:
+                    leaving.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    for part in parts:
+                        leaving.sendall(part)
+                        time.sleep(0.1)
+                    eventually(lambda: live.metric("dd_inflight_requests") == 1, "it is being handled")
+                left = time.monotonic()
+                eventually(lambda: live.metric("dd_inflight_requests") == 0, "it is noticed")
+                assert time.monotonic() - left < 60, "noticed by the proxy's timeout alone"
+                assert live.metric("dd_requests_total", outcome="canceled") == before + 1
             gate.open.set()
 
 
