@@ -70,6 +70,7 @@ class Supervisor:
         self._process: ForkServerProcess | None = None
         self._pipe: MessagePipe | None = None
         self._pixels: PixelBuffer | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self.hardware = ""  # the kind of device, as the process names it with each model
@@ -94,10 +95,15 @@ class Supervisor:
         self._pixels = PixelBuffer.new()
         arguments = (theirs, self.options, self._pixels)
         process = _processes.Process(target=self.entry, args=arguments, name="dd-device", daemon=True)
+        self._starting = asyncio.create_task(self._begin(process, theirs))
+        await asyncio.shield(self._starting)
+        self._pipe = await MessagePipe.open(ours, self._receive, self._lost)
+
+    async def _begin(self, process: ForkServerProcess, theirs: Connection) -> None:
+        """Start the process. It goes on where `start` is cancelled: a thread does not end by that."""
         await asyncio.to_thread(process.start)
         theirs.close()
         self._process = process
-        self._pipe = await MessagePipe.open(ours, self._receive, self._lost)
 
     async def load(self, model: str, folder: Path) -> None:
         """Load a model, now and in every process that follows; if it raises, `unload` it.
@@ -140,6 +146,9 @@ class Supervisor:
         self._stop_watchdog()
         if self._reviving is not None:
             self._reviving.cancel()
+        if self._starting is not None:  # a process that starts is still given what is closed below
+            await asyncio.wait({self._starting})
+            self._starting.exception()  # of a start that nobody waits for
         process = self._process
         self._disconnect()
         if process is not None:
