@@ -1,4 +1,4 @@
-"""Write the reference tables of the pages from the code: `make reference`.
+"""Write the tables of the pages from the code and the built-in models: `make reference`.
 
 A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `TABLES`.
 `tests/test_docs.py` fails where a page differs from what this module would write.
@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 
+from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE
 from distilled_decoding.contract import (
     MAX_SEED_AS_NUMBER,
     GenerateReply,
@@ -23,6 +24,8 @@ from distilled_decoding.contract import (
     ImageReply,
     Timings,
 )
+from docs import figures
+from docs.tables import table
 from server import errors
 from server.api.models import admin
 from server.api.openai_fields import NO_EFFECT, ImagesRequest
@@ -35,7 +38,7 @@ from training.cli import app as training_cli
 from training.diagnose.finding import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Defaults that are computed at the start.
@@ -53,13 +56,6 @@ _PAGES_OF_THE_SERVER = {
     "GET /docs": "The interface, rendered",
     "GET /openapi.json": "The interface for machines",
 }
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a Markdown table with one line a row."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
-    first, *rest = [f"|{'|'.join(row)}|\n" for row in cells]
-    return first + "|---" * len(head) + "|\n" + "".join(rest)
 
 
 def commands_of(cli: typer.Typer) -> dict[str, Any]:
@@ -234,6 +230,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "dd-train": commands(training_cli, "dd-train", shared=_SHARED),
     "diagnosis": diagnosis,
     "make": make_targets,
+    "cifar": figures.quality(DEFAULT_BUNDLE),
+    "pictograms": figures.quality(DEFAULT_TEXT_BUNDLE),
 }
 
 
