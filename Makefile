@@ -23,7 +23,7 @@ EXTRAS_dev = [dev]
 EXTRAS_docs = [docs]
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test slow lint types format train fleet bench conformance docs reference image browser prometheus node proxies kubernetes checkov lock hashes sbom clean
+.PHONY: help serve test slow lint types format train fleet bench conformance docs reference image browser prometheus node proxies kubernetes checkov ray lock hashes sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -118,6 +118,14 @@ checkov:  ## install checkov for a test of manifests (from PyPI, in an environme
 	  && $(VENV)-checkov/bin/uv pip install --quiet --python $(VENV)-checkov/bin/python checkov==3.3.30; } \
 	  || echo "checkov could not be fetched: its test will be skipped"
 
+# Over our environment, whose packages it sees: Ray's workers import the server.
+ray: $(VENV)/.ready-dev  ## install Ray Serve for its test (from PyPI, in an environment of its own)
+	@[ -x $(VENV)-ray/bin/serve ] || { $(PYTHON) -m venv --clear $(VENV)-ray \
+	  && $(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$($(VENV)-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/under.pth" \
+	  && $(VENV)-ray/bin/python -m pip install --quiet -c constraints.txt 'ray[serve]==2.60.0'; } \
+	  || echo "Ray could not be fetched: its test will be skipped"
+
 # An environment of its own, with uv: it installs, and resolves for other machines.
 uv = $(PYTHON) -m venv --clear $(VENV)-$(1) && $(VENV)-$(1)/bin/python -m pip install --quiet uv==0.13.9 packaging==26.3
 
@@ -133,7 +141,7 @@ hashes:  ## write docker/requirements/ from constraints.txt: what the image inst
 	$(VENV)-lock/bin/python .ci/hashes.py $(VENV)-lock/bin/uv && rm -rf $(VENV)-lock
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV)-checkov $(VENV)-sbom build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-checkov $(VENV)-ray $(VENV)-sbom build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,30 @@ MOST_LINES = 400
 # A file is one level above the highest of those that it imports: in all of a package, and within one folder.
 MOST_LEVELS = 9
 MOST_LEVELS_OF_A_FOLDER = 4
+
+
+TOP = {
+    *(
+        "server",
+        "dd_core",
+        "training",
+        "docker",
+        "tests",
+        "deploy",
+        "distilled_decoding",
+        "docs",
+        "benchmarks",
+    ),
+    *("pyproject.toml", "README.md", "Makefile", "CHANGELOG.md", "LICENSE", "constraints.txt"),
+    *(".ci", ".gitignore", ".dockerignore"),
+}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_the_top_level_is_fixed() -> None:
+    """What a command left where it was started is committed with the rest, and nobody looks."""
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {line.split("/")[0] for line in done.stdout.splitlines()} <= TOP
 
 
 def _name(path: Path) -> str:

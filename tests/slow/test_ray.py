@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -21,9 +20,9 @@ from benchmarks.processes import free_port
 from tests.server.helpers import OK, PATIENCE
 from tests.tiny import tiny_bundle
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="Ray is not installed (`pip install 'ray[serve]'`)"
-)
+# In an environment of its own, which sees the packages of this one.
+SERVE = Path(f"{sys.prefix}-ray") / "bin" / "serve"
+pytestmark = pytest.mark.skipif(not SERVE.exists(), reason="Ray is not installed (`make ray` does it)")
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "deploy" / "ray"
 LONG = 5 * PATIENCE  # Ray, the server and PyTorch start anew
@@ -46,10 +45,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, sub
         "DD_SERVER_MAX_BATCH": "2",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    serve = Path(sys.executable).with_name("serve")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [serve, "run", folder / "serve.yaml"], env=environment, stdout=log, stderr=log
+            [SERVE, "run", folder / "serve.yaml"], env=environment, stdout=log, stderr=log
         )
     try:
         stop = time.monotonic() + LONG
