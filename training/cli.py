@@ -136,7 +136,6 @@ def evaluate(
             "evaluations/NAME; else the run."
         ),
     ] = None,
-    stop_after: StopAfter = None,
     reference: Annotated[
         Path | None,
         typer.Option(help="Real images: a folder of pictures, or an .npz as ADM's evaluator reads it."),
@@ -165,7 +164,7 @@ def evaluate(
     if reference is not None:
         request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing, clip)
     if bundle is None:
-        with prepared(options, stop_after=stop_after, together=True) as run:
+        with prepared(options, together=True) as run:
             if request is None:
                 evaluation.run(run)
                 return

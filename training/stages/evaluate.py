@@ -129,7 +129,7 @@ def evaluate_plans(
         **identity,
         **made,
         "weights": dict(weights),
-        "device": str(sampler.device),
+        "device": sampler.device.type,
         "threads": torch.get_num_threads(),
         "batch": recipe.batch,
     }
@@ -157,7 +157,7 @@ def evaluate_plans(
             return row.with_cost(plan.cost, *times)
 
         # A row without times is not the row that was asked for with them.
-        asked = {"timing": timing, "batch": recipe.batch, "device": str(sampler.device)}
+        asked = {"timing": timing, "batch": recipe.batch, "device": sampler.device.type}
         add(plan.name, {**sets.key(plan), **beside.key(), **asked}, plan_row)
     settings |= beside.another_seed()
     if first:
