@@ -31,7 +31,7 @@ from training.diagnose.run import diagnose as diagnose_run
 from training.diagnose.run import open_run, written
 from training.measure import Request, Subject, measure, reference_folder
 from training.metrics.features import FeatureExtractor
-from training.metrics.sheet import UNSEEN, draw_sheet
+from training.metrics.sheet import draw_sheet
 from training.options import Options, Shard, StopAfter, with_options
 from training.prepared import held, prepared
 from training.report.page import write_report
@@ -212,22 +212,26 @@ def _bundle_name(value: str | None) -> str | None:
     return value
 
 
-@app.command("sheet", help="Draw prompts that are no caption of the corpus, by budget and seed.")
+@app.command("sheet", help="Draw classes, or prompts that are no caption of the corpus, by budget and seed.")
 def sheet(
-    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle of texts.")],
+    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.")],
     to: Annotated[Path, typer.Option(help="The PNG to write.")],
-    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; else our own.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file of prompts or classes, one a line; else ours, or the first 20 classes."),
+    ] = None,
     budgets: Annotated[
         str, typer.Option(help="Most passes of each block, by commas.", callback=_checked_budgets)
     ] = "1,2,21,64",
     seeds: Annotated[int, typer.Option(min=1, help="Rows of a block.")] = 4,
+    scale: Annotated[int, typer.Option(min=1, max=16, help="Screen pixels to a pixel.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Writes the picture and says which plans its blocks are of."""
     loaded = load_bundle(locate(bundle), pick_device(device))
-    chosen = read_prompts(prompts) if prompts else UNSEEN
-    plans = draw_sheet(loaded, to, chosen, [int(each) for each in budgets.split(",")], seeds)
-    typer.echo(f"{to}: {len(chosen)} prompts, blocks of {seeds} rows: {', '.join(plans)}")
+    chosen = read_prompts(prompts) if prompts else ()
+    plans = draw_sheet(loaded, to, chosen, [int(each) for each in budgets.split(",")], seeds, scale)
+    typer.echo(f"{to}: blocks of {seeds} rows: {', '.join(plans)}")
 
 
 @app.command("start", help="Begin a run with a bundle's weights instead of training them anew.")

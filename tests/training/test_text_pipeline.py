@@ -310,7 +310,7 @@ def test_a_sheet_is_of_prompts_that_nobody_trained_on(folder: Path, tmp_path: Pa
     arguments = ["sheet", str(folder), "--to", str(tmp_path / "sheet.png"), "--prompts", str(words)]
     said = CliRunner().invoke(app, [*arguments, "--budgets", "1,64", "--seeds", "3"])
     assert said.exit_code == 0, said.output
-    assert "2 prompts, blocks of 3 rows: dd-1, " in said.output
+    assert "sheet.png: blocks of 3 rows: dd-1, " in said.output
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (2 * (2 * 33 + 1), 2 * (6 * 33 + 1))
     corpus = pictograms.load()

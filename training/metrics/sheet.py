@@ -1,4 +1,4 @@
-"""A sheet of prompts that nobody trained on: a column a prompt, a block of rows a budget, a row a seed.
+"""A sheet of classes, or of prompts that nobody trained on: each a column, a seed a row, by budget.
 
 Shapes: B pictures.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from dd_core.bundle import Bundle
+from dd_core.condition import ClassCondition
 from dd_core.errors import RecipeError
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
@@ -32,29 +33,46 @@ UNSEEN = (
     "pink dragon, 3d style",
     "a heart in red and gold",
 )
+_MOST_SHOWN = 20  # classes, of those that nobody named
 
 
 def draw_sheet(
-    bundle: Bundle, path: Path, prompts: Sequence[str], budgets: Sequence[int], seeds: int
+    bundle: Bundle, path: Path, words: Sequence[str], budgets: Sequence[int], seeds: int, scale: int = 2
 ) -> list[str]:
-    """Draws every prompt with the plan of each budget and of each seed; returns the names of the plans.
+    """Draw every prompt or class with the plan of each budget and of each seed; return the plans' names.
+
+    Args:
+        words: prompts; of a model of classes their names; none = `UNSEEN`, and the first 20 classes.
+        scale: screen pixels to a pixel.
 
     Raises:
-        RecipeError: a model of classes, or a prompt that is a caption of the corpus.
+        RecipeError: a prompt that is a caption of the corpus, or a class that the model has not.
         DataError: the corpus, which says so, is not in the cache.
     """
-    if bundle.text is None:
-        raise RecipeError(f"{bundle.name} is conditioned on classes, not on texts", param="bundle")
-    known = set(text.captions_of(range(len(pictograms.load().concepts))).texts)
-    if seen := [prompt for prompt in prompts if prompt.lower() in known]:
-        raise RecipeError(f"captions of the corpus: {', '.join(seen)}", param="prompts")
-    cond = bundle.text.encode(prompts)
+    cond = _classes(bundle, words) if bundle.text is None else bundle.text.encode(_unknown(words or UNSEEN))
     plans = [plan_for_budget(bundle.presets, budget).plan for budget in budgets]
     rows = [
-        sample_images(bundle.sampler, plan, cond, [(seed, 0)] * len(prompts))
+        sample_images(bundle.sampler, plan, cond, [(seed, 0)] * len(cond))
         for plan in plans
         for seed in range(seeds)
     ]
     images_B3HW = torch.cat(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
-    image_grid(images_B3HW, path, columns=len(prompts))
+    image_grid(images_B3HW, path, columns=len(cond), scale=scale)
     return [plan.name for plan in plans]
+
+
+def _unknown(prompts: Sequence[str]) -> Sequence[str]:
+    """The prompts. Raises RecipeError where one is a caption of the corpus."""
+    known = set(text.captions_of(range(len(pictograms.load().concepts))).texts)
+    if seen := [prompt for prompt in prompts if prompt.lower() in known]:
+        raise RecipeError(f"captions of the corpus: {', '.join(seen)}", param="prompts")
+    return prompts
+
+
+def _classes(bundle: Bundle, names: Sequence[str]) -> ClassCondition:
+    classes = bundle.manifest.classes
+    if missing := [name for name in names if name not in classes]:
+        known = ", ".join(classes) if len(classes) <= _MOST_SHOWN else f"one of {len(classes)} names"
+        raise RecipeError(f"{bundle.name} has no class {missing[0]!r}; it has {known}", param="prompts")
+    chosen = [classes.index(name) for name in names or classes[:_MOST_SHOWN]]
+    return ClassCondition(torch.tensor(chosen))

@@ -1,0 +1,53 @@
+"""A sheet of a model of classes; `test_text_pipeline` has that of texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from dd_core.bundle import load_bundle
+from dd_core.errors import RecipeError
+from dd_core.plan import plan_for_budget
+from dd_core.sampling import sample_images
+from tests.tiny import tiny_bundle
+from training.cli import app
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def test_each_row_is_a_seed_below_its_budget(folder: Path, tmp_path: Path) -> None:
+    bundle, words = load_bundle(folder, torch.device("cpu")), tmp_path / "classes.txt"
+    names = [bundle.manifest.classes[i] for i in (8, 3)]
+    words.write_text("\n".join(names))
+    to = tmp_path / "sheet.png"
+    arguments = ["sheet", str(folder), "--to", str(to), "--prompts", str(words), "--scale", "3"]
+    said = CliRunner().invoke(app, [*arguments, "--budgets", "1,2", "--seeds", "2"])
+    assert said.exit_code == 0, said.output
+    with Image.open(to) as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (3 * (4 * 33 + 1), 3 * (2 * 33 + 1), 3)
+    plan = plan_for_budget(bundle.presets, 2).plan
+    for row, seed in ((2, 0), (3, 1)):
+        for column, label in enumerate((8, 3)):
+            y, x = 3 * (1 + 33 * row), 3 * (1 + 33 * column)
+            tile = pixels[y : y + 96 : 3, x : x + 96 : 3]
+            assert np.array_equal(tile, sample_images(bundle.sampler, plan, [label], [(seed, 0)])[0])
+
+
+def test_all_classes_are_columns_and_an_unknown_one_is_refused(folder: Path, tmp_path: Path) -> None:
+    arguments = ["sheet", str(folder), "--to", str(tmp_path / "sheet.png"), "--budgets", "1", "--seeds", "1"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * (10 * 33 + 1), 2 * (33 + 1))
+    (tmp_path / "classes.txt").write_text("unicorn")
+    refused = CliRunner().invoke(app, [*arguments, "--prompts", str(tmp_path / "classes.txt")])
+    assert isinstance(refused.exception, RecipeError)
+    assert "'unicorn'" in str(refused.exception) and "it has " in str(refused.exception)
