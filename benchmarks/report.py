@@ -165,8 +165,14 @@ def configuration(
         "threads": threads,
         "bundle": dict(bundle),
         "commit": commit_facts(),
-        "options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
+        "options": {k: place(v) if isinstance(v, Path) else v for k, v in options.items()},
     }
+
+
+def place(path: Path) -> str:
+    """A path as a record has it: from the top of the project, or its name alone where it is elsewhere."""
+    whole = path.resolve()
+    return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else path.name
 
 
 def machine_slug(machine: Mapping[str, Any]) -> str:

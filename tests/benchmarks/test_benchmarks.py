@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -174,6 +175,15 @@ def test_a_load_without_one_good_reply_still_has_a_row() -> None:
 
 def _config() -> dict[str, Any]:
     return report.configuration(torch.device("cpu"), 1, {"name": "x", "digest": "0" * 64}, {})
+
+
+def test_a_record_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    """A path of the project is told from its top, another one by its name."""
+    given = {"record": report.RESULTS / "engine" / "a.json", "out": tmp_path / "here" / "b.png", "seed": 3}
+    found = report.configuration(torch.device("cpu"), 1, {"name": "none"}, given)["options"]
+    assert found == {"record": "benchmarks/results/engine/a.json", "out": "b.png", "seed": 3}
+    for path in report.RESULTS.rglob("*.*"):
+        assert not re.search(r"(?<![\w/.])/(tmp|home|root|work|Users)/", path.read_text()), path
 
 
 def test_failures_are_filed_with_what_was_measured(tmp_path: Path) -> None:
