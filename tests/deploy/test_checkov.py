@@ -21,7 +21,7 @@ LIST = ROOT / ".ci" / "checkov.yaml"
 # In an environment of its own, beside that of the tests: it pins what they use.
 _OWN = Path(f"{sys.prefix}-checkov") / "bin" / "checkov"
 CHECKOV = str(_OWN) if _OWN.exists() else shutil.which("checkov")
-COMPONENTS = ("api-keys", "podmonitor", "gateway")
+COMPONENTS = ("api-keys", "podmonitor", "gateway", "costs")
 
 pytestmark = [
     needs_kubectl,

@@ -17,6 +17,7 @@ CHART = KUBERNETES.parent / "helm" / "distilled-decoding"
 # Components, and the options of the chart that are called after them.
 OPTIONS = {
     "api-keys": "apiKeys.enabled=true",
+    "costs": "costs.enabled=true",
     "podmonitor": "podMonitor.enabled=true",
     "gateway": "gateway.enabled=true",
     "keda": "scaling.kind=keda",
@@ -50,7 +51,9 @@ def _by_name(manifests: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("overlay", VALUES)
-@pytest.mark.parametrize("components", [(), ("api-keys", "podmonitor", "keda"), ("gateway", "hpa")], ids=str)
+@pytest.mark.parametrize(
+    "components", [(), ("api-keys", "podmonitor", "keda"), ("gateway", "hpa", "costs")], ids=str
+)
 def test_the_chart_is_the_overlay(overlay: str, components: tuple[str, ...], tmp_path: Path) -> None:
     chosen = [word for name in components for word in ("--set", OPTIONS[name])]
     said = helm("template", "any", str(CHART), "-f", str(CHART / VALUES[overlay]), *chosen)

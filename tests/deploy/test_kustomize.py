@@ -17,7 +17,7 @@ from tests.deploy.kustomize import KUBERNETES, OVERLAYS, needs_kubectl, one, ove
 
 pytestmark = needs_kubectl
 
-COMPONENTS = ("api-keys", "podmonitor", "gateway")
+COMPONENTS = ("api-keys", "podmonitor", "gateway", "costs")
 VERSIONS = ("1.37.0", "1.36.0", "1.35.0")
 # Of the clients of other kinds: their schemas are not Kubernetes' own.
 CUSTOM = {"ScaledObject", "PodMonitor", "HTTPRoute"}
