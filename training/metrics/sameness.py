@@ -120,7 +120,7 @@ class TeachersPictures:
     @torch.inference_mode()
     def _distance(self, image_NHW3: Tensor, other_NHW3: Tensor, batch: int = 100) -> float:
         total = 0.0
-        for pair in zip(image_NHW3.split(batch), other_NHW3.split(batch), strict=True):
+        for pair in zip(torch.split(image_NHW3, batch), torch.split(other_NHW3, batch), strict=True):
             one, two = (x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in pair)
             total += float(self.lpips(one, two).double().sum())
         return total / len(image_NHW3)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -208,7 +209,7 @@ class _BesideTeacher:
             return {}
         return {"beside": self.sets.key(self.teacher), "lpips": self.lpips.fingerprint}
 
-    def figures(self, plan: Plan, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def figures(self, plan: Plan, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """By the names of a row."""
         if self.pictures is None or plan == self.teacher:
             return {}
