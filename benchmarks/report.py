@@ -165,11 +165,16 @@ def configuration(
         "threads": threads,
         "bundle": dict(bundle),
         "commit": commit_facts(),
-        "options": {k: place(v) if isinstance(v, Path) else v for k, v in options.items()},
+        "options": {k: _told(v) for k, v in options.items()},
     }
 
 
-def place(path: Path) -> str:
+def _told(value: Any) -> Any:
+    is_path = isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute())
+    return _place(Path(value)) if is_path else value
+
+
+def _place(path: Path) -> str:
     """A path as a record has it: from the top of the project, or its name alone where it is elsewhere."""
     whole = path.resolve()
     return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else path.name

@@ -180,8 +180,12 @@ def _config() -> dict[str, Any]:
 def test_a_record_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     """A path of the project is told from its top, another one by its name."""
     given = {"record": report.RESULTS / "engine" / "a.json", "out": tmp_path / "here" / "b.png", "seed": 3}
+    given |= {"bundle": str(tmp_path / "d16"), "plans": "dd-1"}
     found = report.configuration(torch.device("cpu"), 1, {"name": "none"}, given)["options"]
-    assert found == {"record": "benchmarks/results/engine/a.json", "out": "b.png", "seed": 3}
+    assert found == {"record": "benchmarks/results/engine/a.json", "out": "b.png", "seed": 3} | {
+        "bundle": "d16",
+        "plans": "dd-1",
+    }
     for path in report.RESULTS.rglob("*.*"):
         assert not re.search(r"(?<![\w/.])/(tmp|home|root|work|Users)/", path.read_text()), path
 
