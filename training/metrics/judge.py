@@ -52,11 +52,11 @@ class Judge:
         features: Tensor,
         labels: Tensor,
         real: Tensor | None = None,
-        prompted: Tensor | None = None,
+        answers: Tensor | None = None,
     ) -> Row:
         """A set's row; held against `real` features where given, else the reference.
 
-        `prompted` are the set's pictures, where its labels are those of prompts.
+        `answers` are what its pictures are taken for, which a figure of prompts is of.
         """
         gaussian = self.gaussian if real is None else Gaussian.of(real)
         against = self.features if real is None else real
@@ -75,7 +75,7 @@ class Judge:
             recall=recall,
             manifold_images=equal,
         )
-        return replace(row, **self._by_condition(features, labels, prompted))
+        return replace(row, **self._by_condition(features, labels, answers))
 
     def answers(self, features: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:
         """What pictures are taken for: a class `[N]`, or where texts are the condition a prompt's number."""
@@ -83,10 +83,11 @@ class Judge:
             return self.agreement.closest(pixels, labels)
         return self.probe(features).argmax(1)
 
-    def _by_condition(self, features: Tensor, labels: Tensor, prompted: Tensor | None) -> dict[str, Any]:
+    def _by_condition(self, features: Tensor, labels: Tensor, answers: Tensor | None) -> dict[str, Any]:
         """Figures of how well the condition was kept to: by class, or by prompt."""
         if self.agreement is not None:
-            return {"right_caption": None if prompted is None else self.agreement(prompted, labels)}
+            right = None if answers is None else (answers == labels).double().mean().item()
+            return {"right_caption": right}
         probability = self.probe(features)
         score, score_std = inception_score(probability)
         return {

@@ -12,6 +12,7 @@ Shapes: N pictures, H W pixels, F bins of hue.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,7 @@ def same_colour(hue_N: Tensor, other_N: Tensor) -> Tensor:
     return near | (hue_N.isnan() & other_N.isnan())
 
 
+@dataclass(frozen=True, eq=False)
 class TeachersPictures:
     """The pictures that others are held against.
 
@@ -89,32 +91,34 @@ class TeachersPictures:
         answer_N: what the judge takes each for.
     """
 
-    def __init__(self, image_NHW3: Tensor, answer_N: Tensor, conditions: int, lpips: Lpips) -> None:
-        self.image_NHW3, self.answer_N, self.conditions, self.lpips = (
-            image_NHW3,
-            answer_N,
-            conditions,
-            lpips,
-        )
-        self.hue_N = main_hue(image_NHW3)
+    image_NHW3: Tensor
+    answer_N: Tensor
+    conditions: int
+    lpips: Lpips
+
+    @cached_property
+    def hue_N(self) -> Tensor:
+        """Main colours."""
+        return main_hue(self.image_NHW3)
 
     def against(self, image_NHW3: Tensor, answer_N: Tensor) -> Sameness:
         """Other pictures of the same noise and conditions, row by row."""
-        return self._compare(torch.arange(len(image_NHW3)), image_NHW3, answer_N, main_hue(image_NHW3))
+        return self._compare(image_NHW3, answer_N, main_hue(image_NHW3))
 
     def another_seed(self) -> Sameness | None:
         """The teacher's pictures against its next of the same condition; None where each has one alone."""
-        if len(self.image_NHW3) < 2 * self.conditions:
-            return None
         k = self.conditions
-        rows = torch.arange(len(self.image_NHW3) - k)
-        return self._compare(rows, self.image_NHW3[k:], self.answer_N[k:], self.hue_N[k:])
+        if len(self.image_NHW3) < 2 * k:
+            return None
+        return self._compare(self.image_NHW3[k:], self.answer_N[k:], self.hue_N[k:])
 
-    def _compare(self, row_N: Tensor, image_NHW3: Tensor, answer_N: Tensor, hue_N: Tensor) -> Sameness:
+    def _compare(self, image_NHW3: Tensor, answer_N: Tensor, hue_N: Tensor) -> Sameness:
+        """Pictures against as many first ones of the teacher's."""
+        own = slice(len(image_NHW3))
         return Sameness(
-            teacher_lpips=self._distance(self.image_NHW3[row_N], image_NHW3),
-            same_answer=(self.answer_N[row_N] == answer_N).double().mean().item(),
-            same_colour=same_colour(self.hue_N[row_N], hue_N).double().mean().item(),
+            teacher_lpips=self._distance(self.image_NHW3[own], image_NHW3),
+            same_answer=(self.answer_N[own] == answer_N).double().mean().item(),
+            same_colour=same_colour(self.hue_N[own], hue_N).double().mean().item(),
         )
 
     @torch.inference_mode()

@@ -151,9 +151,10 @@ def evaluate_plans(
         first.append(images[:columns])
 
         def plan_row(plan: Plan = plan, images: Tensor = images, labels: Tensor = labels) -> Row:
-            features, pixels = sets.features(plan.name, images), _channels_first(images)
-            row = judge.measure(plan.name, "plan", features, labels, prompted=pixels)
-            row = replace(row, **beside.figures(plan, images, labels))
+            features = sets.features(plan.name, images)
+            answers = judge.answers(features, labels, _channels_first(images))
+            row = judge.measure(plan.name, "plan", features, labels, answers=answers)
+            row = replace(row, **beside.figures(plan, images, answers))
             times = plan_times(sampler, plan, recipe.batch, seed, conditions) if timing else (None, None)
             return row.with_cost(plan.cost, *times)
 
@@ -168,8 +169,8 @@ def evaluate_plans(
         images = sets.reconstructed()
         write_grid(_pairs(drawn.images, images), out / "grids" / "reconstruction.png", 10)
         features, name = sets.features("reconstruction", images), "reconstruction"
-        prompted = None if prompts is None else _channels_first(images)
-        return judge.measure(name, name, features, drawn.labels, prompted=prompted)
+        answers = judge.answers(features, drawn.labels, _channels_first(images))
+        return judge.measure(name, name, features, drawn.labels, answers=answers)
 
     def real_test() -> Row:
         return judge.measure("real-test", "real", sets.real_features("test images"), held.labels)
@@ -200,7 +201,8 @@ class _BesideTeacher:
         if self.lpips is None or self.teacher is None:
             return None
         images, labels = self.sets.drawn(self.teacher)
-        answers = self._answers(self.teacher, images, labels)
+        features = self.sets.features(self.teacher.name, images)
+        answers = self.judge.answers(features, labels, _channels_first(images))
         return TeachersPictures(images, answers, self.sets.conditions.count, self.lpips)
 
     def key(self) -> dict[str, object]:
@@ -209,19 +211,16 @@ class _BesideTeacher:
             return {}
         return {"beside": self.sets.key(self.teacher), "lpips": self.lpips.fingerprint}
 
-    def figures(self, plan: Plan, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    def figures(self, plan: Plan, images: Tensor, answers: Tensor) -> dict[str, Any]:
         """By the names of a row."""
         if self.pictures is None or plan == self.teacher:
             return {}
-        return self.pictures.against(images, self._answers(plan, images, labels)).figures()
+        return self.pictures.against(images, answers).figures()
 
     def another_seed(self) -> dict[str, object]:
         """The same figures of the teacher's pictures of other seeds, for the report's settings."""
         found = None if self.pictures is None else self.pictures.another_seed()
         return {} if found is None else {"another_seed": found.figures()}
-
-    def _answers(self, plan: Plan, images: Tensor, labels: Tensor) -> Tensor:
-        return self.judge.answers(self.sets.features(plan.name, images), labels, _channels_first(images))
 
 
 def _check(plans: list[Plan], recipe: EvaluateRecipe, reference: ImageSet, test: ImageSet) -> None:
