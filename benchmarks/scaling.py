@@ -16,6 +16,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -318,6 +319,7 @@ def run(chosen: argparse.Namespace) -> bool:
     Raises:
         BenchmarkError: the record of costs cannot be used.
     """
+    chosen.record = chosen.record or newest_record()
     try:
         record = json.loads(chosen.record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -339,11 +341,29 @@ def run(chosen: argparse.Namespace) -> bool:
     return True
 
 
+def newest_record() -> Path:
+    """The newest record of the engine that has the costs; others are of other models or several arithmetics.
+
+    Raises:
+        BenchmarkError: there is none.
+    """
+    found = []
+    for path in (report.RESULTS / "engine").glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        with suppress(report.BenchmarkError):
+            cost_table(record)
+            found.append((record["configuration"]["date"], path))
+    if not found:
+        raise report.BenchmarkError("no record has the costs: run benchmarks.engine --batches 1,8")
+    return max(found)[1]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = report.parser("benchmarks.scaling", (__doc__ or "").split("\n")[0], bundle=False)
-    records = sorted((report.RESULTS / "engine").glob("*.json"))
-    parser.add_argument("--record", type=Path, default=records[-1], help="of benchmarks.engine: the costs")
+    parser.add_argument(
+        "--record", type=Path, help="of benchmarks.engine; left out: the newest"
+    )
     parser.add_argument("--pods", type=report.positive, default=2000, help="that the peak needs")
     parser.add_argument("--each", type=report.positive, default=400, help="pods for which one is simulated")
     parser.add_argument("--day", type=float, default=3600.0, help="seconds of the day, which is a short one")

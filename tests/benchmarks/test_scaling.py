@@ -23,8 +23,8 @@ STEP, HYBRID, TEACHER = scaling.PLANS
 
 @pytest.fixture(scope="module")
 def record() -> dict[str, Any]:
-    """The newest record of the engine."""
-    found: dict[str, Any] = json.loads(sorted((report.RESULTS / "engine").glob("*.json"))[-1].read_text())
+    """The newest record of the engine that has the costs."""
+    found: dict[str, Any] = json.loads(scaling.newest_record().read_text())
     return found
 
 
