@@ -361,9 +361,7 @@ def newest_record() -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = report.parser("benchmarks.scaling", (__doc__ or "").split("\n")[0], bundle=False)
-    parser.add_argument(
-        "--record", type=Path, help="of benchmarks.engine; left out: the newest"
-    )
+    parser.add_argument("--record", type=Path, help="of benchmarks.engine; left out: the newest")
     parser.add_argument("--pods", type=report.positive, default=2000, help="that the peak needs")
     parser.add_argument("--each", type=report.positive, default=400, help="pods for which one is simulated")
     parser.add_argument("--day", type=float, default=3600.0, help="seconds of the day, which is a short one")
