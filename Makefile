@@ -97,7 +97,7 @@ define debian
 endef
 
 browser:  ## install Chromium for the browser tests (Debian, as root)
-	$(call debian,chromium,chromium,browser)
+	$(call debian,chromium-headless-shell,chromium-headless-shell,browser)
 
 prometheus:  ## install Prometheus for the tests of metrics and alerts (Debian, as root)
 	$(call debian,promtool,prometheus,Prometheus)

@@ -9,15 +9,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.tools import settled, watched
+from tests.conftest import CHROMIUM
 from tests.server.conftest import bundle, bundle_folder, gate, manager, server, text_folder
 from tests.server.helpers import Running
 
 __all__ = ["bundle", "bundle_folder", "gate", "manager", "server", "text_folder"]
 
 expect.set_options(timeout=30_000)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
 # Without these flags Chromium asks its vendor's hosts at every start.
 FLAGS = [
     "--no-sandbox",
@@ -33,7 +31,8 @@ FLAGS = [
 @pytest.fixture(scope="module")  # its event loop runs in this thread: other modules need theirs
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        installed = next(filter(None, map(shutil.which, CHROMIUM)))
+        chromium = playwright.chromium.launch(executable_path=installed, args=FLAGS)
         yield chromium
         chromium.close()
 

@@ -60,7 +60,10 @@ def _on_meta(name: str, arithmetic: Arithmetic) -> Sampler:
     return prepare(replace(sampler, draw=replace(sampler.draw, guidance=2.0)), arithmetic)
 
 
-def _plans(name: str) -> dict[str, tuple[Plan, int]]:
+FEW = ("one step", "two steps")
+
+
+def plans(name: str) -> dict[str, tuple[Plan, int]]:
     """Plans of a family, and the calls that each may take besides views: also such as change nothing."""
     blocks, split = SIZES[name].student.layout.num_blocks, SIZES[name].split
     if name == "VAR-DD-d16":
@@ -83,13 +86,12 @@ VIEWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "which"), [(n, w) for n in SIZES for w in _plans(n)])
-def test_a_whole_plan_stays_on_the_device(name: str, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At published sizes, after a first run that made what is made once."""
+def stays_on_the_device(name: str, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a plan at a published size, after a first run that made what is made once."""
     # The meta device knows no autocast, which inference never has on.
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    sampler, (chosen, budget) = _on_meta(name, BF16), _plans(name)[which]
+    sampler, (chosen, budget) = _on_meta(name, BF16), plans(name)[which]
     width = sampler.codebook_VC.shape[1]
     noise = torch.empty(2, sampler.layout.num_tokens, width, device="meta")
     uniform, labels = noise[..., 0], torch.zeros(2, dtype=torch.long, device="meta")
@@ -105,6 +107,13 @@ def test_a_whole_plan_stays_on_the_device(name: str, which: str, monkeypatch: py
     found = sum(count for op, count in seen.count.items() if op not in VIEWS)
     assert found <= budget, f"{found}: {seen.count.most_common(15)}"
     assert found > budget // 2, f"{found}: tighten the budget"
+
+
+@pytest.mark.parametrize("which", FEW)
+@pytest.mark.parametrize("name", SIZES)
+def test_a_whole_plan_stays_on_the_device(name: str, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At published sizes; plans of many passes are among the slow tests."""
+    stays_on_the_device(name, which, monkeypatch)
 
 
 @pytest.mark.parametrize("arithmetic", [EXACT32, BF16], ids=lambda a: a.name)
