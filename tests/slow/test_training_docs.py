@@ -20,6 +20,7 @@ from dd_core.models.config import MultiScaleConfig, VARConfig
 from tests.hub import content_of, random_modules, saved, tiny_spec
 from tests.tiny_text import tiny_text_bundle
 from tests.training import fakes
+from tests.training.conftest import _no_loss_curves as _no_loss_curves
 from tests.training.helpers import draw_folder
 from tests.training.test_prompts_alone import FewWords, publish, tiny_t2i
 from training import cli
