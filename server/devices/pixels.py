@@ -2,8 +2,8 @@
 
     device process: `put` ─▶ buffer; an answer says what lies there ─▶ server: `take`, before the next pass
 
-The buffer is a file without a name, which /dev/shm, often 64 MB in containers, does not bound. One is enough:
-a device has one pass in flight.
+The buffer is a file without a name, which /dev/shm, often 64 MB in containers, does not bound. It has two
+halves that take turns: a device has at most two passes in flight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Placed = tuple[tuple[int, ...], tuple[int, ...]]  # numbers of pictures, and the shape of each
-_BYTES = 2**26  # 341 images of 256×256; memory is used as far as pixels have come
+_BYTES = 2**26  # of a half: 341 images of 256×256; memory is used as far as pixels have come
 
 
 class PixelBuffer:
@@ -33,6 +33,7 @@ class PixelBuffer:
     def __init__(self, file: int) -> None:
         self._file = file
         self._map = mmap.mmap(file, 0)
+        self._puts = self._takes = 0
 
     @classmethod
     def new(cls) -> PixelBuffer | None:
@@ -41,22 +42,25 @@ class PixelBuffer:
             file = os.memfd_create("dd-pixels")
         except (AttributeError, OSError):
             return None
-        os.ftruncate(file, _BYTES)
+        os.ftruncate(file, 2 * _BYTES)
         return cls(file)
 
     def put(self, pictures: Mapping[int, Pixels]) -> Placed | None:
         """Copy pictures here, all of one shape; None where there are none, or more than fit."""
-        if not pictures or sum(picture.nbytes for picture in pictures.values()) > len(self._map):
+        if not pictures or sum(picture.nbytes for picture in pictures.values()) > len(self._map) // 2:
             return None
         numbers, shape = tuple(pictures), next(iter(pictures.values())).shape
-        for place, picture in zip(self._view(len(numbers), shape), pictures.values(), strict=True):
+        view = self._view(self._puts, len(numbers), shape)
+        self._puts += 1
+        for place, picture in zip(view, pictures.values(), strict=True):
             place[...] = picture
         return numbers, shape
 
     def take(self, placed: Placed) -> dict[int, Pixels]:
-        """Copies of the pictures that were put last."""
+        """Copies of the pictures that one call of `put` put here, in the order of these calls."""
         numbers, shape = placed
-        view = self._view(len(numbers), shape)
+        view = self._view(self._takes, len(numbers), shape)
+        self._takes += 1
         return {number: picture.copy() for number, picture in zip(numbers, view, strict=True)}
 
     def close(self) -> None:
@@ -64,9 +68,9 @@ class PixelBuffer:
         self._map.close()
         os.close(self._file)
 
-    def _view(self, count: int, shape: tuple[int, ...]) -> Pixels:
-        whole = (count, *shape)
-        return np.frombuffer(self._map, np.uint8, count=math.prod(whole)).reshape(whole)
+    def _view(self, turn: int, count: int, shape: tuple[int, ...]) -> Pixels:
+        whole, begin = (count, *shape), turn % 2 * (len(self._map) // 2)
+        return np.frombuffer(self._map, np.uint8, math.prod(whole), begin).reshape(whole)
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:
         return _received, (reduction.DupFd(self._file),)

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -72,6 +73,7 @@ class Supervisor:
         self._pixels: PixelBuffer | None = None
         self._starting: asyncio.Task[None] | None = None
         self._reviving: asyncio.Task[None] | None = None
+        self._passes: deque[bool] = deque()  # that were sent: True = to be watched
         self._watchdog: asyncio.TimerHandle | None = None
         self.hardware = ""  # the kind of device, as the process names it with each model
         self._deaths = 0
@@ -125,15 +127,22 @@ class Supervisor:
         self.send(messages.Unload(model))
 
     def forward(self, command: messages.Forward, watched: bool = True) -> None:
-        """Send a pass, which `on_answer` or `on_lost` follows; one at a time.
+        """Send a pass, which `on_answer` follows, in the order in which they were sent, or `on_lost` for all;
+        two at a time at most.
 
         Args:
-            watched: the process is ended after `hang_timeout`.
+            watched: the process is ended if the pass takes more than `hang_timeout`.
         """
-        self._stop_watchdog()
-        if watched:
-            self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
+        self._passes.append(watched)
+        if len(self._passes) == 1:
+            self._watch()
         self.send(command)
+
+    def _watch(self) -> None:
+        """Watch the pass that the process is at."""
+        self._stop_watchdog()
+        if self._passes and self._passes[0]:
+            self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
 
     def send(self, command: messages.Command) -> None:
         """Send a command; without a process it is lost."""
@@ -186,7 +195,8 @@ class Supervisor:
             if future is not None:
                 _resolve(future, answer.error)
             return
-        self._stop_watchdog()
+        self._passes.popleft()
+        self._watch()
         if isinstance(answer, messages.Done):
             self._deaths = 0
             if self._pixels is not None and answer.placed is not None:
@@ -222,6 +232,7 @@ class Supervisor:
             return
         died = time.perf_counter()
         self._deaths += 1
+        self._passes.clear()
         self._stop_watchdog()
         self._reviving = asyncio.get_running_loop().create_task(self._revive(died))
 

@@ -1,4 +1,4 @@
-"""A device and its queue: admits jobs, sends their passes one at a time, delivers their pictures.
+"""A device and its queue: admits jobs, sends their passes in order, delivers their pictures.
 
     event loop                                                     device process (server/devices/process.py)
     submit(job) ─ Scheduler.admit ─▶ next_batch() ─ Forward ────▶ one pass
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from server import errors
 from server.devices import process
+from server.devices.in_flight import InFlight, Reply, Source
 from server.devices.messages import DeviceOptions, Done, Drop, Failed, Foresee, Forward, NewImage, Pixels
 from server.devices.submission import Submission
 from server.devices.supervisor import Supervisor
@@ -33,18 +34,6 @@ from server.scheduling.jobs import Batch, Job, Sample
 from server.scheduling.scheduler import Scheduler
 
 log = logging.getLogger("dd_server.worker")
-
-# The answer to a pass of the warm-up.
-_Reply = asyncio.Future[Done | Failed]
-
-
-@dataclass(eq=False)
-class _InFlight:
-    """The pass that the device is at."""
-
-    sent: float
-    expected: float
-    source: Batch | _Reply
 
 
 @dataclass(eq=False)
@@ -71,10 +60,11 @@ class DeviceWorker:
         )
         self._pending: dict[Job, Submission] = {}
         self._settled = asyncio.Event()  # set whenever a job is over
-        self._reserved: deque[tuple[Forward, _Reply]] = deque()
+        self._reserved: deque[tuple[Forward, Reply]] = deque()
         # Of images of the warm-up: below zero, so that no image of a request has them.
         self._warmup_numbers = itertools.count(-1, -1)
-        self._in_flight: _InFlight | None = None
+        self._in_flight = InFlight(ahead=self._on_gpu)
+        self._next_timer: asyncio.TimerHandle | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._deadline_at = 0.0
         self._stopping = False
@@ -145,7 +135,7 @@ class DeviceWorker:
 
     async def run(self, command: Forward) -> Done | Failed:
         """Run a pass that no request asked for, ahead of those that wait."""
-        reply: _Reply = asyncio.get_running_loop().create_future()
+        reply: Reply = asyncio.get_running_loop().create_future()
         self._reserved.append((command, reply))
         self._dispatch_next()
         return await reply  # cancelled, it is passed over
@@ -179,7 +169,7 @@ class DeviceWorker:
                 f"{1e3 * refusal.finish:.0f} ms, after its deadline_ms",
             )
         self._pending[job] = submission
-        if self._in_flight is not None and self._on_gpu:  # which computes while the noise is made
+        if self._in_flight and self._on_gpu:  # which computes while the noise is made
             self.supervisor.send(Foresee(job.model, job.keys))
         self._dispatch_next()
         self._set_deadline_timer()
@@ -198,18 +188,24 @@ class DeviceWorker:
     async def stop(self) -> None:
         """End all jobs and the process, with the pass that it runs."""
         self.end_all()
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
+        for timer in (self._deadline_timer, self._next_timer):
+            if timer is not None:
+                timer.cancel()
         await self.supervisor.stop()
 
     def _busy_seconds(self) -> float:
-        if self._in_flight is None:
-            return 0.0
-        return max(0.0, self._in_flight.sent + self._in_flight.expected - time.perf_counter())
+        return self._in_flight.left
 
     def _dispatch_next(self) -> None:
-        """Give the device its next pass, if it is free."""
-        if self._in_flight is not None or not self.up:
+        """Give the device its next pass, if it wants one, or look again when it will."""
+        delay = self._in_flight.until_next if self.up else None
+        if self._next_timer is not None:
+            self._next_timer.cancel()
+            self._next_timer = None
+        if delay is None or (self._in_flight and self._reserved):
+            return
+        if delay > 0:
+            self._next_timer = asyncio.get_running_loop().call_later(delay, self._dispatch_next)
             return
         while self._reserved:
             command, reply = self._reserved.popleft()
@@ -225,20 +221,19 @@ class DeviceWorker:
         batch = self.scheduler.next_batch()
         if batch is not None:
             self._dispatch(command_of(batch), self.scheduler.expected(batch), batch)
+            self._dispatch_next()
 
-    def _dispatch(self, command: Forward, expected: float, source: Batch | _Reply) -> None:
-        self._in_flight = _InFlight(time.perf_counter(), expected, source)
+    def _dispatch(self, command: Forward, expected: float, source: Source) -> None:
+        self._in_flight.add(expected, source)
         # On a GPU a pass of the warm-up may have to load, choose and record kernels: as long as it takes.
         warming_up = isinstance(source, asyncio.Future)
         self.supervisor.forward(command, watched=not (warming_up and self._on_gpu))
 
     def _on_answer(self, answer: Done | Failed) -> None:
-        in_flight, self._in_flight = self._in_flight, None
-        assert in_flight is not None, "an answer without a question"
-        self._busy.inc(time.perf_counter() - in_flight.sent)
+        source, seconds = self._in_flight.end()
+        self._busy.inc(seconds)
         if isinstance(answer, Done):
             self.metrics.device_memory(self.name, answer.memory)
-        source = in_flight.source
         if isinstance(source, asyncio.Future):
             self.scheduler.interrupted()
             if not source.done():
@@ -256,12 +251,12 @@ class DeviceWorker:
 
     def _on_lost(self, crashed: bool) -> None:
         """Queue again all that the process had, for the next one."""
-        in_flight, self._in_flight = self._in_flight, None
-        if in_flight is not None:
-            self._busy.inc(time.perf_counter() - in_flight.sent)
-        source = None if in_flight is None else in_flight.source
-        if isinstance(source, asyncio.Future) and not source.done():
-            source.set_result(Failed(False, "the device process died", killed=not crashed))
+        if self._in_flight:
+            source, seconds = self._in_flight.end()
+            self._in_flight.clear()
+            self._busy.inc(seconds)
+            if isinstance(source, asyncio.Future) and not source.done():
+                source.set_result(Failed(False, "the device process died", killed=not crashed))
         hopeless = self.scheduler.restart(crashed=crashed)
         if hopeless is not None and crashed:
             self._fail(hopeless, errors.ComputeError("the device process died on this request, twice"))

@@ -79,6 +79,11 @@ class Job:
         return [s for s in self.samples if s.stage < len(self.stages)]
 
     @property
+    def begun(self) -> bool:
+        """True if the device holds something of it, or did."""
+        return any(sample.begun for sample in self.samples)
+
+    @property
     def queue_s(self) -> float:
         """Seconds that it waited, also between its passes."""
         return max(0.0, self.finished - self.submitted - self.compute_s)

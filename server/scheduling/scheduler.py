@@ -14,7 +14,6 @@ ones and none starves. Times are seconds on whatever monotonic clock the caller 
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from bisect import insort
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from server.scheduling.backlog import Backlog, Forecast
 from server.scheduling.costs import CostTable, Lane, RemainingWork, Work, lane_of
+from server.scheduling.deadlines import Deadlines
 from server.scheduling.jobs import Batch, Job, Rank, Sample, TeacherBatch
 
 # Device time that each lane gets while both have work.
@@ -37,8 +37,6 @@ _SAFETY_MARGIN = 0.5
 # Weight of a new measurement of the slowdown, and the most that one may say.
 _SLOWDOWN_WEIGHT = 0.1
 _MAX_SLOWDOWN = 4.0
-# Jobs that are over and still in the heap of deadlines, besides as many as there are live ones.
-_MAX_STALE = 100
 
 
 class Refusal(NamedTuple):
@@ -77,9 +75,9 @@ class Scheduler:
         self._jobs: dict[Job, None] = {}  # an ordered set: order of arrival
         self._ready: dict[_Group, list[Sample]] = {}  # each in order of rank
         self._teacher_batches: list[TeacherBatch] = []
-        self._running: Batch | None = None
+        self._running: list[Batch] = []  # in the order in which they run
         self._used: dict[Lane, float] = {"light": 0.0, "heavy": 0.0}
-        self._deadlines: list[tuple[float, int, Job]] = []  # heap: time of the next check of a job
+        self._deadlines: Deadlines[Job] = Deadlines()
         self._slowdown = 1.0  # time that passes while work is done ÷ time forecast for it
         self._busy_since: float | None = None  # end of the last pass, if more was waiting then
         self._images = 0
@@ -92,8 +90,8 @@ class Scheduler:
 
     @property
     def depth(self) -> int:
-        """Images that wait: all but those on the device at this moment."""
-        return self._images - (len(_live(self._running.samples)) if self._running else 0)
+        """Images that wait: all but those of passes that the device has."""
+        return self._images - sum(len(_live(batch.samples)) for batch in self._running)
 
     def admit(self, job: Job, now: float, busy: float = 0.0) -> Refusal | None:
         """Take a job, or refuse it at once.
@@ -110,7 +108,7 @@ class Scheduler:
             finish += _SAFETY_MARGIN * start
             if now + finish > job.deadline:
                 return Refusal("deadline", start, finish)
-            self._check_at(job, job.deadline - self._shortest(job))
+            self._deadlines.check_at(job, job.deadline - self._shortest(job))
         due = self._due(job, now)
         for index in range(job.count):
             number = next(self._numbers)
@@ -133,13 +131,15 @@ class Scheduler:
         return busy + self._slowdown * self.backlog.seconds()
 
     def next_batch(self) -> Batch | None:
-        """Form the next pass; None when nothing waits."""
-        assert self._running is None, "one pass at a time"
+        """Form the next pass; None when nothing waits but for one that runs. It may be formed while another
+        runs, which is finished, or fails, before it.
+        """
         heads = {lane: head for lane in _OTHER if (head := self._head(lane)) is not None}
         if not heads:
             return None
-        self._running = self._form(heads[self._choose(heads)])
-        return self._running
+        batch = self._form(heads[self._choose(heads)])
+        self._running.append(batch)
+        return batch
 
     def expected(self, batch: Batch) -> float:
         """Return the expected seconds of a pass, its decoding included."""
@@ -158,7 +158,7 @@ class Scheduler:
             seconds, decode_seconds: time of the pass, and of decoding pictures after it.
             text_seconds: time of encoding new prompts before it.
         """
-        self._running = None
+        self._end_of(done)
         # Before its images move on.
         work, passes, decoding = done.work, done.samples[0].at.passes, len(done.decoding)
         decode = Work(work.model, "decode")
@@ -186,6 +186,10 @@ class Scheduler:
         """Note that the device did something else: the time since the last pass is not that of a pass."""
         self._busy_since = None
 
+    def _end_of(self, batch: Batch) -> None:
+        first = self._running.pop(0)
+        assert first is batch, "passes end in the order in which they were formed"
+
     def _account(self, done: Batch, seconds: float, decode_seconds: float, now: float) -> list[Job]:
         moving, teacher_batch = _live(done.samples), done.teacher_batch
         lane = lane_of(done.work)
@@ -204,7 +208,7 @@ class Scheduler:
 
     def split(self, failed: Batch, *, out_of_memory: bool) -> Job | None:
         """Queue the halves of a pass that failed, to be tried apart; of one image, return the guilty job."""
-        self._running = None
+        self._end_of(failed)
         self.interrupted()
         if out_of_memory and failed.bucket > 1:
             self.costs.limit(failed.work, failed.bucket // 2)
@@ -224,9 +228,9 @@ class Scheduler:
         Args:
             crashed: it died of itself; otherwise somebody else ended it, which says nothing of its work.
         """
-        suspects = _live(self._running.samples) if self._running else []
+        suspects = _live(self._running[0].samples) if self._running else []
         hopeless = [job for job in dict.fromkeys(s.job for s in suspects) if job.count_death(crashed=crashed)]
-        self._running = None
+        self._running.clear()
         self.interrupted()
         self._ready.clear()
         self._teacher_batches.clear()
@@ -254,9 +258,7 @@ class Scheduler:
         self._images -= len(left)
         self.backlog.remove(_remaining(left))
         # A teacher batch goes on in step: the device needs all its images until it ends.
-        running = self._running.teacher_batch if self._running is not None else None
-        under_way = [*self._teacher_batches, *([running] if running is not None else [])]
-        bound = {s.number for teacher_batch in under_way for s in teacher_batch.samples}
+        bound = {s.number for teacher_batch in self._under_way for s in teacher_batch.samples}
         self.dropped.extend(s.number for s in left if s.begun and s.number not in bound)
         for group, queue in list(self._ready.items()):
             if kept := _live(queue):
@@ -269,25 +271,18 @@ class Scheduler:
         self._teacher_batches = [t for t in self._teacher_batches if _live(t.samples)]
 
     def expired(self, now: float) -> list[Job]:
-        """Return the jobs to give up: their deadline has passed, or they have not begun and could not be
-        done before it. Each is returned once. A job that is late anyway must not make others late.
-        """
-        found = []
-        while self._deadlines and (self._deadlines[0][2].over or self._deadlines[0][0] <= now):
-            job = heapq.heappop(self._deadlines)[2]
-            if job.over:
-                continue
-            assert job.deadline is not None
-            if now < job.deadline and any(sample.begun for sample in job.samples):
-                self._check_at(job, job.deadline)
-            else:
-                found.append(job)
-        return found
+        """Return the jobs to give up, each once (see `Deadlines`)."""
+        return self._deadlines.expired(now)
 
     @property
     def next_deadline(self) -> float | None:
         """Time of the next call of `expired`, or None."""
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._deadlines.next
+
+    @property
+    def _under_way(self) -> list[TeacherBatch]:
+        running = [batch.teacher_batch for batch in self._running if batch.teacher_batch is not None]
+        return [*self._teacher_batches, *running]
 
     def _drop(self, teacher_batch: TeacherBatch) -> None:
         """Let the device forget a teacher batch that has ended, and the images that nobody waits for."""
@@ -298,12 +293,6 @@ class Scheduler:
         """Return the time by which a job that arrives now should be done, to which the order is kept."""
         due = now + _PATIENCE * sum(s.passes * self.costs.seconds(s.work, 1) for s in job.stages)
         return due if job.deadline is None else min(due, job.deadline)
-
-    def _check_at(self, job: Job, when: float) -> None:
-        heapq.heappush(self._deadlines, (when, next(self._numbers), job))
-        if len(self._deadlines) > 2 * len(self._jobs) + _MAX_STALE:  # one far off would keep all behind it
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].over]
-            heapq.heapify(self._deadlines)
 
     def _shortest(self, job: Job) -> float:
         """Return the seconds that a job takes once it begins, in batches of what waits."""
@@ -341,7 +330,7 @@ class Scheduler:
 
     def _head(self, lane: Lane) -> tuple[Rank, _Group | TeacherBatch] | None:
         """Return the group or teacher batch of a lane that is due first and can run, with its rank."""
-        full = len(self._teacher_batches) >= self.max_teacher_batches
+        full = len(self._under_way) >= self.max_teacher_batches
         found: list[tuple[Rank, _Group | TeacherBatch]] = [
             (queue[0].rank, group)
             for group, queue in self._ready.items()
@@ -365,7 +354,10 @@ class Scheduler:
             self._used[_OTHER[lane]] = max(self._used[_OTHER[lane]], self._used[lane])
             return lane
         urgent = min(rank[0] for rank, _ in heads.values())
-        return min((lane for lane in heads if heads[lane][0][0] == urgent), key=lambda lane: self._used[lane])
+        used = dict(self._used)
+        for batch in self._running:
+            used[lane_of(batch.work)] += self.expected(batch) / SHARES[lane_of(batch.work)]
+        return min((lane for lane in heads if heads[lane][0][0] == urgent), key=lambda lane: used[lane])
 
     def _form(self, head: tuple[Rank, _Group | TeacherBatch]) -> Batch:
         chosen = head[1]

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from benchmarks.fifo_server import FifoScheduler
+from server.devices import in_flight
 from server.devices import pool as device_pool
+from server.devices.messages import Forward
+from server.devices.supervisor import Supervisor
+from server.devices.worker import DeviceWorker
 from tests.server.generation.test_runner import stream
 from tests.server.helpers import Gate, Running, eventually, refused, running
 
@@ -52,6 +56,28 @@ def test_random_mixes_give_the_bytes_of_single_runs(
     with running(bundle_folder, max_batch=1, warmup=False) as live:
         for body in bodies[:10]:
             assert images(live, body) == seen[body["seed"]], "another scheduler, other bytes"
+
+
+def test_passes_that_are_sent_ahead_give_the_same_bytes(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU has them: it begins one while the pictures of another are still to be taken."""
+    draw = random.Random(4)
+    bodies = [request(draw) for _ in range(40)]
+    with running(bundle_folder, warmup=False) as live:
+        alone = [images(live, body) for body in bodies]
+    monkeypatch.setattr(in_flight, "LEAD", 60.0)
+    monkeypatch.setattr(DeviceWorker, "_on_gpu", True)
+    forward, both = Supervisor.forward, set()
+
+    def counted(self: Supervisor, command: Forward, watched: bool = True) -> None:
+        forward(self, command, watched)
+        both.add(len(self._passes))
+
+    monkeypatch.setattr(Supervisor, "forward", counted)
+    with running(bundle_folder, warmup=False, max_batch=8) as live, ThreadPoolExecutor(24) as pool:
+        assert list(pool.map(lambda body: images(live, body), bodies)) == alone
+    assert both == {1, 2}
 
 
 def test_two_device_processes_give_the_same_bytes(bundle_folder: Path) -> None:

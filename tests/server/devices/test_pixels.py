@@ -46,6 +46,23 @@ def test_what_another_process_puts_is_taken_here() -> None:
     buffer.close()
 
 
+def test_pictures_of_two_passes_may_lie_there_at_once() -> None:
+    """And of a third, once those of the first are taken."""
+    buffer = PixelBuffer.new()
+    assert buffer is not None
+    passes = [_pictures((1, 2)), _pictures((3,)), _pictures((4, 5), side=4)]
+    first, second = buffer.put(passes[0]), buffer.put(passes[1])
+    assert first is not None and second is not None
+    found = [buffer.take(first)]
+    third = buffer.put(passes[2])
+    assert third is not None
+    found += [buffer.take(second), buffer.take(third)]
+    for pictures, taken in zip(passes, found, strict=True):
+        assert list(pictures) == list(taken)
+        assert all(np.array_equal(picture, taken[number]) for number, picture in pictures.items())
+    buffer.close()
+
+
 def test_pictures_that_do_not_fit_stay_in_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixels, "_BYTES", 8 * 8 * 3)
     buffer = PixelBuffer.new()

@@ -78,3 +78,25 @@ def test_an_end_waits_for_a_process_that_starts_and_is_still_given_its_memory(
     monkeypatch.setattr(supervisor._processes, "Process", Slow)
     asyncio.run(run())
     assert happened == ["started", "joined"]
+
+
+def test_each_of_two_passes_is_watched_from_its_beginning_on() -> None:
+    """The second from the answer to the first, which is not given more time by it."""
+
+    async def run() -> None:
+        nothing: Any = lambda *_: None  # noqa: E731
+        passes = Supervisor(
+            nothing, messages.DeviceOptions("cuda:0"), 60.0, nothing, nothing, nothing, nothing
+        )
+        command = messages.Forward("any", "student", (1,), (0,), 1)
+        passes.forward(command)
+        first = passes._watchdog
+        passes.forward(command)
+        assert first is not None and passes._watchdog is first and not first.cancelled()
+        passes._receive(messages.Done(0.1, 0.0, {}))
+        second = passes._watchdog
+        assert second is not None and first.cancelled() and second.when() > first.when()
+        passes._receive(messages.Failed(False, "any"))
+        assert second.cancelled()
+
+    asyncio.run(run())
