@@ -2,7 +2,7 @@
 
 A GPU is sent its next pass when the one that it is at is about to end: so it need not wait for an answer to
 be read, a batch to be formed and a command to arrive. It is not sent earlier, so that what arrives meanwhile
-is in that batch; nor when the first is late, since then nobody knows when it ends.
+is in that batch; nor when the first is late or was never measured, since then nobody knows when it ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from server.scheduling.jobs import Batch
 # Of the answer to a pass of the warm-up.
 Reply = asyncio.Future[Done | Failed]
 Source = Batch | Reply
-# Seconds before the end of a pass: more than all that takes. The loop's timers are exact to a thousandth.
+# A pass is sent so many seconds before the end of the one before it, or half of that one's time before. An
+# answer, a batch and a command take less, with timers that are exact to a thousandth.
 LEAD = 0.002
 
 
@@ -63,8 +64,8 @@ class InFlight:
         first = self._passes[0]
         if not self.ahead or len(self._passes) > 1 or isinstance(first.source, asyncio.Future):
             return None
-        delay = first.left - LEAD
-        return None if delay < -2 * LEAD else max(0.0, delay)
+        lead = min(LEAD, first.expected / 2)
+        return None if first.left < -lead or not lead else max(0.0, first.left - lead)
 
     def add(self, expected: float, source: Source) -> None:
         """Note a pass that is sent, and the seconds that it should take."""

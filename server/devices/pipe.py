@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -27,6 +28,7 @@ class MessagePipe(asyncio.Protocol):
 
     on_message: Callable[[Any], None]  # called with every message, in order
     on_closed: Callable[[], None]  # called once when the other end is closed, not after `close`
+    _socket: socket.socket
 
     def __post_init__(self) -> None:
         self._received = bytearray()
@@ -40,7 +42,7 @@ class MessagePipe(asyncio.Protocol):
         ours = socket.socket(fileno=os.dup(connection.fileno()))
         connection.close()
         loop = asyncio.get_running_loop()
-        _, pipe = await loop.create_connection(lambda: cls(on_message, on_closed), sock=ours)
+        _, pipe = await loop.create_connection(lambda: cls(on_message, on_closed, ours), sock=ours)
         return pipe
 
     def send(self, message: object) -> None:
@@ -83,8 +85,13 @@ class MessagePipe(asyncio.Protocol):
         del self._received[: head + length]
         return message
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         """Note that the other end is gone; called by the event loop."""
+        if self._transport is not None and error is not None:
+            # Sending found it out, perhaps before all that the other end had said was read.
+            with suppress(OSError):
+                while data := self._socket.recv(2**16):
+                    self.data_received(data)
         if self._transport is not None:
             self._transport = None
             self.on_closed()

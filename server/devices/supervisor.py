@@ -141,7 +141,7 @@ class Supervisor:
     def _watch(self) -> None:
         """Watch the pass that the process is at."""
         self._stop_watchdog()
-        if self._passes and self._passes[0]:
+        if self._passes and self._passes[0] and not self._stopping:
             self._watchdog = asyncio.get_running_loop().call_later(self.hang_timeout, self._hung)
 
     def send(self, command: messages.Command) -> None:

@@ -205,7 +205,8 @@ class DeviceWorker:
         if delay is None or (self._in_flight and self._reserved):
             return
         if delay > 0:
-            self._next_timer = asyncio.get_running_loop().call_later(delay, self._dispatch_next)
+            if not self._stopping:
+                self._next_timer = asyncio.get_running_loop().call_later(delay, self._dispatch_next)
             return
         while self._reserved:
             command, reply = self._reserved.popleft()
@@ -235,7 +236,7 @@ class DeviceWorker:
         if isinstance(answer, Done):
             self.metrics.device_memory(self.name, answer.memory)
         if isinstance(source, asyncio.Future):
-            self.scheduler.interrupted()
+            self.scheduler.pace.interrupted()
             if not source.done():
                 source.set_result(answer)
         elif isinstance(answer, Done):

@@ -130,7 +130,7 @@ class Metrics:
         )
         self.device_busy = counter(
             "dd_device_busy_seconds_total",
-            "Time that a device was at a pass, from its sending to its answer.",
+            "Time that a device was at a pass: from its sending, or the answer before, to its answer.",
             ["device"],
         )
         self.devices = gauge("dd_devices", "Device processes by state.", ["state"])

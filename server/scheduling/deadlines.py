@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-# Jobs that are over and still here, besides as many as there are live ones.
+# Jobs that are over and still here, besides as many as lived when they were last counted.
 _MAX_STALE = 100
 
 

@@ -159,6 +159,12 @@ class Batch:
     samples: list[Sample]
     bucket: int
     teacher_batch: TeacherBatch | None = None
+    ahead: bool = False  # it was formed while the one before it ran
+
+    @property
+    def goes_on(self) -> bool:
+        """True if an image that somebody waits for is not done after this pass."""
+        return any(not s.last and not s.job.over for s in self.samples)
 
     @property
     def new(self) -> list[Sample]:

@@ -25,6 +25,7 @@ from server.scheduling.backlog import Backlog, Forecast
 from server.scheduling.costs import CostTable, Lane, RemainingWork, Work, lane_of
 from server.scheduling.deadlines import Deadlines
 from server.scheduling.jobs import Batch, Job, Rank, Sample, TeacherBatch
+from server.scheduling.pace import Pace
 
 # Device time that each lane gets while both have work.
 SHARES: dict[Lane, float] = {"light": 0.75, "heavy": 0.25}
@@ -34,9 +35,6 @@ _PATIENCE = 4.0
 # A promise to be in time leaves room for the wait to be longer than forecast by this part of it. It costs
 # nothing where much waits, since then the device is busy anyway.
 _SAFETY_MARGIN = 0.5
-# Weight of a new measurement of the slowdown, and the most that one may say.
-_SLOWDOWN_WEIGHT = 0.1
-_MAX_SLOWDOWN = 4.0
 
 
 class Refusal(NamedTuple):
@@ -78,8 +76,7 @@ class Scheduler:
         self._running: list[Batch] = []  # in the order in which they run
         self._used: dict[Lane, float] = {"light": 0.0, "heavy": 0.0}
         self._deadlines: Deadlines[Job] = Deadlines()
-        self._slowdown = 1.0  # time that passes while work is done ÷ time forecast for it
-        self._busy_since: float | None = None  # end of the last pass, if more was waiting then
+        self.pace = Pace(self.costs)
         self._images = 0
         self._numbers = itertools.count(1)
 
@@ -101,7 +98,7 @@ class Scheduler:
         """
         excess = self.depth + job.count - self.queue_size
         if excess > 0:
-            wait = self._slowdown * self.backlog.seconds() * min(1.0, excess / max(1, self._images))
+            wait = self.pace.slowdown * self.backlog.seconds() * min(1.0, excess / max(1, self._images))
             return Refusal("full", busy + wait, busy + wait)
         if job.deadline is not None:
             start, finish, _ = self.forecast(job, busy)
@@ -122,18 +119,22 @@ class Scheduler:
     def forecast(self, job: Job, busy: float = 0.0) -> Forecast:
         """Seconds until a job would start and be done, were it admitted now; `busy` as for `admit`."""
         start, finish, alone = (
-            self._slowdown * seconds for seconds in self.backlog.forecast(job.remaining(), job.count)
+            self.pace.slowdown * seconds for seconds in self.backlog.forecast(job.remaining(), job.count)
         )
         return Forecast(busy + start, busy + finish, alone)
 
     def ahead(self, busy: float = 0.0) -> float:
         """Return the seconds until all that waits is done; `busy` as for `admit`."""
-        return busy + self._slowdown * self.backlog.seconds()
+        return busy + self.pace.slowdown * self.backlog.seconds()
 
     def next_batch(self) -> Batch | None:
-        """Form the next pass; None when nothing waits but for one that runs. It may be formed while another
-        runs, which is finished, or fails, before it.
+        """Form the next pass; None when nothing waits.
+
+        It may be formed while others run, which end before it. Where images of these go on, it is not: they
+        may have a better claim to it, or a place in it, than what is left.
         """
+        if any(batch.goes_on for batch in self._running):
+            return None
         heads = {lane: head for lane in _OTHER if (head := self._head(lane)) is not None}
         if not heads:
             return None
@@ -142,8 +143,9 @@ class Scheduler:
         return batch
 
     def expected(self, batch: Batch) -> float:
-        """Return the expected seconds of a pass, its decoding included."""
+        """Return the expected seconds of a pass, with its prompts and its decoding."""
         passing = 0.0 if batch.work.kind == "decode" else self.costs.seconds(batch.work, batch.bucket)
+        passing += self.pace.prompt_s * sum(isinstance(s.job.condition, str) for s in batch.new)
         if not batch.decoding:
             return passing
         decode = Work(batch.work.model, "decode")
@@ -161,17 +163,22 @@ class Scheduler:
         self._end_of(done)
         # Before its images move on.
         work, passes, decoding = done.work, done.samples[0].at.passes, len(done.decoding)
+        if text_seconds and done.new:
+            self.pace.encoded(len(done.new), text_seconds)
         decode = Work(work.model, "decode")
         complete = self._account(done, seconds, decode_seconds, now)
-        if self._busy_since is not None:
-            took = now - self._busy_since
+        expected = 0.0
+        if done.teacher_batch is None and work.kind != "decode":
             expected = self.costs.total(work, len(done.samples)) + self.costs.total(decode, decoding)
-            if done.teacher_batch is None and work.kind != "decode" and expected > 0:
-                measured = min(_MAX_SLOWDOWN, max(1.0, took / expected))
-                self._slowdown += _SLOWDOWN_WEIGHT * (measured - self._slowdown)
-            passing = seconds + decode_seconds
-            self.costs.observe_gap(took - passing - text_seconds, passing)
-        self._busy_since = now if self._images else None
+        passing = seconds + decode_seconds
+        self.pace.ended(
+            now,
+            more=bool(self._images),
+            ahead=done.ahead,
+            passing=passing,
+            text=text_seconds,
+            expected=expected,
+        )
         # Last, since a new cost changes the worth of all that waits.
         if decoding:
             self.costs.observe(decode, self.costs.bucket_for(decoding), decode_seconds)
@@ -181,10 +188,6 @@ class Scheduler:
             # Blocks of a plan may differ in size: what counts is their mean.
             self.costs.observe(work, done.bucket, done.teacher_batch.seconds / passes)
         return complete
-
-    def interrupted(self) -> None:
-        """Note that the device did something else: the time since the last pass is not that of a pass."""
-        self._busy_since = None
 
     def _end_of(self, batch: Batch) -> None:
         first = self._running.pop(0)
@@ -209,7 +212,7 @@ class Scheduler:
     def split(self, failed: Batch, *, out_of_memory: bool) -> Job | None:
         """Queue the halves of a pass that failed, to be tried apart; of one image, return the guilty job."""
         self._end_of(failed)
-        self.interrupted()
+        self.pace.interrupted()
         if out_of_memory and failed.bucket > 1:
             self.costs.limit(failed.work, failed.bucket // 2)
         moving = _live(failed.samples)
@@ -231,7 +234,7 @@ class Scheduler:
         suspects = _live(self._running[0].samples) if self._running else []
         hopeless = [job for job in dict.fromkeys(s.job for s in suspects) if job.count_death(crashed=crashed)]
         self._running.clear()
-        self.interrupted()
+        self.pace.interrupted()
         self._ready.clear()
         self._teacher_batches.clear()
         self.dropped.clear()
@@ -350,8 +353,10 @@ class Scheduler:
         """Return the lane that runs next, of those that have work."""
         if len(heads) == 1:
             [lane] = heads
-            # Time that a lane did not want is not saved up for later.
-            self._used[_OTHER[lane]] = max(self._used[_OTHER[lane]], self._used[lane])
+            other = _OTHER[lane]
+            if all(lane_of(batch.work) == lane for batch in self._running):
+                # Time that a lane did not want is not saved up for later.
+                self._used[other] = max(self._used[other], self._used[lane])
             return lane
         urgent = min(rank[0] for rank, _ in heads.values())
         used = dict(self._used)
@@ -375,7 +380,7 @@ class Scheduler:
         teacher_batch = None
         if chosen.work.traits.stepwise:
             teacher_batch = TeacherBatch(next(self._numbers), samples, bucket, samples[0].at.passes)
-        return Batch(chosen.work, samples, bucket, teacher_batch)
+        return Batch(chosen.work, samples, bucket, teacher_batch, ahead=bool(self._running))
 
 
 def _remaining(samples: Iterable[Sample]) -> Iterator[RemainingWork]:

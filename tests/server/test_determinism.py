@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.fifo_server import FifoScheduler
-from server.devices import in_flight
 from server.devices import pool as device_pool
+from server.devices.in_flight import InFlight
 from server.devices.messages import Forward
 from server.devices.supervisor import Supervisor
 from server.devices.worker import DeviceWorker
@@ -66,7 +66,7 @@ def test_passes_that_are_sent_ahead_give_the_same_bytes(
     bodies = [request(draw) for _ in range(40)]
     with running(bundle_folder, warmup=False) as live:
         alone = [images(live, body) for body in bodies]
-    monkeypatch.setattr(in_flight, "LEAD", 60.0)
+    monkeypatch.setattr(InFlight, "until_next", property(lambda self: None if len(self) > 1 else 0.0))
     monkeypatch.setattr(DeviceWorker, "_on_gpu", True)
     forward, both = Supervisor.forward, set()
 

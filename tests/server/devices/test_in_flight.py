@@ -68,13 +68,29 @@ def test_a_pass_that_is_late_says_nothing_of_its_end(clock: Clock) -> None:
     assert passes.until_next is None and passes.left == 0.0
 
 
+def test_of_a_pass_that_was_never_measured_nobody_knows_the_end(clock: Clock) -> None:
+    passes = InFlight(ahead=True)
+    passes.add(0.0, some_batch())
+    assert passes.until_next is None
+
+
+def test_half_of_a_short_pass_is_waited_for(clock: Clock) -> None:
+    passes = InFlight(ahead=True)
+    passes.add(LEAD, some_batch())
+    assert passes.until_next == pytest.approx(LEAD / 2)
+    clock.now = 0.6 * LEAD
+    assert passes.until_next == 0.0
+    clock.now = 1.6 * LEAD
+    assert passes.until_next is None
+
+
 def test_other_devices_and_passes_of_the_warm_up_are_waited_for(clock: Clock) -> None:
     on_cpu, warming_up = InFlight(ahead=False), InFlight(ahead=True)
-    on_cpu.add(0.0, some_batch())
+    on_cpu.add(0.001, some_batch())
     assert on_cpu.until_next is None
 
     async def scene() -> None:
-        warming_up.add(0.0, asyncio.get_running_loop().create_future())
+        warming_up.add(0.001, asyncio.get_running_loop().create_future())
         assert warming_up.until_next is None
 
     asyncio.run(scene())
@@ -94,6 +110,11 @@ def on_gpu() -> tuple[DeviceWorker, Process]:
     return worker, process
 
 
+def always_about_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass is always about to end."""
+    monkeypatch.setattr(InFlight, "until_next", property(lambda self: None if len(self) > 1 else 0.0))
+
+
 def submitted(worker: DeviceWorker, count: int = 1) -> Job:
     asked = job(one_step(4), count=count)
     worker.submit(asked, Submission(asked, dict.fromkeys([asked], 0), lambda: None))
@@ -105,7 +126,7 @@ def passes(process: Process) -> list[tuple[int, ...]]:
 
 
 def test_a_gpu_has_two_passes_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "LEAD", 60.0)
+    always_about_to_end(monkeypatch)
 
     async def scene() -> None:
         worker, process = on_gpu()
@@ -139,7 +160,7 @@ def test_what_arrives_during_a_pass_is_in_the_next_one(monkeypatch: pytest.Monke
 
 
 def test_a_crash_is_counted_against_the_pass_that_the_device_was_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "LEAD", 60.0)
+    always_about_to_end(monkeypatch)
 
     async def scene() -> None:
         worker, process = on_gpu()
@@ -155,7 +176,7 @@ def test_a_crash_is_counted_against_the_pass_that_the_device_was_at(monkeypatch:
 
 
 def test_the_warm_up_has_the_device_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "LEAD", 60.0)
+    always_about_to_end(monkeypatch)
 
     async def scene() -> None:
         worker, process = on_gpu()

@@ -105,3 +105,16 @@ def test_who_closes_it_hears_nothing_more() -> None:
         assert came == [] and closed == []
 
     play(scene)
+
+
+def test_what_was_said_before_the_end_is_heard_though_sending_finds_it() -> None:
+    """Once an answer was lost so, and its pass took the blame for a death in the next one."""
+
+    async def scene(pipe: MessagePipe, theirs: Connection, came: list[Any], closed: list[bool]) -> None:
+        theirs.send("an answer")
+        theirs.close()
+        pipe.send("a question")  # before the loop has read anything
+        await until(lambda: bool(closed))
+        assert came == ["an answer"] and closed == [True]
+
+    play(scene)
