@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
+from dd_core.bundle import Bundle
 from dd_core.codebook import nearest
-from dd_core.condition import Condition
+from dd_core.condition import Condition, as_condition
 from dd_core.noise import Key
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler, decode, sample_codes
@@ -72,3 +73,12 @@ def make(sampler: Sampler, plan: Plan, cond: Condition, keys: list[Key]) -> Made
     """Codes and images of a plan."""
     codes = sample_codes(sampler, plan, cond, keys)
     return Made(codes, decode(sampler, codes)[0].cpu())
+
+
+def condition_of(bundle: Bundle, images: int, each: int = 1) -> Condition:
+    """Classes, or prompts, of images: as many of each in a row."""
+    numbers = [index // each for index in range(images)]
+    if bundle.text is None:
+        return as_condition([number % len(bundle.manifest.classes) for number in numbers])
+    prompts = [f"a red {noun}" for noun in ("heart", "car", "house", "star")]
+    return bundle.text.encode([prompts[number % len(prompts)] for number in numbers])

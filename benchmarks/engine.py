@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
-from benchmarks.agreement import agreement, make
+from benchmarks.agreement import agreement, condition_of, make
 from dd_core.bundle import Bundle, load_bundle
-from dd_core.condition import as_condition
+from dd_core.condition import Condition
 from dd_core.engine.arithmetic import NAMES, choose
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import batch_noise
@@ -95,11 +95,11 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_lane(lane: Lane, labels: list[int], keys: Keys) -> float:
-    """Seconds of one whole call: from labels and seeds to pixels on the CPU."""
+def time_lane(lane: Lane, cond: Condition, keys: Keys) -> float:
+    """Seconds of one whole call: from conditions and seeds to pixels on the CPU."""
     _synchronise(lane.sampler.device)
     started = time.perf_counter()
-    sample_images(lane.sampler, lane.plan, labels, keys)  # ends with a copy to the CPU: it has waited
+    sample_images(lane.sampler, lane.plan, cond, keys)  # ends with a copy to the CPU: it has waited
     return time.perf_counter() - started
 
 
@@ -123,7 +123,7 @@ def _seconds(start: Any, end: Any) -> float:
 
 @torch.inference_mode()
 def run_stages(
-    sampler: Sampler, plan: Plan, labels: list[int], keys: Keys
+    sampler: Sampler, plan: Plan, condition: Condition, keys: Keys
 ) -> tuple[Tensor, dict[str, float]]:
     """`sample_images` in its parts: the same images, and the seconds of each of `STAGES`.
 
@@ -133,7 +133,7 @@ def run_stages(
     _synchronise(device)
     marks = [_mark(device)]
     noise, uniform = batch_noise(keys, sampler.layout, sampler.codebook_VC.shape[1])
-    cond = as_condition(labels).to(device)
+    cond = condition.to(device)
     noise, uniform = (t.to(device, non_blocking=True) for t in (noise, uniform))
     marks.append(_mark(device))
     codes = run_plan(sampler, plan, cond, noise, uniform)
@@ -155,13 +155,15 @@ class Samples:
     errors: dict[str, str]
 
 
-def measure(lanes: Sequence[Lane], classes: int, batch: int, repeats: int) -> Samples:
+def measure(lanes: Sequence[Lane], conditions: Mapping[str, Condition], batch: int, repeats: int) -> Samples:
     """Times all lanes, interleaved; one that fails is noted and left out from there on.
+
+    Args:
+        conditions: of the batch, by the lanes' marks.
 
     Raises:
         BenchmarkError: the stages do not make the images that `sample_images` makes.
     """
-    labels = [i % classes for i in range(batch)]
     samples = Samples({lane.name: [] for lane in lanes}, {name: [] for name in STAGES}, {})
     alive = list(lanes)
     for repeat in range(-1, repeats):  # the first is the warm-up
@@ -169,7 +171,7 @@ def measure(lanes: Sequence[Lane], classes: int, batch: int, repeats: int) -> Sa
         turn = repeat % max(1, len(alive))
         for lane in alive[turn:] + alive[:turn]:
             try:
-                seconds = time_lane(lane, labels, keys)
+                seconds = time_lane(lane, conditions[lane.mark], keys)
             except RuntimeError as error:  # out of memory, most likely: the others go on
                 samples.errors[lane.name] = report.describe(error)
                 alive.remove(lane)
@@ -177,16 +179,16 @@ def measure(lanes: Sequence[Lane], classes: int, batch: int, repeats: int) -> Sa
             if repeat >= 0:
                 samples.lanes[lane.name].append(seconds)
         if lanes[0] in alive:
-            _measure_stages(lanes[0], labels, keys, samples, keep=repeat >= 0)
+            _measure_stages(lanes[0], conditions[lanes[0].mark], keys, samples, keep=repeat >= 0)
     return samples
 
 
-def _measure_stages(lane: Lane, labels: list[int], keys: Keys, samples: Samples, keep: bool) -> None:
-    pixels, seconds = run_stages(lane.sampler, lane.plan, labels, keys)
+def _measure_stages(lane: Lane, cond: Condition, keys: Keys, samples: Samples, keep: bool) -> None:
+    pixels, seconds = run_stages(lane.sampler, lane.plan, cond, keys)
     if keep:
         for name in STAGES:
             samples.stages[name].append(seconds[name])
-    elif not torch.equal(pixels, sample_images(lane.sampler, lane.plan, labels, keys)):
+    elif not torch.equal(pixels, sample_images(lane.sampler, lane.plan, cond, keys)):
         raise report.BenchmarkError("the stages make other images than sample_images: bring them in line")
 
 
@@ -271,13 +273,7 @@ def compare(bundles: Mapping[str, Bundle], plans: Sequence[Plan], images: int) -
     """
     first, *others = bundles
     base, keys = bundles[first], [(index, 0) for index in range(images)]
-    classes = len(base.manifest.classes)
-    prompts = [f"a red {noun}" for noun in ("heart", "car", "house", "star")]
-    labels = [index // 3 % (classes or 1) for index in range(images)]
-    conditions = {
-        name: as_condition(labels) if b.text is None else b.text.encode([prompts[i % 4] for i in labels])
-        for name, b in bundles.items()
-    }
+    conditions = {name: condition_of(bundle, images, each=3) for name, bundle in bundles.items()}
     rows = []
     for chosen in plans:
         expected = make(base.sampler, chosen, conditions[first], list(keys))
@@ -370,7 +366,8 @@ def run(arguments: argparse.Namespace) -> bool:
         results["agreement"] = compare(bundles, plans, arguments.compare) if len(names) > 1 else []
         for batch in arguments.batches:
             print(f"batch {batch}: {len(lanes)} lanes, {arguments.repeats} repeats", flush=True)
-            samples = measure(lanes, len(bundle.manifest.classes), batch, arguments.repeats)
+            conditions = {marks[name]: condition_of(bundles[name], batch) for name in names}
+            samples = measure(lanes, conditions, batch, arguments.repeats)
             for key, rows in summarise(lanes, samples, batch, teacher).items():
                 results.setdefault(key, []).extend(rows)
             failures = [f"batch {batch}, {name}: {error}" for name, error in samples.errors.items()]

@@ -253,6 +253,8 @@ def run(arguments: argparse.Namespace) -> bool:
         labels = len(models["models"][0]["classes"])
     except (httpx.HTTPError, ValueError, LookupError) as error:
         raise InvalidRequestError(f"no server answers at {host}:{port} ({error})", param="url") from None
+    if not labels:
+        raise InvalidRequestError("url must be of a server of a model of classes", param="url")
     classes = arguments.classes or [RequestClass("one step", 10.0, {"steps": 1})]
     arrivals = schedule(classes, arguments.seconds, arguments.seed, labels)
     done = run_open_loop((host, port), classes, arrivals)

@@ -203,8 +203,17 @@ class Server:
     patience: float  # seconds that an image may take
 
     def model(self) -> dict[str, Any]:
-        """The one entry of `GET /models`."""
+        """The one entry of `GET /models`, of a model of classes.
+
+        Raises:
+            InvalidRequestError: it is one of texts, and benchmarks over HTTP send classes.
+        """
         entry: dict[str, Any] = self.http.get("/models").json()["models"][0]
+        if not entry["classes"]:
+            raise InvalidRequestError(
+                f"bundle must be a model of classes, which this benchmark sends; {entry['name']} takes texts",
+                param="bundle",
+            )
         return entry
 
     def generate(self, body: Mapping[str, Any], accept: str = "application/json") -> httpx.Response:

@@ -11,17 +11,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
 from benchmarks import __main__ as both
 from benchmarks import engine, http_load, report
 from benchmarks.client import Load, Outcome
+from benchmarks.processes import Server
 from dd_core import plan
 from dd_core.bundle import load_bundle
 from dd_core.engine import arithmetic
+from dd_core.errors import InvalidRequestError
 from tests.benchmarks.filed import filed
 from tests.tiny import tiny_bundle
+from tests.tiny_text import tiny_text_bundle
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def _filed(out: Path, theme: str) -> dict[str, Any]:
     }  # fmt: skip
     assert {"cpu", "cores", "device", "load_average"} <= set(config["machine"])
     assert torch.__version__.startswith(config["software"]["torch"].partition("+")[0])
-    assert config["bundle"]["name"] == "tiny" and len(config["bundle"]["digest"]) == 64
+    assert config["bundle"]["name"] in ("tiny", "tiny-text") and len(config["bundle"]["digest"]) == 64
     for fact in (config["machine"]["cpu"], config["bundle"]["digest"][:16], config["software"]["torch"]):
         assert fact in page
     return record
@@ -89,6 +93,25 @@ def test_engine_compares_arithmetics_and_names_the_papers_ratios(
     assert [row["plan"] for row in found["agreement"]] == ["dd-1", "dd-2", "teacher"]
     near = found["agreement"][0]
     assert near["arithmetic"] == "bf16" and 0.9 < near["tokens"] <= 1 and near["psnr_db"] > 25
+
+
+def test_engine_times_a_model_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a remainder by no classes ended it, after its comparison."""
+    monkeypatch.setattr(arithmetic, "native_bfloat16", lambda _: True)
+    bundle = tiny_text_bundle(tmp_path / "texts")
+    options = ["--plans", "dd-1", "--batches", "1,2", "--repeats", "1", "--compare", "2"]
+    options += ["--arithmetic", "exact32,bf16", "--bundle", str(bundle), "--device", "cpu"]
+    assert engine.main([*options, "--out", str(tmp_path)]) == 0
+    found = _filed(tmp_path, "engine")["results"]
+    assert [row["batch"] for row in found["plans"] if row["plan"] == "dd-1 (bf16)"] == [1, 2]
+
+
+def test_a_load_of_classes_refuses_a_model_of_texts() -> None:
+    answer = {"models": [{"name": "texts", "classes": []}]}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    http = httpx.Client(transport=transport, base_url="http://x")
+    with pytest.raises(InvalidRequestError, match=r"bundle must be a model of classes.*texts takes texts"):
+        Server(1, 1, http, 1.0).model()
 
 
 def test_http_load_files_served_over_raw(folder: Path, tmp_path: Path) -> None:
