@@ -28,6 +28,11 @@ class Pace:
         """Time that passes while work is done ÷ time forecast for it."""
         return max(1.0, self._slowdown)
 
+    @property
+    def busy(self) -> bool:
+        """True if the time since the last pass will be that of the next one."""
+        return self._busy_since is not None
+
     def interrupted(self) -> None:
         """Note that the device did something else: the time since the last pass is not that of a pass."""
         self._busy_since = None

@@ -133,7 +133,7 @@ class Scheduler:
         It may be formed while others run, which end before it. Where images of these go on, it is not: they
         may have a better claim to it, or a place in it, than what is left.
         """
-        if any(batch.goes_on for batch in self._running):
+        if self._running and any(batch.goes_on for batch in self._running):
             return None
         heads = {lane: head for lane in _OTHER if (head := self._head(lane)) is not None}
         if not heads:
@@ -145,7 +145,8 @@ class Scheduler:
     def expected(self, batch: Batch) -> float:
         """Return the expected seconds of a pass, with its prompts and its decoding."""
         passing = 0.0 if batch.work.kind == "decode" else self.costs.seconds(batch.work, batch.bucket)
-        passing += self.pace.prompt_s * sum(isinstance(s.job.condition, str) for s in batch.new)
+        if self.pace.prompt_s:
+            passing += self.pace.prompt_s * sum(isinstance(s.job.condition, str) for s in batch.new)
         if not batch.decoding:
             return passing
         decode = Work(batch.work.model, "decode")
@@ -168,7 +169,7 @@ class Scheduler:
         decode = Work(work.model, "decode")
         complete = self._account(done, seconds, decode_seconds, now)
         expected = 0.0
-        if done.teacher_batch is None and work.kind != "decode":
+        if self.pace.busy and done.teacher_batch is None and work.kind != "decode":
             expected = self.costs.total(work, len(done.samples)) + self.costs.total(decode, decoding)
         passing = seconds + decode_seconds
         self.pace.ended(
@@ -333,7 +334,8 @@ class Scheduler:
 
     def _head(self, lane: Lane) -> tuple[Rank, _Group | TeacherBatch] | None:
         """Return the group or teacher batch of a lane that is due first and can run, with its rank."""
-        full = len(self._under_way) >= self.max_teacher_batches
+        under_way = len(self._teacher_batches) if not self._running else len(self._under_way)
+        full = under_way >= self.max_teacher_batches
         found: list[tuple[Rank, _Group | TeacherBatch]] = [
             (queue[0].rank, group)
             for group, queue in self._ready.items()
@@ -354,7 +356,7 @@ class Scheduler:
         if len(heads) == 1:
             [lane] = heads
             other = _OTHER[lane]
-            if all(lane_of(batch.work) == lane for batch in self._running):
+            if not self._running or all(lane_of(batch.work) == lane for batch in self._running):
                 # Time that a lane did not want is not saved up for later.
                 self._used[other] = max(self._used[other], self._used[lane])
             return lane
