@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
-from tests.conformance import llamagen, var
+from dd_core.engine.arithmetic import choose
+from dd_core.errors import InvalidRequestError
+from tests.conformance import arithmetics, llamagen, var
 from tests.conformance.captions import check_captions
 from tests.conformance.report import Fixture, Report, read_manifest
 
@@ -83,15 +85,28 @@ def _check_files(folder: Path, manifest: dict[str, Any], report: Report) -> None
         report.skip("files", name, "read by a fixture, and the manifest has no hash of it")
 
 
+def _deviations(folder: Path, name: str) -> int:
+    """Print the deviations of an arithmetic; 1 if they are more than rounding explains."""
+    arithmetic = choose(name, torch.device("cpu"), exact=False)
+    rows = arithmetics.measure(folder, arithmetic)
+    print(arithmetics.table(rows, arithmetic))
+    return int(not rows or not all(row.explained(arithmetic) for row in rows))
+
+
 def main() -> int:
     """Prints the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("folder", type=Path, help="folder with manifest.json and safetensors")
     parser.add_argument("--failures", action="store_true", help="print only what fails or is not covered")
+    parser.add_argument(
+        "--arithmetic", help=f"in place of it: how far the engine is off in {', '.join(arithmetics.BOUNDS)}"
+    )
     args = parser.parse_args()
     try:
+        if args.arithmetic:
+            return _deviations(args.folder, args.arithmetic)
         report = run(args.folder)
-    except ValueError as error:
+    except (ValueError, InvalidRequestError) as error:
         print(f"conformance: {error}", file=sys.stderr)
         return 1
     failed = [line for line in report.lines if line.passed is False]

@@ -232,8 +232,8 @@ def check_dd(fixture: Fixture) -> None:
     tokenizer = tokenizer_of(fixture)
     check_student(
         fixture,
-        student_of(fixture, fixture.config["model"], tokenizer.cfg),
-        tokenizer,
+        fixture.ready(student_of(fixture, fixture.config["model"], tokenizer.cfg)),
+        fixture.ready(tokenizer),
         fixture.inputs("idx"),
         steps=fixture.cases["t_values"],
         splits=fixture.cases["splits"],

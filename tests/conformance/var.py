@@ -91,7 +91,8 @@ def student_of(fixture: Fixture, facts: dict[str, Any], vq: MultiScaleConfig) ->
     return model
 
 
-def _indices(fixture: Fixture, prefix: str = "in.idx") -> Tensor:
+def indices(fixture: Fixture, prefix: str = "in.idx") -> Tensor:
+    """Recorded tokens of all scales, `[B, L]`."""
     names = sorted(
         (k for k in fixture.io if k.startswith(f"{prefix}.s")), key=lambda k: int(k.split(".s")[-1])
     )
@@ -99,7 +100,7 @@ def _indices(fixture: Fixture, prefix: str = "in.idx") -> Tensor:
 
 
 def check_vqvae(fixture: Fixture) -> None:
-    model, tokens = tokenizer_of(fixture), _indices(fixture)
+    model, tokens = tokenizer_of(fixture), indices(fixture)
     starts, scales = model.cfg.layout.starts, len(model.cfg.sides)
     maps = model.accumulate(lookup(model.codebook_VC, tokens), scales)
     for k, f_hat in enumerate(maps):
@@ -167,7 +168,7 @@ def _draw(case: dict[str, Any]) -> LogitSettings:
 def check_teacher(fixture: Fixture) -> None:
     tokenizer = tokenizer_of(fixture)
     model = teacher_of(fixture, fixture.config["model"], fixture.name, tokenizer)
-    labels, tokens = ClassCondition(fixture.inputs("labels")), _indices(fixture)
+    labels, tokens = ClassCondition(fixture.inputs("labels")), indices(fixture)
     layout = model.layout
     nothing = model.null_like(labels)
     forced = model(tokens, labels), model(tokens, nothing)
@@ -193,7 +194,7 @@ def _check_sampling(
     """Scale by scale on the recorded tokens: logits, guidance and filter do not depend on chance."""
     layout, draw, labels = model.layout, _draw(case), ClassCondition(fixture.inputs("labels"))
     smooth = case.get("more_smooth", False)
-    recorded = _indices(fixture, f"out.{name}.idx")
+    recorded = indices(fixture, f"out.{name}.idx")
     doubled = labels.joined(model.null_like(labels))
     cache = model.new_cache(len(doubled))
     for k in range(layout.num_blocks):
@@ -234,7 +235,7 @@ def _check_intermediate(fixture: Fixture, number: int, case: dict[str, Any], tok
     model = teacher_of(fixture, fixture.config["model"], fixture.name, tokenizer, prefix_mask=False)
     layout, draw, labels = model.layout, _draw(case), ClassCondition(fixture.inputs("labels"))
     start, stop = case["start_t"], case["end_point"]
-    tokens = _indices(fixture).clone()
+    tokens = indices(fixture).clone()
     doubled = labels.joined(model.null_like(labels))
     cache = model.new_cache(len(doubled))
     for k in range(start, stop):
@@ -257,9 +258,9 @@ def check_dd(fixture: Fixture) -> None:
     student = student_of(fixture, fixture.config["model"], tokenizer.cfg)
     check_student(
         fixture,
-        student,
-        tokenizer,
-        _indices(fixture),
+        fixture.ready(student),
+        fixture.ready(tokenizer),
+        indices(fixture),
         steps=list(range(student.layout.num_blocks)),
         splits=list(range(student.layout.num_blocks + 1)),
         sequence="final_seq",
