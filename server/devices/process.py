@@ -40,6 +40,7 @@ log = logging.getLogger("dd_server.device")
 _GPU_SLOTS = 512
 _NO_MEMORY = "can't allocate memory"  # of a RuntimeError, on a CPU
 _MEMORY_SECONDS = 1.0  # from one reading of a GPU's memory, which costs as much as a small pass, to the next
+Mark = float | torch.cuda.Event  # a point in time
 
 
 @dataclass
@@ -99,21 +100,24 @@ class Device:
 
     def forward(self, command: messages.Forward) -> messages.Done:
         """Run a forward pass, and decode the images that it finishes."""
-        began, runner = self._now(), self.runners[command.model]
-        text_seconds = self._add(command, runner)
-        started = began + text_seconds
+        began, runner = self._mark(), self.runners[command.model]
+        encoded = self._add(command, runner) or began
         if command.kind != "decode":
             runner.advance(command.numbers, command.segments, command.bucket, command.teacher_batch)
-        computed = self._now()
-        shown = (*command.finishing, *command.previewing)
-        if not shown:
-            return messages.Done(computed - started, 0.0, {}, text_seconds=text_seconds)
-        pixels, good = runner.decode(shown)
-        found = zip(shown, pixels.numpy(), good.tolist(), strict=True)
-        pictures = {number: picture for number, picture, fine in found if fine}
+        computed = self._mark()
+        shown, pictures = (*command.finishing, *command.previewing), {}
+        if shown:
+            pixels, good = runner.decode(shown)
+            found = zip(shown, pixels.numpy(), good.tolist(), strict=True)
+            pictures = {number: picture for number, picture, fine in found if fine}
         broken = tuple(number for number in shown if number not in pictures)
         runner.drop(command.finishing)
-        return messages.Done(computed - started, self._now() - computed, pictures, broken, text_seconds)
+        ended = self._mark()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds, text_seconds = _seconds(encoded, computed), _seconds(began, encoded)
+        decode_seconds = _seconds(computed, ended) if shown else 0.0
+        return messages.Done(seconds, decode_seconds, pictures, broken, text_seconds)
 
     def recover(self, command: messages.Forward) -> None:
         """After a pass that raised: its teacher batch is void, and its memory free again."""
@@ -124,13 +128,13 @@ class Device:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _add(self, command: messages.Forward, runner: Runner) -> float:
-        """Take in images that are new here; gives the seconds that their prompts took."""
+    def _add(self, command: messages.Forward, runner: Runner) -> Mark | None:
+        """Take in images that are new here; return the time at which their prompts, if any, were read."""
         held = runner.held if command.new else ()
         new = [image for image in command.new if image.number not in held]
         if not new:
-            return 0.0
-        bundle, began, text_seconds = self.bundles[command.model], self._now(), 0.0
+            return None
+        bundle, encoded = self.bundles[command.model], None
         conditions = [image.condition for image in new]
         cond: Condition
         if isinstance(conditions[0], int):
@@ -140,9 +144,9 @@ class Device:
             # One by one: each row as it would be alone.
             rows = [bundle.text.encode([str(prompt)]) for prompt in conditions]
             cond = rows[0].joined(*rows[1:])
-            text_seconds = self._now() - began
+            encoded = self._mark()
         runner.put([i.number for i in new], [i.plan for i in new], cond, [i.key for i in new])
-        return text_seconds
+        return encoded
 
     def foresee(self, command: messages.Foresee) -> None:
         """Begin what can be begun of images that will come; any thread may say so."""
@@ -168,10 +172,20 @@ class Device:
         reserved = torch.cuda.memory_reserved(self.device)
         return {"allocated": allocated, "reserved": reserved, "free": free, "total": total}
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def _mark(self) -> Mark:
+        """Now; on a GPU an event in the stream, so that nobody waits between the parts of a pass."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+def _seconds(first: Mark, second: Mark) -> float:
+    if isinstance(first, float) or isinstance(second, float):
+        assert isinstance(first, float) and isinstance(second, float)
+        return second - first
+    return float(first.elapsed_time(second)) / 1e3
 
 
 def main(connection: Connection, options: messages.DeviceOptions, pixels: PixelBuffer | None = None) -> None:

@@ -8,6 +8,7 @@ import os
 import platform
 import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -239,9 +240,18 @@ class _Waiting:
     def advance(self, *_: object) -> None:
         assert self.told.get(timeout=PATIENCE) == NoiseKey.of_seed(8, 2)
 
+    def drop(self, numbers: tuple[int, ...]) -> None:
+        assert not numbers
+
+    def recover(self, _: int | None) -> None:
+        pass
+
 
 def test_a_gpu_hears_of_images_to_come_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    """And it is waited for once a pass, at the end."""
+    waits: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    monkeypatch.setattr(Device, "_mark", lambda _: time.perf_counter())
     device = Device(torch.device("cuda", 0), DeviceOptions("cuda:0"), _read=math.inf)
     device.runners["tiny"] = _Waiting()  # type: ignore[assignment]
     ours, theirs = multiprocessing.Pipe()
@@ -250,7 +260,9 @@ def test_a_gpu_hears_of_images_to_come_while_it_computes(monkeypatch: pytest.Mon
         ours.send(Forward("tiny", "student", (1,), (0,), 1))
         ours.send(Foresee("unloaded", NoiseKey.of_seed(7, 2)))
         ours.send(Foresee("tiny", NoiseKey.of_seed(8, 2)))
+        assert ours.poll(PATIENCE)
         assert isinstance(ours.recv(), Done)
+        assert waits == [device.device]
         ours.close()
         with pytest.raises(EOFError):
             serving.result()
