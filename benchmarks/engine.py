@@ -25,6 +25,7 @@ from benchmarks.agreement import agreement, condition_of, make
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.condition import Condition
 from dd_core.engine.arithmetic import NAMES, choose
+from dd_core.engine.clock import mark, seconds_between, wait_for
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import batch_noise
 from dd_core.plan import Plan, Preset
@@ -90,35 +91,12 @@ def teacher_name(presets: Sequence[Preset]) -> str | None:
     return alone[0].name if alone else None
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def time_lane(lane: Lane, cond: Condition, keys: Keys) -> float:
     """Seconds of one whole call: from conditions and seeds to pixels on the CPU."""
-    _synchronise(lane.sampler.device)
+    wait_for(lane.sampler.device)
     started = time.perf_counter()
     sample_images(lane.sampler, lane.plan, cond, keys)  # ends with a copy to the CPU: it has waited
     return time.perf_counter() - started
-
-
-def _mark(device: torch.device) -> float | torch.cuda.Event:
-    """A point in time between stages: the clock on a CPU, an event in the stream on CUDA.
-
-    Events do not make the CPU wait between stages, which would hide that it prepares one stage
-    while the GPU is still at the one before. An event that is recorded on an idle stream happens
-    at once, so work on the CPU before the first kernel is seen as well.
-    """
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def _seconds(start: Any, end: Any) -> float:
-    return float(end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3)
 
 
 @torch.inference_mode()
@@ -130,20 +108,20 @@ def run_stages(
     `noise` holds the copy to the device and `to_uint8` the copy back.
     """
     device = sampler.device
-    _synchronise(device)
-    marks = [_mark(device)]
+    wait_for(device)
+    marks = [mark(device)]
     noise, uniform = batch_noise(keys, sampler.layout, sampler.codebook_VC.shape[1])
     cond = condition.to(device)
     noise, uniform = (t.to(device, non_blocking=True) for t in (noise, uniform))
-    marks.append(_mark(device))
+    marks.append(mark(device))
     codes = run_plan(sampler, plan, cond, noise, uniform)
-    marks.append(_mark(device))
+    marks.append(mark(device))
     image = sampler.to_images(codes)
-    marks.append(_mark(device))
+    marks.append(mark(device))
     pixels = to_pixels(image).cpu()
-    marks.append(_mark(device))
-    _synchronise(device)
-    return pixels, dict(zip(STAGES, starmap(_seconds, pairwise(marks)), strict=True))
+    marks.append(mark(device))
+    wait_for(device)
+    return pixels, dict(zip(STAGES, starmap(seconds_between, pairwise(marks)), strict=True))
 
 
 @dataclass

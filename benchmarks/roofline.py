@@ -30,6 +30,7 @@ from benchmarks import report
 from benchmarks.naive import ALL, SEED, SIZES, SMOKE, Work, identity_of, in_arithmetic, prepare
 from dd_core import plan
 from dd_core.engine.arithmetic import NAMES, Arithmetic, choose
+from dd_core.engine.clock import wait_for
 from dd_core.noise import batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import run_plan, to_pixels
@@ -134,8 +135,7 @@ def seconds(work: Work, repeats: int) -> dict[str, float]:
     device = work.sampler.device
 
     def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         return time.perf_counter()
 
     runs = [walk(work, now) for _ in range(repeats + 1)][1:]
@@ -153,8 +153,7 @@ def ceilings(device: torch.device, dtypes: set[torch.dtype]) -> Ceilings:
         for _ in range(6):
             started = time.perf_counter()
             call()
-            if cuda:
-                torch.cuda.synchronize(device)
+            wait_for(device)
             found.append(time.perf_counter() - started)
         return min(found[1:])
 

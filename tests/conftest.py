@@ -17,7 +17,8 @@ FOLDERS = ("gpu", "browser", "slow")
 # Their files take longest. Where processes share the files, one that came last would keep the others waiting.
 FIRST = ("slow", "training", "benchmarks", "browser")
 # The shell first: it draws no windows, which is a fifth of the work.
-CHROMIUM = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
+_BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 torch.set_num_threads(1)
 
@@ -32,14 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="no CUDA device on this machine")
     no_browser = pytest.mark.skip(reason="no Chromium on this machine (`make browser` installs Debian's)")
     has_gpu = torch.cuda.is_available()
-    has_browser = any(shutil.which(name) for name in CHROMIUM)
     for item in items:
         folder = _folder_of(item)
         if folder in FOLDERS:
             item.add_marker(folder)
         if folder == "gpu" and not has_gpu:
             item.add_marker(no_gpu)
-        if folder == "browser" and not has_browser:
+        if folder == "browser" and CHROMIUM is None:
             item.add_marker(no_browser)
 
 

@@ -26,6 +26,7 @@ import torch
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.condition import ClassCondition, Condition
 from dd_core.engine.arithmetic import choose
+from dd_core.engine.clock import Mark, mark, seconds_between, wait_for
 from dd_core.engine.cuda import CudaGraphs, is_lost, settle
 from dd_core.engine.graphs import GraphRunner
 from dd_core.engine.runner import EagerRunner, Runner
@@ -40,7 +41,6 @@ log = logging.getLogger("dd_server.device")
 _GPU_SLOTS = 512
 _NO_MEMORY = "can't allocate memory"  # of a RuntimeError, on a CPU
 _MEMORY_SECONDS = 1.0  # from one reading of a GPU's memory, which costs as much as a small pass, to the next
-Mark = float | torch.cuda.Event  # a point in time
 
 
 @dataclass
@@ -100,11 +100,11 @@ class Device:
 
     def forward(self, command: messages.Forward) -> messages.Done:
         """Run a forward pass, and decode the images that it finishes."""
-        began, runner = self._mark(), self.runners[command.model]
+        began, runner = mark(self.device), self.runners[command.model]
         encoded = self._add(command, runner) or began
         if command.kind != "decode":
             runner.advance(command.numbers, command.segments, command.bucket, command.teacher_batch)
-        computed = self._mark()
+        computed = mark(self.device)
         shown, pictures = (*command.finishing, *command.previewing), {}
         if shown:
             pixels, good = runner.decode(shown)
@@ -112,11 +112,10 @@ class Device:
             pictures = {number: picture for number, picture, fine in found if fine}
         broken = tuple(number for number in shown if number not in pictures)
         runner.drop(command.finishing)
-        ended = self._mark()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds, text_seconds = _seconds(encoded, computed), _seconds(began, encoded)
-        decode_seconds = _seconds(computed, ended) if shown else 0.0
+        ended = mark(self.device)
+        wait_for(self.device)
+        seconds, text_seconds = seconds_between(encoded, computed), seconds_between(began, encoded)
+        decode_seconds = seconds_between(computed, ended) if shown else 0.0
         return messages.Done(seconds, decode_seconds, pictures, broken, text_seconds)
 
     def recover(self, command: messages.Forward) -> None:
@@ -144,7 +143,7 @@ class Device:
             # One by one: each row as it would be alone.
             rows = [bundle.text.encode([str(prompt)]) for prompt in conditions]
             cond = rows[0].joined(*rows[1:])
-            encoded = self._mark()
+            encoded = mark(self.device)
         runner.put([i.number for i in new], [i.plan for i in new], cond, [i.key for i in new])
         return encoded
 
@@ -171,21 +170,6 @@ class Device:
         allocated = torch.cuda.memory_allocated(self.device)
         reserved = torch.cuda.memory_reserved(self.device)
         return {"allocated": allocated, "reserved": reserved, "free": free, "total": total}
-
-    def _mark(self) -> Mark:
-        """Now; on a GPU an event in the stream, so that nobody waits between the parts of a pass."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
-
-def _seconds(first: Mark, second: Mark) -> float:
-    if isinstance(first, float) or isinstance(second, float):
-        assert isinstance(first, float) and isinstance(second, float)
-        return second - first
-    return float(first.elapsed_time(second)) / 1e3
 
 
 def main(connection: Connection, options: messages.DeviceOptions, pixels: PixelBuffer | None = None) -> None:

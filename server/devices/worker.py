@@ -83,12 +83,12 @@ class DeviceWorker:
     @property
     def backlog(self) -> float:
         """Seconds of work that wait here."""
-        return self.scheduler.backlog.seconds() + self._busy_seconds()
+        return self.scheduler.backlog.seconds() + self._in_flight.left
 
     @property
     def ahead(self) -> float:
         """Seconds until all that waits here is done, by the pace of late."""
-        return self.scheduler.ahead(self._busy_seconds())
+        return self.scheduler.ahead(self._in_flight.left)
 
     @property
     def depth(self) -> int:
@@ -146,7 +146,7 @@ class DeviceWorker:
 
     def forecast(self, job: Job) -> Forecast:
         """Forecast the seconds until `job` would start and be done, were it submitted now."""
-        return self.scheduler.forecast(job, self._busy_seconds())
+        return self.scheduler.forecast(job, self._in_flight.left)
 
     def submit(self, job: Job, submission: Submission) -> None:
         """Queue a job, all of a submission or a part of it.
@@ -156,7 +156,7 @@ class DeviceWorker:
         """
         if self._stopping:
             raise errors.DrainingError("the server is shutting down", retry_after=1)
-        refusal = self.scheduler.admit(job, time.perf_counter(), self._busy_seconds())
+        refusal = self.scheduler.admit(job, time.perf_counter(), self._in_flight.left)
         if refusal is not None:
             waiting = f"{self.scheduler.depth} images wait already"
             if refusal.reason == "full":
@@ -192,9 +192,6 @@ class DeviceWorker:
             if timer is not None:
                 timer.cancel()
         await self.supervisor.stop()
-
-    def _busy_seconds(self) -> float:
-        return self._in_flight.left
 
     def _dispatch_next(self) -> None:
         """Give the device its next pass, if it wants one, or look again when it will."""

@@ -133,7 +133,7 @@ class Scheduler:
         It may be formed while others run, which end before it. Where images of these go on, it is not: they
         may have a better claim to it, or a place in it, than what is left.
         """
-        if self._running and any(batch.goes_on for batch in self._running):
+        if any(batch.goes_on for batch in self._running):
             return None
         heads = {lane: head for lane in _OTHER if (head := self._head(lane)) is not None}
         if not heads:
@@ -334,8 +334,7 @@ class Scheduler:
 
     def _head(self, lane: Lane) -> tuple[Rank, _Group | TeacherBatch] | None:
         """Return the group or teacher batch of a lane that is due first and can run, with its rank."""
-        under_way = len(self._teacher_batches) if not self._running else len(self._under_way)
-        full = under_way >= self.max_teacher_batches
+        full = len(self._under_way) >= self.max_teacher_batches
         found: list[tuple[Rank, _Group | TeacherBatch]] = [
             (queue[0].rank, group)
             for group, queue in self._ready.items()
@@ -356,7 +355,7 @@ class Scheduler:
         if len(heads) == 1:
             [lane] = heads
             other = _OTHER[lane]
-            if not self._running or all(lane_of(batch.work) == lane for batch in self._running):
+            if all(lane_of(batch.work) == lane for batch in self._running):
                 # Time that a lane did not want is not saved up for later.
                 self._used[other] = max(self._used[other], self._used[lane])
             return lane

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -31,8 +30,7 @@ FLAGS = [
 @pytest.fixture(scope="module")  # its event loop runs in this thread: other modules need theirs
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        installed = next(filter(None, map(shutil.which, CHROMIUM)))
-        chromium = playwright.chromium.launch(executable_path=installed, args=FLAGS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
 

@@ -9,29 +9,19 @@ import pytest
 from dd_core.plan import one_step
 from server.devices import in_flight
 from server.devices.in_flight import LEAD, InFlight
-from server.devices.messages import DeviceOptions, Done, Forward
+from server.devices.messages import Done, Forward
 from server.devices.submission import Submission
 from server.devices.worker import DeviceWorker
-from server.observability.metrics import Metrics
 from server.scheduling.jobs import Batch, Job
-from server.scheduling.scheduler import Scheduler
-from tests.server.devices.test_worker import Process
+from tests.server.clock import Clock
+from tests.server.devices.test_worker import Process, worker_of
 from tests.server.scheduling.helpers import ONE, offered, scheduler, taken
-from tests.server.scheduling.simulation import DECODE_S, STUDENT_S, costs, job
-
-
-class Clock:
-    """In place of the module `time`."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
+from tests.server.scheduling.simulation import DECODE_S, STUDENT_S, job
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+    clock = Clock(now=0.0)
     monkeypatch.setattr(in_flight, "time", clock)
     return clock
 
@@ -97,15 +87,7 @@ def test_other_devices_and_passes_of_the_warm_up_are_waited_for(clock: Clock) ->
 
 
 def on_gpu() -> tuple[DeviceWorker, Process]:
-    worker = DeviceWorker(
-        "cuda:0",
-        DeviceOptions("cuda:0"),
-        Scheduler(costs(), 64),
-        Metrics(),
-        hang_timeout=1.0,
-        on_change=lambda: None,
-        on_failure=lambda _: None,
-    )
+    worker = worker_of("cuda:0")
     worker.supervisor = process = Process(worker)  # type: ignore[assignment]
     return worker, process
 

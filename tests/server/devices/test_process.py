@@ -251,7 +251,7 @@ def test_a_gpu_hears_of_images_to_come_while_it_computes(monkeypatch: pytest.Mon
     """And it is waited for once a pass, at the end."""
     waits: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
-    monkeypatch.setattr(Device, "_mark", lambda _: time.perf_counter())
+    monkeypatch.setattr(process, "mark", lambda _: time.perf_counter())
     device = Device(torch.device("cuda", 0), DeviceOptions("cuda:0"), _read=math.inf)
     device.runners["tiny"] = _Waiting()  # type: ignore[assignment]
     ours, theirs = multiprocessing.Pipe()

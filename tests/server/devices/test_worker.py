@@ -39,17 +39,21 @@ class Process:
         self.send(command)
 
 
-@pytest.fixture
-def worker() -> DeviceWorker:
+def worker_of(device: str) -> DeviceWorker:
     return DeviceWorker(
-        "cpu:0",
-        DeviceOptions("cpu"),
+        device,
+        DeviceOptions(device),
         Scheduler(costs(), 64),
         Metrics(),
         hang_timeout=1.0,
         on_change=lambda: None,
         on_failure=lambda _: None,
     )
+
+
+@pytest.fixture
+def worker() -> DeviceWorker:
+    return worker_of("cpu")
 
 
 @pytest.mark.parametrize("deadly", [Drop, Forward])

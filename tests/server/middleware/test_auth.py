@@ -20,6 +20,7 @@ from server.middleware import auth
 from server.middleware.auth import KeyFile, is_open, parse_keys
 from server.models.catalog import find
 from server.settings import Settings
+from tests.server.clock import Clock
 from tests.server.helpers import OK, PATIENCE, Running, eventually, refused, running
 from tests.server.test_cli import Run
 from tests.server.test_cli import run as run
@@ -30,16 +31,6 @@ NAMELESS = "nobody-0123456789abcdef"
 ADMIN = "admin-0123456789abcdef"
 FILE = f"# the keys\n\nalice:{ALICE}\n  alice:{ALICE_NEXT}  \r\n{NAMELESS}\n"
 WRONG = "wrong-0123456789abcdef"
-
-
-class Clock:
-    """The time that `server.middleware.auth` reads, moved by the test."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture
