@@ -214,7 +214,7 @@ def _bundle_name(value: str | None) -> str | None:
 
 @app.command("sheet", help="Draw classes, or prompts that are no caption of the corpus, by budget and seed.")
 def sheet(
-    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.")],
+    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle, or the folder of a run.")],
     to: Annotated[Path, typer.Option(help="The PNG to write.")],
     prompts: Annotated[
         Path | None,
@@ -234,7 +234,7 @@ def sheet(
     typer.echo(f"{to}: blocks of {seeds} rows: {', '.join(plans)}")
 
 
-@app.command("start", help="Begin a run with a bundle's weights instead of training them anew.")
+@app.command("start", help="Begin a run with a bundle's weights, or another run's tokenizer.")
 @with_options
 def start(
     options: Options,
@@ -257,12 +257,16 @@ def export(
             help="The model's name in requests; by default that of the data.", callback=_bundle_name
         ),
     ] = None,
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="Tokenizer and teacher alone, as they are, for dd-train start.")
+    ] = False,
 ) -> None:
     """Writes the bundle and says how large it became."""
     if not parallel.is_main():
         return
     with prepared(options) as run:
-        manifest = exporting.run(run, name or bundle_name(run.recipe), to)
+        write = exporting.run_teacher if teacher else exporting.run
+        manifest = write(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
     Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
 

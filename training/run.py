@@ -20,7 +20,7 @@ from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.sampling import Sampler
 from training import parallel
-from training.mismatch import difference, refuse_mismatch
+from training.mismatch import refuse_mismatch
 from training.optim.loop import Callback, Ema, Stage, run_stage
 from training.recipes.settings import Recipe
 
@@ -142,22 +142,8 @@ def sampler_without_marginals(
 
 
 def begun_from(run: Run) -> Bundle:
-    """The bundle that `begin_from` of the recipe names.
-
-    Raises:
-        RecipeError: its tokenizer is not the recipe's.
-    """
-    bundle = load_bundle(str(run.recipe.begin_from), run.device)
-    if bundle.manifest.vq != run.recipe.tokenizer_model:
-        raise RecipeError(
-            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: "
-            + difference(
-                {"tokenizer_model": asdict(bundle.manifest.vq)},
-                {"tokenizer_model": asdict(run.recipe.tokenizer_model)},
-            ),
-            param="begin_from",
-        )
-    return bundle
+    """The bundle that `begin_from` of the recipe names."""
+    return load_bundle(str(run.recipe.begin_from), run.device)
 
 
 def save(run: Run, name: str, module: nn.Module) -> None:

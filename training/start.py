@@ -1,8 +1,8 @@
-"""The start of a run from a bundle, instead of stages that train its models anew."""
+"""The start of a run from a bundle, or on another run's tokenizer, instead of stages that train them anew."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +12,7 @@ from dd_core.errors import RecipeError
 from dd_core.hub.locate import locate
 from training.data.origin import write_origin
 from training.mismatch import difference
-from training.run import Run, save
+from training.run import Run, load_tokenizer, save
 from training.stages.tokens import write_tokens
 
 
@@ -20,7 +20,8 @@ def start_from(run: Run, source: str | Path) -> None:
     """Puts a bundle's weights and its tokens of the training images, if there are any, into a new run folder.
 
     Args:
-        source: a built-in or published model, or a bundle's folder; it may lack a student.
+        source: a built-in or published model, or a bundle's folder; it may lack a student. Or the folder of
+            another run: then its tokenizer alone, for a teacher of its own.
 
     Every stage can then go on from there: `decoder`, `pairs` and, with `distill.start=student`,
     `distill`.
@@ -31,6 +32,12 @@ def start_from(run: Run, source: str | Path) -> None:
     """
     if (run.out / "tokenizer.safetensors").exists():
         raise RecipeError(f"{run.out} has a tokenizer already; choose another --out", param="out")
+    if _is_run(Path(source)):
+        tokenizer = load_tokenizer(replace(run, out=Path(source)))
+        run.out.mkdir(parents=True, exist_ok=True)
+        save(run, "tokenizer", tokenizer)
+        _encode(run)
+        return
     bundle = load_bundle(locate(source), run.device)
     manifest, sampler = bundle.manifest, bundle.sampler
     student = manifest.student
@@ -57,5 +64,13 @@ def start_from(run: Run, source: str | Path) -> None:
         if isinstance(part, nn.Module):
             save(run, name, part)
     write_origin(run.out, manifest)
+    _encode(run)
+
+
+def _encode(run: Run) -> None:
     if run.recipe.data != "none":
         write_tokens(run)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "tokenizer.safetensors").is_file() and not (folder / "manifest.json").exists()

@@ -244,8 +244,9 @@ class FinalLayer(nn.Module):
         return self.linear(normal * (1 + scale) + shift)  # type: ignore[no-any-return]
 
 
-def carry_over(source: nn.Module, target: nn.Module) -> None:
-    """Copy the tensors that have the same name and shape in both modules."""
+def carry_over(source: nn.Module, target: nn.Module) -> int:
+    """Copy the tensors that have the same name and shape in both modules; returns their number."""
     own = target.state_dict()
     fitting = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
     target.load_state_dict({**own, **fitting})
+    return len(fitting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from torch import nn
 from dd_core.codebook import lookup
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import CPU, RandomLpips
+from training.data.images import ImageSet
 from training.losses.adversarial import Adversary
 from training.losses.lpips import Lpips
+from training.losses.perceptual import perceived
 from training.optim.loop import run_stage
 from training.recipes.named import get_recipe
 from training.stages.distill import distill_stage, straight_through
 from training.stages.pairs import Pairs
 from training.stages.teacher import new_teacher
-from training.stages.tokenizer import new_tokenizer
+from training.stages.tokenizer import new_tokenizer, tokenizer_stage
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,44 @@ def test_what_a_model_follows_leaves_the_judge_alone(lpips: Lpips) -> None:
     adversary.fooled(lpips.features(picture)).backward()  # type: ignore[no-untyped-call]
     assert picture.grad is not None
     assert all(p.grad is None and p.requires_grad for p in adversary.judge.parameters())
+
+
+def test_vgg_sees_pictures_as_large_as_it_is_told(lpips: Lpips) -> None:
+    sharp = pictures_like(4).float().div(127.5).sub(1)
+    drawn = nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1).requires_grad_()
+    small, large = (perceived(lpips, None, sharp, drawn, 0.5, enlarged)["lpips"] for enlarged in (1, 2))
+    by_hand = [nn.functional.interpolate(x, size=64, mode="bilinear") for x in (sharp, drawn)]
+    torch.testing.assert_close(large, 0.5 * lpips(*by_hand).mean(), rtol=0.02, atol=0)  # one is of bfloat16
+    assert abs(large / small - 1) > 0.05
+    large.backward()
+    assert drawn.grad is not None and drawn.grad.abs().sum() > 0
+    judged = perceived(lpips, Adversary(1e-3, 0, CPU), sharp, drawn, 0.5, enlarged=2)
+    assert set(judged) == {"lpips", "fooled", "hinge"} and not judged["hinge"].requires_grad
+
+
+def test_a_tokenizer_meets_the_judge_where_the_recipe_says(lpips: Lpips, tmp_path: Path) -> None:
+    """Up to there updates are the same whatever its weight; then encoder and decoder follow it."""
+    tiny = get_recipe("tiny")
+    images = ImageSet(pictures_like(64), torch.zeros(64, dtype=torch.long))
+
+    def trained(weight: float, stop: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+        cfg = replace(tiny.tokenizer, adversarial=weight, judged_from=0.5, ramp=0.0)
+        stage, _ = tokenizer_stage(replace(tiny, tokenizer=cfg), images, lpips, CPU)
+        folder = tmp_path / f"{weight}-{stop}"
+        run_stage(stage, folder, seed=0, log_every=1, save_every=9, stop_after=stop)
+        lines = (folder / "tokenizer.jsonl").read_text().splitlines()
+        model = stage.parts["model"]
+        assert isinstance(model, nn.Module)
+        return model.state_dict(), [json.loads(line)["hinge"] for line in lines]
+
+    before, hinge = trained(0.01, 3)
+    assert hinge == [0, 0, 0]
+    assert all(torch.equal(before[k], v) for k, v in trained(5.0, 3)[0].items())
+    little, hinge = trained(0.01, 6)
+    much, _ = trained(5.0, 6)
+    assert hinge[:3] == [0, 0, 0] and all(h > 0.5 for h in hinge[3:])
+    for part in ("encoder.conv_in.weight", "decoder.conv_in.weight"):
+        assert not torch.equal(little[part], much[part])
 
 
 def test_tokens_pass_on_the_gradient_of_the_expected_code() -> None:

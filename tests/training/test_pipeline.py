@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from training.metrics.plots import loss_curve
 from training.recipes.named import get_recipe
 from training.run import Run, load_teacher, load_tokenizer
 from training.stages import distill, evaluate, export, own_pairs, pairs
+from training.stages import teacher as teaching
 from training.stages.pairs import load_pairs
 from training.start import start_from
 
@@ -121,6 +124,50 @@ def test_a_run_can_start_from_a_bundle(
         start_from(other, tmp_path / "bundle")
 
 
+def test_a_run_can_start_on_the_tokenizer_of_another(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DD_CACHE", str(cache))
+    again = Run(run.recipe, tmp_path / "again", CPU)
+    start_from(again, run.out)
+    for name in ("tokenizer", "tokens"):
+        ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (again.out, run.out))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], v) for k, v in theirs.items())
+    assert not (again.out / "teacher.safetensors").exists()
+    other = replace(run.recipe, tokenizer_model=replace(run.recipe.tokenizer_model, channels=64))
+    with pytest.raises(RecipeError, match=r"tokenizer\.safetensors was made with other settings: channels"):
+        start_from(Run(other, tmp_path / "other", CPU), run.out)
+
+
+def test_a_teacher_goes_elsewhere_without_a_student_and_is_trained_on_there(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DD_CACHE", str(cache))
+    for name in ("tokenizer", "decoder", "teacher"):
+        (tmp_path / "here").mkdir(exist_ok=True)
+        shutil.copy(run.out / f"{name}.safetensors", tmp_path / "here")
+    here = Run(run.recipe, tmp_path / "here", CPU)
+    manifest = export.run_teacher(here, "mine", tmp_path / "bundle")
+    assert manifest.student is None and {p.name for p in manifest.presets if p.offered} == {"teacher"}
+    bundle = load_bundle(tmp_path / "bundle", CPU)
+    (chosen,) = [p.plan for p in bundle.presets if p.offered]
+    assert sample_images(bundle.sampler, chosen, [0], [(0, 0)]).shape == (1, 32, 32, 3)
+    there = Run(
+        get_recipe("tiny", ["seed=5", f"begin_from={tmp_path / 'bundle'}"]),
+        tmp_path / "there",
+        CPU,
+        stop_after=1,
+    )
+    start_from(there, tmp_path / "bundle")
+    brought = load_file(there.out / "teacher.safetensors")
+    teaching.run(there)
+    average = torch.load(there.out / "teacher.pt", weights_only=True)["parts"]["ema"]["average"]
+    fresh = teaching.new_teacher(there.recipe, load_tokenizer(there), CPU).state_dict()
+    for key in ("tok_embeddings.weight", "output.weight"):
+        begun, anew = ((average[key] - v[key]).abs().mean() for v in (brought, fresh))
+        assert begun < 0.2 * anew
+
+
 def test_a_student_can_be_made_deeper_than_its_teacher(
     run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +200,10 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
     recipe = get_recipe("tiny", ["begin_from=deeper", "distill.start=transplant"])
     carried = Run(recipe, shallow.out, CPU)
     with pytest.raises(RecipeError, match="other blocks than its teacher"):
+        distill.run(carried)
+    wide = bundle.manifest.model_copy(update={"vq": replace(recipe.tokenizer_model, channels=64)})
+    monkeypatch.setattr(training_run, "load_bundle", lambda *_: replace(bundle, manifest=wide))
+    with pytest.raises(RecipeError, match=r"another tokenizer .* tokenizer_model\.channels"):
         distill.run(carried)
 
 

@@ -83,8 +83,10 @@ def _stage_maker(name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs) -> Calla
     tokens = torch.randint(0, 64, (2, 64, 64), generator=torch.Generator().manual_seed(2)).to(torch.int16)
 
     def make() -> tuple[Stage, Ema]:
-        if name == "tokenizer":
-            return tokenizer_stage(recipe, images, lpips, CPU)
+        if name.endswith("tokenizer"):
+            weight = 1.0 if name.startswith("judged") else 0.0
+            cfg = replace(recipe.tokenizer, adversarial=weight, judged_from=0.4)
+            return tokenizer_stage(replace(recipe, tokenizer=cfg), images, lpips, CPU)
         if name == "decoder":
             return decoder_stage(recipe, images, tokens, tokenizer, lpips, CPU)
         if name == "teacher":
@@ -99,7 +101,9 @@ def _stage_maker(name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs) -> Calla
     return make
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "decoder", "teacher", "student", "judged student"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "judged tokenizer", "decoder", "teacher", "student", "judged student"]
+)
 def test_resume_equals_an_uninterrupted_run(
     name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
 ) -> None:
@@ -237,6 +241,26 @@ def test_distillation_can_go_on_from_a_student(recipe: Recipe, pairs: Pairs) -> 
         replace(recipe, distill=settings), pairs, teacher, tokenizer, None, CPU, first
     )
     assert all(torch.equal(v, first.state_dict()[k]) for k, v in student.state_dict().items())
+
+
+def test_a_tokenizer_begins_with_what_fits_of_another(
+    recipe: Recipe, lpips: Lpips, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One family's encoder and decoder are a beginning for the other's."""
+    first, images = new_tokenizer(recipe, CPU), tiny_images(64)
+    scales = replace(get_recipe("var-tiny"), begin_from="mine", seed=recipe.seed + 1)
+    with caplog.at_level("INFO", "dd_train"):
+        stage, _ = tokenizer_stage(scales, images, lpips, CPU, first)
+    model = stage.parts["model"]
+    assert isinstance(model, nn.Module)
+    found, theirs = model.state_dict(), first.state_dict()
+    shared = {k for k, v in found.items() if k in theirs and theirs[k].shape == v.shape}
+    assert all(torch.equal(found[k], theirs[k]) for k in shared)
+    assert {"encoder.conv_in.weight", "decoder.conv_out.weight"} <= shared
+    assert f"begins with {len(shared)} of its {len(found)} tensors from mine" in caplog.text
+    nothing = nn.Linear(1, 1)
+    with pytest.raises(RecipeError, match="nothing of the tokenizer of mine fits"):
+        tokenizer_stage(scales, images, lpips, CPU, nothing)  # type: ignore[arg-type]
 
 
 def test_codebook_average_finds_clusters_and_revives_dead_codes() -> None:

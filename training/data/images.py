@@ -46,4 +46,14 @@ class ImageSet:
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [−1, 1] float32, and labels, of the given indices."""
-        return self.images[index].float().div(127.5).sub(1), self.labels[index]
+        return scaled(self.images[index]), self.labels[index]
+
+
+def scaled(image: Tensor) -> Tensor:
+    """uint8 of any shape → [−1, 1] float32."""
+    return image.float().div(127.5).sub(1)
+
+
+def from_pixels(image_NHW3: Tensor) -> Tensor:
+    """Pictures as they are served → `[N, 3, H, W]` in [−1, 1]: `dd_core.sampling.to_pixels` undone."""
+    return scaled(image_NHW3.permute(0, 3, 1, 2))

@@ -13,6 +13,7 @@ from torch import Tensor
 from dd_core.codebook import lookup
 from dd_core.models.protocols import Tokenizer
 from dd_core.sampling import to_pixels
+from training.data.images import scaled
 from training.diagnose.finding import RULES, Finding, judged
 from training.metrics.features import Extractor
 from training.metrics.fid import frechet_distance
@@ -41,7 +42,7 @@ def quick_floor(
     """FID of a few images to their own reconstructions: too few to compare with an evaluation's figures."""
     parts = []
     for image in torch.split(image_N3HW, 50):
-        tokens = tokenizer.encode(image.to(device).float() / 127.5 - 1)
+        tokens = tokenizer.encode(scaled(image.to(device)))
         parts.append(to_pixels(tokenizer.to_image(lookup(tokenizer.codebook_VC, tokens))).cpu())
     drawn = torch.cat(parts).permute(0, 3, 1, 2).contiguous()
     fid = frechet_distance(extractor(image_N3HW), extractor(drawn))

@@ -93,6 +93,10 @@ class Adversary:
         opinion.backward()  # type: ignore[no-untyped-call]
         return opinion.detach()
 
+    def opinions(self, real: list[Tensor], fake: list[Tensor], share: float) -> dict[str, Tensor]:
+        """Both losses of one part of a batch, having learned from it: `fooled` is the model's to add."""
+        return {"fooled": share * self.fooled(fake), "hinge": self.learn(real, fake, share)}
+
     def step(self, factor: float) -> None:
         """One update by the gradients of all parts and ranks, at `factor` of the learning rate."""
         parallel.sum_gradients(self.judge.parameters())

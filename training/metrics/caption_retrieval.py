@@ -24,6 +24,7 @@ from dd_core.errors import InvalidRequestError
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from training.data.conditions import Conditions
+from training.data.images import scaled
 from training.losses.lpips import Lpips
 from training.optim.loop import one_cycle, update_at
 
@@ -39,7 +40,7 @@ def picture_features(image_N3HW: Tensor, lpips: Lpips, batch: int = 100) -> Tens
     found = []
     for part in torch.split(image_N3HW, batch):
         with mixed_precision(part.device):
-            maps = lpips.features(part.float() / 127.5 - 1)
+            maps = lpips.features(scaled(part))
         found.append(torch.cat([F.adaptive_avg_pool2d(m.float(), 2).flatten(1) for m in maps], 1))
     return torch.cat(found)
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dd_core.files import replacing
+from training.data.images import from_pixels
 from training.metrics.plots import image_grid
 
 
@@ -80,7 +81,7 @@ class Row:
 
 def write_grid(image_NHW3: Tensor, path: Path, columns: int) -> None:
     """uint8 images `[N, H, W, 3]` row by row as a PNG."""
-    image_grid(image_NHW3.permute(0, 3, 1, 2).float() / 127.5 - 1, path, columns=columns)
+    image_grid(from_pixels(image_NHW3), path, columns=columns)
 
 
 def read_rows(folder: Path) -> list[Row]:

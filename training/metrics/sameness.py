@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.data.images import from_pixels
 from training.losses.lpips import Lpips
 
 _BINS = 36
@@ -125,6 +126,5 @@ class TeachersPictures:
     def _distance(self, image_NHW3: Tensor, other_NHW3: Tensor, batch: int = 100) -> float:
         total = 0.0
         for pair in zip(torch.split(image_NHW3, batch), torch.split(other_NHW3, batch), strict=True):
-            one, two = (x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in pair)
-            total += float(self.lpips(one, two).double().sum())
+            total += float(self.lpips(*(from_pixels(x) for x in pair)).double().sum())
         return total / len(image_NHW3)

@@ -26,7 +26,7 @@ from dd_core.plan import Plan
 from dd_core.sampling import Sampler, sample_images, to_pixels
 from training import parallel
 from training.data.conditions import Conditions
-from training.data.images import ImageSet
+from training.data.images import ImageSet, scaled
 from training.metrics.features import Extractor, features_of, real_store
 from training.metrics.rows import fingerprint_of
 from training.recipes.settings import EvaluateRecipe
@@ -138,7 +138,7 @@ class Sets:
         tokenizer, parts = self.sampler.tokenizer, []
         assert isinstance(tokenizer, AnyTokenizer), "one that was prepared for inference has no encoder"
         for part in torch.split(self.to_reconstruct, self.recipe.batch):
-            x = part.to(self.sampler.device).float() / 127.5 - 1
+            x = scaled(part.to(self.sampler.device))
             codes = lookup(tokenizer.codebook_VC, tokenizer.encode(x))
             parts.append(to_pixels(tokenizer.to_image(codes)).cpu())
         return torch.cat(parts)

@@ -16,6 +16,7 @@ from dd_core.errors import RecipeError
 from dd_core.plan import plan_for_budget
 from dd_core.sampling import sample_images
 from training.data import pictograms, text
+from training.data.images import from_pixels
 from training.metrics.plots import image_grid
 
 # Combinations that the corpus does not have: `draw_sheet` checks that none is one of its captions.
@@ -56,8 +57,7 @@ def draw_sheet(
         for plan in plans
         for seed in range(seeds)
     ]
-    images_B3HW = torch.cat(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
-    image_grid(images_B3HW, path, columns=len(cond), scale=scale)
+    image_grid(from_pixels(torch.cat(rows)), path, columns=len(cond), scale=scale)
     return [plan.name for plan in plans]
 
 

@@ -27,16 +27,18 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Part = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Enlarged = Annotated[int, Field(ge=1, le=16)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Solver = Literal["euler", "dpmpp-2m", "dpmpp-3m"]  # of `dd_core.flow`
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """Stage (a). Loss: |x − x̂| + `lpips`·LPIPS + `commitment`·‖z − sg(c)‖².
+    """Stage (a). Loss: |x − x̂| + `lpips`·LPIPS + `commitment`·‖z − sg(c)‖² + `adversarial`·hinge GAN.
 
-    `lpips_share` is the share of each batch that the perceptual loss sees: it costs as much as
-    the tokenizer itself.
+    `lpips_share` is the share of each batch that the perceptual loss and the discriminator see, `enlarged` so
+    many times: it costs as much as the tokenizer itself. The discriminator begins at `judged_from` of the
+    run, and its weight grows from 0 over the next `ramp` of it.
     """
 
     steps: CountOrNone
@@ -44,9 +46,14 @@ class TokenizerRecipe:
     lr: Rate = 1e-3
     lpips: Weight = 1.0
     lpips_share: Share = 1.0
+    enlarged: Enlarged = 1
     commitment: Weight = 0.25
     codebook_decay: Decay = 0.99
     continuous_for: Part = 0.05
+    adversarial: Weight = 0.0
+    judged_from: Part = 0.5
+    judge_lr: Rate = 5e-4
+    ramp: Part = 0.05
     ema: Decay = 0.999
 
 
@@ -54,8 +61,8 @@ class TokenizerRecipe:
 class DecoderRecipe:
     """Stage (a′). Loss: |x − x̂| + `lpips`·LPIPS + `adversarial`·hinge GAN, codes fixed.
 
-    The adversarial weight grows from 0 over the first `ramp` of the run. `steps` 0 leaves the
-    stage out.
+    The adversarial weight grows from 0 over the first `ramp` of the run. VGG16 sees pictures `enlarged` so
+    many times. `steps` 0 leaves the stage out.
     """
 
     steps: CountOrNone
@@ -63,6 +70,7 @@ class DecoderRecipe:
     lr: Rate = 3e-4
     judge_lr: Rate = 5e-4
     lpips: Weight = 1.0
+    enlarged: Enlarged = 1
     adversarial: Weight = 0.15
     ramp: Part = 0.05
     ema: Decay = 0.998
@@ -194,8 +202,8 @@ class Recipe:
     measured against a reference.
     `train_images` keeps the first ones only; 0 keeps all. `mirror` says that an image's mirror image is as
     good, which it is not of letters.
-    `begin_from` names a bundle of the same architecture: stage (a) begins with its tokenizer, stage (b)
-    with those tensors of its teacher that have the right shape (all but the condition's).
+    `begin_from` names a bundle: stages (a) and (b) begin with those tensors of its tokenizer and teacher that
+    are there by the same names and shapes. Of the same architecture that is all but the teacher's condition.
 
     Teacher and distillation keep an export of the averaged weights every `keep_every` updates, and
     distillation measures the FID of the student's plans every `evaluate_every`, by `evaluate`'s numbers of

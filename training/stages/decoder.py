@@ -26,6 +26,7 @@ from training.data.ahead import Ahead, copied, pinned
 from training.data.images import ImageSet
 from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips, lpips_weights
+from training.losses.perceptual import perceived
 from training.metrics.plots import reconstruction_grid
 from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
 from training.optim.memory import economical, memory_layout
@@ -83,18 +84,11 @@ def decoder_stage(
             x, share = copied(image, device), len(image) / batches.count
             with mixed_precision(device):
                 recon = model.to_image(lookup(codebook, copied(tokens, device))).float()
-                with torch.no_grad():
-                    real = lpips.features(x)
-                fake = lpips.features(recon)
-            fooled = share * adversary.fooled(fake)
-            pixel, perceptual = (
-                share * (recon - x).abs().mean(),
-                share * lpips.distance(fake, real).mean(),
-            )
-            loss = pixel + cfg.lpips * perceptual + weight * fooled
+            found = {"l1": share * (recon - x).abs().mean()}
+            found |= perceived(lpips, adversary, x, recon, share, cfg.enlarged)
+            loss = found["l1"] + cfg.lpips * found["lpips"] + weight * found["fooled"]
             loss.backward()
-            hinge = adversary.learn(real, fake, share)
-            figures.add(l1=pixel, lpips=perceptual, fooled=fooled, hinge=hinge)
+            figures.add(**found)
         parallel.sum_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         update_at(optimizer, factor)

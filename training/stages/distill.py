@@ -49,6 +49,7 @@ from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.features import Extractor
 from training.metrics.preview import sample_grid
+from training.mismatch import difference
 from training.optim.loop import Batches, Ema, HasState, Stage, one_cycle, plain, update_at
 from training.optim.memory import economical
 from training.optim.muon import MatrixOptimizer
@@ -187,8 +188,7 @@ def distill_stage(
             if lpips is not None and adversary is not None and (n := part.among(judged)):
                 codes = straight_through(logits[:n].float(), codebook)
                 real, fake = _maps(lpips, tokenizer, clean[:n], codes, open_BL[:n])
-                found["fooled"] = adversary.fooled(fake) * (n / judged)
-                found["hinge"] = adversary.learn(real, fake, n / judged)
+                found |= adversary.opinions(real, fake, n / judged)
                 loss = loss + weight * found["fooled"]
             loss.backward()
             figures.add(**found)
@@ -279,7 +279,17 @@ def run(run: Run, extractor: Extractor | None = None) -> None:
 def _transplanted(run: Run) -> AnyStudent:
     if run.recipe.begin_from is None:
         raise RecipeError("distill.start=transplant needs begin_from, a bundle", param="distill.start")
-    old = begun_from(run).sampler
+    bundle = begun_from(run)
+    if bundle.manifest.vq != run.recipe.tokenizer_model:
+        raise RecipeError(
+            f"{bundle.name} has another tokenizer than the recipe {run.recipe.name!r}: "
+            + difference(
+                {"tokenizer_model": asdict(bundle.manifest.vq)},
+                {"tokenizer_model": asdict(run.recipe.tokenizer_model)},
+            ),
+            param="begin_from",
+        )
+    old = bundle.sampler
     if not (isinstance(old.teacher, AnyTeacher) and isinstance(old.student, AnyStudent)):
         raise RecipeError(f"{run.recipe.begin_from} lacks a teacher or a student", param="begin_from")
     if old.student.cfg != old.teacher.cfg:

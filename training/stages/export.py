@@ -1,4 +1,4 @@
-"""The bundle of an evaluated run: what `dd-server` serves."""
+"""The bundle of an evaluated run, which is what `dd-server` serves; and that of its teacher alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from dd_core.bundle import save_bundle
 from dd_core.errors import RecipeError
 from dd_core.manifest import Manifest, PresetEntry
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
+from dd_core.sampling import Sampler
 from dd_core.text.config import MiniLMConfig
 from training.data import text
 from training.data.images import About
@@ -17,7 +19,13 @@ from training.metrics.report import read_rows
 from training.optim.loop import plain
 from training.presets import presets, runs
 from training.recipes.settings import Recipe
-from training.run import Run
+from training.run import (
+    Run,
+    load_drawing_tokenizer,
+    load_teacher,
+    load_tokenizer,
+    sampler_without_marginals,
+)
 from training.trained import load_models, sampler_of
 
 
@@ -34,16 +42,43 @@ def run(run: Run, name: str, folder: Path) -> Manifest:
             f"no figures in {run.out}: run `{run.command('evaluate')}` first",
             param="out",
         )
+    models = load_models(run)
+    sampler = sampler_of(run, *models)
     measured = {row.name: row.metrics() for row in rows if row.kind == "plan"}
     others = {row.name: row.metrics() for row in rows if row.kind != "plan"}
-    tokenizer, student, teacher = load_models(run)
-    sampler, recipe = sampler_of(run, tokenizer, student, teacher), run.recipe
     # Only what was measured is offered: the planner compares figures.
     entries = [
         PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
-        for p in presets(recipe)
+        for p in presets(run.recipe)
         if p.plan.name in measured or (unmeasured and runs(sampler, p.plan))
     ]
+    return _save(run, name, folder, sampler, models, entries, others)
+
+
+def run_teacher(run: Run, name: str, folder: Path) -> Manifest:
+    """Writes a bundle without a student: a teacher to distil, or to train on, elsewhere (`dd-train start`).
+
+    Raises:
+        RecipeError: the tokenizer or the teacher has not been trained to its end.
+    """
+    models = load_drawing_tokenizer(run), None, load_teacher(run, load_tokenizer(run))
+    sampler = sampler_without_marginals(run, *models)
+    entries = [
+        PresetEntry.of(p.plan, offered=p.offered) for p in presets(run.recipe) if runs(sampler, p.plan)
+    ]
+    return _save(run, name, folder, sampler, models, entries, {})
+
+
+def _save(
+    run: Run,
+    name: str,
+    folder: Path,
+    sampler: Sampler,
+    models: tuple[AnyTokenizer, AnyStudent | None, AnyTeacher],
+    entries: list[PresetEntry],
+    others: dict[str, dict[str, float]],
+) -> Manifest:
+    recipe, (tokenizer, student, teacher) = run.recipe, models
     described = _about(run)
     manifest = Manifest(
         name=name,
@@ -54,7 +89,7 @@ def run(run: Run, name: str, folder: Path) -> Manifest:
         examples=list(described.examples),
         text=recipe.text,
         vq=recipe.tokenizer_model,
-        student=recipe.student,
+        student=None if student is None else recipe.student,
         teacher=recipe.model,
         draw=sampler.draw,
         flow=sampler.flow,

@@ -6,13 +6,15 @@ and a code that is hardly ever used is put where such a vector is. The encoder g
 straight-through gradient and the commitment loss, a multi-scale tokenizer's φ the distance of f̂ to
 the encoder's output. Quantisation starts after `continuous_for` of the run: from the first
 step on, the commitment loss pulls all outputs to one point before the decoder has taught the
-encoder to spread them.
+encoder to spread them. A discriminator, where the recipe has one, joins in at `judged_from` of the run: it
+sees the maps that LPIPS computes anyway, and what it asks for reaches the codes as well as the decoder.
 
 Shapes: B batch, L tokens, C code dimension, V codebook size.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dd_core.errors import RecipeError
 from dd_core.models import build
 from dd_core.models.build import AnyTokenizer
+from dd_core.models.layers import carry_over
+from dd_core.models.protocols import Quantized
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from training import parallel
 from training.data.ahead import Ahead, copied, pinned
 from training.data.images import ImageSet
+from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips, lpips_weights
+from training.losses.perceptual import perceived
 from training.metrics.plots import reconstruction_grid
 from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
 from training.optim.memory import economical, memory_layout
@@ -35,6 +42,8 @@ from training.parallel import Figures
 from training.recipes.settings import Recipe
 from training.run import Run, begun_from, train
 from training.stages.tokens import train_images, write_tokens
+
+log = logging.getLogger("dd_train")
 
 
 class CodebookAverage:
@@ -95,27 +104,57 @@ def new_tokenizer(recipe: Recipe, device: torch.device) -> AnyTokenizer:
     return fresh.to(device=device, memory_format=memory_layout(device))  # type: ignore[call-overload, no-any-return]
 
 
+class _Assigned:
+    """The vectors that codes replaced, and the codes, of a batch that goes through the model in parts."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.vectors_BLC = self.tokens_BL = torch.empty(0)
+
+    def add(self, rows: slice, coded: Quantized) -> None:
+        """The rows of a part; those that are other ranks' stay zeros."""
+        if not len(self.vectors_BLC):
+            self.vectors_BLC = coded.vectors_BLC.new_zeros(self.count, *coded.vectors_BLC.shape[1:])
+            self.tokens_BL = coded.tokens_BL.new_zeros(self.count, *coded.tokens_BL.shape[1:])
+        self.vectors_BLC[rows], self.tokens_BL[rows] = coded.vectors_BLC, coded.tokens_BL
+
+
+def _begin_with(first: AnyTokenizer, model: AnyTokenizer, recipe: Recipe) -> None:
+    fitting, tensors = carry_over(first, model), len(model.state_dict())
+    if not fitting:
+        raise RecipeError(f"nothing of the tokenizer of {recipe.begin_from} fits", param="begin_from")
+    log.info("tokenizer: begins with %d of its %d tensors from %s", fitting, tensors, recipe.begin_from)
+
+
 def tokenizer_stage(
     recipe: Recipe, images: ImageSet, lpips: Lpips, device: torch.device, first: AnyTokenizer | None = None
 ) -> tuple[Stage, Ema]:
     """The stage, and the average whose weights are the result.
 
     Args:
-        first: a tokenizer to go on from. Its codes are spread already: `continuous_for` can be 0.
+        first: a tokenizer to begin with: all of it that fits. Of the same architecture its codes are spread
+            already, and `continuous_for` can be 0.
+
+    Raises:
+        RecipeError: nothing of `first` fits.
     """
     cfg = recipe.tokenizer
     model = new_tokenizer(recipe, device)
     if first is not None:
-        model.load_state_dict(first.state_dict())
+        _begin_with(first, model, recipe)
     lpips = lpips.to(device)
+    adversary = Adversary(cfg.judge_lr, recipe.seed, device) if cfg.adversarial else None
     trained = [p for n, p in model.named_parameters() if n != "codebook_raw"]
     optimizer = torch.optim.AdamW(
         [{"params": trained, "peak": cfg.lr}], lr=cfg.lr, betas=(0.9, 0.99), weight_decay=0.01
     )
     average, ema = CodebookAverage(model, cfg.codebook_decay), Ema(model, cfg.ema)
     batches = Batches(len(images.images), cfg.batch, recipe.seed)
-    first_quantised = int(cfg.continuous_for * cfg.steps)
+    first_quantised, first_judged = (int(part * cfg.steps) for part in (cfg.continuous_for, cfg.judged_from))
     state: dict[str, Any] = {"model": model, "optimizer": optimizer, "codebook": average, "ema": ema}
+    if adversary is not None:
+        state |= {"judge": adversary.judge, "judging": adversary.optimizer}
+    figure_names = ["l1", "lpips", "commit"] + (["fooled", "hinge"] if adversary is not None else [])
     parts = parallel.parts(batches.count, recipe.accumulate, "tokenizer.batch")
     economical(recipe, [*model.encoder.blocks, *model.decoder.blocks])
 
@@ -127,9 +166,11 @@ def tokenizer_stage(
 
     def update(step: int) -> dict[str, Tensor]:
         flip, quantise = torch.rand(batches.count) < 0.5, step >= first_quantised
+        factor, judge = one_cycle(step, cfg.steps, 1.0), adversary if step >= first_judged else None
+        weight = cfg.adversarial * ramp(step - first_judged, cfg.ramp * cfg.steps)
         seen = max(1, round(cfg.lpips_share * batches.count))
-        vectors = tokens = torch.empty(0)
-        figures = Figures(device, "l1", "lpips", "commit")
+        assigned = _Assigned(batches.count)
+        figures = Figures(device, *figure_names)
         for part, image in zip(parts, ahead.at(step), strict=True):
             x, share = copied(image, device), len(image) / batches.count
             x = torch.where(flip[part.rows].to(device)[:, None, None, None], x.flip(3), x)
@@ -141,29 +182,24 @@ def tokenizer_stage(
             found = {"l1": share * (recon - x).abs().mean(), "commit": share * coded.commitment}
             loss = found["l1"]
             if n := part.among(seen):
-                with mixed_precision(device):
-                    with torch.no_grad():
-                        target = lpips.features(x[:n])
-                    distance_N = lpips.distance(lpips.features(recon[:n]), target)
-                found["lpips"] = distance_N.sum() / seen
-                loss = loss + cfg.lpips * found["lpips"]
+                found |= perceived(lpips, judge, x[:n], recon[:n], n / seen, cfg.enlarged)
+                loss = loss + cfg.lpips * found["lpips"] + weight * found.get("fooled", 0.0)
             if quantise:
                 loss = loss + cfg.commitment * found["commit"] + share * coded.fit
             loss.backward()  # type: ignore[no-untyped-call]
             figures.add(**found)
-            if not len(vectors):
-                vectors = coded.vectors_BLC.new_zeros(batches.count, *coded.vectors_BLC.shape[1:])
-                tokens = coded.tokens_BL.new_zeros(batches.count, *coded.tokens_BL.shape[1:])
-            vectors[part.rows], tokens[part.rows] = coded.vectors_BLC, coded.tokens_BL
+            assigned.add(part.rows, coded)
         parallel.sum_gradients(trained)
         nn.utils.clip_grad_norm_(trained, 1.0)
-        update_at(optimizer, one_cycle(step, cfg.steps, 1.0))
+        update_at(optimizer, factor)
+        if judge is not None:
+            judge.step(factor)
         if quantise:
-            average.update(vectors, tokens)
+            average.update(assigned.vectors_BLC, assigned.tokens_BL)
         else:
-            average.reseed(vectors)
+            average.reseed(assigned.vectors_BLC)
         ema.update(model)
-        in_use = average.count_V > 0.1 * tokens.numel() / len(average.count_V)
+        in_use = average.count_V > 0.1 * assigned.tokens_BL.numel() / len(average.count_V)
         return {**figures.total(), "codes_in_use": in_use.float().mean()}
 
     def preview(path: Path) -> None:
