@@ -15,7 +15,8 @@ from tests.conformance import arithmetics
 from tests.conformance.__main__ import main
 from tests.conformance.test_conformance import OWN, RECORDED
 
-# Less would be another arithmetic than its name says.
+# Less would be another arithmetic than its name says. In float32 a fold may come out equal, as one does on
+# AMD's CPUs.
 LEAST = {"exact32": 0.0, "bf16": 1e-3, "fp16": 1e-4}
 
 
@@ -29,7 +30,7 @@ def test_deviations_are_those_of_rounding(folder: Path, arithmetic: Arithmetic) 
     assert {row.fixture for row in rows} == set(arithmetics.CHECKS)
     for row in rows:
         assert row.explained(arithmetic), row
-        assert row.relative > LEAST[arithmetic.name], row
+        assert row.relative >= LEAST[arithmetic.name], row
 
 
 def test_a_wrong_fold_is_not_rounding(
