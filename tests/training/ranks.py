@@ -52,7 +52,9 @@ def recipe_of(family: str, accumulate: int) -> Recipe:
         tiny,
         accumulate=accumulate,
         recompute=accumulate > 1,
-        tokenizer=replace(tiny.tokenizer, continuous_for=weight, adversarial=weight, judged_from=0.0, **few),
+        tokenizer=replace(
+            tiny.tokenizer, continuous_for=weight, adversarial=0.1 * weight, judged_from=0.0, **few
+        ),
         decoder=replace(tiny.decoder, **few),
         teacher=replace(tiny.teacher, **few),
         distill=replace(tiny.distill, lpips=weight, adversarial=weight, judged_share=0.5, **few),
