@@ -27,7 +27,7 @@ from dd_core.engine.attention import ScaleAttention
 from dd_core.engine.layers import Product, free
 from dd_core.exact import among_idle_rows
 from dd_core.layout import TokenLayout, data_positions
-from dd_core.models.layers import attend
+from dd_core.models.layers import ClassVector, attend
 from dd_core.models.protocols import ALL_TOKENS
 from dd_core.models.var import AdaptiveBlock, Modulation, VARStudent, VARTeacher
 
@@ -105,11 +105,11 @@ class _Table(nn.Module):
         return self.table_KN1D[labels_B].to(self.dtype)
 
 
-class ClassVectors(nn.Module):
-    """The vectors that modulate the blocks and the logits head, by class.
+class ConditionVectors(nn.Module):
+    """The vectors that modulate the blocks and the logits head, by class or text.
 
-    They are tables where these take at most half of the memory of float32 layers: with 1,000 classes and a
-    width of 1,024 in two bytes a number. Else a pass computes them.
+    Those of classes are tables where these take at most half of the memory of float32 layers: with 1,000
+    classes and a width of 1,024 in two bytes a number. Else a pass computes them.
     """
 
     def __init__(self, model: VARStudent | VARTeacher, arithmetic: Arithmetic, spent: bool) -> None:
@@ -118,19 +118,19 @@ class ClassVectors(nn.Module):
         layers = [block.ada_lin for block in blocks if block.ada_lin is not None]
         shared = model.shared_ada_lin
         layers += [model.head_nm.ada_lin] if shared is None else [shared, model.head_nm.ada_lin]
-        class_KD = model.class_emb.weight.detach()
-        classes, dim = class_KD.shape
-        self.tables = 2 * classes * arithmetic.weights.itemsize <= dim * class_KD.itemsize
+        class_KD = _worth_tables(model.class_emb, arithmetic)
+        self.tables = class_KD is not None
         self.parts = nn.ModuleList(
-            _Table(layer, class_KD, arithmetic, spent) if self.tables else _Vectors(layer, arithmetic)
+            _Vectors(layer, arithmetic) if class_KD is None else _Table(layer, class_KD, arithmetic, spent)
             for layer in layers
         )
         gss = None if shared is None else torch.stack([b.ada_gss[0, 0].detach() for b in blocks])[:, :, None]
         self.register_buffer("offsets_N61D", gss)
 
-    def forward(self, labels_B: Tensor, class_BD: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, cond: Condition, class_BD: Tensor) -> tuple[list[Tensor], Tensor]:
         """Six vectors for each block, `[B, 6, 1, D]`, and two for the logits head, `[B, 2, 1, D]`."""
-        *six, two = (part(labels_B if self.tables else class_BD) for part in self.parts)
+        index = of_kind(cond, ClassCondition).labels_B if self.tables else class_BD
+        *six, two = (part(index) for part in self.parts)
         if isinstance(self.offsets_N61D, Tensor):
             [common] = six
             six = [common + offset for offset in self.offsets_N61D.unbind()]
@@ -144,7 +144,7 @@ class _Folded(nn.Module):
         super().__init__()
         self.cfg = model.cfg
         self.class_emb, self.word_embed, self.head = model.class_emb, model.word_embed, model.head
-        self.vectors = ClassVectors(model, arithmetic, spent)
+        self.vectors = ConditionVectors(model, arithmetic, spent)
         self.blocks = nn.ModuleList(
             FoldedBlock(block, arithmetic) for block in model.blocks if isinstance(block, AdaptiveBlock)
         )
@@ -153,15 +153,15 @@ class _Folded(nn.Module):
     def layout(self) -> TokenLayout:
         return self.cfg.layout
 
-    def classes(self, cond: Condition) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The class embedding `[B, D]`, the vectors of each block and those of the logits head.
+    def condition(self, cond: Condition) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The class embedding or the text's vector `[B, D]`, the vectors of each block and those of the
+        logits head.
 
         Raises:
-            InvalidRequestError: a text.
+            InvalidRequestError: a class for a model that reads text, or the reverse.
         """
-        labels_B = of_kind(cond, ClassCondition).labels_B
-        class_BD = self.class_emb(labels_B)
-        return class_BD, *self.vectors(labels_B, class_BD)
+        class_BD = self.class_emb(cond)
+        return class_BD, *self.vectors(cond, class_BD)
 
     def logits(self, h_BSD: Tensor, two: Tensor) -> Tensor:
         """The logits head."""
@@ -198,7 +198,7 @@ class FoldedStudent(_Folded):
         self, x_BLC: Tensor, cond: Condition, step_B: Tensor, chosen: slice = ALL_TOKENS
     ) -> tuple[Tensor, Tensor]:
         """As `VARStudent.predict`."""
-        class_BD, six, two = self.classes(cond)
+        class_BD, six, two = self.condition(cond)
         data_BL = data_positions(self.block_L, step_B).long()
         flag_BS = F.pad(data_BL, (1, 0), value=1)  # the start token counts as data
         tokens = self.word_embed(x_BLC) + self.place_LD + F.embedding(data_BL, self.noise_or_data_2D)
@@ -230,8 +230,8 @@ class FoldedTeacher(_Folded):
         self.register_buffer("mask_SS", model.mask_SS)
 
     def null_like(self, cond: Condition) -> Condition:
-        """The null class, for as many images."""
-        return of_kind(cond, ClassCondition).filled(self.cfg.null_class)
+        """The condition that stands for none, for as many images."""
+        return self.class_emb.null_like(cond)
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache in the arithmetic's type."""
@@ -245,7 +245,7 @@ class FoldedTeacher(_Folded):
         starts = self.layout.starts
         first, stop = starts.index(cache.length), step + 1
         place = slice(starts[first], starts[stop])
-        class_BD, six, two = self.classes(cond)
+        class_BD, six, two = self.condition(cond)
         inputs = [(class_BD[:, None] + self.pos_start).expand(-1, starts[1], -1)] if first == 0 else []
         if stop > max(1, first):
             inputs.append(self.word_embed(self.next_inputs(tokens_BL, max(1, first), stop)))
@@ -262,6 +262,17 @@ def _remembered(
     cache: KVCache, layer: int, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, scale: float
 ) -> Tensor:
     return attend(q, k, v, cache, layer, mask=mask, scale=scale)
+
+
+def _worth_tables(embedding: nn.Module, arithmetic: Arithmetic) -> Tensor | None:
+    """The class embeddings `[K, D]`, where a table of their vectors takes at most half of a layer's memory;
+    None where it takes more, or texts are the condition.
+    """
+    if not isinstance(embedding, ClassVector):
+        return None
+    classes, dim = embedding.weight.shape
+    small = 2 * classes * arithmetic.weights.itemsize <= dim * embedding.weight.itemsize
+    return embedding.weight.detach() if small else None
 
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ Family = Literal["llamagen", "var"]
 # Manifests are untrusted: a field that an architecture does not have is refused.
 STRICT: dict[str, Any] = {"extra": "forbid"}
 _Blocks = Annotated[int, Field(ge=1, le=16)]
+_TextTokens = Annotated[int, Field(ge=0, le=1024)]
+_TextDim = Annotated[int, Field(ge=0, le=16_384)]
 
 
 class _Autoencoder(ABC):
@@ -47,8 +49,8 @@ class _Transformer(ABC):
     dim: int
     heads: int
     num_classes: int
-    text_tokens: int = 0
-    text_dim: int = 0
+    text_tokens: int
+    text_dim: int
 
     @property
     def head_dim(self) -> int:
@@ -123,8 +125,8 @@ class LlamaGenConfig(_Transformer):
     rope_base: Annotated[float, Field(ge=1, le=1e9)] = 10000.0
     norm_eps: Epsilon = 1e-5
     hidden_multiple: Width = 256
-    text_tokens: Annotated[int, Field(ge=0, le=1024)] = 0
-    text_dim: Annotated[int, Field(ge=0, le=16_384)] = 0
+    text_tokens: _TextTokens = 0
+    text_dim: _TextDim = 0
     family: ClassVar[Family] = "llamagen"
 
     @property
@@ -209,6 +211,8 @@ class VARConfig(_Transformer, _Scales):
         student_mask: which tokens a student's position sees: `released` = earlier scales and itself
             (what the released checkpoints were trained with), `paper` = also its own scale (App. B),
             `checkpoint` = a mask that came with the weights.
+        text_tokens, text_dim: the condition is the mean of at most `text_tokens` states of this size, and
+            not a class. No published model of the family reads text.
     """
 
     depth: Depth = 16
@@ -223,6 +227,8 @@ class VARConfig(_Transformer, _Scales):
     mlp_ratio: Annotated[float, Field(ge=0.01, le=64, allow_inf_nan=False)] = 4.0
     prefix_mask: bool = True
     student_mask: Literal["released", "paper", "checkpoint"] = "released"
+    text_tokens: _TextTokens = 0
+    text_dim: _TextDim = 0
     family: ClassVar[Family] = "var"
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dd_core.cache import KVCache
 from dd_core.condition import ClassCondition, Condition, TextCondition, of_kind
-from dd_core.exact import cached_sequences, with_idle_queries, with_zero_sequences
+from dd_core.exact import among_idle_rows, cached_sequences, with_idle_queries, with_zero_sequences
 from dd_core.models.config import LlamaGenConfig, VARConfig
 
 
@@ -221,6 +221,50 @@ class LabelEmbedding(nn.Module):
     def visible(self, cond: Condition) -> Tensor | None:  # noqa: ARG002 - as of a text
         """None: every position may be attended to."""
         return None
+
+    def null_like(self, cond: Condition) -> Condition:
+        """The null class, for as many images."""
+        return of_kind(cond, ClassCondition).filled(self.null_class)
+
+
+class CaptionVector(nn.Module):
+    """States of a text encoder → one vector an image: fc2(gelu(fc1(mean of the text's own states))).
+
+    VAR's class embedding where the condition is a text. `uncond_embedding` is the mean that stands for no
+    text; no gradient reaches it, the layers learn what it means.
+    """
+
+    uncond_embedding: Tensor
+
+    def __init__(self, cfg: VARConfig) -> None:
+        super().__init__()
+        self.cap_proj = GeluFeedForward(cfg.text_dim, cfg.dim, cfg.dim)
+        self.register_buffer("uncond_embedding", torch.randn(cfg.text_dim) / cfg.text_dim**0.5)
+
+    def forward(self, cond: Condition) -> Tensor:
+        """`[B, D]`."""
+        text = of_kind(cond, TextCondition)
+        own_BT1 = text.mask_BT[..., None]
+        # An idle row has no state of its own.
+        mean_BN = (text.states_BTN.float() * own_BT1).sum(1) / own_BT1.sum(1).clamp(min=1)
+        return among_idle_rows(self.cap_proj, mean_BN.to(self.cap_proj.fc1.weight.dtype))
+
+    def null_like(self, cond: Condition) -> Condition:
+        """No text, for as many images."""
+        text = of_kind(cond, TextCondition)
+        states = self.uncond_embedding.to(text.states_BTN.dtype)
+        return TextCondition(states.expand_as(text.states_BTN), text.mask_BT)
+
+
+class ClassVector(nn.Embedding):
+    """Class label → VAR's class embedding `[B, D]`; the last row is the null class."""
+
+    def __init__(self, cfg: VARConfig) -> None:
+        super().__init__(cfg.num_classes + 1, cfg.dim)
+        self.null_class = cfg.null_class
+
+    def forward(self, cond: Condition) -> Tensor:  # type: ignore[override]  # labels of their kind
+        return super().forward(of_kind(cond, ClassCondition).labels_B)
 
     def null_like(self, cond: Condition) -> Condition:
         """The null class, for as many images."""

@@ -2,7 +2,8 @@
 
 Both are `dd_core.models.protocols`; parameter names are those of the published checkpoints.
 A class embedding modulates every block (adaptive layer norm), and attention is over unit-length
-queries and keys with a learned temperature a head.
+queries and keys with a learned temperature a head. Where the condition is a text, one vector made of its
+states stands wherever the class embedding stands.
 
 Shapes: B batch, K scales, L tokens, S positions, C code dimension, V codebook size, D model width,
 H heads, E head dimension.
@@ -19,11 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dd_core.cache import KVCache
-from dd_core.condition import ClassCondition, Condition, of_kind
+from dd_core.condition import Condition
 from dd_core.exact import among_idle_rows
 from dd_core.layout import TokenLayout, data_positions, paper_student_mask, student_mask, teacher_mask
 from dd_core.models.config import VARConfig
-from dd_core.models.layers import FinalLayer, GeluFeedForward, attend, carry_over
+from dd_core.models.layers import (
+    CaptionVector,
+    ClassVector,
+    FinalLayer,
+    GeluFeedForward,
+    attend,
+    carry_over,
+)
 from dd_core.models.protocols import ALL_TOKENS
 
 _NORM_EPS = 1e-6
@@ -142,7 +150,7 @@ class _Trunk(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.word_embed = nn.Linear(cfg.code_dim, cfg.dim)
-        self.class_emb = nn.Embedding(cfg.num_classes + 1, cfg.dim)
+        self.class_emb = CaptionVector(cfg) if cfg.text_dim else ClassVector(cfg)
         self.pos_start = nn.Parameter(torch.randn(1, 1, cfg.dim) * 0.02)
         self.pos_1LC = nn.Parameter(torch.randn(1, positions, cfg.dim) * 0.02)
         self.lvl_embed = nn.Embedding(levels, cfg.dim)
@@ -183,12 +191,12 @@ class _Trunk(nn.Module):
         return self.cfg.layout
 
     def label(self, cond: Condition) -> Tensor:
-        """The class embedding `[B, D]`.
+        """The class embedding, or the text's vector, `[B, D]`.
 
         Raises:
-            InvalidRequestError: a text.
+            InvalidRequestError: a class for a model that reads text, or the reverse.
         """
-        return self.class_emb(of_kind(cond, ClassCondition).labels_B)  # type: ignore[no-any-return]
+        return self.class_emb(cond)  # type: ignore[no-any-return]
 
     def modulation(self, cond_BD: Tensor) -> Tensor:
         """The input of each block: the class embedding, or the vectors that all blocks share."""
@@ -218,8 +226,8 @@ class VARTeacher(_Trunk):
         self.register_buffer("mask_SS", teacher_mask(self.layout)[1:, 1:], persistent=False)
 
     def null_like(self, cond: Condition) -> Condition:
-        """The null class, for as many images."""
-        return of_kind(cond, ClassCondition).filled(self.cfg.null_class)
+        """The condition that stands for none, for as many images."""
+        return self.class_emb.null_like(cond)
 
     def forward(self, tokens_BL: Tensor, cond: Condition) -> Tensor:
         """Teacher forcing: logits of all tokens, `[B, L, V]`. The last scale is never read."""

@@ -27,7 +27,7 @@ def left_padded(states: Tensor, mask: Tensor) -> TextCondition:
     return padded_batch([row[kept] for row, kept in zip(states, mask.bool(), strict=True)], mask.shape[1])
 
 
-def _encoded(garbage: float = 1.0) -> tuple[Tensor, Tensor]:
+def encoded(garbage: float = 1.0) -> tuple[Tensor, Tensor]:
     """An encoder's right-padded output, with noise at the padding."""
     states = torch.arange(1.0, 4 * 6 * 5 + 1).reshape(4, 6, 5).sin()
     mask = torch.tensor([[int(i < n) for i in range(6)] for n in LENGTHS])
@@ -41,7 +41,7 @@ def _teacher() -> LlamaGenTeacher:
 
 
 def test_left_padding_moves_the_words_to_the_end_and_clears_the_rest() -> None:
-    states, mask = _encoded()
+    states, mask = encoded()
     made = left_padded(states, mask)
     for b, n in enumerate(LENGTHS):
         assert torch.equal(made.states_BTN[b, 6 - n :], states[b, :n])
@@ -51,7 +51,7 @@ def test_left_padding_moves_the_words_to_the_end_and_clears_the_rest() -> None:
 
 
 def test_both_kinds_are_joined_padded_and_chosen_alike() -> None:
-    text, labels = left_padded(*_encoded()), ClassCondition(torch.tensor([3, 1, 4, 1]))
+    text, labels = left_padded(*encoded()), ClassCondition(torch.tensor([3, 1, 4, 1]))
     for cond in (text, labels):
         assert len(cond) == 4 and len(cond.joined(cond)) == 8 and len(cond.padded(3)) == 7
         assert len(cond.padded(0)) == 4 and len(cond.joined()) == 4 and len(cond.joined(cond, cond)) == 12
@@ -78,7 +78,7 @@ def test_both_kinds_are_joined_padded_and_chosen_alike() -> None:
 
 def test_no_text_keeps_the_texts_mask() -> None:
     """The reference masks the unconditional half as the conditional one."""
-    model, text = _teacher(), left_padded(*_encoded())
+    model, text = _teacher(), left_padded(*encoded())
     nothing = model.null_like(text)
     assert isinstance(nothing, TextCondition)
     assert torch.equal(nothing.mask_BT, text.mask_BT)
@@ -89,7 +89,7 @@ def test_no_text_keeps_the_texts_mask() -> None:
 def test_what_stands_at_the_padding_changes_nothing() -> None:
     """Not in the encoder's output, nor (if it were not cleared) in the condition itself."""
     model, tokens = _teacher(), torch.randint(16, (4, 9))
-    clean, dirty = (left_padded(*_encoded(g)) for g in (1.0, 50.0))
+    clean, dirty = (left_padded(*encoded(g)) for g in (1.0, 50.0))
     assert torch.equal(model(tokens, clean), model(tokens, dirty))
     noisy = TextCondition(torch.where(clean.mask_BT[..., None], clean.states_BTN, 3.0), clean.mask_BT)
     # Without a single word the last padding position, from which the image starts, sees itself.
@@ -101,7 +101,7 @@ def test_what_stands_at_the_padding_changes_nothing() -> None:
 
 
 def test_text_prefill_equals_stepwise_decoding_equals_teacher_forcing() -> None:
-    model, tokens, text = _teacher(), torch.randint(16, (4, 9)), left_padded(*_encoded())
+    model, tokens, text = _teacher(), torch.randint(16, (4, 9)), left_padded(*encoded())
     forced = model(tokens, text)
     assert forced.isfinite().all()
     stepwise, prefilled = model.new_cache(4), model.new_cache(4)
@@ -120,7 +120,7 @@ def test_a_text_alone_equals_the_same_text_in_a_batch() -> None:
     class Codes:
         codebook_VC = torch.eye(16)[:, :4] + torch.arange(16)[:, None]
 
-    model, text = _teacher(), left_padded(*_encoded())
+    model, text = _teacher(), left_padded(*encoded())
     draw = LogitSettings(3.0, top_k=8)
     sampler = Sampler(TEXT.layout, Codes(), None, model, draw=draw)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
@@ -138,10 +138,10 @@ def test_a_student_of_texts_runs_and_reads_them() -> None:
     model = LlamaGenStudent(TEXT).eval().requires_grad_(False)
     redraw(model, 1)
     noise, step = torch.randn(4, 9, 4), torch.tensor([0, 3, 5, 8])
-    codes, logits = model.predict(noise, left_padded(*_encoded()), step)
+    codes, logits = model.predict(noise, left_padded(*encoded()), step)
     assert codes.shape == (4, 9, 4) and logits.shape == (4, 9, 16)
     assert codes.isfinite().all() and logits.isfinite().all()
-    other = left_padded(*_encoded())
+    other = left_padded(*encoded())
     other.states_BTN[:, -1] += 1.0
     assert not torch.allclose(model.predict(noise, other, step)[1], logits, atol=1e-2)
 
@@ -149,7 +149,7 @@ def test_a_student_of_texts_runs_and_reads_them() -> None:
 @pytest.mark.parametrize("text_model", [True, False])
 def test_the_wrong_kind_of_condition_is_refused(text_model: bool) -> None:
     cfg = TEXT if text_model else LlamaGenConfig(1, 2, 16, 16, 4, 3, 7, hidden_multiple=8)
-    cond = ClassCondition(torch.tensor([1])) if text_model else left_padded(*_encoded())
+    cond = ClassCondition(torch.tensor([1])) if text_model else left_padded(*encoded())
     with pytest.raises(InvalidRequestError, match="text states" if text_model else "class indices") as caught:
         LlamaGenTeacher(cfg)(torch.zeros(len(cond), 9, dtype=torch.long), cond)
     assert caught.value.param == "condition"

