@@ -73,7 +73,9 @@ VAR["text-var-tiny"] = dataclasses.replace(
         depth=2, dim=32, heads=2, codebook_size=64, code_dim=4, sides=_TINY, shared_adaln=True,
         text_tokens=8, text_dim=32,
     ),
+    decoder=DecoderRecipe(steps=0, batch=8),
     distill=VAR["var-tiny"].distill,
+    evaluate=dataclasses.replace(LLAMAGEN["text-tiny"].evaluate, plans=("dd-1", "dd-2", "teacher")),
     views=2,
 )  # fmt: skip
 # Pictures of 64 pixels, two cores for a night. The tokenizer begins with what it has in common with that of
