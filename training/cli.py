@@ -29,6 +29,7 @@ from training.data.captions import read_prompts
 from training.data.sources import bundle_name
 from training.diagnose.run import diagnose as diagnose_run
 from training.diagnose.run import open_run, written
+from training.examples import choose
 from training.measure import Request, Subject, measure, reference_folder
 from training.metrics.features import FeatureExtractor
 from training.metrics.sheet import draw_sheet
@@ -212,18 +213,21 @@ def _bundle_name(value: str | None) -> str | None:
     return value
 
 
-@app.command("sheet", help="Draw classes, or prompts that are no caption of the corpus, by budget and seed.")
+@app.command("sheet", help="Draw classes or prompts, of each seed a block with a row for each budget.")
 def sheet(
     bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle, or the folder of a run.")],
     to: Annotated[Path, typer.Option(help="The PNG to write.")],
     prompts: Annotated[
         Path | None,
-        typer.Option(help="A file of prompts or classes, one a line; else ours, or the first 20 classes."),
+        typer.Option(
+            help="A file of prompts or classes, one a line; else some that are no caption of the corpus, or "
+            "the first 20 classes."
+        ),
     ] = None,
     budgets: Annotated[
-        str, typer.Option(help="Most passes of each block, by commas.", callback=_checked_budgets)
+        str, typer.Option(help="Most passes of each row of a block, by commas.", callback=_checked_budgets)
     ] = "1,2,21,64",
-    seeds: Annotated[int, typer.Option(min=1, help="Rows of a block.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="How many blocks.")] = 4,
     scale: Annotated[int, typer.Option(min=1, max=16, help="Screen pixels to a pixel.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -231,7 +235,22 @@ def sheet(
     loaded = load_bundle(locate(bundle), pick_device(device))
     chosen = read_prompts(prompts) if prompts else ()
     plans = draw_sheet(loaded, to, chosen, [int(each) for each in budgets.split(",")], seeds, scale)
-    typer.echo(f"{to}: blocks of {seeds} rows: {', '.join(plans)}")
+    typer.echo(f"{to}: {seeds} blocks of {', '.join(plans)}")
+
+
+@app.command("examples", help="Names of the corpus by how well a run's student draws them, best first.")
+@with_options
+def examples(
+    options: Options,
+    budget: Annotated[int, typer.Option(min=1, help="Most passes of a picture.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each name.")] = 4,
+    names: Annotated[int, typer.Option(min=0, help="The first names only; 0 = all.")] = 0,
+    shown: Annotated[int, typer.Option(min=1, help="How many to print.")] = 24,
+) -> None:
+    """Writes them to the run folder, where `export` takes a bundle's examples from."""
+    with prepared(options) as run:
+        for found in choose(run, budget, seeds, names)[:shown]:
+            typer.echo(f"{found.right:4.0%}  {found.margin:+.3f}  {found.name}")
 
 
 @app.command("start", help="Begin a run with a bundle's weights, or another run's tokenizer.")

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
-def test_each_row_is_a_seed_below_its_budget(folder: Path, tmp_path: Path) -> None:
+def test_each_block_is_a_seed_and_each_row_a_budget(folder: Path, tmp_path: Path) -> None:
     bundle, words = load_bundle(folder, torch.device("cpu")), tmp_path / "classes.txt"
     names = [bundle.manifest.classes[i] for i in (8, 3)]
     words.write_text("\n".join(names))
@@ -33,11 +33,11 @@ def test_each_row_is_a_seed_below_its_budget(folder: Path, tmp_path: Path) -> No
     assert said.exit_code == 0, said.output
     with Image.open(to) as sheet:
         pixels = np.asarray(sheet)
-    assert pixels.shape == (3 * (4 * 33 + 1), 3 * (2 * 33 + 1), 3)
+    assert pixels.shape == (3 * (4 * 33 + 1 + 4), 3 * (2 * 33 + 1), 3)
     plan = plan_for_budget(bundle.presets, 2).plan
-    for row, seed in ((2, 0), (3, 1)):
+    for row, gap, seed in ((1, 0, 0), (3, 4, 1)):
         for column, label in enumerate((8, 3)):
-            y, x = 3 * (1 + 33 * row), 3 * (1 + 33 * column)
+            y, x = 3 * (1 + 33 * row + gap), 3 * (1 + 33 * column)
             tile = pixels[y : y + 96 : 3, x : x + 96 : 3]
             assert np.array_equal(tile, sample_images(bundle.sampler, plan, [label], [(seed, 0)])[0])
 

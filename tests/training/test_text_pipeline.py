@@ -28,6 +28,9 @@ from training.data import captions, packages, pictograms
 from training.data import text as text_data
 from training.data.packages import DataError
 from training.diagnose.run import diagnose
+from training.examples import Example, in_turn
+from training.metrics import caption_retrieval as agreement
+from training.metrics import sheet as sheets
 from training.recipes.named import get_recipe
 from training.run import Run, load_tokenizer
 from training.stages import export, pairs
@@ -287,16 +290,61 @@ def test_matrices_of_the_encoder_are_stored_as_bytes_and_the_rest_in_half_precis
             load_bundle(copy, CPU)
 
 
-def test_a_sheet_is_of_prompts_that_nobody_trained_on(folder: Path, tmp_path: Path) -> None:
-    words = tmp_path / "prompts.txt"
-    words.write_text("a heart of stone\npurple nothing\n")
-    arguments = ["sheet", str(folder), "--to", str(tmp_path / "sheet.png"), "--prompts", str(words)]
-    said = CliRunner().invoke(app, [*arguments, "--budgets", "1,64", "--seeds", "3"])
+def test_a_sheet_is_of_prompts_that_are_given_or_that_nobody_trained_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, arguments = tmp_path / "prompts.txt", ["sheet", str(folder), "--to", str(tmp_path / "sheet.png")]
+    words.write_text(f"purple nothing\n{pictograms.load().concepts[0].name}\n")
+    given = [*arguments, "--prompts", str(words), "--budgets", "1,64", "--seeds", "3"]
+    said = CliRunner().invoke(app, given)
     assert said.exit_code == 0, said.output
-    assert "sheet.png: blocks of 3 rows: dd-1, " in said.output
+    assert "sheet.png: 3 blocks of dd-1, " in said.output
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (2 * (2 * 33 + 1), 2 * (6 * 33 + 1))
-    corpus = pictograms.load()
-    words.write_text(f"purple nothing\n{corpus.concepts[0].name}\n")
+        assert sheet.size == (2 * (2 * 33 + 1), 2 * (6 * 33 + 1 + 2 * 4))
+    monkeypatch.setattr(sheets, "UNSEEN", ("purple nothing", pictograms.load().concepts[0].name))
     refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code != 0 and isinstance(refused.exception, RecipeError)
+    assert "captions of the corpus: red heart 0" in str(refused.exception)
+
+
+def test_examples_are_names_by_how_well_they_are_drawn(run: Run, tmp_path: Path) -> None:
+    arguments = ["examples", "--recipe", "text-tiny", "--out", str(run.out), "--seeds", "2"]
+    arguments += ["--names", "9", "--shown", "3"]
+    said = CliRunner().invoke(app, arguments)
+    assert said.exit_code == 0, said.output
+    lines = [line for line in said.output.splitlines() if "%  " in line]
+    assert len(lines) == 3
+    names = (run.out / "examples.txt").read_text().split("\n")
+    known = {c.name: c.group for c in pictograms.load().concepts}
+    assert len(set(names)) == 9 and set(names) <= set(known)
+    assert {known[n] for n in names[:2]} == {0, 1}, "groups take turns"
+    manifest = export.run(run, "pictures", tmp_path / "bundle")
+    assert manifest.examples == names[:6]
+    (run.out / "examples.txt").unlink()
+    refused = CliRunner().invoke(app, ["examples", "--recipe", "tiny", "--out", str(tmp_path / "other")])
+    assert isinstance(refused.exception, RecipeError) and "no names to choose" in str(refused.exception)
+
+
+def test_the_best_of_every_group_comes_first() -> None:
+    faces = [Example("grin", 0, 1.0, 0.1), Example("frown", 0, 0.5, 0.3), Example("wink", 0, 1.0, 0.2)]
+    found = in_turn([Example("car", 5, 0.75, 0.9), *faces, Example("cat", 3, 0.0, -0.1)])
+    assert [e.name for e in found] == ["wink", "car", "cat", "grin", "frown"]
+
+
+def test_a_margin_above_zero_is_a_right_caption() -> None:
+    class Judge:
+        def __call__(self, features: torch.Tensor) -> torch.Tensor:
+            return features
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "picture_features", lambda images, _: images)
+        sentences = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), dim=1)
+        found = agreement.Agreement(Judge(), None, sentences, ["a", "b", "c"])  # type: ignore[arg-type]
+        pictures, labels = (
+            torch.tensor([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0, 0, 1.0]]),
+            torch.tensor([0, 1, 2]),
+        )
+        assert found.margins(pictures, labels).tolist() == pytest.approx([0.4, -0.4, 1.0])
+        assert (found.margins(pictures, labels) > 0).tolist() == (
+            found.closest(pictures, labels) == labels
+        ).tolist()

@@ -196,20 +196,36 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
     cfg = recipe.evaluate
     corpus = pictograms.load()
     pairs = _mixed(pictures("pair"))[: cfg.reference]
-    learned = _mixed(pictures("train", recipe.train_images))
-    views = images_of(learned, recipe.image_size, 1)
-    known_states = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
-    names = [corpus.concepts[i].name for i in learned]
-    features = picture_features(views.images, lpips)
-    judge = CaptionJudge(features, known_states[views.labels], [names[i] for i in views.labels.tolist()])
+    learned = learned_from(recipe)
     prompts = full_captions(pairs)
     states, mask = encoded(recipe, prompts, out / "captions-held-out.safetensors")
-    agreement = Agreement(judge, lpips, sentences(states, mask), [corpus.concepts[i].name for i in pairs])
-    known_by = json.dumps([prompts, names, ENCODER.sha256, lpips.fingerprint])
+    agreement = Agreement(
+        caption_judge(recipe, out, lpips),
+        lpips,
+        sentences(states, mask),
+        [corpus.concepts[i].name for i in pairs],
+    )
+    names = [corpus.concepts[i].name for i in learned]
+    known_by = json.dumps([prompts, names, ENCODER.sha256, _ROUNDED, lpips.fingerprint])
     fingerprint = hashlib.sha256(known_by.encode()).hexdigest()
     conditions = TextConditions.of_prompts(states, mask)
     test = images_of(learned[: cfg.test], recipe.image_size, 1)
     return images_of(pairs, recipe.image_size, 1), test, Prompted(conditions, agreement, fingerprint)
+
+
+def learned_from(recipe: Recipe) -> list[int]:
+    """Numbers of the pictures that are learned from, in an order that mixes concepts and styles."""
+    return _mixed(pictures("train", recipe.train_images))
+
+
+def caption_judge(recipe: Recipe, out: Path, lpips: Lpips) -> CaptionJudge:
+    """The judge of captions, which knows the pictures that are learned from and their full captions."""
+    learned, corpus = learned_from(recipe), pictograms.load()
+    views = images_of(learned, recipe.image_size, 1)
+    known = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
+    names = [corpus.concepts[i].name for i in learned]
+    features = picture_features(views.images, lpips)
+    return CaptionJudge(features, known[views.labels], [names[i] for i in views.labels.tolist()])
 
 
 def about(recipe: Recipe) -> About:

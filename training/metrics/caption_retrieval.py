@@ -130,12 +130,22 @@ class Agreement:
 
     def closest(self, image_N3HW: Tensor, label_N: Tensor) -> Tensor:
         """Number `[N]` of the prompt, among the hundred of each label, that each picture lies closest to."""
+        scores = zip(label_N.tolist(), self._scores(image_N3HW, label_N), strict=True)
+        return torch.stack([self.candidates[label][score.argmax()] for label, score in scores])
+
+    def margins(self, image_N3HW: Tensor, label_N: Tensor) -> Tensor:
+        """By how much `[N]` each picture lies closer to its own prompt than to the next of the others; below
+        zero where another is closer. Cosines of the sentence space.
+        """
+        return torch.stack([score[0] - score[1:].max() for score in self._scores(image_N3HW, label_N)])
+
+    def _scores(self, image_N3HW: Tensor, label_N: Tensor) -> list[Tensor]:
+        """Cosines of each picture and the candidates of its label, of which its own is the first."""
         vectors = self.judge(picture_features(image_N3HW, self.lpips))
-        found = []
-        for vector, label in zip(vectors, label_N.tolist(), strict=True):
-            candidates = self.candidates[label]
-            found.append(candidates[(self.sentences_ME[candidates] @ vector).argmax()])
-        return torch.stack(found)
+        return [
+            self.sentences_ME[self.candidates[label]] @ vector
+            for vector, label in zip(vectors, label_N.tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,20 @@ def reconstruction_grid(
     image_grid(torch.cat([part for pair in pairs for part in pair]), path, columns=columns)
 
 
-def image_grid(image_B3HW: Tensor, path: Path, *, columns: int, scale: int = 2) -> None:
-    """Writes images in [−1, 1], row by row, `scale` screen pixels to a pixel."""
+_GAP = 4  # pixels between blocks of rows
+
+
+def image_grid(
+    image_B3HW: Tensor, path: Path, *, columns: int, scale: int = 2, block: int | None = None
+) -> None:
+    """Writes images in [−1, 1], row by row, `scale` screen pixels to a pixel; a gap after `block` rows."""
     pixels = to_pixels(image_B3HW).cpu()
     _, height, width, _ = pixels.shape
     rows = -(-len(pixels) // columns)
-    sheet = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), 255, dtype=torch.uint8)
+    tops = [1 + row * (height + 1) + row // (block or rows) * _GAP for row in range(rows)]
+    sheet = torch.full((tops[-1] + height + 1, columns * (width + 1) + 1, 3), 255, dtype=torch.uint8)
     for i, tile in enumerate(pixels):
-        y, x = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
+        y, x = tops[i // columns], 1 + (i % columns) * (width + 1)
         sheet[y : y + height, x : x + width] = tile
     picture = Image.fromarray(sheet.numpy())
     with replacing(path) as temporary:

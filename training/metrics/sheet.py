@@ -1,4 +1,4 @@
-"""A sheet of classes, or of prompts that nobody trained on: each a column, a seed a row, by budget.
+"""A sheet of classes or prompts: each a column, a seed a block of rows, of each budget one.
 
 Shapes: B pictures.
 """
@@ -40,33 +40,35 @@ _MOST_SHOWN = 20  # classes, of those that nobody named
 def draw_sheet(
     bundle: Bundle, path: Path, words: Sequence[str], budgets: Sequence[int], seeds: int, scale: int = 2
 ) -> list[str]:
-    """Draw every prompt or class with the plan of each budget and of each seed; return the plans' names.
+    """Draw every prompt or class of each seed with the plan of each budget; return the plans' names.
+
+    A seed is a block of rows, one a plan: what more passes make of the same noise stands below it.
 
     Args:
         words: prompts; of a model of classes their names; none = `UNSEEN`, and the first 20 classes.
         scale: screen pixels to a pixel.
 
     Raises:
-        RecipeError: a prompt that is a caption of the corpus, or a class that the model has not.
+        RecipeError: one of `UNSEEN` is a caption of the corpus, or the model has no such class.
         DataError: the corpus, which says so, is not in the cache.
     """
-    cond = _classes(bundle, words) if bundle.text is None else bundle.text.encode(_unknown(words or UNSEEN))
+    cond = _classes(bundle, words) if bundle.text is None else bundle.text.encode(words or _unseen())
     plans = [plan_for_budget(bundle.presets, budget).plan for budget in budgets]
     rows = [
         sample_images(bundle.sampler, plan, cond, [(seed, 0)] * len(cond))
-        for plan in plans
         for seed in range(seeds)
+        for plan in plans
     ]
-    image_grid(from_pixels(torch.cat(rows)), path, columns=len(cond), scale=scale)
+    image_grid(from_pixels(torch.cat(rows)), path, columns=len(cond), scale=scale, block=len(plans))
     return [plan.name for plan in plans]
 
 
-def _unknown(prompts: Sequence[str]) -> Sequence[str]:
-    """The prompts. Raises RecipeError where one is a caption of the corpus."""
+def _unseen() -> Sequence[str]:
+    """The prompts that nobody trained on. Raises RecipeError where one is a caption of the corpus."""
     known = set(text.captions_of(range(len(pictograms.load().concepts))).texts)
-    if seen := [prompt for prompt in prompts if prompt.lower() in known]:
+    if seen := [prompt for prompt in UNSEEN if prompt.lower() in known]:
         raise RecipeError(f"captions of the corpus: {', '.join(seen)}", param="prompts")
-    return prompts
+    return UNSEEN
 
 
 def _classes(bundle: Bundle, names: Sequence[str]) -> ClassCondition:

@@ -15,6 +15,7 @@ from training.data import text
 from training.data.images import About
 from training.data.origin import read_origin
 from training.data.sources import about
+from training.examples import read_examples
 from training.metrics.report import read_rows
 from training.optim.loop import plain
 from training.presets import presets, runs
@@ -27,6 +28,8 @@ from training.run import (
     sampler_without_marginals,
 )
 from training.trained import load_models, sampler_of
+
+_EXAMPLES = 6  # that a page offers to try
 
 
 def run(run: Run, name: str, folder: Path) -> Manifest:
@@ -120,6 +123,11 @@ def _shareable(recipe: Recipe) -> Recipe:
 
 
 def _about(run: Run) -> About:
-    """The description of the run's data, or of the data of the bundle that it was started from."""
+    """The description of the run's data, or of the data of the bundle that it was started from.
+
+    The examples are those that were chosen by measurement, if any were.
+    """
     started = run.recipe.data == "none" and run.recipe.text is None
-    return read_origin(run.out) if started else about(run.recipe)
+    described = read_origin(run.out) if started else about(run.recipe)
+    chosen = read_examples(run.out, _EXAMPLES)
+    return replace(described, examples=chosen) if chosen else described
