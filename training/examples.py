@@ -23,6 +23,7 @@ from dd_core.files import replacing
 from dd_core.plan import Plan, plan_for_budget
 from dd_core.sampling import Sampler, sample_images
 from training.data import pictograms, text
+from training.data.captions import called
 from training.data.conditions import TextConditions
 from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.caption_retrieval import Agreement, sentences
@@ -66,7 +67,8 @@ def choose(run: Run, budget: int, seeds: int, names: int = 0) -> list[Example]:
     sampler, lpips = sampler_of(run, *load_models(run)), Lpips(lpips_weights())
     plan = plan_for_budget(presets(recipe), budget).plan
     corpus = pictograms.load()
-    groups = {corpus.concepts[i].name: corpus.concepts[i].group for i in text.pictures("train")}
+    concepts = [corpus.concepts[i] for i in text.pictures("train")]
+    groups = {called(concept): concept.group for concept in concepts}
     chosen = list(groups)[: names or None]
     folder = run.out / "evaluation"
     states, mask = text.encoded(recipe, chosen, folder / "names.safetensors")

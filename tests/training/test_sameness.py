@@ -19,9 +19,10 @@ from tests.tiny import tiny_bundle
 from tests.training.fakes import Mean
 from tests.training.helpers import pictures_like
 from tests.training.test_stages import RandomLpips
+from training.data.colours import colour_words, main_hue
 from training.data.images import ImageSet
 from training.losses.lpips import Lpips
-from training.metrics.sameness import TeachersPictures, main_hue, same_colour
+from training.metrics.sameness import TeachersPictures, same_colour
 from training.recipes.settings import EvaluateRecipe
 from training.stages.evaluate import evaluate_plans
 
@@ -121,3 +122,16 @@ def test_an_evaluation_holds_every_plan_to_the_teachers_pictures_of_its_seeds(
     assert (tmp_path / "both" / "rows" / "dd-1.json").read_text() != before
     assert run([one], "alone")[0] == run([one, all_of_it], "without", None)[0] == (None, None, None)
     assert "another seed" not in (tmp_path / "without" / "evaluation.md").read_text()
+
+
+def test_a_main_colour_has_a_word() -> None:
+    words = ["red", "orange", "yellow", "green", "blue", "blue", "purple", "pink", "red"]
+    for degrees, word in zip((0, 30, 45, 120, 190, 230, 275, 320, 350), words, strict=True):
+        assert colour_words(_car(*colorsys.hsv_to_rgb(degrees / 360, 0.9, 0.9))) == [word]
+    assert colour_words(_car(*colorsys.hsv_to_rgb(25 / 360, 0.8, 0.5))) == ["brown"]
+    assert colour_words(_car(*colorsys.hsv_to_rgb(5 / 360, 0.8, 0.4))) == ["brown"]
+    grey, several = _car(0.5, 0.5, 0.5), _car(0.9, 0.1, 0.1)
+    several[0, 20:31, 6:26] = torch.tensor([20, 40, 230], dtype=torch.uint8)
+    speck = _car(0.5, 0.5, 0.5)
+    speck[0, :8, :8] = torch.tensor([255, 0, 0], dtype=torch.uint8)  # its main colour, and not much of it
+    assert colour_words(torch.cat([grey, several, speck])) == ["", "", ""]

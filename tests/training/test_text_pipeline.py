@@ -126,8 +126,30 @@ def test_captions_are_drawn_from_names_keywords_and_styles() -> None:
     found = captions.captions_of(concept, "3d")
     assert found == captions.captions_of(concept, "3d") and len(found) == captions.PER_PICTURE
     assert found[captions.FULL] == "red heart, 3d style" and "red heart" in found
-    bare = captions.captions_of(pictograms.Concept("1f600", "star", (), 0, True), "flat")
-    assert all("star" in c for c in bare)
+    assert all("red heart" in c for c in found), "a keyword alone may mean anything"
+    assert captions.captions_of(concept, "3d", "pink") == found, "its name says the colour"
+    bare = captions.captions_of(pictograms.Concept("1f600", "star", ("on", "t5"), 0, True), "flat", "blue")
+    assert bare[:4] == ("star", "star, flat style", "flat star", "blue star")
+    assert bare[4:] == ("blue star in flat style", "a blue star", "star", "flat style star")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoken", "shown"),
+    [
+        ("woman: bald", "bald woman", "a bald woman"),
+        ("man: red hair", "man with red hair", "a man with red hair"),
+        ("person: beard", "person with beard", "a person with beard"),
+        ("kiss: woman, man", "kiss, woman, man", "a kiss, woman, man"),
+        ("Ox", "ox", "an ox"),
+        ("glasses", "glasses", "glasses"),
+        ("women with bunny ears", "women with bunny ears", "women with bunny ears"),
+        ("dress", "dress", "a dress"),
+    ],
+)
+def test_a_concept_is_called_as_people_say_it(name: str, spoken: str, shown: str) -> None:
+    concept = pictograms.Concept("1f600", name, (), 0, True)
+    assert captions.called(concept) == spoken
+    assert shown in captions.captions_of(concept, "3d")
 
 
 def test_a_label_draws_among_its_captions_and_a_prompt_is_itself(run: Run, tmp_path: Path) -> None:
@@ -315,7 +337,7 @@ def test_examples_are_names_by_how_well_they_are_drawn(run: Run, tmp_path: Path)
     lines = [line for line in said.output.splitlines() if "%  " in line]
     assert len(lines) == 3
     names = (run.out / "examples.txt").read_text().split("\n")
-    known = {c.name: c.group for c in pictograms.load().concepts}
+    known = {captions.called(c): c.group for c in pictograms.load().concepts}
     assert len(set(names)) == 9 and set(names) <= set(known)
     assert {known[n] for n in names[:2]} == {0, 1}, "groups take turns"
     manifest = export.run(run, "pictures", tmp_path / "bundle")

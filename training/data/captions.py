@@ -1,4 +1,4 @@
-"""Captions of a picture from its name, keywords and style, and which pictures are held out.
+"""Captions of a picture from its name, keywords, style and colour, and which pictures are held out.
 
 Two kinds are held out, both by a hash of their names, so that no order or version changes them:
 whole *concepts* (the model never sees the thing in any style), and *pairs* of concept and style
@@ -21,28 +21,53 @@ PER_PICTURE = 8
 # Which of a picture's captions names it in full: what it is asked for by in an evaluation.
 FULL = 1
 _CONCEPTS_HELD, _PAIRS_HELD = 0.04, 0.15
+_COLOURS = {"red", "orange", "brown", "yellow", "green", "blue", "purple", "pink"}
+_COLOURS |= {"white", "black", "grey", "gold", "silver"}
 
 
-def captions_of(concept: Concept, style: str) -> tuple[str, ...]:
+def captions_of(concept: Concept, style: str, colour: str = "") -> tuple[str, ...]:
     """`PER_PICTURE` captions, half of them with the style; the same on every call.
 
-    Two of a concept's keywords are chosen by its name and the style; a concept without any is called
-    by its name alone.
+    Two of a concept's keywords are chosen by its name and the style. The name is in every caption: a
+    keyword alone ("food", "off") may mean anything.
+
+    Args:
+        colour: the word for the picture's main colour (`training.data.colours`), if it has one.
     """
-    name = concept.name.lower()
-    words = [k.lower() for k in concept.keywords] or [name]
-    first, second = (words[_number(f"{concept.code}/{k}") % len(words)] for k in ("first", "second"))
-    styled = words[_number(f"{concept.code}/{style}") % len(words)]
+    name = called(concept)
+    coloured = name if not colour or _COLOURS & set(name.split()) else f"{colour} {name}"
+    words = [k.lower() for k in concept.keywords if k.isalpha() and len(k) > 2 and k.lower() not in name]
+    picks = (f"{concept.code}/{style}{k}" for k in ("", "/second"))
+    first, second = (words[_number(pick) % len(words)] if words else "" for pick in picks)
     return (
         name,
         f"{name}, {style} style",
         f"{style} {name}",
-        f"{name} in {style} style",
-        f"{name} emoji",
-        f"{first}, {second}" if first != second else first,
-        f"{name}, {first}",
-        f"{styled}, {name}, {style} style",
+        coloured,
+        f"{coloured} in {style} style",
+        f"{_article(coloured)}{coloured}",
+        f"{name}, {first}" if first else name,
+        f"{second}, {name}, {style} style" if second else f"{style} style {name}",
     )
+
+
+def called(concept: Concept) -> str:
+    """A concept's name in the order of speech: "woman: bald" is a bald woman."""
+    kind, _, part = concept.name.lower().partition(": ")
+    if not part:
+        return kind
+    if part == "bald":
+        return f"bald {kind}"
+    return f"{kind} with {part}" if part.endswith(("hair", "beard")) else f"{kind}, {part}"
+
+
+def _article(name: str) -> str:
+    """The article and a blank, or nothing where the name is of several things."""
+    thing = name.partition(" with ")[0].partition(",")[0]
+    plural = thing.endswith("s") and not thing.endswith("ss")
+    if plural or thing.split()[0] in ("men", "women", "people"):
+        return ""
+    return "an " if name[0] in "aeiou" else "a "
 
 
 def splits(corpus: Corpus) -> tuple[Split, ...]:
@@ -76,12 +101,12 @@ class Captions:
     of_picture: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, concepts: Sequence[Concept], styles: Sequence[str]) -> Captions:
-        """Captions of pictures, given by concept and style."""
+    def of(cls, concepts: Sequence[Concept], styles: Sequence[str], colours: Sequence[str]) -> Captions:
+        """Captions of pictures, given by concept, style and the word for the main colour."""
         place: dict[str, int] = {}
         rows = [
-            tuple(place.setdefault(text, len(place)) for text in captions_of(concept, style))
-            for concept, style in zip(concepts, styles, strict=True)
+            tuple(place.setdefault(text, len(place)) for text in captions_of(*picture))
+            for picture in zip(concepts, styles, colours, strict=True)
         ]
         return cls(tuple(place), tuple(rows))
 

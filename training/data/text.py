@@ -27,6 +27,7 @@ from dd_core.text.minilm import MiniLM, MiniLMStates, adapt_minilm, packed, read
 from dd_core.text.t5 import T5States, cleaned
 from training.data import captions, pictograms
 from training.data.captions import Captions, Split
+from training.data.colours import colour_words
 from training.data.conditions import Conditions, EncodedConditions, TextConditions
 from training.data.images import About, ImageSet
 from training.data.packages import Package, one_file
@@ -81,7 +82,9 @@ def train_images(recipe: Recipe) -> ImageSet:
 def captions_of(chosen: Sequence[int]) -> Captions:
     """Captions of pictures by their numbers."""
     corpus = pictograms.load()
-    return Captions.of([corpus.concepts[i] for i in chosen], [corpus.styles[i] for i in chosen])
+    pixels = corpus.images_FN3HW[0, torch.tensor(chosen)].permute(0, 2, 3, 1)
+    colours = [word for part in torch.split(pixels, 500) for word in colour_words(part)]
+    return Captions.of([corpus.concepts[i] for i in chosen], [corpus.styles[i] for i in chosen], colours)
 
 
 def full_captions(chosen: Sequence[int]) -> list[str]:

@@ -6,7 +6,7 @@ A student learns the teacher's map from noise to tokens, so more steps should re
 it. FID cannot say whether they do: it compares sets. The teacher's pictures of *another* seed and the same
 condition say what these figures are for pictures that have only the condition in common.
 
-Shapes: N pictures, H W pixels, F bins of hue.
+Shapes: N pictures, H W pixels.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from training.data.colours import main_hue
 from training.data.images import from_pixels
 from training.losses.lpips import Lpips
 
-_BINS = 36
-# Less of a picture that is coloured, or less chroma, and it counts as grey: both are at most 1.
-_COLOURED, _CHROMA = 0.03, 0.15
 CHANGED = 45.0  # degrees of hue: red to orange, or green to cyan, and not yet to another primary colour
 
 
@@ -45,35 +42,6 @@ class Sameness:
     def figures(self) -> dict[str, float]:
         """By name, as a row has them."""
         return asdict(self)
-
-
-def main_hue(image_NHW3: Tensor) -> Tensor:
-    """Hue `[N]` of each uint8 picture's main colour, in degrees; NaN where a picture is grey.
-
-    The hexagonal hue of its pixels, weighted by their chroma, where most of the weight lies.
-    """
-    rgb = image_NHW3.flatten(1, 2).float() / 255
-    high, low = rgb.amax(-1), rgb.amin(-1)
-    chroma = high - low
-    red, green, blue = rgb.unbind(-1)
-    sector = torch.where(
-        high == red,
-        (green - blue) / chroma.clamp(min=1e-6),
-        torch.where(
-            high == green,
-            2 + (blue - red) / chroma.clamp(min=1e-6),
-            4 + (red - green) / chroma.clamp(min=1e-6),
-        ),
-    )
-    # Bins are around their hue: noise about 0° must not halve red's weight.
-    place = (sector.remainder(6) * (_BINS / 6)).round().long() % _BINS
-    weight = chroma.where(chroma >= _CHROMA, 0.0)
-    histogram_NF = torch.zeros(len(rgb), _BINS).scatter_add_(1, place, weight)
-    smooth_NF = F.conv1d(
-        F.pad(histogram_NF[:, None], (2, 2), mode="circular"), torch.tensor([[[1.0, 2.0, 3.0, 2.0, 1.0]]])
-    )[:, 0]
-    hue_N = smooth_NF.argmax(1) * (360 / _BINS)
-    return hue_N.where((weight > 0).float().mean(1) >= _COLOURED, torch.nan)
 
 
 def same_colour(hue_N: Tensor, other_N: Tensor) -> Tensor:
