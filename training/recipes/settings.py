@@ -139,6 +139,8 @@ class DistillRecipe:
     `layers` is the student's number of blocks (None = the teacher's): more than it begins with are put in as
     the identity.
     `pairs` keeps the first pairs only; 0 keeps all.
+    `evenness` is how much the tokens of a block of n count for less, by n^−`evenness`: with 0 every token
+    counts alike, and of VAR's the last scale is half of the loss; with 1 every scale counts alike.
     `split` is which head the offered plans use: tokens of blocks before it come from the logits, the
     others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """
@@ -154,6 +156,7 @@ class DistillRecipe:
     lr: Rate = 1e-3
     matrix_lr: Rate = 2e-3
     weight_decay: Weight = 0.0
+    evenness: Part = 0.0
     cross_entropy: Weight = 0.1
     lpips: Weight = 1.0
     lpips_share: Share = 1.0

@@ -144,6 +144,7 @@ def distill_stage(
     parts = parallel.parts(batches.count, recipe.accumulate, "distill.batch")
     economical(recipe, [*student.blocks, *tokenizer.decoder.blocks])
     choices, block_L = torch.tensor(cfg.train_steps), layout.block_index()  # both on the host
+    weight_L = torch.tensor(layout.block_sizes, dtype=torch.float32)[block_L] ** -cfg.evenness
     if lpips is not None:
         lpips = lpips.to(device)
     adversary = Adversary(cfg.judge_lr, recipe.seed, device) if cfg.adversarial else None
@@ -162,7 +163,8 @@ def distill_stage(
         chosen, noises = ahead.at(step)
         picked = conditions.pick(label_N[chosen])
         t_B = choices[torch.randint(len(choices), (len(chosen),))].maximum(begin_N[chosen])
-        opened = float((~data_positions(block_L, t_B)).sum())
+        open_all = ~data_positions(block_L, t_B)
+        opened, weighed = float(open_all.sum()), float((open_all * weight_L).sum())
         decoded, judged = (max(1, round(s * len(chosen))) for s in (cfg.lpips_share, cfg.judged_share))
         figures, weight = Figures(device, *figure_names), cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
         for part, noise in zip(parts, noises, strict=True):
@@ -175,9 +177,10 @@ def distill_stage(
                 embeddings, logits = student(x_t, cond, t)
             embeddings = embeddings.float()
             ce_N = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+            counted_BL = open_BL * weight_L.to(device)
             found = {
-                "cross_entropy": (ce_N.view_as(target) * open_BL).sum() / opened,
-                "mse": ((embeddings - clean).square().sum(-1) * open_BL).sum() / opened,
+                "cross_entropy": (ce_N.view_as(target) * counted_BL).sum() / weighed,
+                "mse": ((embeddings - clean).square().sum(-1) * counted_BL).sum() / weighed,
                 "accuracy": ((logits.detach().argmax(-1) == target) * open_BL).sum() / opened,
             }
             loss = cfg.cross_entropy * found["cross_entropy"] + cfg.mse * found["mse"]
