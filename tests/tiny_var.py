@@ -23,26 +23,27 @@ VQ = MultiScaleConfig(32, 8, 32, (1, 1), 1, SIDES)
 VAR = VARConfig(2, 32, 2, 32, 8, SIDES, 10)
 
 
-def tiny_var_manifest(student: VARConfig = VAR) -> Manifest:
+def tiny_var_manifest(student: VARConfig = VAR, **changes: object) -> Manifest:
     """Plans of 1, 2, 3 and 4 passes; students' tails stay continuous, as published, and so show rounding."""
     plans = [plan.one_step(T, split=2), plan.few_steps(T, 2, split=3)]
     plans += [plan.hybrid(T, 1, 2, split=3), plan.hybrid(T, 0, 2, split=3)]
     plans += [plan.teacher(T), plan.trajectory(T)]
-    return Manifest(
-        name="tiny-var",
-        family="var",
-        description="Random weights for tests.",
-        image_size=8,
-        classes=[f"class {i}" for i in range(VAR.num_classes)],
-        vq=VQ,
-        student=student,
-        teacher=VAR,
-        draw=LogitSettings(2.0, "linear", top_k=20, top_p=0.95),
-        flow=FlowSettings(),
-        presets=[PresetEntry.of(p) for p in plans],
-        data="none",
-        licence="MIT",
-    )
+    fields = {
+        "name": "tiny-var",
+        "family": "var",
+        "description": "Random weights for tests.",
+        "image_size": 8,
+        "classes": [f"class {i}" for i in range(VAR.num_classes)],
+        "vq": VQ,
+        "student": student,
+        "teacher": VAR,
+        "draw": LogitSettings(2.0, "linear", top_k=20, top_p=0.95),
+        "flow": FlowSettings(),
+        "presets": [PresetEntry.of(p) for p in plans],
+        "data": "none",
+        "licence": "MIT",
+    }
+    return Manifest(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def tiny_var_models(cfg: VARConfig = VAR) -> tuple[MultiScaleVQ, VARStudent, VARTeacher]:

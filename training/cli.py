@@ -231,25 +231,28 @@ def sheet(
     scale: Annotated[int, typer.Option(min=1, max=16, help="Screen pixels to a pixel.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Writes the picture and says which plans its blocks are of."""
+    """Writes the picture and says which plans its rows are of."""
     loaded = load_bundle(locate(bundle), pick_device(device))
     chosen = read_prompts(prompts) if prompts else ()
     plans = draw_sheet(loaded, to, chosen, [int(each) for each in budgets.split(",")], seeds, scale)
     typer.echo(f"{to}: {seeds} blocks of {', '.join(plans)}")
 
 
-@app.command("examples", help="Names of the corpus by how well a run's student draws them, best first.")
+@app.command("examples", help="Names of the corpus that a run's student draws well, by measurement.")
 @with_options
 def examples(
     options: Options,
     budget: Annotated[int, typer.Option(min=1, help="Most passes of a picture.")] = 1,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each name.")] = 4,
     names: Annotated[int, typer.Option(min=0, help="The first names only; 0 = all.")] = 0,
+    least: Annotated[
+        float, typer.Option(min=0, max=1, help="Least share of right pictures of a name that is kept.")
+    ] = 0.5,
     shown: Annotated[int, typer.Option(min=1, help="How many to print.")] = 24,
 ) -> None:
     """Writes them to the run folder, where `export` takes a bundle's examples from."""
     with prepared(options) as run:
-        for found in choose(run, budget, seeds, names)[:shown]:
+        for found in choose(run, budget, seeds, names, least)[:shown]:
             typer.echo(f"{found.right:4.0%}  {found.margin:+.3f}  {found.name}")
 
 

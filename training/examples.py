@@ -50,13 +50,14 @@ class Example:
     margin: float
 
 
-def choose(run: Run, budget: int, seeds: int, names: int = 0) -> list[Example]:
-    """The names of the run's corpus, the best drawn of every group in turn, in `RUN/examples.txt`.
+def choose(run: Run, budget: int, seeds: int, names: int = 0, least: float = 0.5) -> list[Example]:
+    """Names of the run's corpus, the best drawn of every group in turn, also in `RUN/examples.txt`.
 
     Args:
         budget: passes: of the plan that `steps` would choose.
         seeds: pictures of each name.
         names: the first so many of the corpus; 0 = all.
+        least: share of right pictures; names with less are left out.
 
     Raises:
         RecipeError: the run is not of the pictograms, or a stage is missing.
@@ -70,13 +71,12 @@ def choose(run: Run, budget: int, seeds: int, names: int = 0) -> list[Example]:
     concepts = [corpus.concepts[i] for i in text.pictures("train")]
     groups = {called(concept): concept.group for concept in concepts}
     chosen = list(groups)[: names or None]
-    folder = run.out / "evaluation"
-    states, mask = text.encoded(recipe, chosen, folder / "names.safetensors")
-    judge = text.caption_judge(recipe, folder, lpips)
+    states, mask = text.encoded(recipe, chosen, run.out / "captions-names.safetensors")
+    judge = text.caption_judge(recipe, run.out, lpips)
     agreement = Agreement(judge, lpips, sentences(states, mask), chosen)
     found = _measured(sampler, plan, TextConditions.of_prompts(states, mask), agreement, seeds)
     examples = [Example(name, groups[name], *figures) for name, figures in zip(chosen, found, strict=True)]
-    ordered = list(in_turn(examples))
+    ordered = list(in_turn(e for e in examples if e.right >= least))
     _write(ordered, run.out / FILE)
     return ordered
 
@@ -90,10 +90,12 @@ def in_turn(examples: Iterable[Example]) -> Iterator[Example]:
     return (e for e in chain.from_iterable(zip_longest(*groups.values())) if e is not None)
 
 
-def read_examples(folder: Path, count: int) -> tuple[str, ...]:
-    """The first of the names that were chosen in a run folder; none where none were."""
-    path = folder / FILE
-    return tuple(path.read_text(encoding="utf-8").split("\n")[:count]) if path.exists() else ()
+def read_examples(run: Run, count: int) -> tuple[str, ...]:
+    """The first of the names that were chosen for the run's student; none where none were."""
+    path, student = run.out / FILE, run.out / "student.safetensors"
+    if not path.exists() or not student.exists() or path.stat().st_mtime < student.stat().st_mtime:
+        return ()
+    return tuple(path.read_text(encoding="utf-8").splitlines()[:count])
 
 
 def _measured(

@@ -9,6 +9,18 @@ from typing import Any
 from dd_core.errors import RecipeError
 
 _SHOWN = 40  # characters of a value that a message repeats
+# Settings that came later: in what was made before, these stood for them.
+_LATER: dict[str, object] = {
+    "text_tokens": 0,
+    "text_dim": 0,
+    "tokenizer.adversarial": 0.0,
+    "tokenizer.enlarged": 1,
+    "tokenizer.judged_from": 0.5,
+    "tokenizer.judge_lr": 5e-4,
+    "tokenizer.ramp": 0.05,
+    "decoder.enlarged": 1,
+    "distill.evenness": 0.0,
+}
 
 
 def refuse_mismatch(what: object, made: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str) -> None:
@@ -34,11 +46,23 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
 
 
 def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield each field that differs, by its dotted name, with both values as JSON."""
+    """Yield each field that differs, by its dotted name, with both values as JSON.
+
+    A setting that came later and is absent from either has the value that it had before it could be set.
+    """
     before, now = dict(_flat(made)), dict(_flat(wanted))
     for name in before | now:
-        if before.get(name) != now.get(name):
-            yield name, _shown(before.get(name, "absent")), _shown(now.get(name, "absent"))
+        then, here = (found.get(name, _unset(name)) for found in (before, now))
+        if then != here:
+            yield name, _shown(then), _shown(here)
+
+
+def _unset(name: str) -> str:
+    """What stands for a setting where it is not written."""
+    for end in (name, name.rpartition(".")[2]):
+        if end in _LATER:
+            return json.dumps(_LATER[end])
+    return "absent"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

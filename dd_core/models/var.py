@@ -69,8 +69,8 @@ class CosineAttention(nn.Module):
 class Modulation(nn.Sequential):
     """linear(silu(class embedding)): `count` vectors an image, `[B, D]` → `[B, 1, count, D]`.
 
-    This is the model's one product with a row an image and not a row a token, so the rounding of an image
-    would depend on its batch. The idle rows cost next to nothing.
+    This is a product with a row an image and not a row a token, so the rounding of an image would depend on
+    its batch. The idle rows cost next to nothing.
     """
 
     def __init__(self, dim: int, count: int) -> None:

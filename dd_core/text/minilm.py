@@ -100,7 +100,7 @@ def adapt_minilm(state: Mapping[str, Tensor], length: int, source: str = "MiniLM
 def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As a bundle stores it: every matrix as int8, with a scale a row in float16.
 
-    States move by 3.0% of their size, which costs a model nothing that has been trained on the moved ones.
+    States move by 3.0% of their size. Models are trained on the moved ones.
     """
     found = dict(state)
     for key, value in state.items():
@@ -113,18 +113,19 @@ def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpacked(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The inverse of `packed`, in float32. Matrices that are no int8, as older bundles have them, stay as
-    they are.
+    """The inverse of `packed`, floats in float32. A matrix may be no int8, as in older bundles.
 
     Raises:
         WeightsError: a matrix of int8 without its scales, or scales without their matrix.
     """
-    found = {k: v.float() for k, v in state.items() if v.dtype != torch.int8 and not k.endswith(_SCALE)}
+    others = {k: v for k, v in state.items() if v.dtype != torch.int8 and not k.endswith(_SCALE)}
+    found = {k: v.float() if v.is_floating_point() else v for k, v in others.items()}
     rounded = [k for k, v in state.items() if v.dtype == torch.int8]
     scaled = [k.removesuffix(_SCALE) + _MATRIX for k in state if k.endswith(_SCALE)]
     for key in dict.fromkeys([*rounded, *scaled]):
         matrix, scale = state.get(key), state.get(_scale_of(key))
-        if matrix is None or scale is None or matrix.dtype != torch.int8 or scale.shape != (len(matrix), 1):
+        right = matrix is not None and matrix.dtype == torch.int8 and matrix.ndim == 2
+        if matrix is None or scale is None or not right or scale.shape != (len(matrix), 1):
             raise WeightsError(f"{source}: needs {key} of int8 and {_scale_of(key)} for each row", param=key)
         found[key] = matrix.float() * scale.float()
     return found

@@ -20,11 +20,13 @@ from dd_core.sampling import Sampler, SegmentRun, run_plan
 from tests.tiny import tiny_bundle
 from tests.tiny_text import tiny_text_bundle
 from tests.tiny_var import tiny_var_bundle
+from tests.tiny_var_text import tiny_var_text_bundle
 
 BUNDLES: dict[str, Callable[[Path], Path]] = {
     "llamagen": tiny_bundle,
     "text": tiny_text_bundle,
     "var": tiny_var_bundle,
+    "var-text": tiny_var_text_bundle,
 }
 PROMPTS = ("a red cat", "blue hearts", "a dog", "cat")
 

@@ -20,6 +20,7 @@ from dd_core.models.multiscale_vq import MultiScaleVQ
 from dd_core.models.var import VARStudent, VARTeacher
 from dd_core.noise import NoiseKey, batch_noise
 from dd_core.sampling import Sampler, run_plan, sample_images
+from dd_core.text.encoder import padded_batch
 from tests.dd_core.test_condition import LENGTHS, encoded, left_padded
 from tests.tiny_var import VAR, L, T, tiny_var_models
 
@@ -147,3 +148,19 @@ def test_the_wrong_kind_of_condition_is_refused(text_model: bool) -> None:
         assert caught.value.param == "condition"
     with pytest.raises(InvalidRequestError, match=wanted):
         teacher.null_like(cond)
+
+
+def test_as_many_texts_as_served_together_keep_their_bytes() -> None:
+    """States as long and as wide as MiniLM's, in batches around the least number of rows of a product."""
+    cfg = replace(TEXT, text_tokens=16, text_dim=384)
+    tokenizer, student, teacher = tiny_var_models(cfg)
+    made = Sampler(cfg.layout, tokenizer, student, teacher)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(1 + i % 16, 384, generator=generator) for i in range(19)]
+    cond = padded_batch(rows, 16)
+    for chosen in (plan.one_step(T), plan.teacher(T)):
+        whole = sample_images(made, chosen, cond, [(3, i) for i in range(19)])
+        for batch in (1, 5, 17):
+            some = slice(19 - batch, 19)
+            found = sample_images(made, chosen, cond.select(some), [(3, i) for i in range(19)[some]])
+            assert torch.equal(found, whole[some]), (chosen.name, batch)

@@ -26,7 +26,7 @@ _COLOURS, _THINGS = ("red", "blue", "green", "gold"), ("heart", "cat", "dog", "s
 
 
 def name_of(i: int) -> str:
-    return f"{_COLOURS[i % 4]} {_THINGS[i % 5]} {i}"
+    return f"{_THINGS[i % 5]} {i}" if i == 6 else f"{_COLOURS[i % 4]} {_THINGS[i % 5]} {i}"
 
 
 def code_of(i: int) -> str:

@@ -45,7 +45,7 @@ def captions_of(concept: Concept, style: str, colour: str = "") -> tuple[str, ..
         f"{style} {name}",
         coloured,
         f"{coloured} in {style} style",
-        f"{_article(coloured)}{coloured}",
+        f"{_article(name, coloured)}{coloured}",
         f"{name}, {first}" if first else name,
         f"{second}, {name}, {style} style" if second else f"{style} style {name}",
     )
@@ -61,13 +61,13 @@ def called(concept: Concept) -> str:
     return f"{kind} with {part}" if part.endswith(("hair", "beard")) else f"{kind}, {part}"
 
 
-def _article(name: str) -> str:
-    """The article and a blank, or nothing where the name is of several things."""
+def _article(name: str, spoken: str) -> str:
+    """The article that `spoken` begins with and a blank, or nothing where the name is of several things."""
     thing = name.partition(" with ")[0].partition(",")[0]
-    plural = thing.endswith("s") and not thing.endswith("ss")
+    plural = thing.endswith("s") and not thing.endswith(("ss", "us", "is"))
     if plural or thing.split()[0] in ("men", "women", "people"):
         return ""
-    return "an " if name[0] in "aeiou" else "a "
+    return "an " if spoken[0] in "aeiou" and not spoken.startswith(("uni", "ute", "eu")) else "a "
 
 
 def splits(corpus: Corpus) -> tuple[Split, ...]:

@@ -244,7 +244,9 @@ def about(recipe: Recipe) -> About:
         f"{entry['name']} {entry['version']} ({entry['style']}, {entry['licence']})"
         for entry in pictograms.licences()
     )
-    began = f" Tokenizer and teacher began as those of {recipe.begin_from}." if recipe.begin_from else ""
+    began = (
+        f" Training began with what fits of the weights of {recipe.begin_from}." if recipe.begin_from else ""
+    )
     return About(
         "Emoji-like pictograms from a few English words: faces, hearts, fruit, cars, trees. Rarer things are "
         "blobs of the right colours.",

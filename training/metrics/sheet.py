@@ -53,7 +53,7 @@ def draw_sheet(
         DataError: the corpus, which says so, is not in the cache.
     """
     cond = _classes(bundle, words) if bundle.text is None else bundle.text.encode(words or _unseen())
-    plans = [plan_for_budget(bundle.presets, budget).plan for budget in budgets]
+    plans = list(dict.fromkeys(plan_for_budget(bundle.presets, budget).plan for budget in budgets))
     rows = [
         sample_images(bundle.sampler, plan, cond, [(seed, 0)] * len(cond))
         for seed in range(seeds)

@@ -140,7 +140,7 @@ class DistillRecipe:
     the identity.
     `pairs` keeps the first pairs only; 0 keeps all.
     `evenness` is how much the tokens of a block of n count for less, by n^−`evenness`: with 0 every token
-    counts alike, and of VAR's the last scale is half of the loss; with 1 every scale counts alike.
+    counts alike, which makes most of the loss the last scales'; with 1 every scale counts alike.
     `split` is which head the offered plans use: tokens of blocks before it come from the logits, the
     others are the embedding head's vectors (`Plan.split`); None = all from the logits.
     """

@@ -145,6 +145,7 @@ def distill_stage(
     economical(recipe, [*student.blocks, *tokenizer.decoder.blocks])
     choices, block_L = torch.tensor(cfg.train_steps), layout.block_index()  # both on the host
     weight_L = torch.tensor(layout.block_sizes, dtype=torch.float32)[block_L] ** -cfg.evenness
+    on_device_L = weight_L.to(device)
     if lpips is not None:
         lpips = lpips.to(device)
     adversary = Adversary(cfg.judge_lr, recipe.seed, device) if cfg.adversarial else None
@@ -177,7 +178,7 @@ def distill_stage(
                 embeddings, logits = student(x_t, cond, t)
             embeddings = embeddings.float()
             ce_N = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
-            counted_BL = open_BL * weight_L.to(device)
+            counted_BL = open_BL * on_device_L
             found = {
                 "cross_entropy": (ce_N.view_as(target) * counted_BL).sum() / weighed,
                 "mse": ((embeddings - clean).square().sum(-1) * counted_BL).sum() / weighed,

@@ -129,5 +129,6 @@ def _about(run: Run) -> About:
     """
     started = run.recipe.data == "none" and run.recipe.text is None
     described = read_origin(run.out) if started else about(run.recipe)
-    chosen = read_examples(run.out, _EXAMPLES)
-    return replace(described, examples=chosen) if chosen else described
+    chosen = read_examples(run, _EXAMPLES)
+    said = f"{described.description} The examples are some that it draws well, chosen by measurement."
+    return replace(described, description=said, examples=chosen) if chosen else described

@@ -24,12 +24,14 @@ from tests.mutations import changed, changes
 from tests.tiny import tiny_bundle
 from tests.tiny_text import tiny_text_bundle
 from tests.tiny_var import tiny_var_bundle
+from tests.tiny_var_text import tiny_var_text_bundle
 
 CPU = torch.device("cpu")
 KINDS: dict[str, Callable[[Path], Path]] = {
     "class": tiny_bundle,
     "text": tiny_text_bundle,
     "var": tiny_var_bundle,
+    "var-text": tiny_var_text_bundle,
 }
 _SKIPPED = frozenset({"training"})  # free notes that nobody reads
 _WORDS = frozenset({"description", "examples", "classes", "metrics", "data", "licence"})
