@@ -200,10 +200,14 @@ class CaptionEmbedding(nn.Module):
         return of_kind(cond, TextCondition).mask_BT
 
     def null_like(self, cond: Condition) -> Condition:
-        """No text, for as many images, with the texts' own mask, as the reference has it."""
-        text = of_kind(cond, TextCondition)
-        states = self.uncond_embedding.to(text.states_BTN.dtype)
-        return TextCondition(states.expand_as(text.states_BTN), text.mask_BT)
+        """No text, for as many images."""
+        return _no_text(cond, self.uncond_embedding)
+
+
+def _no_text(cond: Condition, states: Tensor) -> Condition:
+    """`states` in place of every text's, with the texts' own mask, as the reference has it."""
+    text = of_kind(cond, TextCondition)
+    return TextCondition(states.to(text.states_BTN.dtype).expand_as(text.states_BTN), text.mask_BT)
 
 
 class LabelEmbedding(nn.Module):
@@ -251,9 +255,7 @@ class CaptionVector(nn.Module):
 
     def null_like(self, cond: Condition) -> Condition:
         """No text, for as many images."""
-        text = of_kind(cond, TextCondition)
-        states = self.uncond_embedding.to(text.states_BTN.dtype)
-        return TextCondition(states.expand_as(text.states_BTN), text.mask_BT)
+        return _no_text(cond, self.uncond_embedding)
 
 
 class ClassVector(nn.Embedding):

@@ -28,6 +28,17 @@ def main_hue(image_NHW3: Tensor) -> Tensor:
     The hexagonal hue of its pixels, weighted by their chroma, where most of the weight lies.
     """
     hue_NP, chroma_NP, _ = _hexagonal(image_NHW3)
+    return _main_of(hue_NP, chroma_NP)
+
+
+def turn(hue: Tensor, other: Tensor) -> Tensor:
+    """Degrees between hues, the shorter way round; NaN where one is."""
+    apart = (hue - other).abs()
+    return torch.minimum(apart, 360 - apart)
+
+
+def _main_of(hue_NP: Tensor, chroma_NP: Tensor) -> Tensor:
+    """Main hue `[N]` of pixels' hues in degrees and their chroma; NaN where next to none is coloured."""
     # Bins are around their hue: noise about 0° must not halve red's weight.
     place = (hue_NP * (_BINS / 360)).round().long() % _BINS
     weight = chroma_NP.where(chroma_NP >= _CHROMA, 0.0)
@@ -43,9 +54,8 @@ def colour_words(image_NHW3: Tensor) -> list[str]:
     """The word for each uint8 picture's main colour; "" where it is grey, or of several colours."""
     hue_NP, chroma_NP, high_NP = _hexagonal(image_NHW3)
     coloured = chroma_NP >= _CHROMA
-    main_N = main_hue(image_NHW3)
-    turn = (hue_NP - main_N[:, None]).abs()
-    near = coloured & (torch.minimum(turn, 360 - turn) <= _NEAR)
+    main_N = _main_of(hue_NP, chroma_NP)
+    near = coloured & (turn(hue_NP, main_N[:, None]) <= _NEAR)
     share = near.float().mean(1)
     plain = (share >= _SHOWN) & (share >= _ALONE * coloured.float().mean(1))  # False for NaN
     bright = (high_NP * near).sum(1) / near.sum(1).clamp(min=1)

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from training.data.colours import main_hue
+from training.data.colours import main_hue, turn
 from training.data.images import from_pixels
 from training.losses.lpips import Lpips
 
@@ -46,8 +46,7 @@ class Sameness:
 
 def same_colour(hue_N: Tensor, other_N: Tensor) -> Tensor:
     """True `[N]` where hues lie within `CHANGED` degrees of each other, or both pictures are grey."""
-    turn = (hue_N - other_N).abs()
-    near = torch.minimum(turn, 360 - turn) < CHANGED  # false for NaN
+    near = turn(hue_N, other_N) < CHANGED  # false for NaN
     return near | (hue_N.isnan() & other_N.isnan())
 
 
