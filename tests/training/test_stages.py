@@ -87,8 +87,10 @@ def _stage_maker(name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs) -> Calla
             weight = 1.0 if name.startswith("judged") else 0.0
             cfg = replace(recipe.tokenizer, adversarial=weight, judged_from=0.4)
             return tokenizer_stage(replace(recipe, tokenizer=cfg), images, lpips, CPU)
-        if name == "decoder":
-            return decoder_stage(recipe, images, tokens, tokenizer, lpips, CPU)
+        if name.endswith("decoder"):
+            shown = 0.5 if name.startswith("shown") else 0.0
+            cfg = replace(recipe, decoder=replace(recipe.decoder, drawn=shown))
+            return decoder_stage(cfg, images, tokens, tokenizer, lpips, CPU, pairs.tokens)
         if name == "teacher":
             return teacher_stage(recipe, tokens, images.labels, tokenizer, CPU)
         weight = 1.0 if name == "judged student" else 0.0
@@ -102,7 +104,8 @@ def _stage_maker(name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs) -> Calla
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenizer", "judged tokenizer", "decoder", "teacher", "student", "judged student"]
+    "name",
+    ["tokenizer", "judged tokenizer", "decoder", "shown decoder", "teacher", "student", "judged student"],
 )
 def test_resume_equals_an_uninterrupted_run(
     name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
@@ -221,15 +224,31 @@ def test_distillation_learns_a_map_from_noise(recipe: Recipe, tmp_path: Path) ->
     assert last["mse"] < 0.5
 
 
+@pytest.mark.parametrize("name", ["decoder", "shown decoder"])
 def test_the_decoder_stage_moves_the_decoder_and_nothing_else(
-    recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
+    name: str, recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
 ) -> None:
-    stage, ema = _stage_maker("decoder", recipe, lpips, pairs)()
+    stage, ema = _stage_maker(name, recipe, lpips, pairs)()
     run_stage(stage, tmp_path, seed=0)
     before = new_tokenizer(recipe, CPU).state_dict()
     moved = {k for k, v in ema.average.items() if not torch.equal(v, before[k])}
     assert moved and all(k.startswith(("decoder.", "post_quant_conv.")) for k in moved)
     assert {k for k in before if k.startswith("decoder.conv_out")} <= moved
+
+
+def test_the_decoder_learns_from_pictures_of_a_teachers_tokens(
+    recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
+) -> None:
+    """Which tokens they are changes the decoder where it is shown them, and only there."""
+    others = replace(pairs, tokens=pairs.tokens.flip(0))
+
+    def trained(name: str, shown: Pairs) -> Tensor:
+        stage, ema = _stage_maker(name, recipe, lpips, shown)()
+        run_stage(stage, tmp_path / f"{name}{shown is pairs}", seed=0)
+        return ema.average["decoder.conv_out.weight"]
+
+    assert torch.equal(trained("decoder", pairs), trained("decoder", others))
+    assert not torch.equal(trained("shown decoder", pairs), trained("shown decoder", others))
 
 
 def test_distillation_can_go_on_from_a_student(recipe: Recipe, pairs: Pairs) -> None:

@@ -18,20 +18,24 @@ def perceived(
     drawn_B3HW: Tensor,
     share: float,
     enlarged: int = 1,
+    unpaired_U3HW: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """`lpips` and, of a judge, `fooled` and `hinge`; each is `share` of a mean over the batch.
 
     The judge learns from the pictures meanwhile. Gradients flow to the drawn ones alone.
 
     Args:
+        unpaired_U3HW: drawn pictures that none of the real ones belongs to: for the judge alone.
         enlarged: how many times as wide and high VGG16 sees the pictures. Of 32 pixels its last map has four
             places, and knows little of what Inception, which sees 299, will find.
     """
     with mixed_precision(real_B3HW.device):
         with torch.no_grad():
             real = lpips.features(_enlarged(real_B3HW, enlarged))
-        drawn = lpips.features(_enlarged(drawn_B3HW, enlarged))
-    found = {"lpips": share * lpips.distance(drawn, real).mean()}
+        pictures = drawn_B3HW if unpaired_U3HW is None else torch.cat([drawn_B3HW, unpaired_U3HW])
+        drawn = lpips.features(_enlarged(pictures, enlarged))
+    paired = [maps[: len(real_B3HW)] for maps in drawn]
+    found = {"lpips": share * lpips.distance(paired, real).mean()}
     return found if judge is None else found | judge.opinions(real, drawn, share)
 
 

@@ -62,7 +62,9 @@ class DecoderRecipe:
     """Stage (a′). Loss: |x − x̂| + `lpips`·LPIPS + `adversarial`·hinge GAN, codes fixed.
 
     The adversarial weight grows from 0 over the first `ramp` of the run. VGG16 sees pictures `enlarged` so
-    many times. `steps` 0 leaves the stage out.
+    many times. With `drawn` the discriminator also sees pictures of the teacher's tokens, that part of a batch
+    as many: the decoder then draws what it will be given, and not only what an encoder found in photographs.
+    `steps` 0 leaves the stage out.
     """
 
     steps: CountOrNone
@@ -71,6 +73,7 @@ class DecoderRecipe:
     judge_lr: Rate = 5e-4
     lpips: Weight = 1.0
     enlarged: Enlarged = 1
+    drawn: Part = 0.0
     adversarial: Weight = 0.15
     ramp: Part = 0.05
     ema: Decay = 0.998

@@ -6,7 +6,10 @@ L1 and LPIPS alone leave a decoder that averages over what 64 codes cannot say, 
 pictures are far from real ones in FID. Encoder and codebook stay as they are, so teacher, pairs
 and student stay valid: this stage may run after them, before them or beside them.
 
-Shapes: B batch, N images, L tokens.
+A teacher's tokens are not those of any photograph. With `decoder.drawn` the discriminator sees pictures of
+such tokens too, the final ones of the run's pairs, which then must be there.
+
+Shapes: B batch, N images, P pairs, L tokens.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from training.optim.memory import economical, memory_layout
 from training.parallel import Figures
 from training.recipes.settings import Recipe
 from training.run import Run, load_tokenizer, train
+from training.stages.pairs import FOLDER, load_pairs
 from training.stages.tokens import read_tokens, train_images
 
 
@@ -43,12 +47,14 @@ def decoder_stage(
     tokenizer: AnyTokenizer,
     lpips: Lpips,
     device: torch.device,
+    drawn_PL: Tensor | None = None,
 ) -> tuple[Stage, Ema]:
     """The stage, and the average whose weights are the result: a whole tokenizer.
 
     Args:
         tokens_FNL: codes of all images and of their mirror images, `[2, N, L]`.
         tokenizer: where the decoder starts; encoder and codebook are taken over as they are.
+        drawn_PL: tokens that a teacher drew; none are looked at where `decoder.drawn` is 0.
     """
     cfg, count = recipe.decoder, len(images.images)
     model = new_tokenizer(recipe.tokenizer_model)
@@ -66,13 +72,18 @@ def decoder_stage(
     parts = parallel.parts(batches.count, recipe.accumulate, "decoder.batch")
     economical(recipe, model.decoder.blocks)
 
-    def load(step: int) -> list[tuple[Tensor, Tensor]]:
+    drawn_PL = tokens_FNL[0, :0] if drawn_PL is None else drawn_PL
+    drawn_batches = Batches(len(drawn_PL), cfg.batch, recipe.seed)
+    drawn_count = round(cfg.drawn * batches.count)
+
+    def load(step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         chosen, found = batches.at(step), []
         for part in parts:
             mirrored, index = chosen[part.rows] >= count, chosen[part.rows] % count
             x, _ = images.batch(index)
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-            found.append((pinned(x, device), tokens_FNL[mirrored.long(), index].long()))
+            drawn = drawn_PL[drawn_batches.at(step)[part.rows][: part.among(drawn_count)]]
+            found.append((pinned(x, device), tokens_FNL[mirrored.long(), index].long(), drawn.long()))
         return found
 
     ahead = Ahead(load, cfg.steps)
@@ -80,12 +91,13 @@ def decoder_stage(
     def update(step: int) -> dict[str, Tensor]:
         factor, weight = one_cycle(step, cfg.steps, 1.0), cfg.adversarial * ramp(step, cfg.ramp * cfg.steps)
         figures = Figures(device, "l1", "lpips", "fooled", "hinge")
-        for image, tokens in ahead.at(step):
+        for image, tokens, drawn in ahead.at(step):
             x, share = copied(image, device), len(image) / batches.count
             with mixed_precision(device):
-                recon = model.to_image(lookup(codebook, copied(tokens, device))).float()
+                codes = lookup(codebook, copied(torch.cat([tokens, drawn]), device))
+                recon, unpaired = model.to_image(codes).float().split([len(tokens), len(drawn)])
             found = {"l1": share * (recon - x).abs().mean()}
-            found |= perceived(lpips, adversary, x, recon, share, cfg.enlarged)
+            found |= perceived(lpips, adversary, x, recon, share, cfg.enlarged, unpaired)
             loss = found["l1"] + cfg.lpips * found["lpips"] + weight * found["fooled"]
             loss.backward()
             figures.add(**found)
@@ -121,5 +133,6 @@ def run(run: Run) -> None:
     with parallel.in_turn():
         tokenizer, (tokens, _) = load_tokenizer(run), read_tokens(run)
         images, lpips = train_images(run), Lpips(lpips_weights())
-    stage, ema = decoder_stage(run.recipe, images, tokens, tokenizer, lpips, run.device)
+        drawn = load_pairs(run.out / FOLDER).tokens if run.recipe.decoder.drawn else None
+    stage, ema = decoder_stage(run.recipe, images, tokens, tokenizer, lpips, run.device, drawn)
     train(run, stage, ema, new_tokenizer(run.recipe.tokenizer_model))

@@ -2,9 +2,9 @@
 
 start     ─▶ tokenizer, teacher, first-student and tokens.safetensors of a bundle (instead of training them)
 tokenizer ─▶ tokenizer.safetensors, tokens.safetensors
-decoder   ─▶ decoder.safetensors: the tokenizer that draws; same codes, so nothing else waits for it
 teacher   ─▶ teacher.safetensors
 pairs     ─▶ pairs/
+decoder   ─▶ decoder.safetensors: the tokenizer that draws; same codes, so nothing else waits for it
 own-pairs ─▶ own-pairs/: begun by first-student, gone on with by the teacher
 distill   ─▶ student.safetensors
 evaluate  ─▶ evaluation.json, evaluation.md, pictures
@@ -21,9 +21,9 @@ from training.stages import decoder, distill, evaluate, pairs, teacher, tokenize
 # Those of `dd-train all`. Pairs that begin with a student's tokens are for runs that have one to start from.
 STAGES: dict[str, Callable[[Run], object]] = {
     "tokenizer": tokenizer.run,
-    "decoder": decoder.run,
     "teacher": teacher.run,
     "pairs": pairs.run,
+    "decoder": decoder.run,
     "distill": distill.run,
     "evaluate": evaluate.run,
 }
