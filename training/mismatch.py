@@ -20,6 +20,7 @@ _LATER: dict[str, object] = {
     "tokenizer.ramp": 0.05,
     "decoder.enlarged": 1,
     "decoder.drawn": 0.0,
+    "distill.enlarged": 1,
     "distill.evenness": 0.0,
 }
 

@@ -72,6 +72,39 @@ def test_vgg_sees_pictures_as_large_as_it_is_told(lpips: Lpips) -> None:
     assert set(judged) == {"lpips", "fooled", "hinge"} and not judged["hinge"].requires_grad
 
 
+def test_unpaired_pictures_are_for_the_judge_alone(lpips: Lpips) -> None:
+    real = pictures_like(4).float().div(127.5).sub(1)
+    drawn, unpaired = real.flip(2).requires_grad_(), real.flip(3).mul(0.5).requires_grad_()
+    alone, beside = (
+        perceived(lpips, Adversary(1e-3, 0, CPU), real, drawn, 0.5, 1, u) for u in (None, unpaired)
+    )
+    torch.testing.assert_close(alone["lpips"], beside["lpips"], rtol=0.02, atol=0)
+    assert alone["hinge"] != beside["hinge"] and alone["fooled"] != beside["fooled"]
+    beside["lpips"].backward(retain_graph=True)
+    assert unpaired.grad is not None and unpaired.grad.abs().sum() == 0
+    beside["fooled"].backward()
+    assert unpaired.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("loss", ["lpips", "adversarial"])
+def test_vgg_sees_a_students_pictures_as_large_as_it_is_told(loss: str, lpips: Lpips) -> None:
+    tiny = get_recipe("tiny")
+    tokenizer = new_tokenizer(tiny, CPU)
+    tokens = torch.randint(64, (16, 64), generator=torch.Generator().manual_seed(3))
+    teacher = new_teacher(tiny, tokenizer, CPU)
+
+    def first(enlarged: int) -> dict[str, float]:
+        cfg = replace(tiny.distill, **{"lpips": 0.0, "adversarial": 0.0, loss: 1.0}, enlarged=enlarged)
+        pairs = Pairs(torch.arange(16) % 10, tokens, seed=1)
+        stage, _, _ = distill_stage(replace(tiny, distill=cfg), pairs, teacher, tokenizer, lpips, CPU)
+        torch.manual_seed(0)
+        return {name: value.item() for name, value in stage.update(0).items()}
+
+    small, large = first(1), first(2)
+    name = {"lpips": "lpips", "adversarial": "hinge"}[loss]
+    assert small["cross_entropy"] == large["cross_entropy"] and small[name] != large[name]
+
+
 def test_a_tokenizer_meets_the_judge_where_the_recipe_says(lpips: Lpips, tmp_path: Path) -> None:
     """Up to there updates are the same whatever its weight; then encoder and decoder follow it."""
     tiny = get_recipe("tiny")

@@ -25,7 +25,7 @@ from training.metrics import plots
 from training.metrics.plots import loss_curve
 from training.recipes.named import get_recipe
 from training.run import Run, load_teacher, load_tokenizer
-from training.stages import distill, evaluate, export, own_pairs, pairs
+from training.stages import decoder, distill, evaluate, export, own_pairs, pairs
 from training.stages import teacher as teaching
 from training.stages.pairs import load_pairs
 from training.start import start_from
@@ -108,7 +108,12 @@ def test_a_run_can_start_from_a_bundle(
     found = load_file(again.out / "first-student.safetensors")
     assert all(torch.equal(found[k], v.half().float()) for k, v in student.items())
     assert load_file(again.out / "tokens.safetensors")["tokens"].shape == (2, 256, 64)
+    shown = replace(again, recipe=replace(again.recipe, decoder=replace(again.recipe.decoder, drawn=1.0)))
+    with pytest.raises(RecipeError, match=r"pairs holds no complete set of pairs; run the pairs stage"):
+        decoder.run(shown)
     pairs.run(again)
+    decoder.run(shown)
+    assert (again.out / "decoder.safetensors").exists()
     with pytest.raises(RecipeError, match="own-pairs holds no complete set"):
         distill.run(again)
     own_pairs.run(again)

@@ -31,13 +31,14 @@ def perceived(
     """
     with mixed_precision(real_B3HW.device):
         with torch.no_grad():
-            real = lpips.features(_enlarged(real_B3HW, enlarged))
+            real = lpips.features(enlarge(real_B3HW, enlarged))
         pictures = drawn_B3HW if unpaired_U3HW is None else torch.cat([drawn_B3HW, unpaired_U3HW])
-        drawn = lpips.features(_enlarged(pictures, enlarged))
+        drawn = lpips.features(enlarge(pictures, enlarged))
     paired = [maps[: len(real_B3HW)] for maps in drawn]
     found = {"lpips": share * lpips.distance(paired, real).mean()}
     return found if judge is None else found | judge.opinions(real, drawn, share)
 
 
-def _enlarged(image_B3HW: Tensor, times: int) -> Tensor:
+def enlarge(image_B3HW: Tensor, times: int) -> Tensor:
+    """The pictures `times` as wide and high, bilinear."""
     return F.interpolate(image_B3HW, scale_factor=times, mode="bilinear") if times > 1 else image_B3HW

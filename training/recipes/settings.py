@@ -62,8 +62,8 @@ class DecoderRecipe:
     """Stage (a′). Loss: |x − x̂| + `lpips`·LPIPS + `adversarial`·hinge GAN, codes fixed.
 
     The adversarial weight grows from 0 over the first `ramp` of the run. VGG16 sees pictures `enlarged` so
-    many times. With `drawn` the discriminator also sees pictures of the teacher's tokens, that part of a batch
-    as many: the decoder then draws what it will be given, and not only what an encoder found in photographs.
+    many times. With `drawn` the discriminator also sees pictures of the teacher's tokens, that part of a
+    batch as many: the decoder learns from what it will be given, and not only from what an encoder found.
     `steps` 0 leaves the stage out.
     """
 
@@ -133,7 +133,8 @@ class DistillRecipe:
 
     Loss: `cross_entropy`·CE(logits) + `lpips`·LPIPS(decoder(embeddings)) + `mse`·‖embedding − code‖²
     + `adversarial`·hinge GAN(decoder(tokens)). The adversarial weight grows from 0 over the first `ramp` of
-    the run; `lpips_share` and `judged_share` are the parts of a batch that are decoded for the two.
+    the run; `lpips_share` and `judged_share` are the parts of a batch that are decoded for the two, and VGG16
+    sees those pictures `enlarged` so many times.
     `train_steps` is the set {t_k} from which t is drawn uniformly (0-based blocks).
     `optimizer` is `adamw` (0.9, 0.95) as in the paper, or `muon` for the blocks' matrices.
     `start` says whose weights the student begins with: the `teacher`'s, as in line 1 of Algorithm 2,
@@ -163,6 +164,7 @@ class DistillRecipe:
     cross_entropy: Weight = 0.1
     lpips: Weight = 1.0
     lpips_share: Share = 1.0
+    enlarged: Enlarged = 1
     mse: Weight = 0.0
     adversarial: Weight = 0.0
     judged_share: Share = 0.25

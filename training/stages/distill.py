@@ -47,6 +47,7 @@ from training.data.ahead import Ahead, copied, pinned
 from training.data.conditions import ClassConditions, Conditions
 from training.losses.adversarial import Adversary, ramp
 from training.losses.lpips import Lpips, lpips_weights
+from training.losses.perceptual import enlarge
 from training.metrics.features import Extractor
 from training.metrics.preview import sample_grid
 from training.mismatch import difference
@@ -186,12 +187,12 @@ def distill_stage(
             }
             loss = cfg.cross_entropy * found["cross_entropy"] + cfg.mse * found["mse"]
             if lpips is not None and cfg.lpips and (n := part.among(decoded)):
-                real, fake = _maps(lpips, tokenizer, clean[:n], embeddings[:n], open_BL[:n])
+                real, fake = _maps(lpips, tokenizer, clean[:n], embeddings[:n], open_BL[:n], cfg.enlarged)
                 found["lpips"] = lpips.distance(fake, real).sum() / decoded
                 loss = loss + cfg.lpips * found["lpips"]
             if lpips is not None and adversary is not None and (n := part.among(judged)):
                 codes = straight_through(logits[:n].float(), codebook)
-                real, fake = _maps(lpips, tokenizer, clean[:n], codes, open_BL[:n])
+                real, fake = _maps(lpips, tokenizer, clean[:n], codes, open_BL[:n], cfg.enlarged)
                 found |= adversary.opinions(real, fake, n / judged)
                 loss = loss + weight * found["fooled"]
             loss.backward()
@@ -244,14 +245,19 @@ def straight_through(logits_BLV: Tensor, codebook_VC: Tensor) -> Tensor:
 
 
 def _maps(
-    lpips: Lpips, tokenizer: AnyTokenizer, clean_BLC: Tensor, predicted_BLC: Tensor, open_BL: Tensor
+    lpips: Lpips,
+    tokenizer: AnyTokenizer,
+    clean_BLC: Tensor,
+    predicted_BLC: Tensor,
+    open_BL: Tensor,
+    enlarged: int = 1,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """VGG16's maps of the decoder's pictures: of the teacher's codes, and with the open ones as predicted."""
     drawn = torch.where(open_BL[..., None] > 0, predicted_BLC, clean_BLC)
     with mixed_precision(clean_BLC.device):
         with torch.no_grad():
-            real = lpips.features(tokenizer.to_image(clean_BLC).float())
-        return real, lpips.features(tokenizer.to_image(drawn).float())
+            real = lpips.features(enlarge(tokenizer.to_image(clean_BLC).float(), enlarged))
+        return real, lpips.features(enlarge(tokenizer.to_image(drawn).float(), enlarged))
 
 
 def run(run: Run, extractor: Extractor | None = None) -> None:
