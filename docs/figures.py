@@ -35,6 +35,26 @@ def quality(model: str) -> Callable[[], str]:
     return of_model
 
 
+def sameness(model: str) -> Callable[[], str]:
+    """Return a function that makes the table of a model: its plans' pictures beside the teacher's."""
+
+    def of_model() -> str:
+        manifest = read_manifest(find_bundle(model))
+        offered = sorted((p for p in manifest.presets if p.offered), key=lambda p: p.cost)
+        rows = [[_name(p, manifest), *_likeness(p.metrics)] for p in offered if "same_answer" in p.metrics]
+        if chance := manifest.metrics.get("another-seed"):
+            rows.append(["the teacher, another seed", *_likeness(chance)])
+        answer = "same caption of 100" if manifest.text is not None else "same class"
+        return table(["beside the teacher's picture", "LPIPS", answer, "same main colour"], rows)
+
+    return of_model
+
+
+def _likeness(found: Mapping[str, float]) -> list[str]:
+    shares = (f"{found[name]:.0%}".replace("%", " %") for name in ("same_answer", "same_colour"))
+    return [f"{found['teacher_lpips']:.3f}", *shares]
+
+
 def _name(preset: PresetEntry, manifest: Manifest) -> str:
     actors = [actor for actor, _, _ in preset.segments]
     if preset.name == "teacher":

@@ -231,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "diagnosis": diagnosis,
     "make": make_targets,
     "cifar": figures.quality(DEFAULT_BUNDLE),
+    "cifar-likeness": figures.sameness(DEFAULT_BUNDLE),
     "pictograms": figures.quality(DEFAULT_TEXT_BUNDLE),
 }
 

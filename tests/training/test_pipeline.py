@@ -92,6 +92,17 @@ def test_a_bundle_says_nothing_of_plans_that_were_not_chosen(run: Run, tmp_path:
     assert set(manifest.metrics) == {"reconstruction", "real-test", "real-split"}
 
 
+def test_a_bundle_says_how_near_pictures_of_two_seeds_are(run: Run, tmp_path: Path) -> None:
+    """Where each class has two pictures, which a run of 16 has not: here its report says so."""
+    shutil.copytree(run.out, tmp_path / "run")
+    report, figures = tmp_path / "run" / "evaluation" / "evaluation.json", {"teacher_lpips": 0.5}
+    record = json.loads(report.read_text())
+    record["settings"]["another_seed"] = figures
+    report.write_text(json.dumps(record))
+    manifest = export.run(replace(run, out=tmp_path / "run"), "tiny", tmp_path / "bundle")
+    assert manifest.metrics["another-seed"] == figures
+
+
 def test_a_run_can_start_from_a_bundle(
     run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from tests.training.test_stages import RandomLpips
 from training.data.colours import colour_words, main_hue
 from training.data.images import ImageSet
 from training.losses.lpips import Lpips
+from training.metrics.report import read_another_seed
 from training.metrics.sameness import TeachersPictures, same_colour
 from training.recipes.settings import EvaluateRecipe
 from training.stages.evaluate import evaluate_plans
@@ -114,6 +115,8 @@ def test_an_evaluation_holds_every_plan_to_the_teachers_pictures_of_its_seeds(
     assert "| the teacher, another seed | " in report
     settings = json.loads((tmp_path / "both" / "evaluation.json").read_text())["settings"]
     assert set(settings["another_seed"]) == set(by_hand.figures())
+    assert read_another_seed(tmp_path / "both") == settings["another_seed"]
+    assert read_another_seed(tmp_path / "nothing") == {}
     # A row of another teacher's pictures is measured anew, though the plan itself needs no teacher.
     before = (tmp_path / "both" / "rows" / "dd-1.json").read_text()
     run([one, all_of_it], "both")

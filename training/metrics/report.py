@@ -89,6 +89,14 @@ def read_rows(folder: Path) -> list[Row]:
     return [Row(**json.loads(path.read_text())["row"]) for path in sorted(folder.glob("*.json"))]
 
 
+def read_another_seed(folder: Path) -> dict[str, float]:
+    """What the second table's figures are for pictures of two seeds; `{}` where that was not measured."""
+    report = folder / "evaluation.json"
+    settings = json.loads(report.read_text(encoding="utf-8"))["settings"] if report.exists() else {}
+    found: dict[str, float] = settings.get("another_seed", {})
+    return found
+
+
 def write_report(rows: Sequence[Row], settings: dict[str, Any], out: Path) -> None:
     """Writes `evaluation.json` (settings and rows) and `evaluation.md` (the table)."""
     record = {"settings": settings, "rows": [dataclasses.asdict(r) for r in rows]}

@@ -27,27 +27,53 @@ VAR: dict[str, Recipe] = {
         model=VARConfig(depth=2, dim=32, heads=2, codebook_size=64, code_dim=4, sides=_TINY, num_classes=10),
         distill=DistillRecipe(steps=6, batch=8, train_steps=(0, 2), split=2, lpips_share=0.5, mse=1.0),
     ),
+    # Of the built-in model: teacher and student with `compile=true`; the tokenizer in two legs of 8,000 and
+    # 3,600 steps, of which the second was `enlarged`.
     "var-cpu": Recipe(
         name="var-cpu",
         tokenizer_model=MultiScaleConfig(1024, 16, 32, (1, 2, 4), 1, _CPU),
         model=VARConfig(
             depth=8, dim=192, heads=3, codebook_size=1024, code_dim=16, sides=_CPU, num_classes=10
         ),
-        tokenizer=TokenizerRecipe(steps=2700, batch=32, lpips_share=0.375),
-        decoder=DecoderRecipe(steps=2400, batch=16),
-        teacher=TeacherRecipe(steps=3600, batch=64, lr=2e-3, matrix_lr=3e-3),
-        pairs=PairsRecipe(count=20_000, batch=500, shard=5_000),
+        tokenizer=TokenizerRecipe(
+            steps=11_600,
+            batch=32,
+            lpips_share=0.25,
+            enlarged=2,
+            continuous_for=0.02,
+            adversarial=0.2,
+            judged_from=0.8,
+            judge_lr=1e-3,
+            ramp=0.1,
+        ),
+        decoder=DecoderRecipe(steps=1_200, batch=16, enlarged=2, drawn=1.0),
+        teacher=TeacherRecipe(steps=7_600, batch=64, lr=2e-3, matrix_lr=3e-3),
+        pairs=PairsRecipe(
+            count=80_000,
+            batch=250,
+            shard=2_500,
+            guidance=5.5,
+            guidance_schedule="linear",
+            solver="dpmpp-2m",
+        ),
         distill=DistillRecipe(
-            steps=1500,
+            steps=3_000,
             batch=64,
             train_steps=(0, 3),
             optimizer="muon",
+            evenness=0.5,
             cross_entropy=1.0,
             mse=1.0,
-            lpips_share=0.0625,
+            lpips=0.0,
             ema=0.998,
         ),
-        evaluate=EvaluateRecipe(images=5_000, reference=10_000, precision="auto"),
+        evaluate=EvaluateRecipe(
+            images=2_000,
+            reference=4_000,
+            test=2_000,
+            precision="auto",
+            plans=("dd-1", "dd-2", "pre-trained-1-4", "teacher", "skip-2", "onestep"),
+        ),
     ),
     # Sized like `gpu`, by arithmetic and not yet run.
     "var-gpu": Recipe(

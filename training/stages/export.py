@@ -16,7 +16,7 @@ from training.data.images import About
 from training.data.origin import read_origin
 from training.data.sources import about
 from training.examples import read_examples
-from training.metrics.report import read_rows
+from training.metrics.report import read_another_seed, read_rows
 from training.optim.loop import plain
 from training.presets import presets, runs
 from training.recipes.settings import Recipe
@@ -49,6 +49,8 @@ def run(run: Run, name: str, folder: Path) -> Manifest:
     sampler = sampler_of(run, *models)
     measured = {row.name: row.metrics() for row in rows if row.kind == "plan"}
     others = {row.name: row.metrics() for row in rows if row.kind != "plan"}
+    if chance := read_another_seed(run.out / "evaluation"):
+        others["another-seed"] = chance
     # Only what was measured is offered: the planner compares figures.
     entries = [
         PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
