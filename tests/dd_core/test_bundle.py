@@ -145,13 +145,13 @@ def test_every_error_is_a_bundle_error_without_a_manifest(tmp_path: Path) -> Non
 
 
 def test_the_built_in_bundles_load_and_stay_small() -> None:
-    """80 MiB in all is the promise of the package."""
+    """85 MiB in all is the promise of the package."""
     from dd_core.bundle import find_bundle
 
     names = builtin_bundles()
     assert "cifar10" in names
     size = sum(f.stat().st_size for n in names for f in find_bundle(n).iterdir())
-    assert size < 80 * 2**20
+    assert size < 85 * 2**20
     for name in names:
         loaded = load_bundle(name, CPU)
         measured = {p.name: p.metrics.get("fid") for p in loaded.manifest.presets}

@@ -34,7 +34,7 @@ OUTCOMES: list[tuple[str, set[str]]] = [
         {f"heart-{stage}.png" for stage in range(4)},
     ),
     (r"dd-1 dd-1\ndd-1 False\ndd-2 True\n", set()),
-    (r"pre-trained-1-21 3\ncifar10 {'dd-1': 1, 'dd-2': 2, .*}\npictograms {'dd-1': 1, .*}\n", set()),
+    (r"teacher 3\ncifar10 {'dd-1': 1, 'dd-2': 2, .*}\npictograms {'dd-1': 1, .*}\n", set()),
     (r"ready\n400 invalid_request label .*'shop'.* \S+ None\n", set()),
     (r"dd-1 false data:image/png;base64,\S+\ndd-2 true data:image/png;base64,\S+\n", set()),
     (r"(image_generation\.partial_image 32x32\n){2}image_generation\.completed 32x32\n", {"ship.png"}),

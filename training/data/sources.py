@@ -112,7 +112,7 @@ def about(recipe: Recipe) -> About:
         )
     return About(
         "Small photographs of ten kinds of things, the classes of CIFAR-10. Horses, ships, cars and "
-        "planes come out best.",
+        "trucks come out best.",
         CIFAR10_CLASSES,
         "CIFAR-10 (Krizhevsky, 2009), 50,000 training images; no licence stated, used for research. "
         "The bundle holds weights, none of the images.",

@@ -144,9 +144,11 @@ def test_exact32_keeps_the_bytes_of_narrow_models(bundle: Bundle, name: str) -> 
 @pytest.mark.parametrize("name", ["cifar10", "pictograms"])
 def test_exact32_keeps_the_bytes_of_the_built_in_models(name: str) -> None:
     bundle = load_bundle(name, torch.device("cpu"))
-    sampler, layout = bundle.sampler, bundle.sampler.layout
+    sampler = bundle.sampler
     cond = [4, 1] if bundle.text is None else bundle.text.encode(["a red apple", "a house"])
-    for chosen in (plan.one_step(layout.num_blocks), plan.few_steps(layout.num_blocks, 20)):
+    jumps = [p.plan for p in bundle.presets if p.plan.needs == {"student"}]
+    assert [p.cost for p in jumps] == [1, 2]
+    for chosen in jumps:
         found = sample_images(prepare(sampler, EXACT32), chosen, cond, [(7, 0), (8, 1)])
         assert torch.equal(found, sample_images(sampler, chosen, cond, [(7, 0), (8, 1)]))
 
