@@ -46,7 +46,7 @@ VAR: dict[str, Recipe] = {
             judge_lr=1e-3,
             ramp=0.1,
         ),
-        decoder=DecoderRecipe(steps=1_200, batch=16, enlarged=2, drawn=1.0),
+        decoder=DecoderRecipe(steps=1_000, batch=16, enlarged=2, drawn=1.0),
         teacher=TeacherRecipe(steps=7_600, batch=64, lr=2e-3, matrix_lr=3e-3),
         pairs=PairsRecipe(
             count=80_000,
