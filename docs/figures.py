@@ -51,8 +51,11 @@ def sameness(model: str) -> Callable[[], str]:
 
 
 def _likeness(found: Mapping[str, float]) -> list[str]:
-    shares = (f"{found[name]:.0%}".replace("%", " %") for name in ("same_answer", "same_colour"))
-    return [f"{found['teacher_lpips']:.3f}", *shares]
+    return [f"{found['teacher_lpips']:.3f}", *(_percent(found[n]) for n in ("same_answer", "same_colour"))]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
 
 
 def _name(preset: PresetEntry, manifest: Manifest) -> str:
@@ -76,7 +79,7 @@ def _cells(
         f"{found['fid']:.1f}",
         "–" if passes is None else f"{found['fid'] / teacher['fid']:.2f}",
         f"{max(0.0, 1000 * found['kid']):.1f}",
-        f"{found[kept]:.0%}".replace("%", " %") if kept in found else "–",
+        _percent(found[kept]) if kept in found else "–",
         "–" if time is None else f"{time:.0f}",
         "–" if time is None else f"{teacher['ms_per_image'] / time:.1f}×",
     ]

@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 import torch
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 
 from dd_core.bundle import load_bundle
 from dd_core.errors import DDError, RecipeError
@@ -194,8 +193,8 @@ def corpus() -> None:
     for entry in pictograms.licences():
         number = f"{entry['pictures']:,} pictures" if "pictures" in entry else "names and keywords"
         line = f"{entry['style']}: {entry['name']} {entry['version']}, {entry['licence']}, {number}"
-        Console().print(line, highlight=False)
-    Console().print(f"{facts}", highlight=False)
+        typer.echo(line)
+    typer.echo(f"{facts}")
 
 
 def _checked_budgets(value: str) -> str:
@@ -290,7 +289,7 @@ def export(
         write = exporting.run_teacher if teacher else exporting.run
         manifest = write(run, name or bundle_name(run.recipe), to)
     size = sum(f.bytes for f in manifest.files.values())
-    Console().print(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB", highlight=False)
+    typer.echo(f"{to}: {len(manifest.presets)} plans, {size / 2**20:.1f} MiB")
 
 
 @app.command("diagnose", help="Say why a run is as it is: codes, memorisation, jumps, and what to do.")

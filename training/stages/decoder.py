@@ -77,12 +77,12 @@ def decoder_stage(
     drawn_count = round(cfg.drawn * batches.count)
 
     def load(step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        chosen, found = batches.at(step), []
+        chosen, shown, found = batches.at(step), drawn_batches.at(step), []
         for part in parts:
             mirrored, index = chosen[part.rows] >= count, chosen[part.rows] % count
             x, _ = images.batch(index)
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-            drawn = drawn_PL[drawn_batches.at(step)[part.rows][: part.among(drawn_count)]]
+            drawn = drawn_PL[shown[part.rows][: part.among(drawn_count)]]
             found.append((pinned(x, device), tokens_FNL[mirrored.long(), index].long(), drawn.long()))
         return found
 

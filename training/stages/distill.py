@@ -250,7 +250,7 @@ def _maps(
     clean_BLC: Tensor,
     predicted_BLC: Tensor,
     open_BL: Tensor,
-    enlarged: int = 1,
+    enlarged: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """VGG16's maps of the decoder's pictures: of the teacher's codes, and with the open ones as predicted."""
     drawn = torch.where(open_BL[..., None] > 0, predicted_BLC, clean_BLC)
