@@ -31,7 +31,8 @@ from training.recipes.settings import EvaluateRecipe, Recipe
 from training.stages import distill, evaluate, student_fid, teacher
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(p for p in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if p.name != "commands.md")
+# The README's picture is drawn from a bundle that the pages make.
+PAGES = [*sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "commands.md"), ROOT / "README.md"]
 LAUNCHER = re.compile(r"torchrun .* -m training|python -m training(?!\.)|dd-train")
 # Words of the commands that stand for something of the size of a test, or for what an earlier command made.
 SMALLER = {
