@@ -203,7 +203,7 @@ class FoldedStudent(_Folded):
         flag_BS = F.pad(data_BL, (1, 0), value=1)  # the start token counts as data
         tokens = self.word_embed(x_BLC) + self.place_LD + F.embedding(data_BL, self.noise_or_data_2D)
         h = torch.cat([class_BD[:, None] + self.start_11D, tokens], 1)
-        for block, vectors, extra_2D in zip(self.blocks, six, self.extra_N2D, strict=False):
+        for block, vectors, extra_2D in zip(self.blocks, six, self.extra_N2D[:-1], strict=True):
             h = block(h, vectors, self.attention, F.embedding(flag_BS, extra_2D))
         h = h[:, 1:] + F.embedding(data_BL, self.extra_N2D[-1])
         return self.embedding_head(h, class_BD), self.logits(h[:, chosen], two)

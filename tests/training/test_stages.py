@@ -154,6 +154,18 @@ def test_a_checkpoint_of_other_settings_is_refused(
     assert caught.value.param == "teacher.lr" and "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(("name", "field"), [("student", "pairs"), ("shown decoder", "drawn")])
+def test_pairs_that_became_more_do_not_go_on_with_a_checkpoint(
+    name: str, field: str, recipe: Recipe, lpips: Lpips, pairs: Pairs, tmp_path: Path
+) -> None:
+    """A pass over them would begin anew with another order: no longer the run that was begun."""
+    stage, _ = _stage_maker(name, recipe, lpips, pairs.first(32))()
+    run_stage(stage, tmp_path, seed=0, stop_after=1)
+    stage, _ = _stage_maker(name, recipe, lpips, pairs)()
+    with pytest.raises(RecipeError, match=f"{field} was 32 and is 64"):
+        run_stage(stage, tmp_path, seed=0)
+
+
 def test_pairs_resume_to_the_same_files_and_depend_on_the_seed(recipe: Recipe, tmp_path: Path) -> None:
     tokenizer = new_tokenizer(recipe, CPU)
     teacher = new_teacher(recipe, tokenizer, CPU).eval()

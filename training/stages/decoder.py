@@ -123,6 +123,7 @@ def decoder_stage(
         "decoder": asdict(cfg),
         "seed": recipe.seed,
     }
+    config |= {"drawn": len(drawn_PL)} if cfg.drawn else {}
     return Stage("decoder", cfg.steps, state, update, batches, preview, plain(config)), ema
 
 
