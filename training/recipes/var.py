@@ -28,7 +28,8 @@ VAR: dict[str, Recipe] = {
         distill=DistillRecipe(steps=6, batch=8, train_steps=(0, 2), split=2, lpips_share=0.5, mse=1.0),
     ),
     # Of the built-in model: teacher and student with `compile=true`; the tokenizer in two legs of 8,000 and
-    # 3,600 steps, of which the second was `enlarged`.
+    # 3,600 steps, of which the second was `enlarged`. Its student had 2,200 steps more, which began with it
+    # (`distill.start=student`): `distill.adversarial=0.5`, `distill.enlarged=2`, lr 7e-4, matrix_lr 1.4e-3.
     "var-cpu": Recipe(
         name="var-cpu",
         tokenizer_model=MultiScaleConfig(1024, 16, 32, (1, 2, 4), 1, _CPU),
