@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dd_core.errors import DDError
 from dd_core.plan import Plan
-from server.devices.pixels import Pixels
 from server.scheduling.costs import Kind
 
 if TYPE_CHECKING:  # torch, which a process that only sends messages can do without
@@ -20,6 +22,7 @@ if TYPE_CHECKING:  # torch, which a process that only sends messages can do with
     from dd_core.noise import NoiseKey
 
 Prepare = Callable[["Bundle"], "Bundle"]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from server.devices.pixels import Pixels
+from server.devices.messages import Pixels
 from server.scheduling.jobs import Job
 
 

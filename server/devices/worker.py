@@ -23,8 +23,7 @@ from pathlib import Path
 from server import errors
 from server.devices import process
 from server.devices.in_flight import InFlight, Reply, Source
-from server.devices.messages import DeviceOptions, Done, Drop, Failed, Foresee, Forward, NewImage
-from server.devices.pixels import Pixels
+from server.devices.messages import DeviceOptions, Done, Drop, Failed, Foresee, Forward, NewImage, Pixels
 from server.devices.submission import Submission
 from server.devices.supervisor import Supervisor
 from server.devices.warmup import WarmupPass, warm_up

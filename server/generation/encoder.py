@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from dd_core.errors import InvalidRequestError
 from dd_core.plan import Plan
 from distilled_decoding.contract import EXIF_RECEIPT, PNG_RECEIPT, QUALITY, ImageFormat
-from server.devices.pixels import Pixels
+from server.devices.messages import Pixels
 from server.generation.sizes import Size, resample
 
 # What `Accept` may ask for, and `Content-Type` says.
