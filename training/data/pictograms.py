@@ -1,4 +1,4 @@
-"""The text corpus: emoji drawn in six styles under permissive licences, with names and keywords.
+"""The text corpus: emoji drawn in eight styles under permissive licences, with names and keywords.
 
     packages ─▶ PNG, WebP or SVG ─▶ 128 px on white ─▶ views of 64 px ─▶ pictograms.safetensors
     emojibase ─▶ name, keywords ──────────────────────────────────────▶ pictograms.json
@@ -6,7 +6,7 @@
 A *concept* is an emoji (a code point sequence), a *picture* a concept in a style. Skin tones and
 flags of countries are left out: they would be most of the corpus and teach colours of skin and
 heraldry. A picture is stored as several *views*: as it is, mirrored, and a little smaller or
-moved, so that 7,000 pictures are more than 7,000 lessons. A concept whose picture means
+moved, so that 10,000 pictures are more than 10,000 lessons. A concept whose picture means
 something else in a mirror (arrows, letters, clocks) has no mirrored views.
 
 Shapes: F views, N pictures; images are `[F, N, 3, 64, 64]` uint8.
@@ -92,6 +92,8 @@ SOURCES = (
     Source("blob", _ICONIFY, "json/noto-v1.json", "Apache-2.0"),
     # The package says Apache-2.0, which FxEmojis has for its code; its designs are Mozilla's under CC BY.
     Source("firefox", _ICONIFY, "json/fxemoji.json", "CC-BY-4.0, designs by Mozilla"),
+    Source("twitter", _ICONIFY, "json/twemoji.json", "CC-BY-4.0, designs by Twitter"),
+    Source("emojione", _ICONIFY, "json/emojione.json", "CC-BY-4.0, designs by EmojiOne"),
 )
 
 
