@@ -103,6 +103,29 @@ def test_a_bundle_says_how_near_pictures_of_two_seeds_are(run: Run, tmp_path: Pa
     assert manifest.metrics["another-seed"] == figures
 
 
+def test_distillation_judges_pictures_of_the_decoder_that_draws(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of stage (a′), not of stage (a): with another (a′) the same student looks different, no more."""
+    monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
+
+    def figures(out: Path) -> dict[str, float]:
+        (out / "student.pt").unlink()
+        distill.run(replace(run, out=out))
+        first: dict[str, float] = json.loads((out / "student.jsonl").read_text().splitlines()[0])
+        return first
+
+    shutil.copytree(run.out, tmp_path / "same")
+    shutil.copytree(run.out, tmp_path / "other")
+    shutil.copy(run.out / "tokenizer.safetensors", tmp_path / "other" / "decoder.safetensors")
+    same, other = figures(tmp_path / "same"), figures(tmp_path / "other")
+    assert abs(same["lpips"] / other["lpips"] - 1) > 0.05
+    assert same["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=1e-3)
+    (tmp_path / "other" / "decoder.safetensors").unlink()
+    with pytest.raises(RecipeError, match="dd-train decoder .* first"):
+        distill.run(replace(run, out=tmp_path / "other"))
+
+
 def test_a_run_can_start_from_a_bundle(
     run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,13 +230,13 @@ def test_a_student_can_be_made_deeper_than_its_teacher(
     for budget in (2, 21):  # the student alone, and going on behind the teacher
         chosen = plan_for_budget(bundle.presets, budget).plan
         assert sample_images(bundle.sampler, chosen, [0], [(0, 0)]).shape == (1, 32, 32, 3)
-    shallow = Run(get_recipe("tiny", ["distill.start=student"]), tmp_path / "again", CPU)
+    shallow = Run(get_recipe("tiny", ["distill.start=student", "decoder.steps=0"]), tmp_path / "again", CPU)
     start_from(shallow, tmp_path / "bundle")
     pairs.run(shallow)
     with pytest.raises(RecipeError, match=r"distill\.layers must be at least the 3"):
         distill.run(shallow)
     monkeypatch.setattr(training_run, "load_bundle", lambda *_: bundle)
-    recipe = get_recipe("tiny", ["begin_from=deeper", "distill.start=transplant"])
+    recipe = get_recipe("tiny", ["begin_from=deeper", "distill.start=transplant", "decoder.steps=0"])
     carried = Run(recipe, shallow.out, CPU)
     with pytest.raises(RecipeError, match="other blocks than its teacher"):
         distill.run(carried)

@@ -4,7 +4,7 @@
 
 L1 and LPIPS alone leave a decoder that averages over what 64 codes cannot say, and blurred
 pictures are far from real ones in FID. Encoder and codebook stay as they are, so teacher, pairs
-and student stay valid: this stage may run after them, before them or beside them.
+and student stay valid. Where distillation judges pictures, they are this decoder's, so it comes first.
 
 A teacher's tokens are not those of any photograph. With `decoder.drawn` the discriminator sees pictures of
 such tokens too, the final ones of the run's pairs, which then must be there.

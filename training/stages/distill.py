@@ -8,10 +8,10 @@ and feed-forward layers carry over all the same, and training without them fails
 
 A pair whose first tokens are the student's own is shown from the step after them on only.
 
-Losses (App. B, C): cross entropy of the logits; LPIPS between the frozen decoder's images of
-the predicted embeddings and of the teacher's tokens; and, our additions, the squared error of
-the embeddings and a discriminator between the decoder's images of the student's likeliest tokens
-and of the teacher's. Each has its weight in the recipe.
+Losses (App. B, C): cross entropy of the logits; LPIPS between the frozen decoder's images of the
+predicted embeddings and of the teacher's tokens; and, our additions, the squared error of the
+embeddings and a discriminator between the decoder's images of the student's likeliest tokens and of
+the teacher's. Each has its weight in the recipe. The decoder is that of stage (a′), if there is one.
 
 Why a discriminator: a student that cannot compute the map to the end minimises cross entropy by
 the likeliest token of each place, taken alone. Such tokens need not go together. The
@@ -60,6 +60,7 @@ from training.run import (
     Run,
     begun_from,
     keep_exports,
+    load_drawing_tokenizer,
     load_first_student,
     load_teacher,
     load_tokenizer,
@@ -273,13 +274,14 @@ def run(run: Run, extractor: Extractor | None = None) -> None:
         lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
         pairs = load_pairs(run.out / FOLDER, run.recipe.pairs).first(cfg.pairs)
         tokenizer = load_tokenizer(run)
+        drawing = load_drawing_tokenizer(run) if lpips is not None else tokenizer
         first = begin_from(run) if begin_from else None
         if run.recipe.text is not None:
             conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / PROMPTS, run.device)
         own = load_pairs(run.out / OWN_FOLDER, run.recipe.pairs) if run.recipe.pairs.own else None
         teacher = load_teacher(run, tokenizer)
     stage, ema, _ = distill_stage(
-        run.recipe, pairs, teacher, tokenizer, lpips, run.device, first, conditions, own
+        run.recipe, pairs, teacher, drawing, lpips, run.device, first, conditions, own
     )
     shape = new_student(run.recipe.student)
     callbacks = keep_exports(run, "student", ema, shape), measure_fid(run, ema, extractor)
