@@ -122,7 +122,7 @@ def test_distillation_judges_pictures_of_the_decoder_that_draws(
     assert abs(same["lpips"] / other["lpips"] - 1) > 0.05
     assert same["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=1e-3)
     (tmp_path / "other" / "decoder.safetensors").unlink()
-    with pytest.raises(RecipeError, match="dd-train decoder .* first"):
+    with pytest.raises(RecipeError, match=r"dd-train decoder .* first"):
         distill.run(replace(run, out=tmp_path / "other"))
 
 
