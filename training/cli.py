@@ -197,8 +197,8 @@ def corpus() -> None:
     typer.echo(f"{facts}")
 
 
-def _checked_budgets(value: str) -> str:
-    if not all(each.strip().isdecimal() and int(each) for each in value.split(",")):
+def _checked_budgets(value: str | None) -> str | None:
+    if value is not None and not all(each.strip().isdecimal() and int(each) for each in value.split(",")):
         raise typer.BadParameter(f"numbers of passes with commas between, as 1,2,21, not {value!r}")
     return value
 
@@ -224,8 +224,12 @@ def sheet(
         ),
     ] = None,
     budgets: Annotated[
-        str, typer.Option(help="Most passes of each row of a block, by commas.", callback=_checked_budgets)
-    ] = "1,2,21,64",
+        str | None,
+        typer.Option(
+            help="Most passes of each row of a block, by commas; else what the model's plans cost.",
+            callback=_checked_budgets,
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many blocks.")] = 4,
     scale: Annotated[int, typer.Option(min=1, max=16, help="Screen pixels to a pixel.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -233,7 +237,8 @@ def sheet(
     """Writes the picture and says which plans its rows are of."""
     loaded = load_bundle(locate(bundle), pick_device(device))
     chosen = read_prompts(prompts) if prompts else ()
-    plans = draw_sheet(loaded, to, chosen, [int(each) for each in budgets.split(",")], seeds, scale)
+    most = [int(each) for each in budgets.split(",")] if budgets else []
+    plans = draw_sheet(loaded, to, chosen, most, seeds, scale)
     typer.echo(f"{to}: {seeds} blocks of {', '.join(plans)}")
 
 

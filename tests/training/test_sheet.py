@@ -42,6 +42,16 @@ def test_each_block_is_a_seed_and_each_row_a_budget(folder: Path, tmp_path: Path
             assert np.array_equal(tile, sample_images(bundle.sampler, plan, [label], [(seed, 0)])[0])
 
 
+def test_without_budgets_there_is_a_row_for_every_cost(folder: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(folder, torch.device("cpu"))
+    said = CliRunner().invoke(
+        app, ["sheet", str(folder), "--to", str(tmp_path / "sheet.png"), "--seeds", "1"]
+    )
+    costs = sorted({preset.plan.cost for preset in bundle.presets})
+    plans = dict.fromkeys(plan_for_budget(bundle.presets, cost).plan.name for cost in costs)
+    assert len(plans) > 1 and f"1 blocks of {', '.join(plans)}\n" in said.output
+
+
 def test_all_classes_are_columns_and_an_unknown_one_is_refused(folder: Path, tmp_path: Path) -> None:
     arguments = ["sheet", str(folder), "--to", str(tmp_path / "sheet.png"), "--budgets", "1", "--seeds", "1"]
     assert CliRunner().invoke(app, arguments).exit_code == 0

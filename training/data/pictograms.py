@@ -7,13 +7,15 @@ A *concept* is an emoji (a code point sequence), a *picture* a concept in a styl
 flags of countries are left out: they would be most of the corpus and teach colours of skin and
 heraldry. A picture is stored as several *views*: as it is, mirrored, and a little smaller or
 moved, so that 10,000 pictures are more than 10,000 lessons. A concept whose picture means
-something else in a mirror (arrows, letters, clocks) has no mirrored views.
+something else in a mirror (arrows, letters, clocks) has no mirrored views. Where a style draws two
+concepts alike, pixel by pixel, the first has the picture.
 
 Shapes: F views, N pictures; images are `[F, N, 3, 64, 64]` uint8.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -37,7 +39,7 @@ log = logging.getLogger("dd_train")
 SIDE = 64
 SIZES = (32, SIDE)  # what `at_size` gives
 _DRAWN, _BASE, _MARGIN = 256, 128, 16
-_VERSION = 2  # raise it when the pictures change, so that no old file is taken
+_VERSION = 3  # raise it when the pictures change, so that no old file is taken
 # Share of the side that a view shows, where its middle is (in base pixels), whether it is mirrored.
 _VIEWS = ((1.0, 0.0, 0.0, False), (1.0, 0.0, 0.0, True), (1.08, 3.0, -2.0, False), (1.12, -3.0, 3.0, True),
           (1.04, -2.0, -3.0, False), (1.16, 2.0, 2.0, True))  # fmt: skip
@@ -120,10 +122,11 @@ class Corpus:
         return len(self.concepts)
 
 
-_COUNTRIES, _COMPONENTS = 9, 2
+_COUNTRIES, _COMPONENTS, _SYMBOLS = 9, 2, 8
 _ONE_WAY = re.compile(
-    r"\b(left|right|arrow|clock|o’clock|thirty|button|letter|letters|input|sign|keycap|mark|number|numbers|"
-    r"symbol|abc|latin|japanese|calendar|hundred|medal|question|east|west|moon|clockwise|dollar|yen|euro|pound)\b"
+    r"\b(left|right|leftwards|rightwards|arrow|clock|o’clock|thirty|button|letter|letters|input|sign|keycap|mark|"
+    r"number|numbers|symbol|abc|latin|japanese|calendar|hundred|medal|question|east|west|moon|clockwise|dollar|yen|"
+    r"euro|pound|increasing|decreasing|upwards|downwards|globe|map|japan|zzz|musical|closet|newspaper|ballot)\b"
 )
 _KEPT_FLAGS = frozenset(
     f"{kind} flag"
@@ -144,7 +147,7 @@ def concepts(names: bytes) -> list[Concept]:
         if group is None or group == _COMPONENTS or (group == _COUNTRIES and label not in _KEPT_FLAGS):
             continue
         tags = tuple(t for t in entry.get("tags", []) if t.isascii() and t not in label.split())
-        mirrored = not _ONE_WAY.search(label) and not label.startswith(("keycap", "flag"))
+        mirrored = group != _SYMBOLS and not _ONE_WAY.search(label.lower()) and not label.startswith("flag")
         found.append(Concept(code_of(entry["hexcode"]), label, tags, group, mirrored))
     return found
 
@@ -155,13 +158,8 @@ def build() -> Path:
     Raises:
         DataError: a package cannot be had or is not the pinned one.
     """
-    sources, names = SOURCES, NAMES
+    sources, names, wanted = SOURCES, NAMES, _made_of()
     store, facts = cache_dir() / "pictograms.safetensors", cache_dir() / "pictograms.json"
-    made_of = [
-        asdict(s.package) | {"style": s.style, "under": s.under, "licence": s.licence or s.package.licence}
-        for s in sources
-    ]
-    wanted = {"version": _VERSION, "sources": made_of, "names": asdict(names)}
     if facts.exists() and json.loads(facts.read_text())["made_of"] == wanted and store.exists():
         return facts
     known = concepts(one_file(names, "en/data.json"))
@@ -169,13 +167,15 @@ def build() -> Path:
     spelled = {_letters(c.name): i for i, c in reversed(list(enumerate(known)))}
     pictures: dict[tuple[int, int], Tensor] = {}
     for number, source in enumerate(sources):
+        found: dict[int, Tensor] = {}
         for name, drawn in _drawn(source, lambda n: n in place or _letters(n) in spelled):
             i = place.get(name, spelled.get(_letters(name), -1))
-            pictures.setdefault((i, number), views(drawn, known[i].mirrored))
-        count = sum(1 for _, n in pictures if n == number)
-        log.info("%s: %d pictures", source.style, count)
+            found.setdefault(i, views(drawn, known[i].mirrored))
+        unlike = {found[i][0].numpy().tobytes(): i for i in sorted(found, reverse=True)}
+        pictures |= {(i, number): found[i] for i in unlike.values()}
+        log.info("%s: %d pictures", source.style, len(unlike))
     order = sorted(pictures)
-    made_of = [m | {"pictures": sum(1 for _, n in order if n == k)} for k, m in enumerate(made_of)]
+    made_of = [m | {"pictures": sum(1 for _, n in order if n == k)} for k, m in enumerate(wanted["sources"])]
     record = {
         "made_of": wanted,
         "licences": [_licence(m) for m in made_of] + [_licence(asdict(names) | {"style": "names, keywords"})],
@@ -192,17 +192,35 @@ def load() -> Corpus:
     """The corpus that `dd-train corpus` left in the cache.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is not there, or another version's is.
     """
     store, facts = cache_dir() / "pictograms.safetensors", cache_dir() / "pictograms.json"
     if not (store.exists() and facts.exists()):
         raise DataError(f"no pictograms in {cache_dir()}: run `dd-train corpus` first", param="data")
     record = json.loads(facts.read_text())
+    if record["made_of"] != _made_of():
+        raise DataError(
+            f"the pictograms in {cache_dir()} are of another version: run `dd-train corpus`", param="data"
+        )
     known = {c["code"]: Concept(**{**c, "keywords": tuple(c["keywords"])}) for c in record["concepts"]}
     pictures = record["pictures"]
     return Corpus(
         load_file(store)["images"], tuple(known[c] for c, _ in pictures), tuple(s for _, s in pictures)
     )
+
+
+def digest() -> str:
+    """Names the corpus that this version makes: its pictures and their order."""
+    return hashlib.sha256(json.dumps(_made_of()).encode()).hexdigest()
+
+
+def _made_of() -> dict[str, Any]:
+    """All that the pictures depend on, as JSON holds it."""
+    sources = [
+        asdict(s.package) | {"style": s.style, "under": s.under, "licence": s.licence or s.package.licence}
+        for s in SOURCES
+    ]
+    return {"version": _VERSION, "sources": sources, "names": asdict(NAMES)}
 
 
 def licences() -> list[dict[str, Any]]:

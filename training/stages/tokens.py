@@ -13,6 +13,7 @@ from torch import Tensor
 from dd_core.files import save_tensors
 from dd_core.models.build import AnyTokenizer
 from training import parallel
+from training.data import pictograms
 from training.data.images import ImageSet
 from training.data.sources import load_images
 from training.run import Run, facts_of, load_tokenizer, read
@@ -60,8 +61,13 @@ def read_tokens(run: Run) -> tuple[Tensor, Tensor]:
 def _images_of(run: Run) -> dict[str, object]:
     """The settings that say which images the tokens are of."""
     recipe = run.recipe
-    found = {"data": recipe.data, "train_images": recipe.train_images, "views": recipe.views}
+    found: dict[str, object] = {
+        "data": recipe.data,
+        "train_images": recipe.train_images,
+        "views": recipe.views,
+    }
     found |= {} if recipe.mirror else {"mirror": False}
+    found |= {"corpus": pictograms.digest()} if recipe.data == "pictograms" else {}
     return found | ({} if recipe.folder is None else {"folder": recipe.folder.digest})
 
 
