@@ -89,18 +89,21 @@ def test_a_bundle_says_nothing_of_plans_that_were_not_chosen(run: Run, tmp_path:
     chosen = Run(get_recipe("tiny", ['evaluate.plans=["dd-1", "onestep"]']), run.out, CPU)
     manifest = export.run(chosen, "tiny", tmp_path / "bundle")
     assert [entry.name for entry in manifest.presets] == ["dd-1", "onestep"]
-    assert set(manifest.metrics) == {"reconstruction", "real-test", "real-split"}
+    assert set(manifest.metrics) == {"reconstruction", "real-test", "real-split", "another-seed"}
 
 
 def test_a_bundle_says_how_near_pictures_of_two_seeds_are(run: Run, tmp_path: Path) -> None:
-    """Where each class has two pictures, which a run of 16 has not: here its report says so."""
-    shutil.copytree(run.out, tmp_path / "run")
-    report, figures = tmp_path / "run" / "evaluation" / "evaluation.json", {"teacher_lpips": 0.5}
-    record = json.loads(report.read_text())
-    record["settings"]["another_seed"] = figures
-    report.write_text(json.dumps(record))
-    manifest = export.run(replace(run, out=tmp_path / "run"), "tiny", tmp_path / "bundle")
-    assert manifest.metrics["another-seed"] == figures
+    """Sixteen pictures of ten classes have no two of each: the teacher drew ten more, of another seed."""
+    folder = run.out / "evaluation"
+    own, more = (
+        load_file(each / "samples" / "teacher.safetensors") for each in (folder, folder / "another-seed")
+    )
+    assert len(own["images"]) == 16 and more["labels"].tolist() == list(range(10))
+    assert not (own["images"][:10] == more["images"]).flatten(1).all(1).any()
+    found = json.loads((folder / "evaluation.json").read_text())["settings"]["another_seed"]
+    assert found["teacher_lpips"] > 0 and set(found) == {"teacher_lpips", "same_answer", "same_colour"}
+    manifest = export.run(run, "tiny", tmp_path / "bundle")
+    assert manifest.metrics["another-seed"] == found
 
 
 def test_distillation_judges_pictures_of_the_decoder_that_draws(

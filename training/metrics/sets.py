@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from training.metrics.rows import fingerprint_of
 from training.recipes.settings import EvaluateRecipe
 
 log = logging.getLogger("dd_train")
+
+_AGAIN = 500  # pictures of another seed: LPIPS of so many has a standard error of 1 %
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,19 @@ class Sets:
         self.features("reconstruction", self.reconstructed())
         for name in self.real:
             self.real_features(name)
+        if again := self.again():
+            for plan in (p for p in plans if p.name == "teacher"):
+                again.features(plan.name, again.drawn(plan)[0])
+
+    def again(self) -> Sets | None:
+        """These sets of another seed, of the first conditions; None where each has two images here."""
+        count = min(_AGAIN, self.conditions.count, self.recipe.images)
+        if self.recipe.images >= 2 * self.conditions.count:
+            return None
+        seed, out = self.seed + 3, self.out / "another-seed"  # an evaluation's is the recipe's + 2, FID's + 4
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        made = {**self.made, "seed": seed, "images": count}
+        return replace(self, recipe=replace(self.recipe, images=count), made=made, seed=seed, out=out)
 
     def key(self, plan: Plan) -> dict[str, object]:
         """All that a plan's images follow from."""

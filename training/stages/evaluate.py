@@ -200,10 +200,15 @@ class _BesideTeacher:
     def pictures(self) -> TeachersPictures | None:
         if self.lpips is None or self.teacher is None:
             return None
-        images, labels = self.sets.drawn(self.teacher)
-        features = self.sets.features(self.teacher.name, images)
-        answers = self.judge.answers(features, labels, _channels_first(images))
-        return TeachersPictures(images, answers, self.sets.conditions.count, self.lpips)
+        return TeachersPictures(
+            *self._judged(self.sets, self.teacher), self.sets.conditions.count, self.lpips
+        )
+
+    def _judged(self, sets: Sets, plan: Plan) -> tuple[Tensor, Tensor]:
+        """A plan's images, and what the judge takes each for."""
+        images, labels = sets.drawn(plan)
+        features = sets.features(plan.name, images)
+        return images, self.judge.answers(features, labels, _channels_first(images))
 
     def key(self) -> dict[str, object]:
         """What the figures follow from besides the plan and its images."""
@@ -219,7 +224,12 @@ class _BesideTeacher:
 
     def another_seed(self) -> dict[str, object]:
         """The same figures of the teacher's pictures of other seeds, for the report's settings."""
-        found = None if self.pictures is None else self.pictures.another_seed()
+        if self.pictures is None or self.teacher is None:
+            return {}
+        again = self.sets.again()
+        found = self.pictures.another_seed() if again is None else None
+        if again is not None:
+            found = self.pictures.against(*self._judged(again, self.teacher))
         return {} if found is None else {"another_seed": found.figures()}
 
 

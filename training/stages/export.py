@@ -49,8 +49,9 @@ def run(run: Run, name: str, folder: Path) -> Manifest:
     sampler = sampler_of(run, *models)
     measured = {row.name: row.metrics() for row in rows if row.kind == "plan"}
     others = {row.name: row.metrics() for row in rows if row.kind != "plan"}
-    if chance := read_another_seed(run.out / "evaluation"):
-        others["another-seed"] = chance
+    chance = read_another_seed(run.out / "evaluation")
+    if chance and any("teacher_lpips" in metrics for metrics in measured.values()):
+        others["another-seed"] = chance  # beside nothing it says nothing
     # Only what was measured is offered: the planner compares figures.
     entries = [
         PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
