@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from dd_core.errors import RecipeError
 from dd_core.files import save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
+from dd_core.models.layers import carry_over
 from dd_core.sampling import Sampler
 from training import parallel
 from training.mismatch import refuse_mismatch
 from training.optim.loop import Callback, Ema, Stage, run_stage
 from training.recipes.settings import Recipe
+
+log = logging.getLogger("dd_train")
 
 M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
 
@@ -144,6 +148,19 @@ def sampler_without_marginals(
 def begun_from(run: Run) -> Bundle:
     """The bundle that `begin_from` of the recipe names."""
     return load_bundle(str(run.recipe.begin_from), run.device)
+
+
+def begin_with(recipe: Recipe, first: nn.Module, model: nn.Module, what: str) -> int:
+    """Carry over to `model` what fits of `first`, which is of `begin_from`; return how many tensors do."""
+    fitting = carry_over(first, model)
+    log.info(
+        "%s: begins with %d of its %d tensors from %s",
+        what,
+        fitting,
+        len(model.state_dict()),
+        recipe.begin_from,
+    )
+    return fitting
 
 
 def save(run: Run, name: str, module: nn.Module) -> None:

@@ -6,9 +6,9 @@ Shapes: N pictures, K captions of a picture, M texts, T positions, D state dimen
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -100,11 +100,9 @@ def train_prompts(recipe: Recipe) -> list[str]:
 
     Each as often as the teacher learned from it: a name is the caption of a picture in every style.
     """
-    known, numbered = captions_of(pictures("train", recipe.train_images)), []
-    times = [0] * len(known.texts)
-    for place in itertools.chain.from_iterable(known.of_picture):
-        numbered.append((times[place], known.texts[place]))
-        times[place] += 1
+    known = captions_of(pictures("train", recipe.train_images))
+    times = Counter(place for row in known.of_picture for place in row)
+    numbered = [(k, known.texts[place]) for place, count in times.items() for k in range(count)]
     ordered = sorted(numbered, key=lambda each: hashlib.sha256(f"{each}".encode()).digest())
     return [caption for _, caption in ordered]
 

@@ -86,17 +86,15 @@ class Sets:
         self.features("reconstruction", self.reconstructed())
         for name in self.real:
             self.real_features(name)
-        if again := self.again():
+        if self.recipe.images < 2 * self.conditions.count:  # not every condition has two
+            again = self.again()
             for plan in (p for p in plans if p.name == "teacher"):
                 again.features(plan.name, again.drawn(plan)[0])
 
-    def again(self) -> Sets | None:
-        """These sets of another seed, of the first conditions; None where each has two images here."""
+    def again(self) -> Sets:
+        """These sets of another seed, of the first conditions."""
         count = min(_AGAIN, self.conditions.count, self.recipe.images)
-        if self.recipe.images >= 2 * self.conditions.count:
-            return None
         seed, out = self.seed + 3, self.out / "another-seed"  # an evaluation's is the recipe's + 2, FID's + 4
-        (out / "samples").mkdir(parents=True, exist_ok=True)
         made = {**self.made, "seed": seed, "images": count}
         return replace(self, recipe=replace(self.recipe, images=count), made=made, seed=seed, out=out)
 
@@ -112,6 +110,7 @@ class Sets:
         The file is rewritten at every tenth of the way, so a killed run loses no more than that.
         """
         path, fingerprint = self.out / "samples" / f"{plan.name}.safetensors", fingerprint_of(self.key(plan))
+        path.parent.mkdir(parents=True, exist_ok=True)
         count, batch = self.recipe.images, self.recipe.batch
         parts: list[Tensor] = []
         if path.exists():

@@ -38,12 +38,7 @@ _MOST_SHOWN = 20  # classes, of those that nobody named
 
 
 def draw_sheet(
-    bundle: Bundle,
-    path: Path,
-    words: Sequence[str],
-    budgets: Sequence[int] = (),
-    seeds: int = 4,
-    scale: int = 2,
+    bundle: Bundle, path: Path, words: Sequence[str], budgets: Sequence[int], seeds: int, scale: int = 2
 ) -> list[str]:
     """Draw every prompt or class of each seed with the plan of each budget; return the plans' names.
 

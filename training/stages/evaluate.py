@@ -115,7 +115,7 @@ def evaluate_plans(
         **by_prompts,
     }
     made = {"seed": seed, "images": recipe.images, "classes": conditions.count, **by_prompts}
-    for folder in ("samples", "grids", "rows"):
+    for folder in ("grids", "rows"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     held = test.first(recipe.images)
     drawn = held if prompts is None else reference.first(recipe.images)
@@ -226,11 +226,10 @@ class _BesideTeacher:
         """The same figures of the teacher's pictures of other seeds, for the report's settings."""
         if self.pictures is None or self.teacher is None:
             return {}
-        again = self.sets.again()
-        found = self.pictures.another_seed() if again is None else None
-        if again is not None:
-            found = self.pictures.against(*self._judged(again, self.teacher))
-        return {} if found is None else {"another_seed": found.figures()}
+        found = self.pictures.another_seed()
+        if found is None:
+            found = self.pictures.against(*self._judged(self.sets.again(), self.teacher))
+        return {"another_seed": found.figures()}
 
 
 def _check(plans: list[Plan], recipe: EvaluateRecipe, reference: ImageSet, test: ImageSet) -> None:

@@ -5,7 +5,6 @@ Shapes: B batch, L tokens, N images, V codebook size.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from dd_core import plan
 from dd_core.models import build
 from dd_core.models.build import AnyTeacher, AnyTokenizer
-from dd_core.models.layers import carry_over
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler
@@ -30,10 +28,8 @@ from training.optim.memory import economical
 from training.optim.muon import MatrixOptimizer
 from training.parallel import Figures
 from training.recipes.settings import Recipe
-from training.run import Run, begun_from, keep_exports, load_tokenizer, train
+from training.run import Run, begin_with, begun_from, keep_exports, load_tokenizer, train
 from training.stages.tokens import read_tokens
-
-log = logging.getLogger("dd_train")
 
 
 def new_teacher(recipe: Recipe, tokenizer: AnyTokenizer, device: torch.device) -> AnyTeacher:
@@ -62,8 +58,7 @@ def teacher_stage(
     cfg = recipe.teacher
     model = new_teacher(recipe, tokenizer, device)
     if first is not None:
-        fitting, tensors = carry_over(first, model), len(model.state_dict())
-        log.info("teacher: begins with %d of its %d tensors from %s", fitting, tensors, recipe.begin_from)
+        begin_with(recipe, first, model, "teacher")
     optimizer = MatrixOptimizer(model, lr=cfg.lr, matrix_lr=cfg.matrix_lr, weight_decay=cfg.weight_decay)
     ema = Ema(model, cfg.ema)
     tokens = tokens_FNL.flatten(0, 1)

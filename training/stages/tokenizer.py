@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from dd_core.errors import RecipeError
 from dd_core.models import build
 from dd_core.models.build import AnyTokenizer
-from dd_core.models.layers import carry_over
 from dd_core.models.protocols import Quantized
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
@@ -40,7 +39,7 @@ from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
 from training.optim.memory import economical, memory_layout
 from training.parallel import Figures
 from training.recipes.settings import Recipe
-from training.run import Run, begun_from, train
+from training.run import Run, begin_with, begun_from, train
 from training.stages.tokens import train_images, write_tokens
 
 log = logging.getLogger("dd_train")
@@ -119,13 +118,6 @@ class _Assigned:
         self.vectors_BLC[rows], self.tokens_BL[rows] = coded.vectors_BLC, coded.tokens_BL
 
 
-def _begin_with(first: AnyTokenizer, model: AnyTokenizer, recipe: Recipe) -> None:
-    fitting, tensors = carry_over(first, model), len(model.state_dict())
-    if not fitting:
-        raise RecipeError(f"nothing of the tokenizer of {recipe.begin_from} fits", param="begin_from")
-    log.info("tokenizer: begins with %d of its %d tensors from %s", fitting, tensors, recipe.begin_from)
-
-
 def tokenizer_stage(
     recipe: Recipe, images: ImageSet, lpips: Lpips, device: torch.device, first: AnyTokenizer | None = None
 ) -> tuple[Stage, Ema]:
@@ -140,8 +132,8 @@ def tokenizer_stage(
     """
     cfg = recipe.tokenizer
     model = new_tokenizer(recipe, device)
-    if first is not None:
-        _begin_with(first, model, recipe)
+    if first is not None and not begin_with(recipe, first, model, "tokenizer"):
+        raise RecipeError(f"nothing of the tokenizer of {recipe.begin_from} fits", param="begin_from")
     lpips = lpips.to(device)
     adversary = Adversary(cfg.judge_lr, recipe.seed, device) if cfg.adversarial else None
     trained = [p for n, p in model.named_parameters() if n != "codebook_raw"]
