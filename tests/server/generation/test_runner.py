@@ -185,7 +185,10 @@ def test_when_the_client_leaves_the_rest_is_not_computed(bundle_folder: Path, ga
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/generate", {"label": 4}), ("/v1/images/generations", {"prompt": "ship", "stream": True})],
+    [
+        ("/generate", {"label": 4}),
+        ("/v1/images/generations", {"prompt": "ship", "quality": "low", "stream": True}),
+    ],
 )
 def test_a_stream_that_waits_is_kept_open_by_comments(
     bundle_folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
