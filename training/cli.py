@@ -29,6 +29,8 @@ from training.data.sources import bundle_name
 from training.diagnose.run import diagnose as diagnose_run
 from training.diagnose.run import open_run, written
 from training.examples import choose
+from training.guidance import scales_of, sweep
+from training.guidance import table as scales_table
 from training.measure import Request, Subject, measure, reference_folder
 from training.metrics.features import FeatureExtractor
 from training.metrics.sheet import draw_sheet
@@ -123,6 +125,25 @@ def ablate(
         many = updates or run.recipe.distill.steps
         asked = Ablation(subject, values, many, every or -(-many // 5), images or run.recipe.evaluate.images)
         run_ablation(run, asked)
+
+
+@app.command("guidance", help="The teacher's figures at several scales of guidance, before pairs are made.")
+@with_options
+def guidance(
+    options: Options,
+    constant: Annotated[
+        str, typer.Option(help="Scales of pairs.guidance, by commas, the same in all blocks; 1 = none.")
+    ] = "1,2,3",
+    linear: Annotated[
+        str, typer.Option(help="Scales that grow over the blocks, by commas, as VAR's; 0 = none.")
+    ] = "2,4,6",
+    images: Annotated[int, typer.Option(min=10, help="Images a scale draws.")] = 500,
+) -> None:
+    """Writes a table and a picture to RUN/guidance, and shows the table."""
+    scales = scales_of(constant, linear)
+    with prepared(options, together=True) as run:
+        if rows := sweep(run, scales, images):
+            typer.echo(scales_table(rows))
 
 
 @app.command("evaluate", help="(e) FID, KID, precision and recall of every plan, with its cost.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.tiny import tiny_bundle
 from tests.training.fakes import Mean
 from tests.training.helpers import draw_folder
 from tests.training.torchrun import TORCHRUN, said_at_the_end
+from training.guidance import scales_of, sweep
 from training.measure import Request, Subject, measure
 from training.recipes.named import get_recipe
 from training.run import Run, save
@@ -72,6 +74,27 @@ def test_two_ranks_measure_a_run_as_one_process_does(tmp_path: Path) -> None:
         assert len(drawn[0]) == 22 and torch.equal(*drawn)
     said = (tmp_path / "two" / "train.log").read_text()
     assert "dd-1: 8/22" in said, "a batch of each rank at once"
+
+
+def test_two_ranks_measure_scales_of_guidance_as_one_process_does(tmp_path: Path) -> None:
+    recipe = get_recipe("var-tiny", GIVEN[:-1])
+    run = Run(recipe, tmp_path / "one", CPU)
+    run.out.mkdir()
+    tokenizer = new_tokenizer(recipe, CPU)
+    save(run, "tokenizer", tokenizer)
+    save(run, "teacher", new_teacher(recipe, tokenizer, CPU))
+    shutil.copytree(run.out, tmp_path / "two")
+    rows = sweep(run, scales_of("1", "2"), 22, Mean())
+    command = [*TORCHRUN, "tests.training.measuring", "guidance", "--recipe", "var-tiny", "--device", "cpu"]
+    command += ["--constant", "1", "--linear", "2", "--images", "22", "--out", str(tmp_path / "two")]
+    command += [part for item in GIVEN[:-1] for part in ("--set", item)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| linear 2 | 22 against 40 |") == 1, "rank 0 shows the table"
+    record = json.loads((tmp_path / "two" / "guidance" / "guidance.json").read_text())
+    for alone, together in zip(rows, record["rows"], strict=True):
+        assert together == pytest.approx(asdict(alone))
+    assert "teacher: 8/22" in (tmp_path / "two" / "train.log").read_text(), "a batch of each rank at once"
 
 
 def test_a_killed_rank_ends_the_evaluation_of_a_bundle_which_then_goes_on(tmp_path: Path) -> None:

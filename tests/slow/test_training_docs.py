@@ -23,7 +23,7 @@ from tests.training import fakes
 from tests.training.conftest import _no_loss_curves as _no_loss_curves
 from tests.training.helpers import draw_folder
 from tests.training.test_prompts_alone import FewWords, publish, tiny_t2i
-from training import cli
+from training import cli, guidance
 from training.data import text
 from training.metrics import caption_retrieval, timing
 from training.recipes.named import RECIPES, get_recipe
@@ -40,6 +40,7 @@ SMALLER = {
     "pictograms": "my-pictograms",
     "64": "32",
     "5000": "10",
+    "500": "10",
     "50000": "10",
     "teacher.steps=+2000": "teacher.steps=+2",
     "/shared/gpu": "shared/gpu",
@@ -119,7 +120,7 @@ def place(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setattr(text, "t5_states", FewWords)
         for stage in (teacher, distill):
             patch.setattr(stage, "sample_grid", lambda *_: None)
-        for module in (cli, evaluate, student_fid):
+        for module in (cli, evaluate, guidance, student_fid):
             patch.setattr(module, "FeatureExtractor", lambda *_: fakes.Mean())
         for name, base in (("cpu", "tiny"), ("gpu", "tiny"), ("text-cpu", "text-tiny")):
             patch.setitem(RECIPES, name, _tiny(name, base))

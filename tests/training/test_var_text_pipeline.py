@@ -13,6 +13,7 @@ from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
 from tests.training.runs import finished_run
 from training.diagnose.run import diagnose
+from training.guidance import scales_of, sweep
 from training.recipes.named import get_recipe
 from training.run import Run, load_teacher, load_tokenizer
 from training.stages import export
@@ -61,6 +62,13 @@ def test_the_bundle_draws_prompts_at_64_pixels(folder: Path) -> None:
     pictures = [sample_images(bundle.sampler, p.plan, prompts, [(0, 0)] * 3) for p in bundle.presets]
     assert {tuple(drawn.shape) for drawn in pictures} == {(3, 64, 64, 3)}
     assert any(not torch.equal(drawn[0], drawn[1]) for drawn in pictures), "one noise, two prompts"
+
+
+def test_scales_of_guidance_are_judged_by_captions(run: Run) -> None:
+    [row] = sweep(run, scales_of("", "2"), 12, Mean())
+    assert row.name == "linear-2" and row.right_caption is not None and row.class_accuracy is None
+    text = (run.out / "guidance" / "guidance.md").read_text()
+    assert text.splitlines()[0].endswith("| right caption of 100 |")
 
 
 def test_a_run_starts_from_it_and_is_diagnosed(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.metrics.paper import Figures
-from training.metrics.report import Row, shown, with_spread, write_evaluation
+from training.metrics.report import Row, shown, with_spread, write_record
 
 _COLUMNS = (
     "plan",
@@ -81,4 +81,4 @@ def write_comparison(
         "rows": [asdict(r) for r in rows],
         "paper": {name: asdict(figures) for name, figures in paper.items()},
     }
-    write_evaluation(record, comparison_table(rows, paper, notes), out)
+    write_record(record, comparison_table(rows, paper, notes), out / "evaluation")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.data.images import ImageSet
 from training.metrics.caption_retrieval import Agreement
-from training.metrics.features import Extractor, features_of, real_store
+from training.metrics.features import Extractor, content_hash, features_of, real_store
 from training.metrics.fid import (
     Gaussian,
     frechet_distance,
@@ -32,6 +32,15 @@ class Judge:
     extractor: Extractor
     classes: int
     agreement: Agreement | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What every figure follows from besides the set that it is of."""
+        return {
+            "network": self.extractor.fingerprint,
+            "precision": self.extractor.precision,
+            "reference": content_hash(self.reference.images, self.reference.labels),
+        }
 
     @cached_property
     def features(self) -> Tensor:

@@ -100,13 +100,13 @@ def read_another_seed(folder: Path) -> dict[str, float]:
 def write_report(rows: Sequence[Row], settings: dict[str, Any], out: Path) -> None:
     """Writes `evaluation.json` (settings and rows) and `evaluation.md` (the table)."""
     record = {"settings": settings, "rows": [dataclasses.asdict(r) for r in rows]}
-    write_evaluation(record, table(rows, settings), out)
+    write_record(record, table(rows, settings), out / "evaluation")
 
 
-def write_evaluation(record: Mapping[str, Any], text: str, out: Path) -> None:
-    """Write `evaluation.json` and `evaluation.md` in `out`, each whole or not at all."""
-    for name, content in (("json", json.dumps(record, indent=1) + "\n"), ("md", text)):
-        with replacing(out / f"evaluation.{name}") as temporary:
+def write_record(record: Mapping[str, Any], text: str, path: Path) -> None:
+    """Write `PATH.json` and `PATH.md`, each whole or not at all."""
+    for suffix, content in (("json", json.dumps(record, indent=1) + "\n"), ("md", text)):
+        with replacing(path.with_name(f"{path.name}.{suffix}")) as temporary:
             temporary.write_text(content, encoding="utf-8")
 
 

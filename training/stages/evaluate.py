@@ -107,13 +107,7 @@ def evaluate_plans(
     conditions: Conditions = ClassConditions(len(class_names)) if prompts is None else prompts.conditions
     judge = Judge(reference, measurer, conditions.count, None if prompts is None else prompts.agreement)
     by_prompts = {} if prompts is None else {"prompts": prompts.fingerprint}
-    identity = {
-        "version": _VERSION,
-        "network": measurer.fingerprint,
-        "precision": measurer.precision,
-        "reference": content_hash(reference.images, reference.labels),
-        **by_prompts,
-    }
+    identity = {"version": _VERSION, **judge.identity, **by_prompts}
     made = {"seed": seed, "images": recipe.images, "classes": conditions.count, **by_prompts}
     for folder in ("grids", "rows"):
         (out / folder).mkdir(parents=True, exist_ok=True)
