@@ -67,6 +67,21 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(
     assert str(path) in caught.value.message and "\n" not in caught.value.message
 
 
+def test_a_run_says_where_it_is_not_as_its_recipe_is_today(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dd_train")
+    command(tmp_path, "tokenizer", recipe="tiny", overrides=["tokenizer.steps=2"])
+    assert not any("keeps settings" in line for line in caplog.messages)
+    command(tmp_path, overrides=["pairs.guidance=3.5"])
+    assert not any("keeps settings" in line for line in caplog.messages), "no recipe was named"
+    command(tmp_path, recipe="tiny")
+    [said] = [line for line in caplog.messages if "keeps settings" in line]
+    assert said.startswith(f"{tmp_path} keeps settings that are not the recipe tiny's: ")
+    assert f"tokenizer.steps 2 (there {RECIPES['tiny'].tokenizer.steps})" in said
+    assert f"pairs.guidance 3.5 (there {RECIPES['tiny'].pairs.guidance})" in said
+
+
 def test_the_default_is_for_a_folder_without_a_recipe(tmp_path: Path) -> None:
     assert choose_recipe(tmp_path, None) == RECIPES[DEFAULT]
 

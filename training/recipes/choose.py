@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from dd_core.errors import RecipeError
 from training.data.sources import same_folder, with_folder
-from training.recipes.named import DEFAULT, changed, checked, get_recipe
+from training.mismatch import differences
+from training.recipes.named import DEFAULT, RECIPES, changed, checked, get_recipe
 from training.recipes.saved import check_changes, has_begun, read_recipe
 from training.recipes.settings import Recipe
 
+log = logging.getLogger("dd_train")
+
+_SHOWN = 8  # settings that one line of the log lists
 _ARCHITECTURE = ("model.", "tokenizer_model.")
 
 
@@ -75,4 +80,15 @@ def _continued(
         recipe = replace(saved, folder=replace(saved.folder, path=str(data.resolve())))
     recipe = checked(changed(recipe, overrides))
     check_changes(out, saved, recipe)
+    if name is not None:
+        _tell_own_settings(out, recipe)
     return recipe
+
+
+def _tell_own_settings(out: Path, recipe: Recipe) -> None:
+    """Log where a run is not as its recipe's name says: it keeps its changes, and the recipe of its day."""
+    named = RECIPES.get(recipe.name, recipe)  # which an older version may have had
+    if found := list(differences(asdict(named), asdict(recipe))):
+        listed = ", ".join(f"{field} {own} (there {there})" for field, there, own in found[:_SHOWN])
+        more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        log.info("%s keeps settings that are not the recipe %s's: %s%s", out, recipe.name, listed, more)
