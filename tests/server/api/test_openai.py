@@ -15,7 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.server.helpers import Gate, Running, busy, eventually, running
+from tests.server.helpers import Gate, Running, Turnstile, busy, eventually, running
 
 PATH = "/v1/images/generations"
 
@@ -236,10 +236,12 @@ def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(bundle_folder: P
 
 
 def test_what_fails_in_a_stream_reaches_the_client(bundle_folder: Path, gate: Gate) -> None:
+    gate.open = Turnstile()  # one pass, which is the first picture
     with running(bundle_folder, gate, warmup=False) as live, client_of(live) as client:
         stream = client.images.generate(prompt="deer", quality="high", stream=True, partial_images=3)
         assert next(iter(stream)).type == "image_generation.partial_image"
         gate.poisoned.value = 4
+        gate.open.set()
         with pytest.raises(openai.APIError, match="the device failed"):
             list(stream)
         eventually(lambda: live.metric("dd_inflight_requests") == 0, "the stream is over")

@@ -26,7 +26,7 @@ from dd_core.sampling import sample_codes
 from server.api import responses
 from server.api.responses import EventReply
 from server.generation.planner import RefinementStep, refinement_steps
-from tests.server.helpers import Gate, Running, busy, eventually, refused, running
+from tests.server.helpers import Gate, Running, Turnstile, busy, eventually, refused, running
 
 EVENTS = {"accept": "text/event-stream"}
 T = 64
@@ -149,6 +149,7 @@ def test_a_bad_request_for_a_stream_has_the_envelope(server: Running) -> None:
 
 
 def test_what_fails_on_the_way_is_an_error_event(bundle_folder: Path, gate: Gate) -> None:
+    gate.open = Turnstile()  # one pass, which is the first picture
     with (
         running(bundle_folder, gate, warmup=False) as live,
         live.client.stream(
@@ -158,6 +159,7 @@ def test_what_fails_on_the_way_is_an_error_event(bundle_folder: Path, gate: Gate
         lines = reply.iter_lines()
         assert next(lines) == "event: image"
         gate.poisoned.value = 4
+        gate.open.set()
         rest = "\n".join(lines)
         assert "event: error" in rest
         assert '"compute_failed"' in rest
@@ -168,13 +170,12 @@ def test_what_fails_on_the_way_is_an_error_event(bundle_folder: Path, gate: Gate
 
 
 def test_when_the_client_leaves_the_rest_is_not_computed(bundle_folder: Path, gate: Gate) -> None:
+    gate.open = Turnstile()  # one pass, which is the first picture
     with running(bundle_folder, gate, warmup=False) as live:
-        gate.calls[:] = []
         with live.client.stream(
             "POST", "/generate", json={"label": 4, "seed": 1, "steps": 64}, headers=EVENTS
         ) as reply:
             assert next(reply.iter_lines()) == "event: image"
-            gate.open.clear()
         eventually(lambda: live.metric("dd_inflight_requests") == 0, "the request is over")
         gate.open.set()
         assert live.metric("dd_requests_total", model="tiny", plan="teacher", outcome="canceled") == 1
