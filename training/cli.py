@@ -244,6 +244,7 @@ def sheet(
             "the first 20 classes."
         ),
     ] = None,
+    examples: Annotated[bool, typer.Option("--examples", help="Those that the model's page offers.")] = False,
     budgets: Annotated[
         str | None,
         typer.Option(
@@ -252,14 +253,21 @@ def sheet(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many blocks.")] = 4,
+    columns: Annotated[
+        int | None, typer.Option(min=1, help="Most pictures of a row; others are in more blocks.")
+    ] = None,
     scale: Annotated[int, typer.Option(min=1, max=16, help="Screen pixels to a pixel.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Writes the picture and says which plans its rows are of."""
+    if examples and prompts:
+        raise RecipeError("--prompts or --examples, not both", param="prompts")
     loaded = load_bundle(locate(bundle), pick_device(device))
-    chosen = read_prompts(prompts) if prompts else ()
+    chosen = read_prompts(prompts) if prompts else loaded.manifest.examples if examples else ()
+    if examples and not chosen:
+        raise RecipeError(f"{loaded.name} has no examples", param="examples")
     most = [int(each) for each in budgets.split(",")] if budgets else []
-    plans = draw_sheet(loaded, to, chosen, most, seeds, scale)
+    plans = draw_sheet(loaded, to, chosen, most, seeds, scale, columns)
     typer.echo(f"{to}: {seeds} blocks of {', '.join(plans)}")
 
 

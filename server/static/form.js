@@ -6,6 +6,7 @@ import { grades, planNamed, planWithin, said, saidOf, usual } from "./picture.js
 
 const CHIP_LIMIT = 24; // more classes than this are searched, not listed
 const GALLERY = 8;
+const EXAMPLES = 8; // that are offered, of those that a model has
 let model = null;
 
 const isText = () => model.conditioning === "text";
@@ -54,7 +55,7 @@ export function build(entry, { label, prompt, seed, steps, plan }) {
   $("class-search").hidden = isText() || !searched();
   $("class-list").replaceChildren(...(searched() ? classes().map((name) => el("option", { value: name })) : []));
   $("classes").replaceChildren(...(searched() ? [] : classes().map(chip)));
-  const examples = isText() ? (model.examples ?? []) : [];
+  const examples = isText() ? (model.examples ?? []).slice(0, EXAMPLES) : [];
   $("examples").replaceChildren(...examples.map((text) => el("button", { type: "button", class: "example" }, text)));
   $("grades").replaceChildren(...grades(model).map(([word, { name, steps }]) => stop(steps, word, `${name}: ${passes(steps)}`)));
   $("stops").replaceChildren(...model.budgets.map(({ from, plan }) => stop(from, String(from), plan)));

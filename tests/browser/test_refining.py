@@ -194,7 +194,7 @@ TEXT_MODEL = {
     "qualities": {"low": "dd-1", "medium": "dd-1", "high": "dd-2"},
     "conditioning": "text",
     "image": {"width": 32, "height": 32},
-    "examples": ["a red circle", "two blue squares"],
+    "examples": ["a red circle", "two blue squares", *(f"{n} dots" for n in range(3, 20))],
     "steps": {"min": 1, "max": 2},
     "plans": [
         {"name": f"dd-{n}", "steps": n, "offered": True, "segments": [["student", 0, 64]], "metrics": {}}
@@ -251,6 +251,7 @@ def test_a_model_of_prompts_has_a_text_box(page: Page, server: Running) -> None:
     prompt = page.get_by_label("Prompt")
     expect(prompt).to_have_value("a red circle")
     expect(page.locator("#class-field")).to_be_hidden()
+    expect(page.locator("#examples button")).to_have_count(8)
     with page.expect_request("**/generate"):
         page.get_by_role("button", name="two blue squares").click()
     settled(page)

@@ -247,20 +247,20 @@ def test_a_sheet_is_of_prompts_that_are_given_or_that_nobody_trained_on(
 
 def test_examples_are_names_by_how_well_they_are_drawn(run: Run, tmp_path: Path) -> None:
     arguments = ["examples", "--recipe", "text-tiny", "--out", str(run.out), "--seeds", "2"]
-    arguments += ["--names", "9", "--shown", "3", "--least", "0"]
+    arguments += ["--names", "20", "--shown", "3", "--least", "0"]
     said = CliRunner().invoke(app, arguments)
     assert said.exit_code == 0, said.output
     lines = [line for line in said.output.splitlines() if "%  " in line]
     assert len(lines) == 3
     names = (run.out / "examples.txt").read_text().split("\n")
     known = {captions.called(c): c.group for c in pictograms.load().concepts}
-    assert len(set(names)) == 9 and set(names) <= set(known)
+    assert len(set(names)) == 20 and set(names) <= set(known)
     assert {known[n] for n in names[:2]} == {0, 1}, "groups take turns"
     manifest = export.run(run, "pictures", tmp_path / "bundle")
-    assert manifest.examples == names[:6] and "chosen by measurement" in manifest.description
+    assert manifest.examples == names[:16] and "chosen by measurement" in manifest.description
     os.utime(run.out / "examples.txt", (0, 0))
     manifest = export.run(run, "pictures", tmp_path / "again")
-    assert manifest.examples != names[:6], "they were another student's"
+    assert manifest.examples != names[:16], "they were another student's"
     none = CliRunner().invoke(app, [*arguments[:-1], "1.0", "--seeds", "1"])
     assert none.exit_code == 0 and len((run.out / "examples.txt").read_text().splitlines()) < 9
     (run.out / "examples.txt").unlink()

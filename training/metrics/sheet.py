@@ -1,6 +1,6 @@
 """A sheet of classes or prompts: each a column, a seed a block of rows, of each budget one.
 
-Shapes: B pictures.
+Shapes: B pictures, H W pixels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dd_core.bundle import Bundle
 from dd_core.condition import ClassCondition
@@ -38,7 +39,13 @@ _MOST_SHOWN = 20  # classes, of those that nobody named
 
 
 def draw_sheet(
-    bundle: Bundle, path: Path, words: Sequence[str], budgets: Sequence[int], seeds: int, scale: int = 2
+    bundle: Bundle,
+    path: Path,
+    words: Sequence[str],
+    budgets: Sequence[int],
+    seeds: int,
+    scale: int = 2,
+    columns: int | None = None,
 ) -> list[str]:
     """Draw every prompt or class of each seed with the plan of each budget; return the plans' names.
 
@@ -48,6 +55,7 @@ def draw_sheet(
         words: prompts; of a model of classes their names; none = `UNSEEN`, and the first 20 classes.
         budgets: most passes of each row of a block; none = what the bundle's plans cost.
         scale: screen pixels to a pixel.
+        columns: of more prompts than these each seed has several blocks; None = all beside each other.
 
     Raises:
         RecipeError: one of `UNSEEN` is a caption of the corpus, or the model has no such class.
@@ -56,13 +64,20 @@ def draw_sheet(
     cond = _classes(bundle, words) if bundle.text is None else bundle.text.encode(words or _unseen())
     budgets = budgets or sorted({preset.plan.cost for preset in bundle.presets})
     plans = list(dict.fromkeys(plan_for_budget(bundle.presets, budget).plan for budget in budgets))
-    rows = [
-        sample_images(bundle.sampler, plan, cond, [(seed, 0)] * len(cond))
-        for seed in range(seeds)
-        for plan in plans
-    ]
-    image_grid(from_pixels(torch.cat(rows)), path, columns=len(cond), scale=scale, block=len(plans))
+    width = min(columns or len(cond), len(cond))
+    rows: list[Tensor] = []
+    for seed in range(seeds):
+        keys = [(seed, 0)] * len(cond)
+        drawn = [torch.split(sample_images(bundle.sampler, plan, cond, keys), width) for plan in plans]
+        rows += [_filled(part, width) for block in zip(*drawn, strict=True) for part in block]
+    image_grid(from_pixels(torch.cat(rows)), path, columns=width, scale=scale, block=len(plans))
     return [plan.name for plan in plans]
+
+
+def _filled(image_BHW3: Tensor, width: int) -> Tensor:
+    """A row of `width` pictures, those that are missing white."""
+    white = image_BHW3.new_full((width - len(image_BHW3), *image_BHW3.shape[1:]), 255)
+    return torch.cat([image_BHW3, white])
 
 
 def _unseen() -> Sequence[str]:

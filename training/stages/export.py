@@ -29,7 +29,7 @@ from training.run import (
 )
 from training.trained import load_models, sampler_of
 
-_EXAMPLES = 6  # that a page offers to try
+_EXAMPLES = 16  # of a bundle; a page offers the first of them
 
 
 def run(run: Run, name: str, folder: Path) -> Manifest:
