@@ -29,7 +29,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, list[str]]:
 
 def test_a_right_picture_is_found_and_a_blind_one_is_not(world: tuple[Tensor, Tensor, list[str]]) -> None:
     pictures, sentence, concepts = world
-    judge = CaptionJudge(pictures, sentence, concepts, steps=150)
+    judge = CaptionJudge.learned(pictures, sentence, concepts, steps=150)
     score = Agreement(judge, None, sentence, concepts)  # type: ignore[arg-type]
     labels = torch.arange(200)
     assert score(pictures, labels) > 0.9
@@ -39,11 +39,18 @@ def test_a_right_picture_is_found_and_a_blind_one_is_not(world: tuple[Tensor, Te
     assert score(pictures, labels) == score(pictures, labels)
 
 
+def test_a_judge_that_was_kept_judges_as_before(world: tuple[Tensor, Tensor, list[str]]) -> None:
+    judge = CaptionJudge.learned(*world, steps=5)
+    again = CaptionJudge.kept(judge.state_dict())
+    assert torch.equal(again(world[0]), judge(world[0]))
+    assert not torch.equal(CaptionJudge.learned(*world, steps=0)(world[0]), judge(world[0]))
+
+
 def test_candidates_are_of_other_concepts_and_the_right_one_is_first(
     world: tuple[Tensor, Tensor, list[str]],
 ) -> None:
     pictures, sentence, concepts = world
-    score = Agreement(CaptionJudge(pictures, sentence, concepts, steps=0), None, sentence, concepts)  # type: ignore[arg-type]
+    score = Agreement(CaptionJudge.learned(pictures, sentence, concepts, steps=0), None, sentence, concepts)  # type: ignore[arg-type]
     for i, candidates in enumerate(score.candidates):
         assert candidates[0] == i and len(candidates) == 100
         assert all(concepts[k] != concepts[i] for k in candidates[1:].tolist())
@@ -52,8 +59,8 @@ def test_candidates_are_of_other_concepts_and_the_right_one_is_first(
 def test_what_cannot_be_judged_is_refused(world: tuple[Tensor, Tensor, list[str]]) -> None:
     pictures, sentence, concepts = world
     with pytest.raises(InvalidRequestError, match="each picture"):
-        CaptionJudge(pictures, sentence[:5], concepts)
-    judge = CaptionJudge(pictures, sentence, concepts, steps=0)
+        CaptionJudge.learned(pictures, sentence[:5], concepts)
+    judge = CaptionJudge.learned(pictures, sentence, concepts, steps=0)
     with pytest.raises(InvalidRequestError, match="two concepts"):
         Agreement(judge, None, sentence, ["one"] * 200)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from dd_core.bundle import file_entry, load_bundle
@@ -28,6 +29,7 @@ from training.data import captions, pictograms
 from training.data import text as text_data
 from training.diagnose.run import diagnose
 from training.examples import Example, in_turn
+from training.losses.lpips import Lpips, lpips_weights
 from training.metrics import caption_retrieval as agreement
 from training.metrics import sheet as sheets
 from training.recipes.named import get_recipe
@@ -243,6 +245,23 @@ def test_a_sheet_is_of_prompts_that_are_given_or_that_nobody_trained_on(
     refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code != 0 and isinstance(refused.exception, RecipeError)
     assert "captions of the corpus: red heart 0" in str(refused.exception)
+
+
+def test_the_judge_of_captions_learns_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lpips, seen = Lpips(lpips_weights()), []
+
+    def features(images: Tensor, lpips: Lpips) -> Tensor:
+        seen.append(len(images))
+        return agreement.picture_features(images, lpips)
+
+    monkeypatch.setattr(text_data, "picture_features", features)
+    first, again = (text_data.caption_judge(run.recipe, tmp_path, lpips) for _ in range(2))
+    pictures = 2 * len(text_data.pictures("train", run.recipe.train_images))
+    assert seen == [pictures], "as they are, and mirrored"
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    monkeypatch.setattr(pictograms, "digest", lambda: "another corpus")
+    text_data.caption_judge(run.recipe, tmp_path, lpips)
+    assert seen == [pictures] * 2
 
 
 def test_examples_are_names_by_how_well_they_are_drawn(run: Run, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from training.metrics.caption_retrieval import (
     Agreement,
     CaptionJudge,
     Prompted,
+    learning,
     picture_features,
     sentences,
 )
@@ -183,12 +184,8 @@ def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, 
     assert isinstance(cfg, MiniLMConfig), "states of others are not kept"
     key = json.dumps([asdict(cfg), ENCODER.sha256, _ROUNDED, list(texts)])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    if store.exists():
-        with safe_open(store, "pt") as file:
-            known = (file.metadata() or {}).get("fingerprint") == fingerprint
-        if known:
-            found = load_file(store)
-            return found["states"], found["mask"]
+    if found := _kept(store, fingerprint):
+        return found["states"], found["mask"]
     module, pieces = encoder(cfg)
     states_of = MiniLMStates(module, read_tokenizer(pieces, cfg, ENCODER.file))
     states = torch.zeros(len(texts), cfg.length, cfg.dim, dtype=torch.float16)
@@ -233,14 +230,30 @@ def learned_from(recipe: Recipe) -> list[int]:
 
 def caption_judge(recipe: Recipe, out: Path, lpips: Lpips) -> CaptionJudge:
     """The judge of captions, which knows the pictures that are learned from, mirrored too, and their full
-    captions.
+    captions. The features of all these take minutes, so `out` keeps it.
     """
-    learned, corpus = learned_from(recipe), pictograms.load()
+    learned, store = learned_from(recipe), out / "caption-judge.safetensors"
+    captions, corpus = full_captions(learned), pictograms.load()
+    made_of = [pictograms.digest(), learned, recipe.image_size, _JUDGED_VIEWS, captions]
+    key = json.dumps([*made_of, ENCODER.sha256, _ROUNDED, lpips.fingerprint, learning()])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    if found := _kept(store, fingerprint):
+        return CaptionJudge.kept(found)
     views = images_of(learned, recipe.image_size, _JUDGED_VIEWS)
-    known = sentences(*encoded(recipe, full_captions(learned), out / "captions-learned.safetensors"))
-    names = [corpus.concepts[i].name for i in learned]
-    features = picture_features(views.images, lpips)
-    return CaptionJudge(features, known[views.labels], [names[i] for i in views.labels.tolist()])
+    known = sentences(*encoded(recipe, captions, out / "captions-learned.safetensors"))
+    names = [corpus.concepts[learned[i]].name for i in views.labels.tolist()]
+    judge = CaptionJudge.learned(picture_features(views.images, lpips), known[views.labels], names)
+    save_tensors(judge.state_dict(), store, {"fingerprint": fingerprint})
+    return judge
+
+
+def _kept(store: Path, fingerprint: str) -> dict[str, Tensor]:
+    """The tensors of a file that was made of the same things; none where there is no such file."""
+    if not store.exists():
+        return {}
+    with safe_open(store, "pt") as file:
+        same = (file.metadata() or {}).get("fingerprint") == fingerprint
+    return load_file(store) if same else {}
 
 
 def about(recipe: Recipe) -> About:

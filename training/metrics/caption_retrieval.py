@@ -13,7 +13,7 @@ Shapes: N pictures, D features, E sentence dimension, M texts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,53 +51,80 @@ def sentences(states_MTE: Tensor, mask_MT: Tensor) -> Tensor:
     return F.normalize(mean, dim=-1)
 
 
-class CaptionJudge:
-    """Picture features → sentence space.
+class CaptionJudge(nn.Module):
+    """Picture features → sentence space, as it is before it has learned: `learned` is the way to one.
 
     Args:
-        features_ND, sentences_NE: of real pictures and of their captions.
-        concepts: names what each shows: two pictures of one concept are not set against each other.
-
-    Raises:
-        InvalidRequestError: not as many of each.
+        features, sentence: D and E.
     """
 
-    def __init__(
-        self, features_ND: Tensor, sentences_NE: Tensor, concepts: Sequence[str], steps: int | None = None
-    ) -> None:
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int, sentence: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.network = nn.Sequential(
+            nn.Dropout(0.3),
+            nn.Linear(features, _HIDDEN),
+            nn.GELU(),
+            nn.Dropout(0.3),
+            nn.Linear(_HIDDEN, sentence),
+        )
+
+    @classmethod
+    def learned(
+        cls, features_ND: Tensor, sentences_NE: Tensor, concepts: Sequence[str], steps: int | None = None
+    ) -> CaptionJudge:
+        """A judge that knows real pictures and their captions.
+
+        Args:
+            features_ND, sentences_NE: of real pictures and of their captions.
+            concepts: names what each shows: two pictures of one concept are not set against each other.
+
+        Raises:
+            InvalidRequestError: not as many of each.
+        """
         if not len(features_ND) == len(sentences_NE) == len(concepts):
             raise InvalidRequestError("a caption and a concept for each picture", param="captions")
         steps = _STEPS if steps is None else steps
         number = {c: i for i, c in enumerate(dict.fromkeys(concepts))}
         concept_N = torch.tensor([number[c] for c in concepts])
-        self.mean, self.scale = features_ND.mean(0), features_ND.std(0).clamp(min=1e-4)
         torch.manual_seed(stream_seed(0, 0, "caption-judge"))
-        self.network = nn.Sequential(
-            nn.Dropout(0.3),
-            nn.Linear(features_ND.shape[1], _HIDDEN),
-            nn.GELU(),
-            nn.Dropout(0.3),
-            nn.Linear(_HIDDEN, sentences_NE.shape[1]),
-        )
+        judge = cls(features_ND.shape[1], sentences_NE.shape[1])
+        judge.mean, judge.scale = features_ND.mean(0), features_ND.std(0).clamp(min=1e-4)
         optimizer = torch.optim.AdamW(
-            [{"params": list(self.network.parameters()), "peak": 1e-3}], lr=1e-3, weight_decay=0.05
+            [{"params": list(judge.parameters()), "peak": 1e-3}], lr=1e-3, weight_decay=0.05
         )
-        x, loss = (features_ND - self.mean) / self.scale, torch.zeros(())
+        x, loss = (features_ND - judge.mean) / judge.scale, torch.zeros(())
         for step in range(steps):
             chosen = torch.randint(len(x), (min(_BATCH, len(x)),))
-            score = F.normalize(self.network(x[chosen]), dim=-1) @ sentences_NE[chosen].T * 20
+            score = F.normalize(judge.network(x[chosen]), dim=-1) @ sentences_NE[chosen].T * 20
             same = concept_N[chosen][:, None] == concept_N[chosen]
             score = score.masked_fill(same & ~torch.eye(len(chosen), dtype=torch.bool), float("-inf"))
             loss = F.cross_entropy(score, torch.arange(len(chosen)))
             loss.backward()  # type: ignore[no-untyped-call]
             update_at(optimizer, one_cycle(step, steps, 1.0))
         log.info("caption judge: loss %.3f after %d steps", float(loss.detach()), steps)
-        self.network.eval()
+        return judge.eval()
+
+    @classmethod
+    def kept(cls, state: Mapping[str, Tensor]) -> CaptionJudge:
+        """The judge whose `state_dict` was kept."""
+        judge = cls(len(state["mean"]), len(state["network.4.bias"]))
+        judge.load_state_dict(state)
+        return judge.eval()
 
     @torch.inference_mode()
-    def __call__(self, features_ND: Tensor) -> Tensor:
+    def forward(self, features_ND: Tensor) -> Tensor:
         """Unit vectors `[N, E]`."""
         return F.normalize(self.network((features_ND - self.mean) / self.scale), dim=-1)
+
+
+def learning() -> tuple[int, ...]:
+    """What a judge follows from besides the pictures and captions that it learns from."""
+    return _STEPS, _BATCH, _HIDDEN
 
 
 class Agreement:
