@@ -23,9 +23,9 @@ from dd_core.errors import RecipeError
 from dd_core.logits import LogitSettings
 from dd_core.models.build import AnyTokenizer
 from training import parallel
-from training.data.conditions import ClassConditions, Conditions
 from training.data.sources import class_names, material
 from training.digest import weights_digest
+from training.metrics.caption_retrieval import asked_for
 from training.metrics.features import Extractor, FeatureExtractor, precision_on
 from training.metrics.judge import Judge
 from training.metrics.report import Row, shown, with_spread, write_grid, write_record
@@ -39,7 +39,6 @@ from training.run import (
     sampler_without_marginals,
 )
 
-FOLDER = "guidance"
 _MOST = 1000  # as of `LogitSettings`
 _COLUMNS = 10  # of the grid that shows every scale's first pictures
 
@@ -114,15 +113,11 @@ def sweep(run: Run, scales: Sequence[Scale], images: int, extractor: Extractor |
         reference, test, prompts = material(run)
         measurer = extractor or FeatureExtractor(run.device, precision_on(run.device, cfg.precision))
     reference = reference.first(cfg.reference)
-    conditions: Conditions = ClassConditions(len(class_names(recipe)))
-    if prompts is not None:
-        conditions = prompts.conditions
-    judge = Judge(reference, measurer, conditions.count, None if prompts is None else prompts.agreement)
+    conditions = asked_for(len(class_names(recipe)), prompts)
+    judge = Judge(reference, measurer, conditions.count, prompts)
     # Other noise than the evaluation's (+ 2), so that nothing is chosen by the images that it is judged by.
-    seed, out = recipe.seed + 4, run.out / FOLDER
+    seed, out = recipe.seed + 4, run.out / "guidance"
     made: dict[str, Any] = {"seed": seed, "images": images, "classes": conditions.count, **judge.identity}
-    if prompts is not None:
-        made["prompts"] = prompts.fingerprint
     weights = {"tokenizer": weights_digest(tokenizer), "teacher": weights_digest(teacher)}
     sampler = replace(sampler_without_marginals(run, tokenizer, None, teacher), exact=False)
     chosen = plan.teacher(sampler.layout.num_blocks, draw="flow")
@@ -149,8 +144,8 @@ def sweep(run: Run, scales: Sequence[Scale], images: int, extractor: Extractor |
         def row(
             scale: Scale = scale, each: Sets = each, drawn: Tensor = drawn, labels: Tensor = labels
         ) -> Row:
-            features, pixels = each.features(chosen.name, drawn), drawn.permute(0, 3, 1, 2).contiguous()
-            answers = judge.answers(features, labels, pixels)
+            features = each.features(chosen.name, drawn)
+            answers = judge.answers(features, labels, drawn)
             return judge.measure(scale.name, "plan", features, labels, answers=answers)
 
         rows.append(once(out / scale.name / "row.json", fingerprint_of(each.key(chosen)), row))

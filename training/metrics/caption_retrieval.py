@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import stream_seed
 from dd_core.runtime import mixed_precision
-from training.data.conditions import Conditions
+from training.data.conditions import ClassConditions, Conditions
 from training.data.images import scaled
 from training.losses.lpips import Lpips
 from training.optim.loop import one_cycle, update_at
@@ -185,3 +185,8 @@ class Prompted:
     conditions: Conditions
     agreement: Agreement
     fingerprint: str
+
+
+def asked_for(classes: int, prompts: Prompted | None) -> Conditions:
+    """What the pictures of an evaluation are asked for: the prompts, or classes where there are none."""
+    return ClassConditions(classes) if prompts is None else prompts.conditions

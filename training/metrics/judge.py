@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from training.data.images import ImageSet
-from training.metrics.caption_retrieval import Agreement
+from training.metrics.caption_retrieval import Prompted
 from training.metrics.features import Extractor, content_hash, features_of, real_store
 from training.metrics.fid import (
     Gaussian,
@@ -21,6 +21,7 @@ from training.metrics.fid import (
 from training.metrics.linear_probe import LinearProbe
 from training.metrics.report import Row
 
+_VERSION = 2  # raise it when a measure changes, so that no old row survives
 MANIFOLD = 10_000  # the most images a set for precision and recall, whose cost is quadratic
 
 
@@ -31,15 +32,17 @@ class Judge:
     reference: ImageSet
     extractor: Extractor
     classes: int
-    agreement: Agreement | None = None
+    prompts: Prompted | None = None
 
     @cached_property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, object]:
         """What every figure follows from besides the set that it is of."""
         return {
+            "version": _VERSION,
             "network": self.extractor.fingerprint,
             "precision": self.extractor.precision,
             "reference": content_hash(self.reference.images, self.reference.labels),
+            **({} if self.prompts is None else {"prompts": self.prompts.fingerprint}),
         }
 
     @cached_property
@@ -86,15 +89,15 @@ class Judge:
         )
         return replace(row, **self._by_condition(features, labels, answers))
 
-    def answers(self, features: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:
+    def answers(self, features: Tensor, labels: Tensor, image_NHW3: Tensor) -> Tensor:
         """What pictures are taken for: a class `[N]`, or where texts are the condition a prompt's number."""
-        if self.agreement is not None:
-            return self.agreement.closest(pixels, labels)
+        if self.prompts is not None:
+            return self.prompts.agreement.closest(image_NHW3.permute(0, 3, 1, 2).contiguous(), labels)
         return self.probe(features).argmax(1)
 
     def _by_condition(self, features: Tensor, labels: Tensor, answers: Tensor | None) -> dict[str, Any]:
         """Figures of how well the condition was kept to: by class, or by prompt."""
-        if self.agreement is not None:
+        if self.prompts is not None:
             right = None if answers is None else (answers == labels).double().mean().item()
             return {"right_caption": right}
         probability = self.probe(features)

@@ -29,12 +29,11 @@ from dd_core.plan import Plan, Preset
 from dd_core.sampling import Sampler
 from training import parallel
 from training.data.cifar10 import CIFAR10_CLASSES
-from training.data.conditions import ClassConditions, Conditions
 from training.data.images import ImageSet
 from training.data.sources import class_names, material
 from training.digest import weights_digest
 from training.losses.lpips import Lpips, lpips_weights
-from training.metrics.caption_retrieval import Prompted
+from training.metrics.caption_retrieval import Prompted, asked_for
 from training.metrics.features import (
     Extractor,
     FeatureExtractor,
@@ -51,8 +50,6 @@ from training.presets import presets
 from training.recipes.settings import EvaluateRecipe
 from training.run import Run
 from training.trained import load_models, sampler_of
-
-_VERSION = 2  # raise it when a measure changes, so that no old row survives
 
 
 def evaluate_plans(
@@ -104,10 +101,10 @@ def evaluate_plans(
     _check(plans, recipe, reference, test)
     measurer = extractor or FeatureExtractor(sampler.device)
     reference = ImageSet(reference.images[: recipe.reference], reference.labels[: recipe.reference])
-    conditions: Conditions = ClassConditions(len(class_names)) if prompts is None else prompts.conditions
-    judge = Judge(reference, measurer, conditions.count, None if prompts is None else prompts.agreement)
+    conditions = asked_for(len(class_names), prompts)
+    judge = Judge(reference, measurer, conditions.count, prompts)
+    identity = judge.identity
     by_prompts = {} if prompts is None else {"prompts": prompts.fingerprint}
-    identity = {"version": _VERSION, **judge.identity, **by_prompts}
     made = {"seed": seed, "images": recipe.images, "classes": conditions.count, **by_prompts}
     for folder in ("grids", "rows"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -146,7 +143,7 @@ def evaluate_plans(
 
         def plan_row(plan: Plan = plan, images: Tensor = images, labels: Tensor = labels) -> Row:
             features = sets.features(plan.name, images)
-            answers = judge.answers(features, labels, _channels_first(images))
+            answers = judge.answers(features, labels, images)
             row = judge.measure(plan.name, "plan", features, labels, answers=answers)
             row = replace(row, **beside.figures(plan, images, answers))
             times = plan_times(sampler, plan, recipe.batch, seed, conditions) if timing else (None, None)
@@ -163,7 +160,7 @@ def evaluate_plans(
         images = sets.reconstructed()
         write_grid(_pairs(drawn.images, images), out / "grids" / "reconstruction.png", 10)
         features, name = sets.features("reconstruction", images), "reconstruction"
-        answers = judge.answers(features, drawn.labels, _channels_first(images))
+        answers = judge.answers(features, drawn.labels, images)
         return judge.measure(name, name, features, drawn.labels, answers=answers)
 
     def real_test() -> Row:
@@ -202,7 +199,7 @@ class _BesideTeacher:
         """A plan's images, and what the judge takes each for."""
         images, labels = sets.drawn(plan)
         features = sets.features(plan.name, images)
-        return images, self.judge.answers(features, labels, _channels_first(images))
+        return images, self.judge.answers(features, labels, images)
 
     def key(self) -> dict[str, object]:
         """What the figures follow from besides the plan and its images."""
@@ -243,10 +240,6 @@ def _check(plans: list[Plan], recipe: EvaluateRecipe, reference: ImageSet, test:
         raise InvalidRequestError(
             "reference and test must be different images: the probe learns from the reference", param="test"
         )
-
-
-def _channels_first(image_NHW3: Tensor) -> Tensor:
-    return image_NHW3.permute(0, 3, 1, 2).contiguous()
 
 
 def _pairs(image_N3HW: Tensor, other_NHW3: Tensor, columns: int = 10, rows: int = 5) -> Tensor:

@@ -13,9 +13,9 @@ from dd_core.models.build import new_student
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler
 from training import parallel
-from training.data.conditions import ClassConditions, Conditions
 from training.data.sources import class_names, material
 from training.digest import weights_digest
+from training.metrics.caption_retrieval import asked_for
 from training.metrics.features import Extractor, FeatureExtractor, precision_on
 from training.metrics.plan_fid import PlanFid
 from training.optim.loop import Callback, Ema
@@ -98,10 +98,7 @@ def plan_fid(run: Run, extractor: Extractor | None = None) -> PlanFid:
     """
     recipe, cfg, device = run.recipe, run.recipe.evaluate, run.device
     real, _, prompts = material(run)
-    conditions: Conditions = ClassConditions(len(class_names(recipe)))
-    if prompts is not None:
-        conditions = prompts.conditions
-
+    conditions = asked_for(len(class_names(recipe)), prompts)
     network = extractor or FeatureExtractor(device, precision_on(device, cfg.precision))
     # Other noise than the evaluation's (+ 2), so that nothing is chosen by the images that it is judged by.
     noise, folder = recipe.seed + 4, run.out / "fid"
