@@ -19,6 +19,7 @@ _LATER: dict[str, object] = {
     "tokenizer.judge_lr": 5e-4,
     "tokenizer.ramp": 0.05,
     "decoder.enlarged": 1,
+    "teacher.replaced": 0.0,
     "decoder.drawn": 0.0,
     "distill.enlarged": 1,
     "distill.evenness": 0.0,

@@ -7,7 +7,7 @@ A token is a code of the residual that the coarser scales leave. Encoder and dec
 the next scale's size.
 
 Shapes: B batch, K scales, p side of a scale, L = Σ p² tokens (scale by scale, each in raster
-order), C code dimension, V codebook size, H W pixels.
+order), C code dimension, V codebook size, M codes near a code, H W pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd_core.codebook import lookup, nearest
+from dd_core.codebook import exchanged, lookup, nearest
 from dd_core.models.config import MultiScaleConfig
 from dd_core.models.protocols import Quantized
 from dd_core.models.vq import Decoder, Encoder
@@ -64,6 +64,12 @@ class ResidualScales(nn.Module):
         added: Tensor = h * (1 - ratio) + self.phi[self.phi_of[scale]](h) * ratio
         return total_BCpp + added
 
+    def at_scale(self, map_BCpp: Tensor, scale: int) -> Tensor:
+        """A feature map averaged down to a scale's size: its vectors `[B, p², C]`, in raster order."""
+        side, last = self.cfg.sides[scale], self.cfg.sides[-1]
+        small = map_BCpp if side == last else F.interpolate(map_BCpp, size=(side, side), mode="area")
+        return small.flatten(2).transpose(1, 2)
+
     def accumulate(self, codes_BLC: Tensor, scales: int) -> list[Tensor]:
         """f̂ after each of the first `scales` scales, each `[B, C, p_last, p_last]`."""
         last = self.cfg.sides[-1]
@@ -82,8 +88,7 @@ class ResidualScales(nn.Module):
         """
         known = self.cfg.layout.starts[stop - 1]
         maps = self.accumulate(lookup(self.codebook_VC, tokens_BL[:, :known]), stop - 1)
-        small = [_area(maps[k - 1], self.cfg.sides[k]) for k in range(first, stop)]
-        return torch.cat([m.flatten(2).transpose(1, 2) for m in small], 1)
+        return torch.cat([self.at_scale(maps[k - 1], k) for k in range(first, stop)], 1)
 
 
 class MultiScaleVQ(ResidualScales):
@@ -120,15 +125,31 @@ class MultiScaleVQ(ResidualScales):
         tokens, vectors = [], []
         total = torch.zeros_like(z_BCpp)
         commitment = fit = z_BCpp.new_zeros(())
-        for k, side in enumerate(self.cfg.sides):
-            rest = (z_BCpp - total).detach()
-            small = rest if k == len(self.cfg.sides) - 1 else _area(rest, side)
-            vectors.append(small.flatten(2).transpose(1, 2))
+        for k in range(len(self.cfg.sides)):
+            vectors.append(self.at_scale((z_BCpp - total).detach(), k))
             tokens.append(nearest(self.codebook_VC, vectors[-1]))
             total = self.add_scale(total, lookup(self.codebook_VC, tokens[-1]).detach(), k)
             commitment = commitment + F.mse_loss(z_BCpp, total.detach()) / len(self.cfg.sides)
             fit = fit + F.mse_loss(total, z_BCpp.detach()) / len(self.cfg.sides)
         return Quantized(torch.cat(tokens, 1), torch.cat(vectors, 1), total, commitment, fit)
+
+    @torch.no_grad()
+    def with_mistakes(self, tokens_BL: Tensor, near_VM: Tensor, choice_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens to read, some exchanged, and to predict; both `[B, L]`, of one image each.
+
+        In an image's scales up to the first with an exchanged token its own are to be predicted. Those after
+        it make up for it: they hold the codes nearest to what its own tokens add up to beyond the read ones.
+        """
+        codebook, starts, scales = self.codebook_VC, self.cfg.layout.starts, len(self.cfg.sides)
+        whole = self.accumulate(lookup(codebook, tokens_BL), scales)[-1]
+        total, read, target = torch.zeros_like(whole), [], []
+        for k in range(scales):
+            choice, own = (x[:, starts[k] : starts[k + 1]] for x in (choice_BL, tokens_BL))
+            spoiled_B1 = (choice_BL[:, : starts[k]] >= 0).any(1, keepdim=True)
+            target.append(torch.where(spoiled_B1, nearest(codebook, self.at_scale(whole - total, k)), own))
+            read.append(exchanged(target[-1], near_VM, choice))
+            total = self.add_scale(total, lookup(codebook, read[-1]), k)
+        return torch.cat(read, 1), torch.cat(target, 1)
 
     def decode_continuous(self, z_BCpp: Tensor) -> Tensor:
         """Feature map → image `[B, 3, H, W]`, not clamped."""
@@ -146,7 +167,3 @@ class MultiScaleVQ(ResidualScales):
     def to_image(self, codes_BLC: Tensor) -> Tensor:
         """Codes or continuous embeddings `[B, L, C]` → image `[B, 3, H, W]`, not clamped."""
         return self.decode_continuous(self.accumulate(codes_BLC, len(self.cfg.sides))[-1])
-
-
-def _area(x_BCpp: Tensor, side: int) -> Tensor:
-    return F.interpolate(x_BCpp, size=(side, side), mode="area")

@@ -147,3 +147,7 @@ class Tokenizer(Pictures, Protocol):
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Image in [−1, 1] → token indices `[B, L]`."""
         ...
+
+    def with_mistakes(self, tokens_BL: Tensor, near_VM: Tensor, choice_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """An image's tokens, some exchanged (`dd_core.codebook.exchanged`): those to read, and to predict."""
+        ...

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dd_core.codebook import lookup, nearest
+from dd_core.codebook import exchanged, lookup, nearest
 from dd_core.models.config import TokenizerConfig, VQConfig
 from dd_core.models.protocols import Quantized
 
@@ -201,6 +201,10 @@ class VQTokenizer(nn.Module):
     def encode(self, image_B3HW: Tensor) -> Tensor:
         """Image in [−1, 1] → indices of the nearest codes, `[B, h·w]` in raster order."""
         return nearest(self.codebook_VC, self.encode_continuous(image_B3HW))
+
+    def with_mistakes(self, tokens_BL: Tensor, near_VM: Tensor, choice_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens to read, some exchanged, and to predict: the image's own, for which none stands in."""
+        return exchanged(tokens_BL, near_VM, choice_BL), tokens_BL
 
     def decode_tokens(self, tokens_BL: Tensor) -> Tensor:
         """Indices `[B, L]` → image `[B, 3, H, W]`, roughly in [−1, 1], not clamped."""

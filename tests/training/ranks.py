@@ -57,7 +57,7 @@ def recipe_of(family: str, accumulate: int) -> Recipe:
             tiny.tokenizer, continuous_for=weight, adversarial=0.01 * weight, judged_from=0.0, **few
         ),
         decoder=replace(tiny.decoder, **few),
-        teacher=replace(tiny.teacher, **few),
+        teacher=replace(tiny.teacher, replaced=0.5, **few),
         distill=replace(tiny.distill, lpips=weight, adversarial=weight, judged_share=0.5, **few),
     )
 

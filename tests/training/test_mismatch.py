@@ -9,9 +9,14 @@ import pytest
 from dd_core.errors import RecipeError
 from dd_core.models.config import LlamaGenConfig, VARConfig
 from training.mismatch import _LATER, differences, refuse_mismatch
-from training.recipes.settings import DecoderRecipe, DistillRecipe, TokenizerRecipe
+from training.recipes.settings import DecoderRecipe, DistillRecipe, TeacherRecipe, TokenizerRecipe
 
-OWNERS = {"tokenizer": TokenizerRecipe, "decoder": DecoderRecipe, "distill": DistillRecipe}
+OWNERS = {
+    "tokenizer": TokenizerRecipe,
+    "decoder": DecoderRecipe,
+    "teacher": TeacherRecipe,
+    "distill": DistillRecipe,
+}
 
 
 @pytest.mark.parametrize("name", _LATER)

@@ -74,6 +74,7 @@ def test_recipes_are_overridden_by_name() -> None:
         ),
         ("text-tiny", "text.length=2", "text.length: an encoder has at least"),
         ("tiny", "model.num_classes=9", "model.num_classes must be 10"),
+        ("tiny", "teacher.replaced=1.1", "teacher.replaced must be less than or equal to 1"),
         ("tiny", "data=pictograms", "data must be cifar10 or folder without text"),
         ("tiny", "evaluate.images=0", "evaluate.images must be at least 2"),
     ],

@@ -83,7 +83,9 @@ class DecoderRecipe:
 class TeacherRecipe:
     """Stage (b). Cross entropy of the next token; labels dropped to null with `class_dropout`.
 
-    Matrices of the blocks are trained with Muon (`matrix_lr`), the rest with AdamW (`lr`).
+    Matrices of the blocks are trained with Muon (`matrix_lr`), the rest with AdamW (`lr`). Of an image's
+    tokens up to `replaced` are others where the teacher reads them; later scales, if there are any, make up
+    for it.
     """
 
     steps: CountOrNone
@@ -92,6 +94,7 @@ class TeacherRecipe:
     matrix_lr: Rate = 4e-3
     weight_decay: Weight = 0.05
     class_dropout: Part = 0.1
+    replaced: Part = 0.0
     ema: Decay = 0.999
 
 

@@ -29,6 +29,7 @@ from training.optim.muon import MatrixOptimizer
 from training.parallel import Figures
 from training.recipes.settings import Recipe
 from training.run import Run, begin_with, begun_from, keep_exports, load_tokenizer, train
+from training.stages.mistakes import draw_choices, near_codes
 from training.stages.tokens import read_tokens
 
 
@@ -66,18 +67,22 @@ def teacher_stage(
     batches = Batches(len(tokens), cfg.batch, recipe.seed)
     parts = parallel.parts(batches.count, recipe.accumulate, "teacher.batch")
     economical(recipe, model.blocks)
+    near = near_codes(tokenizer.codebook_VC) if cfg.replaced else None
 
     def update(step: int) -> dict[str, Tensor]:
         chosen = batches.at(step)
         dropped = torch.rand(len(chosen)) < cfg.class_dropout
         picked = conditions.pick(labels[chosen])
+        choices = None if near is None else draw_choices(len(chosen), tokens.shape[1], near, cfg.replaced)
         figures = Figures(device, "cross_entropy")
         for part in parts:
-            target = tokens[chosen[part.rows]].long().to(device)
+            read = target = tokens[chosen[part.rows]].long().to(device)
+            if near is not None and choices is not None:
+                read, target = tokenizer.with_mistakes(target, near, choices[part.rows].to(device))
             cond = conditions.of(picked[part.rows]).to(device)
             cond = model.null_like(cond).where(dropped[part.rows].to(device), cond)
             with mixed_precision(device):
-                logits = model(target, cond)
+                logits = model(read, cond)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())
             loss = loss * (len(target) / len(chosen))
             loss.backward()  # type: ignore[no-untyped-call]
