@@ -188,8 +188,9 @@ def test_a_teacher_goes_elsewhere_without_a_student_and_is_trained_on_there(
     for name in ("tokenizer", "decoder", "teacher"):
         (tmp_path / "here").mkdir(exist_ok=True)
         shutil.copy(run.out / f"{name}.safetensors", tmp_path / "here")
-    here = Run(run.recipe, tmp_path / "here", CPU)
+    here = Run(replace(run.recipe, begin_from=str(tmp_path / "earlier")), tmp_path / "here", CPU)
     manifest = export.run_teacher(here, "mine", tmp_path / "bundle")
+    assert manifest.training["begin_from"] == "earlier", "and not where it lies on this machine"
     assert manifest.student is None and {p.name for p in manifest.presets if p.offered} == {"teacher"}
     bundle = load_bundle(tmp_path / "bundle", CPU)
     (chosen,) = [p.plan for p in bundle.presets if p.offered]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def test_the_bundle_draws_prompts_at_64_pixels(folder: Path) -> None:
     pictures = [sample_images(bundle.sampler, p.plan, prompts, [(0, 0)] * 3) for p in bundle.presets]
     assert {tuple(drawn.shape) for drawn in pictures} == {(3, 64, 64, 3)}
     assert any(not torch.equal(drawn[0], drawn[1]) for drawn in pictures), "one noise, two prompts"
+
+
+def test_a_bundle_names_what_training_began_with_and_not_its_place(run: Run, tmp_path: Path) -> None:
+    begun = replace(run, recipe=replace(run.recipe, begin_from=str(tmp_path / "mine")))
+    manifest = export.run_teacher(begun, "pictures", tmp_path / "bundle")
+    assert "the weights of mine." in manifest.data
+    assert str(tmp_path) not in manifest.model_dump_json()
 
 
 def test_scales_of_guidance_are_judged_by_captions(run: Run) -> None:

@@ -119,10 +119,13 @@ def _save(
 
 
 def _shareable(recipe: Recipe) -> Recipe:
-    """The recipe without the place of a folder on this machine."""
-    if recipe.folder is None:
-        return recipe
-    return replace(recipe, folder=replace(recipe.folder, path=Path(recipe.folder.path).name))
+    """The recipe without the places of folders on this machine: that of images, and a bundle's."""
+    folder, begun = recipe.folder, recipe.begin_from
+    return replace(
+        recipe,
+        folder=None if folder is None else replace(folder, path=Path(folder.path).name),
+        begin_from=None if begun is None else Path(begun).name,
+    )
 
 
 def _about(run: Run) -> About:
@@ -131,7 +134,7 @@ def _about(run: Run) -> About:
     The examples are those that were chosen by measurement, if any were.
     """
     started = run.recipe.data == "none" and run.recipe.text is None
-    described = read_origin(run.out) if started else about(run.recipe)
+    described = read_origin(run.out) if started else about(_shareable(run.recipe))
     chosen = read_examples(run, _EXAMPLES)
     said = f"{described.description} The examples are some that it draws well, chosen by measurement."
     return replace(described, description=said, examples=chosen) if chosen else described
