@@ -42,6 +42,7 @@ from training.stages import evaluate as evaluation
 from training.stages import export as exporting
 from training.stages import own_pairs as own
 from training.stages import pairs as noise_data
+from training.stages.distill import check_start
 from training.stages.order import STAGES
 from training.start import start_from
 
@@ -93,7 +94,7 @@ def own_pairs(options: Options, stop_after: StopAfter = None, shard: Shard = "0/
 
 
 _command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", STAGES["distill"])
-_command("all", "Stages (a) to (e) in order, each from where it stopped.", *STAGES.values())
+_command("all", "Stages (a) to (e) in order, each from where it stopped.", check_start, *STAGES.values())
 
 
 @app.command(

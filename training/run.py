@@ -153,7 +153,8 @@ def begun_from(run: Run) -> Bundle:
 def begin_with(recipe: Recipe, first: nn.Module, model: nn.Module, what: str) -> int:
     """Carry over to `model` what fits of `first`, which is of `begin_from`; return how many tensors do."""
     fitting = carry_over(first, model)
-    log.info(
+    log.log(
+        logging.INFO if fitting else logging.WARNING,
         "%s: begins with %d of its %d tensors from %s",
         what,
         fitting,

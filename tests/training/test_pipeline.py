@@ -279,6 +279,10 @@ def test_commands_explain_what_is_missing(
     assert _refused(monkeypatch, "pairs", "--recipe", "tiny", *where) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "run `dd-train tokenizer --recipe tiny --out" in said and "Traceback" not in said
+    misfit = ("--set", "begin_from=cifar10", "--set", "distill.start=transplant")
+    assert _refused(monkeypatch, "all", "--recipe", "tiny", *misfit, *where) == 2
+    assert "cifar10 has another tokenizer than the recipe 'tiny'" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x" / "tokenizer.pt").exists(), "before the stages that it would have waited for"
     assert _refused(monkeypatch, "teacher", "--recipe", "huge", *where) == 2
     assert "tiny, cpu, gpu" in capsys.readouterr().err
 

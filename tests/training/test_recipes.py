@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 from pydantic import TypeAdapter
 
+from dd_core.bundle import DEFAULT_BUNDLE, DEFAULT_TEXT_BUNDLE
 from dd_core.errors import RecipeError
 from dd_core.flow import SOLVERS
+from dd_core.hub.locate import locate
+from dd_core.manifest import read_manifest
 from training.recipes.named import RECIPES, get_recipe
 from training.recipes.settings import Recipe, Solver
 
+DOCS = Path(__file__).parent.parent.parent / "docs"
 PARTS = ("tokenizer", "decoder", "teacher", "pairs", "distill", "evaluate")
 
 
@@ -83,6 +89,26 @@ def test_wrong_recipes_are_explained(name: str, override: str, message: str) -> 
     with pytest.raises(RecipeError) as caught:
         get_recipe(name, [override])
     assert message in caught.value.message and "\n" not in caught.value.message
+
+
+def test_pages_start_from_built_in_models_with_recipes_of_their_architecture() -> None:
+    """Commands that take too long for the tests of the pages, which run them with other models."""
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    names = f"{DEFAULT_BUNDLE}|{DEFAULT_TEXT_BUNDLE}"
+    commands = re.findall(rf"dd-train start +({names}) +--recipe ([\w-]+)", text)
+    commands += [
+        (name, recipe) for recipe, name in re.findall(rf"--recipe ([\w-]+) --set begin_from=({names})", text)
+    ]
+    assert len(commands) >= 2
+    for name, recipe in commands:
+        manifest, wanted = read_manifest(locate(name)), get_recipe(recipe)
+        assert (manifest.vq, manifest.teacher) == (wanted.tokenizer_model, wanted.model), (name, recipe)
+
+
+def test_recipes_that_transplant_name_a_student_of_their_tokenizer() -> None:
+    for recipe in RECIPES.values():
+        if recipe.distill.start == "transplant":
+            assert read_manifest(locate(str(recipe.begin_from))).vq == recipe.tokenizer_model, recipe.name
 
 
 def _fields() -> list[tuple[type, str]]:

@@ -96,6 +96,15 @@ def test_what_a_refused_command_asked_for_is_forgotten(tmp_path: Path) -> None:
     assert read_recipe(tmp_path) == get_recipe("tiny", ["seed=3"])
 
 
+def test_what_stages_have_gone_by_is_kept_when_a_later_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="run `dd-train teacher"):
+        command(tmp_path, "tokenizer", "pairs", recipe="tiny", overrides=[*SHORT, "seed=3"])
+    assert read_recipe(tmp_path) == get_recipe("tiny", [*SHORT, "seed=3"])
+    with pytest.raises(RecipeError, match="run the pairs stage"):  # the teacher has gone on
+        command(tmp_path, "teacher", "distill", overrides=["teacher.steps=3"])
+    assert command(tmp_path, "teacher").teacher.steps == 3
+
+
 def test_a_recipe_can_be_replaced_until_a_stage_has_begun(tmp_path: Path) -> None:
     command(tmp_path, recipe="tiny", overrides=SHORT)
     assert command(tmp_path, recipe="var-tiny") == RECIPES["var-tiny"]

@@ -73,8 +73,8 @@ LLAMAGEN["text-tiny"] = dataclasses.replace(
     ),
     evaluate=EvaluateRecipe(images=12, reference=10, test=24, batch=8),
 )
-# Two cores for about two hours. Tokenizer and teacher begin as those of the built-in model of classes:
-# its tokenizer draws recognisable pictograms before it has seen any.
+# The tokenizer begins with encoder and decoder of the built-in model of classes, which draw recognisable
+# pictograms before they have seen any; of its teacher, which is of the other family, nothing fits.
 LLAMAGEN["text-cpu"] = Recipe(
     name="text-cpu",
     data="pictograms",
@@ -93,7 +93,6 @@ LLAMAGEN["text-cpu"] = Recipe(
     distill=DistillRecipe(
         steps=3_500,
         batch=64,
-        start="transplant",
         optimizer="muon",
         cross_entropy=1.0,
         mse=1.0,

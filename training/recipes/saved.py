@@ -48,17 +48,19 @@ def read_recipe(out: Path) -> Recipe | None:
 
 @contextmanager
 def remembered(out: Path, recipe: Recipe) -> Iterator[None]:
-    """Hold the run folder and keep the recipe in it; what a refused command asked for is forgotten again.
+    """Hold the run folder and keep the recipe in it; what a refused command asked for is forgotten again,
+    unless stages have gone by it already.
 
     Raises:
         RecipeError: another process works in the folder.
     """
     with locked(out):
-        before = _replaced(out, _bytes(recipe))
+        before, traces = _replaced(out, _bytes(recipe)), _traces(out)
         try:
             yield
         except RecipeError:
-            _replaced(out, before)
+            if _traces(out) == traces:
+                _replaced(out, before)
             raise
 
 
@@ -66,7 +68,7 @@ def remembered(out: Path, recipe: Recipe) -> Iterator[None]:
 def agreed(out: Path, recipe: Recipe) -> Iterator[None]:
     """Hold the run folder together with other jobs of one recipe, which the first one keeps in it.
 
-    What a refused job asked for is forgotten again where no other job goes by it.
+    What a refused job asked for is forgotten again where no other job and no stage has gone by it.
 
     Raises:
         RecipeError: other jobs go by another recipe, or another command works in the folder.
@@ -81,10 +83,11 @@ def agreed(out: Path, recipe: Recipe) -> Iterator[None]:
                 _comparable(recipe),
                 "give all jobs the same settings",
             )
+        traces = _traces(out)
         try:
             yield
         except RecipeError:
-            if before and left_alone():
+            if before and left_alone() and _traces(out) == traces:
                 _replaced(out, before[0])
             raise
 
@@ -110,6 +113,12 @@ def _replaced(out: Path, data: bytes | None) -> bytes | None:
         with replacing(path) as temporary:
             temporary.write_bytes(data)
     return before
+
+
+def _traces(out: Path) -> dict[str, int]:
+    """What stages have left in the run folder, and when each last did."""
+    found = (out / name for name in (*_BEGUN.values(), "tokenizer.safetensors"))
+    return {path.name: path.stat().st_mtime_ns for path in found if path.exists()}
 
 
 def has_begun(out: Path) -> bool:

@@ -288,7 +288,17 @@ def run(run: Run, extractor: Extractor | None = None) -> None:
     train(run, stage, ema, shape, *callbacks)
 
 
-def _transplanted(run: Run) -> AnyStudent:
+def check_start(run: Run) -> None:
+    """Do nothing if the student can begin as the recipe says; for before the stages that it waits for.
+
+    Raises:
+        RecipeError: what distillation changed in the bundle of `begin_from` cannot be carried over.
+    """
+    if run.recipe.distill.start == "transplant":
+        _distilled_before(run)
+
+
+def _distilled_before(run: Run) -> tuple[AnyTeacher, AnyStudent]:
     if run.recipe.begin_from is None:
         raise RecipeError("distill.start=transplant needs begin_from, a bundle", param="distill.start")
     bundle = begun_from(run)
@@ -310,8 +320,12 @@ def _transplanted(run: Run) -> AnyStudent:
             "what distillation changed cannot be told",
             param="distill.start",
         )
+    return old.teacher, old.student
+
+
+def _transplanted(run: Run) -> AnyStudent:
     tokenizer = load_tokenizer(run)
     fresh = student_from_teacher(
         load_teacher(run, tokenizer), tokenizer.codebook_VC.detach(), run.recipe.seed
     )
-    return transplanted(fresh, old.teacher, old.student)
+    return transplanted(fresh, *_distilled_before(run))
