@@ -30,7 +30,6 @@ from training.diagnose.run import diagnose as diagnose_run
 from training.diagnose.run import open_run, written
 from training.examples import choose
 from training.guidance import scales_of, sweep
-from training.guidance import table as scales_table
 from training.measure import Request, Subject, measure, reference_folder
 from training.metrics.features import FeatureExtractor
 from training.metrics.sheet import draw_sheet
@@ -143,8 +142,8 @@ def guidance(
     """Writes a table and a picture to RUN/guidance, and shows the table."""
     scales = scales_of(constant, linear)
     with prepared(options, together=True) as run:
-        if rows := sweep(run, scales, images):
-            typer.echo(scales_table(rows))
+        if sweep(run, scales, images):
+            typer.echo((run.out / "guidance" / "guidance.md").read_text(encoding="utf-8"))
 
 
 @app.command("evaluate", help="(e) FID, KID, precision and recall of every plan, with its cost.")

@@ -10,11 +10,12 @@ Shapes: N pictures, M names.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from pathlib import Path
 
 import torch
 
@@ -29,9 +30,11 @@ from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.caption_retrieval import Agreement, sentences
 from training.presets import presets
 from training.run import Run
-from training.trained import load_models, sampler_of
+from training.trained import load_models, sampler_of, weights_of
 
-FILE = "examples.txt"
+log = logging.getLogger("dd_train")
+
+FILE = "examples.json"
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,12 @@ class Example:
 
 
 def choose(run: Run, budget: int, seeds: int, names: int = 0, least: float = 0.5) -> list[Example]:
-    """Names of the run's corpus, the best drawn of every group in turn, also in `RUN/examples.txt`.
+    """Names of the run's corpus, the best drawn of every group in turn, also in `RUN/examples.json`.
 
     Args:
         budget: passes: of the plan that `steps` would choose.
         seeds: pictures of each name.
-        names: the first so many of the corpus; 0 = all.
+        names: the first so many of the corpus are drawn, and told from any; 0 = all.
         least: share of right pictures; names with less are left out.
 
     Raises:
@@ -70,14 +73,17 @@ def choose(run: Run, budget: int, seeds: int, names: int = 0, least: float = 0.5
     corpus = pictograms.load()
     concepts = [corpus.concepts[i] for i in text.pictures("train")]
     groups = {called(concept): concept.group for concept in concepts}
-    chosen = list(groups)[: names or None]
-    states, mask = text.encoded(recipe, chosen, run.out / "captions-names.safetensors")
+    states, mask = text.encoded(recipe, list(groups), run.out / "captions-names.safetensors")
     judge = text.caption_judge(recipe, run.out, lpips)
-    agreement = Agreement(judge, lpips, sentences(states, mask), chosen)
-    found = _measured(sampler, plan, TextConditions.of_prompts(states, mask), agreement, seeds)
+    agreement = Agreement(judge, lpips, sentences(states, mask), list(groups))
+    chosen = list(groups)[: names or None]
+    conditions = TextConditions.of_prompts(states[: len(chosen)], mask[: len(chosen)])
+    found = _measured(sampler, plan, conditions, agreement, seeds)
     examples = [Example(name, groups[name], *figures) for name, figures in zip(chosen, found, strict=True)]
     ordered = list(in_turn(e for e in examples if e.right >= least))
-    _write(ordered, run.out / FILE)
+    with replacing(run.out / FILE) as temporary:
+        record = {"weights": _student_of(sampler), "names": [e.name for e in ordered]}
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     return ordered
 
 
@@ -90,12 +96,21 @@ def in_turn(examples: Iterable[Example]) -> Iterator[Example]:
     return (e for e in chain.from_iterable(zip_longest(*groups.values())) if e is not None)
 
 
-def read_examples(run: Run, count: int) -> tuple[str, ...]:
-    """The first of the names that were chosen for the run's student; none where none were."""
-    path, student = run.out / FILE, run.out / "student.safetensors"
-    if not path.exists() or not student.exists() or path.stat().st_mtime < student.stat().st_mtime:
+def read_examples(run: Run, sampler: Sampler) -> tuple[str, ...]:
+    """The names that were chosen for a student and its tokenizer; none where none were, or for others."""
+    path = run.out / FILE
+    if sampler.student is None or not path.exists():
         return ()
-    return tuple(path.read_text(encoding="utf-8").splitlines()[:count])
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if saved["weights"] != _student_of(sampler):
+        log.warning("%s is of other weights and left out; run `%s` again", path, run.command("examples"))
+        return ()
+    return tuple(saved["names"])
+
+
+def _student_of(sampler: Sampler) -> dict[str, str]:
+    """Hashes of what draws an example."""
+    return {part: digest for part, digest in weights_of(sampler).items() if part in ("tokenizer", "student")}
 
 
 def _measured(
@@ -115,8 +130,3 @@ def _measured(
             margins[seed, labels] = agreement.margins(drawn.permute(0, 3, 1, 2).contiguous(), labels)
     right = (margins > 0).float().mean(0)
     return list(zip(right.tolist(), margins.mean(0).tolist(), strict=True))
-
-
-def _write(examples: Sequence[Example], path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(e.name for e in examples), encoding="utf-8")

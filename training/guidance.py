@@ -101,7 +101,7 @@ def sweep(run: Run, scales: Sequence[Scale], images: int, extractor: Extractor |
         the rows; none on the other ranks.
 
     Raises:
-        RecipeError: tokenizer or teacher are missing, or there are no images to measure against.
+        RecipeError: tokenizer or teacher are missing, or there are not ten images to measure against.
         DataError: the real images or the Inception weights cannot be had.
     """
     recipe = run.recipe
@@ -113,6 +113,8 @@ def sweep(run: Run, scales: Sequence[Scale], images: int, extractor: Extractor |
         reference, test, prompts = material(run)
         measurer = extractor or FeatureExtractor(run.device, precision_on(run.device, cfg.precision))
     reference = reference.first(cfg.reference)
+    if len(reference.images) < 10:
+        raise RecipeError("evaluate.reference must be at least 10", param="evaluate.reference")
     conditions = asked_for(len(class_names(recipe)), prompts)
     judge = Judge(reference, measurer, conditions.count, prompts)
     # Other noise than the evaluation's (+ 2), so that nothing is chosen by the images that it is judged by.
@@ -134,6 +136,7 @@ def sweep(run: Run, scales: Sequence[Scale], images: int, extractor: Extractor |
             each.features(chosen.name, each.drawn(chosen)[0])
     if not parallel.leave():
         return []
+    among = None if prompts is None else prompts.agreement.among
     rows: list[Row] = []
     first: list[Tensor] = []
     columns = min(_COLUMNS, conditions.count, images)
@@ -150,15 +153,15 @@ def sweep(run: Run, scales: Sequence[Scale], images: int, extractor: Extractor |
 
         rows.append(once(out / scale.name / "row.json", fingerprint_of(each.key(chosen)), row))
         record = {"settings": {**made, "weights": weights}, "rows": [asdict(r) for r in rows]}
-        write_record(record, table(rows), out / "guidance")
+        write_record(record, table(rows, among), out / "guidance")
         write_grid(torch.cat(first), out / "guidance.png", columns)
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown."""
-    by_text = any(r.right_caption is not None for r in rows)
-    right = "right caption of 100" if by_text else "right class"
+def table(rows: Sequence[Row], among: int | None = None) -> str:
+    """The rows as Markdown; of a model of texts captions are told `among` so many."""
+    by_text = among is not None
+    right = f"right caption of {among}" if by_text else "right class"
     columns = ("guidance", "images", "FID", "KID ·10³", "precision", "recall", right)
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for r in rows:

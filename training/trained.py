@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
 from dd_core.sampling import Sampler
+from training.digest import weights_digest
 from training.run import (
     Run,
     load_drawing_tokenizer,
@@ -39,3 +41,14 @@ def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: 
         if len(torch.unique(pairs.labels)) == classes:  # else there is nothing to draw of some
             frequency = marginals(pairs.tokens, pairs.labels, classes, codes).to(run.device)
     return replace(sampler_without_marginals(run, tokenizer, student, teacher), marginals_KLV=frequency)
+
+
+def weights_of(sampler: Sampler) -> dict[str, str]:
+    """A hash for each part of a sampler that there is."""
+    parts = {
+        "tokenizer": sampler.tokenizer,
+        "student": sampler.student,
+        "teacher": sampler.teacher,
+        "marginal": sampler.marginals_KLV,
+    }
+    return {name: weights_digest(p) for name, p in parts.items() if isinstance(p, nn.Module | Tensor)}

@@ -92,6 +92,21 @@ def test_a_bundle_says_nothing_of_plans_that_were_not_chosen(run: Run, tmp_path:
     assert set(manifest.metrics) == {"reconstruction", "real-test", "real-split", "another-seed"}
 
 
+def test_figures_of_a_student_that_has_gone_on_are_not_the_bundles(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DD_CACHE", str(cache))
+    monkeypatch.setenv("DD_LPIPS", str(cache / "lpips.safetensors"))
+    shutil.copytree(run.out, tmp_path / "longer")
+    longer = Run(get_recipe("tiny", ["distill.steps=8"]), tmp_path / "longer", CPU)
+    distill.run(longer)
+    with pytest.raises(RecipeError, match=r"figures of .*dd-1, dd-2.* are of other weights") as refused:
+        export.run(longer, "tiny", tmp_path / "bundle")
+    assert "teacher" not in refused.value.message.partition("are of")[0].replace("pre-trained", "")
+    evaluate.run(longer, extractor=Mean(), timing=False)
+    assert {p.name for p in export.run(longer, "tiny", tmp_path / "bundle").presets} >= {"dd-1", "teacher"}
+
+
 def test_a_bundle_says_how_near_pictures_of_two_seeds_are(run: Run, tmp_path: Path) -> None:
     """Sixteen pictures of ten classes have no two of each: the teacher drew ten more, of another seed."""
     folder = run.out / "evaluation"

@@ -119,8 +119,13 @@ def test_an_evaluation_holds_every_plan_to_the_teachers_pictures_of_its_seeds(
     assert read_another_seed(tmp_path / "nothing") == {}
     # A row of another teacher's pictures is measured anew, though the plan itself needs no teacher.
     before = (tmp_path / "both" / "rows" / "dd-1.json").read_text()
-    run([one, all_of_it], "both")
+    with monkeypatch.context() as patch:
+        for measured in ("against", "another_seed"):  # neither a row nor what two seeds have in common
+            patch.delattr(TeachersPictures, measured)
+        run([one, all_of_it], "both")
     assert (tmp_path / "both" / "rows" / "dd-1.json").read_text() == before
+    again = json.loads((tmp_path / "both" / "evaluation.json").read_text())["settings"]
+    assert again["another_seed"] == settings["another_seed"]
     run([one, all_of_it], "both", teacher="b")
     assert (tmp_path / "both" / "rows" / "dd-1.json").read_text() != before
     assert run([one], "alone")[0] == run([one, all_of_it], "without", None)[0] == (None, None, None)

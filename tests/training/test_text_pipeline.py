@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from training.metrics import caption_retrieval as agreement
 from training.metrics import sheet as sheets
 from training.recipes.named import get_recipe
 from training.run import Run, load_tokenizer
-from training.stages import export, pairs
+from training.stages import distill, export, pairs
 from training.stages.pairs import load_pairs
 from training.stages.teacher import new_teacher, teacher_stage
 from training.stages.tokens import read_tokens
@@ -132,7 +131,10 @@ def test_the_table_says_how_often_the_caption_is_found(run: Run) -> None:
         assert 0 <= rows[name]["right_caption"] <= 1 and rows[name]["class_accuracy"] is None
     assert rows["real-test"]["right_caption"] is None
     table = (run.out / "evaluation" / "evaluation.md").read_text()
-    assert "right caption of 100" in table and "classifier" not in table
+    among = record["settings"]["candidates"]
+    assert 2 <= among <= 10, "no more prompts than pictures"
+    assert f"right caption of {among}" in table and f"a blind guess reaches {1 / among:.3f}" in table
+    assert "classifier" not in table
 
 
 def test_the_bundle_draws_prompts_the_same_alone_and_together(folder: Path) -> None:
@@ -271,18 +273,23 @@ def test_examples_are_names_by_how_well_they_are_drawn(run: Run, tmp_path: Path)
     assert said.exit_code == 0, said.output
     lines = [line for line in said.output.splitlines() if "%  " in line]
     assert len(lines) == 3
-    names = (run.out / "examples.txt").read_text().split("\n")
+    names = json.loads((run.out / "examples.json").read_text())["names"]
     known = {captions.called(c): c.group for c in pictograms.load().concepts}
     assert len(set(names)) == 20 and set(names) <= set(known)
     assert {known[n] for n in names[:2]} == {0, 1}, "groups take turns"
     manifest = export.run(run, "pictures", tmp_path / "bundle")
     assert manifest.examples == names[:16] and "chosen by measurement" in manifest.description
-    os.utime(run.out / "examples.txt", (0, 0))
+    distill.run(run)  # a finished stage, which writes the same student again
+    assert export.run(run, "pictures", tmp_path / "repeated").examples == names[:16]
+    assert list(export.run_teacher(run, "teacher", tmp_path / "teacher").examples) != names[:16]
+    of_another = json.loads((run.out / "examples.json").read_text()) | {"weights": {}}
+    (run.out / "examples.json").write_text(json.dumps(of_another))
     manifest = export.run(run, "pictures", tmp_path / "again")
     assert manifest.examples != names[:16], "they were another student's"
     none = CliRunner().invoke(app, [*arguments[:-1], "1.0", "--seeds", "1"])
-    assert none.exit_code == 0 and len((run.out / "examples.txt").read_text().splitlines()) < 9
-    (run.out / "examples.txt").unlink()
+    few = json.loads((run.out / "examples.json").read_text())["names"]
+    assert none.exit_code == 0 and len(few) < 9
+    (run.out / "examples.json").unlink()
     refused = CliRunner().invoke(app, ["examples", "--recipe", "tiny", "--out", str(tmp_path / "other")])
     assert isinstance(refused.exception, RecipeError) and "no names to choose" in str(refused.exception)
 

@@ -37,7 +37,6 @@ from training.data.packages import DataError, Package, cache_dir, contents, one_
 log = logging.getLogger("dd_train")
 
 SIDE = 64
-SIZES = (32, SIDE)  # what `at_size` gives
 _DRAWN, _BASE, _MARGIN = 256, 128, 16
 _VERSION = 3  # raise it when the pictures change, so that no old file is taken
 # Share of the side that a view shows, where its middle is (in base pixels), whether it is mirrored.
@@ -252,7 +251,7 @@ def views(drawn: Image.Image, mirrored: bool) -> Tensor:
 
 
 def at_size(images_FN3HW: Tensor, size: int) -> Tensor:
-    """Views at one of `SIZES`: means of squares of pixels, rounded; as they are at 64."""
+    """Views at 64 pixels or 32: means of squares of pixels, rounded; as they are at 64."""
     if size == SIDE:
         return images_FN3HW
     of = SIDE // size

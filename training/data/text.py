@@ -34,6 +34,7 @@ from training.data.images import About, ImageSet
 from training.data.packages import Package, one_file
 from training.losses.lpips import Lpips
 from training.metrics.caption_retrieval import (
+    CANDIDATES,
     Agreement,
     CaptionJudge,
     Prompted,
@@ -209,14 +210,9 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
     learned = learned_from(recipe)
     prompts = full_captions(pairs)
     states, mask = encoded(recipe, prompts, out / "captions-held-out.safetensors")
-    agreement = Agreement(
-        caption_judge(recipe, out, lpips),
-        lpips,
-        sentences(states, mask),
-        [corpus.concepts[i].name for i in pairs],
-    )
-    names = [corpus.concepts[i].name for i in learned]
-    known_by = json.dumps([prompts, names, _JUDGED_VIEWS, ENCODER.sha256, _ROUNDED, lpips.fingerprint])
+    concepts = [corpus.concepts[i].name for i in pairs]
+    agreement = Agreement(caption_judge(recipe, out, lpips), lpips, sentences(states, mask), concepts)
+    known_by = json.dumps([prompts, concepts, CANDIDATES, _judge_fingerprint(recipe, learned, lpips)])
     fingerprint = hashlib.sha256(known_by.encode()).hexdigest()
     conditions = TextConditions.of_prompts(states, mask)
     test = images_of(learned[: cfg.test], recipe.image_size, 1)
@@ -234,9 +230,7 @@ def caption_judge(recipe: Recipe, out: Path, lpips: Lpips) -> CaptionJudge:
     """
     learned, store = learned_from(recipe), out / "caption-judge.safetensors"
     captions, corpus = full_captions(learned), pictograms.load()
-    made_of = [pictograms.digest(), learned, recipe.image_size, _JUDGED_VIEWS, captions]
-    key = json.dumps([*made_of, ENCODER.sha256, _ROUNDED, lpips.fingerprint, learning()])
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    fingerprint = _judge_fingerprint(recipe, learned, lpips)
     if found := _kept(store, fingerprint):
         return CaptionJudge.kept(found)
     views = images_of(learned, recipe.image_size, _JUDGED_VIEWS)
@@ -245,6 +239,13 @@ def caption_judge(recipe: Recipe, out: Path, lpips: Lpips) -> CaptionJudge:
     judge = CaptionJudge.learned(picture_features(views.images, lpips), known[views.labels], names)
     save_tensors(judge.state_dict(), store, {"fingerprint": fingerprint})
     return judge
+
+
+def _judge_fingerprint(recipe: Recipe, learned: list[int], lpips: Lpips) -> str:
+    """SHA-256 over all that a judge of captions follows from."""
+    made_of = [pictograms.digest(), learned, recipe.image_size, _JUDGED_VIEWS, full_captions(learned)]
+    key = json.dumps([*made_of, ENCODER.sha256, _ROUNDED, lpips.fingerprint, learning()])
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _kept(store: Path, fingerprint: str) -> dict[str, Tensor]:

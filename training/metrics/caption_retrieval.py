@@ -151,6 +151,11 @@ class Agreement:
             others = [k for k in order if concepts[k] != own]
             self.candidates.append(torch.tensor([i, *others[: CANDIDATES - 1]]))
 
+    @property
+    def among(self) -> int:
+        """How many prompts a picture is told from: `CANDIDATES`, or fewer where there are not as many."""
+        return min(len(own) for own in self.candidates)
+
     def __call__(self, image_N3HW: Tensor, label_N: Tensor) -> float:
         """Share of uint8 pictures that lie closest to their own prompt."""
         return (self.closest(image_N3HW, label_N) == label_N).double().mean().item()

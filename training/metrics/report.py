@@ -84,11 +84,6 @@ def write_grid(image_NHW3: Tensor, path: Path, columns: int) -> None:
     image_grid(from_pixels(image_NHW3), path, columns=columns)
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The rows that an evaluation has finished, `[]` where there are none."""
-    return [Row(**json.loads(path.read_text())["row"]) for path in sorted(folder.glob("*.json"))]
-
-
 def read_another_seed(folder: Path) -> dict[str, float]:
     """What the second table's figures are for pictures of two seeds; `{}` where that was not measured."""
     report = folder / "evaluation.json"
@@ -114,7 +109,7 @@ _COLUMNS = (
     "sampler", "passes", "images", "FID", "FID ÷ teacher", "KID ·10³", "classifier score",
     "precision", "recall", "class accuracy", "ms an image", "images/s",
 )  # fmt: skip
-_TEXT_COLUMNS = tuple("right caption of 100" if c == "class accuracy" else c
+_TEXT_COLUMNS = tuple("right caption" if c == "class accuracy" else c
                       for c in _COLUMNS if c != "classifier score")  # fmt: skip
 
 
@@ -123,6 +118,8 @@ def table(rows: Sequence[Row], settings: dict[str, Any]) -> str:
     teacher = next((r.fid for r in rows if r.name == "teacher"), None)
     by_text = any(r.right_caption is not None for r in rows)
     columns = _TEXT_COLUMNS if by_text else _COLUMNS
+    if by_text:  # a column's name says how many captions a picture was told from
+        columns = tuple(f"{c} of {settings['candidates']}" if c == "right caption" else c for c in columns)
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for r in rows:
         ratio = r.fid / teacher if teacher and r.kind == "plan" else None
@@ -185,15 +182,17 @@ def _sameness(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[str]:
 
 
 def _text_notes(settings: dict[str, Any]) -> str:
+    among = settings["candidates"]
     return (
         f"Inception features in {settings['precision']}; seed {settings['seed']}, prompt i mod "
         f"{settings['classes']} of the held-out pairs of concept and style, whose real pictures are the "
         f"reference; times on {settings['device']} with {settings['threads']} threads, one image alone and "
         f"batches of {settings['batch']}. FID falls as images are added: compare rows with equal numbers "
-        "only. Right caption of 100: see `training/metrics/caption_retrieval.py`; a blind guess reaches "
-        f"0.010, the real held-out pictures {settings['right_caption_of_real']:.3f}. `real-test`: real "
-        "pictures that were learned from against the reference; `real-split`: one half of them against the "
-        "other; `reconstruction`: the reference's pictures through the tokenizer, held against themselves."
+        f"only. Right caption of {among}: see `training/metrics/caption_retrieval.py`; a blind guess reaches "
+        f"{1 / among:.3f}, the real held-out pictures {settings['right_caption_of_real']:.3f}. `real-test`: "
+        "real pictures that were learned from against the reference; `real-split`: one half of them against "
+        "the other; `reconstruction`: the reference's pictures through the tokenizer, held against "
+        "themselves."
     )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
+from dd_core.errors import RecipeError
 from dd_core.files import replacing
 from training.metrics.report import Row
 
 log = logging.getLogger("dd_train")
+
+_Figures = TypeVar("_Figures", dict[str, float], float)
 
 
 def fingerprint_of(key: dict[str, object]) -> str:
@@ -28,13 +32,57 @@ def measured(path: Path, fingerprint: str) -> Row | None:
     return Row(**saved["row"]) if saved["fingerprint"] == fingerprint else None
 
 
-def once(path: Path, fingerprint: str, make: Callable[[], Row]) -> Row:
-    """The row on disk if it is of this fingerprint, else a new one, which is written."""
-    if (found := measured(path, fingerprint)) is not None:
-        return found
-    row = make()
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"fingerprint": fingerprint, "row": asdict(row)}, indent=1))
-    kid = "" if row.kid is None else f", KID {1e3 * row.kid:.2f}·10⁻³"
-    log.info("%s: FID %.2f%s (%d images)", row.name, row.fid, kid, row.images)
+def once(
+    path: Path, fingerprint: str, make: Callable[[], Row], weights: Mapping[str, str] | None = None
+) -> Row:
+    """The row on disk if it is of this fingerprint, else a new one, which is written.
+
+    Args:
+        weights: hashes of the parts that the row is of, which are written beside it.
+    """
+    found = measured(path, fingerprint)
+    row = make() if found is None else found
+    record = {"fingerprint": fingerprint, "weights": dict(weights or {}), "row": asdict(row)}
+    if found is None or json.loads(path.read_text()).get("weights") != record["weights"]:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1))
+    if found is None:
+        kid = "" if row.kid is None else f", KID {1e3 * row.kid:.2f}·10⁻³"
+        log.info("%s: FID %.2f%s (%d images)", row.name, row.fid, kid, row.images)
     return row
+
+
+def read_rows(folder: Path, weights: Mapping[str, str], plans: Collection[str]) -> list[Row]:
+    """The rows that an evaluation of these weights has finished, without those of other plans.
+
+    Raises:
+        RecipeError: rows are of other weights, as where a stage was gone on with since.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    saved = [s for s in found if s["row"]["kind"] != "plan" or s["row"]["name"] in plans]
+    strange = [s["row"]["name"] for s in saved if not _among(s.get("weights"), weights)]
+    if strange:
+        raise RecipeError(
+            f"{folder}: the figures of {', '.join(strange)} are of other weights than the run has: evaluate "
+            "it again",
+            param="out",
+        )
+    return [Row(**s["row"]) for s in saved]
+
+
+def figures_once(path: Path, key: dict[str, object], make: Callable[[], _Figures]) -> _Figures:
+    """Figures on disk if they are of this key, else new ones, which are written."""
+    fingerprint = fingerprint_of(key)
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    if saved.get("fingerprint") == fingerprint:
+        kept: _Figures = saved["figures"]
+        return kept
+    figures = make()
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": fingerprint, "figures": figures}, indent=1))
+    return figures
+
+
+def _among(weights: Mapping[str, str] | None, present: Mapping[str, str]) -> bool:
+    """True if all of the weights are present ones; those of a file that does not say are not."""
+    return weights is not None and all(present.get(part) == digest for part, digest in weights.items())

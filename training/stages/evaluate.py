@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.plan import Plan, Preset
@@ -31,7 +31,6 @@ from training import parallel
 from training.data.cifar10 import CIFAR10_CLASSES
 from training.data.images import ImageSet
 from training.data.sources import class_names, material
-from training.digest import weights_digest
 from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.caption_retrieval import Prompted, asked_for
 from training.metrics.features import (
@@ -42,14 +41,14 @@ from training.metrics.features import (
 )
 from training.metrics.judge import Judge
 from training.metrics.report import Row, write_grid, write_report
-from training.metrics.rows import fingerprint_of, once
+from training.metrics.rows import figures_once, fingerprint_of, once
 from training.metrics.sameness import TeachersPictures
 from training.metrics.sets import Sets
 from training.metrics.timing import plan_times
 from training.presets import presets
 from training.recipes.settings import EvaluateRecipe
 from training.run import Run
-from training.trained import load_models, sampler_of
+from training.trained import load_models, sampler_of, weights_of
 
 
 def evaluate_plans(
@@ -126,14 +125,21 @@ def evaluate_plans(
         "batch": recipe.batch,
     }
     if prompts is not None:
-        settings["right_caption_of_real"] = prompts.agreement(reference.images, reference.labels)
+        settings["candidates"] = prompts.agreement.among
+        settings["right_caption_of_real"] = figures_once(
+            out / "real-captions.json",
+            identity,
+            lambda: prompts.agreement(reference.images, reference.labels),
+        )
     beside = _BesideTeacher(sets, judge, plans, lpips)
     columns = min(10, conditions.count)
     rows: list[Row] = []
     first: list[Tensor] = []
 
-    def add(name: str, key: Mapping[str, object], make: Callable[[], Row]) -> None:
-        rows.append(once(out / "rows" / f"{name}.json", fingerprint_of({**identity, **key}), make))
+    def add(name: str, key: Mapping[str, object], make: Callable[[], Row], *parts: str) -> None:
+        """The row, of `parts` of the weights."""
+        fingerprint, own = fingerprint_of({**identity, **key}), {p: weights[p] for p in parts}
+        rows.append(once(out / "rows" / f"{name}.json", fingerprint, make, own))
         write_report(rows, settings, out)
 
     for plan in plans:
@@ -151,7 +157,8 @@ def evaluate_plans(
 
         # A row without times is not the row that was asked for with them.
         asked = {"timing": timing, "batch": recipe.batch, "device": sampler.device.type}
-        add(plan.name, {**sets.key(plan), **beside.key(), **asked}, plan_row)
+        parts = {"tokenizer", *plan.needs, *({"teacher"} if beside.key() else ())}
+        add(plan.name, {**sets.key(plan), **beside.key(), **asked}, plan_row, *sorted(parts))
     settings |= beside.another_seed()
     if first:
         write_grid(torch.cat(first), out / "comparison.png", len(first[0]))
@@ -171,7 +178,7 @@ def evaluate_plans(
         return judge.measure("real-split", "real", two, test.labels[len(one) : 2 * len(one)], real=one)
 
     tested = {"tokenizer": weights["tokenizer"], "test": content_hash(drawn.images, drawn.labels)}
-    add("reconstruction", tested, reconstruction)
+    add("reconstruction", tested, reconstruction, "tokenizer")
     add("real-test", {"test": content_hash(held.images, held.labels)}, real_test)
     add("real-split", {"test": content_hash(test.images, test.labels)}, real_split)
     return rows
@@ -215,12 +222,20 @@ class _BesideTeacher:
 
     def another_seed(self) -> dict[str, object]:
         """The same figures of the teacher's pictures of other seeds, for the report's settings."""
-        if self.pictures is None or self.teacher is None:
+        teacher = self.teacher
+        if self.lpips is None or teacher is None:
             return {}
-        found = self.pictures.another_seed()
-        if found is None:
-            found = self.pictures.against(*self._judged(self.sets.again(), self.teacher))
-        return {"another_seed": found.figures()}
+
+        def figures() -> dict[str, float]:
+            pictures = self.pictures
+            assert pictures is not None, "there are lpips and teacher"
+            found = pictures.another_seed()
+            if found is None:
+                found = pictures.against(*self._judged(self.sets.again(), teacher))
+            return found.figures()
+
+        key = {**self.judge.identity, **self.key()}
+        return {"another_seed": figures_once(self.sets.out / "another-seed.json", key, figures)}
 
 
 def _check(plans: list[Plan], recipe: EvaluateRecipe, reference: ImageSet, test: ImageSet) -> None:
@@ -265,12 +280,6 @@ def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> li
     with parallel.in_turn():
         sampler, (reference, test, prompts) = sampler_of(run, *load_models(run)), material(run)
         measurer = extractor or FeatureExtractor(run.device, precision_on(run.device, cfg.precision))
-    parts = {
-        "tokenizer": sampler.tokenizer,
-        "student": sampler.student,
-        "teacher": sampler.teacher,
-        "marginal": sampler.marginals_KLV,
-    }
     return evaluate_plans(
         sampler,
         presets(run.recipe),
@@ -278,7 +287,7 @@ def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> li
         reference,
         test,
         run.out / "evaluation",
-        weights={k: weights_digest(p) for k, p in parts.items() if isinstance(p, nn.Module | Tensor)},
+        weights=weights_of(sampler),
         seed=run.recipe.seed + 2,
         class_names=class_names(run.recipe),
         extractor=measurer,

@@ -16,7 +16,8 @@ from training.data.images import About
 from training.data.origin import read_origin
 from training.data.sources import about
 from training.examples import read_examples
-from training.metrics.report import read_another_seed, read_rows
+from training.metrics.report import read_another_seed
+from training.metrics.rows import read_rows
 from training.optim.loop import plain
 from training.presets import presets, runs
 from training.recipes.settings import Recipe
@@ -27,7 +28,7 @@ from training.run import (
     load_tokenizer,
     sampler_without_marginals,
 )
-from training.trained import load_models, sampler_of
+from training.trained import load_models, sampler_of, weights_of
 
 _EXAMPLES = 16  # of a bundle; a page offers the first of them
 
@@ -36,17 +37,19 @@ def run(run: Run, name: str, folder: Path) -> Manifest:
     """Writes the bundle of a finished run, with the figures of its evaluation by plan name.
 
     Raises:
-        RecipeError: a stage has not been run, or not to its end.
+        RecipeError: a stage has not been run, or not to its end, or the figures are of other weights.
     """
-    rows = read_rows(run.out / "evaluation" / "rows")
+    models = load_models(run)
+    sampler = sampler_of(run, *models)
+    asked = presets(run.recipe)
+    names = [p.plan.name for p in asked]
+    rows = read_rows(run.out / "evaluation" / "rows", weights_of(sampler), names)
     unmeasured = not rows and run.recipe.data == "none"  # it can be measured, but need not be
     if not rows and not unmeasured:
         raise RecipeError(
             f"no figures in {run.out}: run `{run.command('evaluate')}` first",
             param="out",
         )
-    models = load_models(run)
-    sampler = sampler_of(run, *models)
     measured = {row.name: row.metrics() for row in rows if row.kind == "plan"}
     others = {row.name: row.metrics() for row in rows if row.kind != "plan"}
     chance = read_another_seed(run.out / "evaluation")
@@ -55,7 +58,7 @@ def run(run: Run, name: str, folder: Path) -> Manifest:
     # Only what was measured is offered: the planner compares figures.
     entries = [
         PresetEntry.of(p.plan, offered=p.offered, metrics=measured.get(p.plan.name, {}))
-        for p in presets(run.recipe)
+        for p in asked
         if p.plan.name in measured or (unmeasured and runs(sampler, p.plan))
     ]
     return _save(run, name, folder, sampler, models, entries, others)
@@ -85,7 +88,7 @@ def _save(
     others: dict[str, dict[str, float]],
 ) -> Manifest:
     recipe, (tokenizer, student, teacher) = run.recipe, models
-    described = _about(run)
+    described = _about(run, sampler)
     manifest = Manifest(
         name=name,
         family=recipe.model.family,
@@ -128,13 +131,13 @@ def _shareable(recipe: Recipe) -> Recipe:
     )
 
 
-def _about(run: Run) -> About:
+def _about(run: Run, sampler: Sampler) -> About:
     """The description of the run's data, or of the data of the bundle that it was started from.
 
-    The examples are those that were chosen by measurement, if any were.
+    The examples are those that were chosen by measurement of these weights, if any were.
     """
     started = run.recipe.data == "none" and run.recipe.text is None
     described = read_origin(run.out) if started else about(_shareable(run.recipe))
-    chosen = read_examples(run, _EXAMPLES)
+    chosen = read_examples(run, sampler)[:_EXAMPLES]
     said = f"{described.description} The examples are some that it draws well, chosen by measurement."
     return replace(described, description=said, examples=chosen) if chosen else described

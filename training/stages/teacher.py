@@ -5,7 +5,7 @@ Shapes: B batch, L tokens, N images, V codebook size.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def teacher_stage(
     def preview(path: Path) -> None:
         averaged = new_teacher(recipe, tokenizer, device)
         averaged.load_state_dict(ema.average)
-        draw = replace(recipe.pairs.draw_settings, guidance=max(1.0, recipe.pairs.guidance))
+        draw = recipe.pairs.draw_settings
         sampler = Sampler(
             recipe.model.layout, tokenizer, None, averaged.eval(), draw=draw, device=device, exact=False
         )
