@@ -37,6 +37,7 @@ LAUNCHER = re.compile(r"torchrun .* -m training|python -m training(?!\.)|dd-trai
 # Words of the commands that stand for something of the size of a test, or for what an earlier command made.
 SMALLER = {
     "cifar10": "my-bundle",
+    "var-cpu": "cpu",  # as that bundle; tests/training/test_recipes.py holds recipes to the built-in models
     "pictograms": "my-pictograms",
     "64": "32",
     "5000": "10",
