@@ -24,7 +24,6 @@ from dd_core.logits import LogitSettings
 from dd_core.models.build import AnyTokenizer
 from training import parallel
 from training.data.sources import class_names, material
-from training.digest import weights_digest
 from training.metrics.caption_retrieval import asked_for
 from training.metrics.features import Extractor, FeatureExtractor, precision_on
 from training.metrics.judge import Judge
@@ -38,6 +37,7 @@ from training.run import (
     load_tokenizer,
     sampler_without_marginals,
 )
+from training.trained import weights_of
 
 _MOST = 1000  # as of `LogitSettings`
 _COLUMNS = 10  # of the grid that shows every scale's first pictures
@@ -120,8 +120,8 @@ def sweep(run: Run, scales: Sequence[Scale], images: int, extractor: Extractor |
     # Other noise than the evaluation's (+ 2), so that nothing is chosen by the images that it is judged by.
     seed, out = recipe.seed + 4, run.out / "guidance"
     made: dict[str, Any] = {"seed": seed, "images": images, "classes": conditions.count, **judge.identity}
-    weights = {"tokenizer": weights_digest(tokenizer), "teacher": weights_digest(teacher)}
     sampler = replace(sampler_without_marginals(run, tokenizer, None, teacher), exact=False)
+    weights = weights_of(sampler)
     chosen = plan.teacher(sampler.layout.num_blocks, draw="flow")
     sets = [
         Sets(

@@ -211,8 +211,9 @@ def held_out(recipe: Recipe, out: Path, lpips: Lpips) -> tuple[ImageSet, ImageSe
     prompts = full_captions(pairs)
     states, mask = encoded(recipe, prompts, out / "captions-held-out.safetensors")
     concepts = [corpus.concepts[i].name for i in pairs]
-    agreement = Agreement(caption_judge(recipe, out, lpips), lpips, sentences(states, mask), concepts)
-    known_by = json.dumps([prompts, concepts, CANDIDATES, _judge_fingerprint(recipe, learned, lpips)])
+    judge = caption_judge(recipe, out, lpips)
+    agreement = Agreement(judge, lpips, sentences(states, mask), concepts)
+    known_by = json.dumps([prompts, concepts, CANDIDATES, judge.fingerprint])
     fingerprint = hashlib.sha256(known_by.encode()).hexdigest()
     conditions = TextConditions.of_prompts(states, mask)
     test = images_of(learned[: cfg.test], recipe.image_size, 1)
@@ -230,22 +231,19 @@ def caption_judge(recipe: Recipe, out: Path, lpips: Lpips) -> CaptionJudge:
     """
     learned, store = learned_from(recipe), out / "caption-judge.safetensors"
     captions, corpus = full_captions(learned), pictograms.load()
-    fingerprint = _judge_fingerprint(recipe, learned, lpips)
-    if found := _kept(store, fingerprint):
-        return CaptionJudge.kept(found)
-    views = images_of(learned, recipe.image_size, _JUDGED_VIEWS)
-    known = sentences(*encoded(recipe, captions, out / "captions-learned.safetensors"))
-    names = [corpus.concepts[learned[i]].name for i in views.labels.tolist()]
-    judge = CaptionJudge.learned(picture_features(views.images, lpips), known[views.labels], names)
-    save_tensors(judge.state_dict(), store, {"fingerprint": fingerprint})
-    return judge
-
-
-def _judge_fingerprint(recipe: Recipe, learned: list[int], lpips: Lpips) -> str:
-    """SHA-256 over all that a judge of captions follows from."""
-    made_of = [pictograms.digest(), learned, recipe.image_size, _JUDGED_VIEWS, full_captions(learned)]
+    made_of = [pictograms.digest(), learned, recipe.image_size, _JUDGED_VIEWS, captions]
     key = json.dumps([*made_of, ENCODER.sha256, _ROUNDED, lpips.fingerprint, learning()])
-    return hashlib.sha256(key.encode()).hexdigest()
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    if found := _kept(store, fingerprint):
+        judge = CaptionJudge.kept(found)
+    else:
+        views = images_of(learned, recipe.image_size, _JUDGED_VIEWS)
+        known = sentences(*encoded(recipe, captions, out / "captions-learned.safetensors"))
+        names = [corpus.concepts[learned[i]].name for i in views.labels.tolist()]
+        judge = CaptionJudge.learned(picture_features(views.images, lpips), known[views.labels], names)
+        save_tensors(judge.state_dict(), store, {"fingerprint": fingerprint})
+    judge.fingerprint = fingerprint
+    return judge
 
 
 def _kept(store: Path, fingerprint: str) -> dict[str, Tensor]:

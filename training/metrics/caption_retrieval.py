@@ -54,12 +54,15 @@ def sentences(states_MTE: Tensor, mask_MT: Tensor) -> Tensor:
 class CaptionJudge(nn.Module):
     """Picture features → sentence space, as it is before it has learned: `learned` is the way to one.
 
+    `fingerprint` names all that it has learned from, where it was given one.
+
     Args:
         features, sentence: D and E.
     """
 
     mean: Tensor
     scale: Tensor
+    fingerprint: str = ""
 
     def __init__(self, features: int, sentence: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dd_core.errors import RecipeError
 from dd_core.files import replacing
@@ -26,10 +26,8 @@ def fingerprint_of(key: dict[str, object]) -> str:
 
 def measured(path: Path, fingerprint: str) -> Row | None:
     """The row on disk if it is of this fingerprint."""
-    if not path.exists():
-        return None
-    saved = json.loads(path.read_text())
-    return Row(**saved["row"]) if saved["fingerprint"] == fingerprint else None
+    saved = _saved(path, fingerprint)
+    return Row(**saved["row"]) if saved else None
 
 
 def once(
@@ -40,13 +38,11 @@ def once(
     Args:
         weights: hashes of the parts that the row is of, which are written beside it.
     """
-    found = measured(path, fingerprint)
-    row = make() if found is None else found
-    record = {"fingerprint": fingerprint, "weights": dict(weights or {}), "row": asdict(row)}
-    if found is None or json.loads(path.read_text()).get("weights") != record["weights"]:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
-    if found is None:
+    saved, parts = _saved(path, fingerprint), dict(weights or {})
+    row = Row(**saved["row"]) if saved else make()
+    if saved.get("weights") != parts:
+        _write(path, {"fingerprint": fingerprint, "weights": parts, "row": asdict(row)})
+    if not saved:
         kid = "" if row.kid is None else f", KID {1e3 * row.kid:.2f}·10⁻³"
         log.info("%s: FID %.2f%s (%d images)", row.name, row.fid, kid, row.images)
     return row
@@ -73,14 +69,23 @@ def read_rows(folder: Path, weights: Mapping[str, str], plans: Collection[str]) 
 def figures_once(path: Path, key: dict[str, object], make: Callable[[], _Figures]) -> _Figures:
     """Figures on disk if they are of this key, else new ones, which are written."""
     fingerprint = fingerprint_of(key)
-    saved = json.loads(path.read_text()) if path.exists() else {}
-    if saved.get("fingerprint") == fingerprint:
+    if saved := _saved(path, fingerprint):
         kept: _Figures = saved["figures"]
         return kept
     figures = make()
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"fingerprint": fingerprint, "figures": figures}, indent=1))
+    _write(path, {"fingerprint": fingerprint, "figures": figures})
     return figures
+
+
+def _saved(path: Path, fingerprint: str) -> dict[str, Any]:
+    """What is on disk if it is of this fingerprint, else nothing."""
+    saved: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return saved if saved.get("fingerprint") == fingerprint else {}
+
+
+def _write(path: Path, record: Mapping[str, object]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1))
 
 
 def _among(weights: Mapping[str, str] | None, present: Mapping[str, str]) -> bool:
