@@ -45,13 +45,15 @@ class _BoundedProtocol(HttpToolsProtocol):
     _head: int | None = None  # bytes of a head that has not ended; None where it began in this read
     _task: asyncio.Task[Any] | None = None  # of the request that runs
     _abandoned = False  # it has been cancelled, because nobody will read its reply
+    _begun = False  # its reply has been
+    _held = b""  # the head of a reply, until its body's first piece or the end of the loop's turn
     _dropped: int | None = None  # bytes after the last reply; None where there is another to come
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
-        self.write, self.is_closing = self.transport.write, self.transport.is_closing  # for replies
+        self.is_closing = self.transport.is_closing  # for replies
         self._late = self.loop.call_later(self.settings.receive_timeout, self._give_up)
         if len(self.connections) > self.settings.max_connections:
             self._refuse(CrowdedError("the server has too many connections", retry_after=1))
@@ -59,6 +61,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._held = b""
         self.resume_writing()
         if self._running is not None:  # uvicorn tells the newest alone
             self._abandon(self._running)
@@ -136,8 +139,29 @@ class _BoundedProtocol(HttpToolsProtocol):
         if size > most:
             raise HeadTooLargeError(f"the request line and headers are longer than {most} bytes")
 
+    def write(self, data: bytes) -> None:
+        """Write of a reply, which takes the protocol for its transport; a head leaves in one piece with what
+        follows it in the same turn of the loop.
+
+        A process that is killed between the two would lose the request: a proxy that has the head of a reply
+        can no longer send the request to another replica.
+        """
+        cycle = cast(RequestResponseCycle, self._running)
+        begins = cycle.response_started and not self._begun  # before, there is 100 Continue
+        self._begun = cycle.response_started
+        if begins and cycle.scope["method"] != "HEAD":
+            self._held = data
+            self.loop.call_soon(self._release)
+        else:
+            held, self._held = self._held, b""
+            self.transport.write(held + data)
+
+    def _release(self) -> None:
+        if self._held:
+            self.write(b"")
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running, self._task = cycle, None
+        self._running, self._task, self._begun = cycle, None, False
         super()._start_asgi_task(cycle, partial(self._serve, cycle, app))
 
     def _abandon(self, cycle: RequestResponseCycle) -> None:
@@ -165,7 +189,8 @@ class _BoundedProtocol(HttpToolsProtocol):
                 raise
 
     def close(self) -> None:
-        """End the connection behind a reply, which takes the protocol for its transport."""
+        """End the connection behind a reply."""
+        self._release()
         if self._part:
             self._linger()
         else:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.managers import SyncManager
+from pathlib import Path
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tests.server.helpers import OK, Running
+from server.middleware.connection import _BoundedProtocol
+from tests.server.helpers import OK, Gate, Running, busy, running
 from tests.server.middleware.sockets import (
     BODY,
     CHUNKED,
@@ -123,6 +129,48 @@ def test_what_comes_behind_a_chunked_body_is_no_header(abused: Running) -> None:
     text = say(abused, head + in_chunks(BODY, b"X-Request-Id: trailing\r\n"))
     assert statuses(text) == [200]
     assert b"trailing" not in text
+
+
+# ---- replies
+
+
+def test_a_reply_leaves_in_one_piece(abused: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that is killed behind the head of a reply loses the request: its proxy can try no other."""
+    pieces: list[bytes] = []
+
+    def made(protocol: HttpToolsProtocol, transport: asyncio.Transport) -> None:
+        original(protocol, transport)
+        write = transport.write
+
+        def spy(data: bytes) -> None:
+            pieces.append(data)
+            write(data)
+
+        monkeypatch.setattr(transport, "write", spy)
+
+    original = _BoundedProtocol.connection_made
+    monkeypatch.setattr(_BoundedProtocol, "connection_made", made)
+    reply = say(abused, REQUEST + post(b"{}"))
+    assert [statuses(piece) for piece in pieces] == [[200], [400]]
+    assert b"".join(pieces) == reply
+    pieces.clear()
+    reply = say(abused, post(headers="connection: close\r\nexpect: 100-continue\r\n"))
+    assert [statuses(piece) for piece in pieces] == [[100], [200]]
+    assert b"".join(pieces) == reply
+
+
+def test_the_head_of_a_stream_does_not_wait_for_its_first_event(
+    bundle_folder: Path, manager: SyncManager
+) -> None:
+    gate = Gate(calls=manager.list())
+    with running(bundle_folder, gate, warmup=False) as live, ThreadPoolExecutor(1) as pool:
+        first = busy(live, gate, pool)
+        with connected(live) as raw:
+            raw.sendall(post(headers="accept: text/event-stream\r\nconnection: close\r\n"))
+            assert statuses(raw.recv(65536)) == [200]
+            gate.open.set()
+            assert rest(raw).count(b"event: ") > 0
+        assert first.result().status_code == 200
 
 
 # ---- several requests of one connection
