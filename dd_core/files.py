@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,3 +43,15 @@ def save_tensors(
     """
     with replacing(path) as temporary:
         save_file(dict(tensors), temporary, dict(metadata) if metadata else None)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What `save_tensors` wrote beside the tensors; nothing where there is no such file.
+
+    Raises:
+        SafetensorError: it is another kind of file.
+    """
+    if not path.exists():
+        return {}
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.errors import RecipeError
-from dd_core.files import save_tensors
+from dd_core.files import metadata_of, save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.models.layers import carry_over
@@ -237,8 +236,7 @@ def read(run: Run, name: str, stage: str, wanted: Mapping[str, Any] | None = Non
             f"{path} is not there yet: run `{run.command(stage)}` first",
             param="out",
         )
-    with safe_open(path, "pt") as file:
-        made = json.loads((file.metadata() or {}).get("made_with", "{}"))
+    made = json.loads(metadata_of(path).get("made_with", "{}"))
     if made and wanted:
         refuse_mismatch(path, made, wanted, f"the recipe {run.recipe.name!r} needs another --out")
     return load_file(path)

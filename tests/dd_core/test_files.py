@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dd_core.files import save_tensors
+from dd_core.files import metadata_of, save_tensors
 from tests.tiny import tiny_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,9 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Pat
     with pytest.raises((SafetensorError, RuntimeError, ValueError)):
         save_tensors({"a": torch.ones(2, 2).T}, path)
     assert torch.equal(load_file(path)["a"], torch.ones(2))
+    assert metadata_of(path) == {"made": "here"}
     assert list(tmp_path.iterdir()) == [path]
+    assert metadata_of(tmp_path / "b.safetensors") == {}
 
 
 def test_no_other_code_writes_safetensors() -> None:

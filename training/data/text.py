@@ -15,12 +15,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor
 
 from dd_core.errors import InvalidRequestError, RecipeError
-from dd_core.files import save_tensors
+from dd_core.files import metadata_of, save_tensors
 from dd_core.models.adapters import load_strictly
 from dd_core.text.config import MiniLMConfig, T5Config
 from dd_core.text.encoder import checked_prompt, padded_batch, padded_states
@@ -248,11 +247,7 @@ def caption_judge(recipe: Recipe, out: Path, lpips: Lpips) -> CaptionJudge:
 
 def _kept(store: Path, fingerprint: str) -> dict[str, Tensor]:
     """The tensors of a file that was made of the same things; none where there is no such file."""
-    if not store.exists():
-        return {}
-    with safe_open(store, "pt") as file:
-        same = (file.metadata() or {}).get("fingerprint") == fingerprint
-    return load_file(store) if same else {}
+    return load_file(store) if metadata_of(store).get("fingerprint") == fingerprint else {}
 
 
 def about(recipe: Recipe) -> About:

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dd_core.files import replacing, save_tensors
+from dd_core.files import metadata_of, replacing, save_tensors
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler, sample_images
 from training import parallel
@@ -131,12 +131,11 @@ class Chunks:
 
     def _complete(self, start: int, size: int) -> bool:
         path = self._path(start)
-        if not path.exists():
+        if metadata_of(path).get("fingerprint") != self.fingerprint:
             return False
         with safe_open(path, "pt") as file:
-            same = (file.metadata() or {}).get("fingerprint") == self.fingerprint
             enough = file.get_slice("features").get_shape()[0] == size
-            return same and enough and (not self.keep or "images" in file.keys())  # noqa: SIM118
+            return enough and (not self.keep or "images" in file.keys())  # noqa: SIM118
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start // CHUNK:05d}.safetensors"

@@ -15,12 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dd_core.codebook import lookup
-from dd_core.files import save_tensors
+from dd_core.files import metadata_of, save_tensors
 from dd_core.models.build import AnyTokenizer
 from dd_core.plan import Plan
 from dd_core.sampling import Sampler, sample_images, to_pixels
@@ -113,11 +112,8 @@ class Sets:
         path.parent.mkdir(parents=True, exist_ok=True)
         count, batch = self.recipe.images, self.recipe.batch
         parts: list[Tensor] = []
-        if path.exists():
-            with safe_open(path, "pt") as file:
-                known = (file.metadata() or {}).get("fingerprint") == fingerprint
-            if known:
-                parts = [load_file(path)["images"]]
+        if metadata_of(path).get("fingerprint") == fingerprint:
+            parts = [load_file(path)["images"]]
         done = len(parts[0]) if parts else 0
         labels = torch.arange(count) % self.conditions.count
         saved, began, start = done, time.perf_counter(), done
