@@ -11,11 +11,12 @@ from unicodedata import category
 from pydantic import AfterValidator, Field
 
 MAX_TOKENS = 8192  # of an image; masks have its square
+MAX_SIDE = 64  # of a grid of tokens
 
 Depth = Annotated[int, Field(ge=1, le=256)]  # layers, heads
 Width = Annotated[int, Field(ge=1, le=16_384)]  # dimensions, channels
 Codes = Annotated[int, Field(ge=1, le=2**20)]  # rows of a table: of codes, classes, word pieces
-Side = Annotated[int, Field(ge=1, le=64)]  # of a grid of tokens
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]  # of a grid of tokens
 Sides = Annotated[tuple[Side, ...], Field(min_length=1, max_length=32)]
 # Each but the first halves the picture.
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=7)]

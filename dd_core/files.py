@@ -46,7 +46,7 @@ def save_tensors(
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What `save_tensors` wrote beside the tensors; nothing where there is no such file.
+    """The metadata that `save_tensors` wrote; none where there is no such file.
 
     Raises:
         SafetensorError: it is another kind of file.

@@ -42,7 +42,7 @@ from training.stages import export as exporting
 from training.stages import own_pairs as own
 from training.stages import pairs as noise_data
 from training.stages.distill import check_start
-from training.stages.order import STAGES
+from training.stages.order import STAGES, run_all
 from training.start import start_from
 
 app = typer.Typer(
@@ -93,7 +93,7 @@ def own_pairs(options: Options, stop_after: StopAfter = None, shard: Shard = "0/
 
 
 _command("distill", "(d) Student by Algorithm 2, from the teacher's weights.", STAGES["distill"])
-_command("all", "Stages (a) to (e) in order, each from where it stopped.", check_start, *STAGES.values())
+_command("all", "Stages (a) to (e) in order, each from where it stopped.", check_start, run_all)
 
 
 @app.command(
@@ -181,10 +181,17 @@ def evaluate(
 ) -> None:
     """Measures a run on its own data, or a run or a bundle against real images of any kind."""
     chosen = tuple(name for name in plans.split(",") if name)
-    request = None
-    if reference is not None:
-        request = Request(reference, images, chosen, captions, inception, samples, batch, seed, timing, clip)
+    asked = Request(
+        reference or Path(), images, chosen, captions, inception, samples, batch, seed, timing, clip
+    )
+    request = None if reference is None else asked
     if bundle is None:
+        if request is None and (given := asked.changed()):
+            raise RecipeError(
+                f"--{given[0]} goes with --reference; a run on its own data is measured by its recipe, which "
+                "--set evaluate.images=500 changes",
+                param=given[0],
+            )
         with prepared(options, together=True) as run:
             if request is None:
                 evaluation.run(run)
@@ -235,7 +242,7 @@ def _bundle_name(value: str | None) -> str | None:
 
 @app.command("sheet", help="Draw classes or prompts, of each seed a block with a row for each budget.")
 def sheet(
-    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle, or the folder of a run.")],
+    bundle: Annotated[str, typer.Argument(help="Name or folder of a bundle.")],
     to: Annotated[Path, typer.Option(help="The PNG to write.")],
     prompts: Annotated[
         Path | None,
@@ -359,5 +366,5 @@ def main() -> None:
         ours = isinstance(error, DDError) and not isinstance(error, parallel.RankError)
         parallel.end(error.message if isinstance(error, DDError) else str(error), 2 if ours else 1)
     except torch.OutOfMemoryError as error:
-        hint = "--set accumulate=2 (or more) and --set recompute=true need less"
+        hint = "--set accumulate=2 (or more) and --set recompute=true need less; pairs, a smaller pairs.batch"
         parallel.end(f"{str(error).partition('. ')[0]}; {hint}", 1)

@@ -35,6 +35,7 @@ from training.run import (
     load_drawing_tokenizer,
     load_teacher,
     load_tokenizer,
+    measuring_seed,
     sampler_without_marginals,
 )
 from training.trained import weights_of
@@ -117,8 +118,7 @@ def sweep(run: Run, scales: Sequence[Scale], images: int, extractor: Extractor |
         raise RecipeError("evaluate.reference must be at least 10", param="evaluate.reference")
     conditions = asked_for(len(class_names(recipe)), prompts)
     judge = Judge(reference, measurer, conditions.count, prompts)
-    # Other noise than the evaluation's (+ 2), so that nothing is chosen by the images that it is judged by.
-    seed, out = recipe.seed + 4, run.out / "guidance"
+    seed, out = measuring_seed(recipe, "choice"), run.out / "guidance"
     made: dict[str, Any] = {"seed": seed, "images": images, "classes": conditions.count, **judge.identity}
     sampler = replace(sampler_without_marginals(run, tokenizer, None, teacher), exact=False)
     weights = weights_of(sampler)

@@ -10,8 +10,8 @@ statistics.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from training import parallel
 from training.data.beside import pictures_with_captions
 from training.data.conditions import ClassConditions, Conditions, EncodedConditions
 from training.data.packages import DataError
+from training.data.text import encoder_of
 from training.digest import weights_digest
 from training.metrics.chunks import Chunks
 from training.metrics.classifier import Classifier
@@ -44,7 +45,7 @@ from training.metrics.rows import fingerprint_of, measured, once
 from training.metrics.timing import plan_times
 from training.presets import presets, runs
 from training.run import Run
-from training.trained import load_models, sampler_of
+from training.trained import load_models, sampler_of, weights_of
 
 log = logging.getLogger("dd_train")
 
@@ -60,6 +61,7 @@ class Subject:
         model: its architecture, by which the paper's figures are found.
         plans: those to measure; which of them run is found here.
         weights: a hash of its weights.
+        parts: of a run, one of each part (`weights_of`), by which its bundle knows whose figures they are.
         encode: prompts → condition; None for a model of classes, and where there is no encoder.
     """
 
@@ -69,6 +71,7 @@ class Subject:
     plans: Sequence[Plan]
     weights: str
     encode: Callable[[Sequence[str]], Condition] | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_bundle(cls, source: str, device: torch.device) -> Subject:
@@ -91,7 +94,8 @@ class Subject:
         """
         models, plans = load_models(run), [preset.plan for preset in presets(run.recipe)]
         sampler = sampler_of(run, *models)
-        return cls(run.recipe.name, run.recipe.model, sampler, plans, weights_digest(*models))
+        encode, parts = encoder_of(run.recipe, run.device), weights_of(sampler)
+        return cls(run.recipe.name, run.recipe.model, sampler, plans, weights_digest(*models), encode, parts)
 
     def runnable(self, names: Sequence[str] = ()) -> list[Plan]:
         """The model's plans and, beside them, the baselines that it can run: the teacher, skip-n, onestep*.
@@ -138,6 +142,10 @@ class Request:
     seed: int = 0
     timing: bool = True
     clip: Path | None = None
+
+    def changed(self) -> list[str]:
+        """Names of the fields that are not as they are by default."""
+        return [f.name for f in fields(self) if f.default not in (MISSING, getattr(self, f.name))]
 
 
 def measure(subject: Subject, request: Request, extractor: Extractor, out: Path) -> list[Row]:
@@ -210,7 +218,10 @@ def measure(subject: Subject, request: Request, extractor: Extractor, out: Path)
             times = plan_times(sampler, chosen, request.batch, request.seed, conditions)
             return made.with_cost(chosen.cost, *times)
 
-        rows.append(once(*row_of, row))
+        weights = {
+            part: subject.parts[part] for part in ("tokenizer", *chosen.needs) if part in subject.parts
+        }
+        rows.append(once(*row_of, row, weights))
         write_comparison(rows, paper, settings, notes, out)
         chunks.remove()
     return rows

@@ -24,6 +24,26 @@ def presets(recipe: Recipe) -> list[Preset]:
     Raises:
         RecipeError: `evaluate.plans` names a plan that there is not.
     """
+    found: dict[str, Preset] = {}
+    for preset in _all(recipe):
+        found.setdefault(preset.plan.name, preset)
+    if unknown := [name for name in recipe.evaluate.plans if name not in found]:
+        raise RecipeError(
+            f"evaluate.plans has no plan {unknown[0]!r}; choose from {', '.join(found)}",
+            param="evaluate.plans",
+        )
+    return [p for name, p in found.items() if not recipe.evaluate.plans or name in recipe.evaluate.plans]
+
+
+def renamed(before: Recipe, now: Recipe) -> tuple[str, ...]:
+    """`evaluate.plans` of a recipe at another number of blocks, by which hybrids and skips are named."""
+    pairs = zip(_all(before), _all(now), strict=False)
+    names = {old.plan.name: new.plan.name for old, new in pairs}
+    return tuple(dict.fromkeys(names.get(name, name) for name in before.evaluate.plans))
+
+
+def _all(recipe: Recipe) -> list[Preset]:
+    """Every plan, some of them twice where blocks are few."""
     blocks, later = recipe.model.layout.num_blocks, [t for t in recipe.distill.train_steps if t]
     split = recipe.distill.split
     offered = [plan.one_step(blocks, split)]
@@ -31,7 +51,7 @@ def presets(recipe: Recipe) -> list[Preset]:
         offered += [plan.few_steps(blocks, *sorted(later), split=split)]
         offered += _published_hybrids(recipe) or [
             plan.hybrid(blocks, a, later[0], split, draw="flow")
-            for a in dict.fromkeys((later[0] * 2 // 3, later[0] // 3, 0))
+            for a in (later[0] * 2 // 3, later[0] // 3, 0)
         ]
     offered.append(plan.teacher(blocks, draw="flow"))
     baselines = [
@@ -41,14 +61,7 @@ def presets(recipe: Recipe) -> list[Preset]:
     ]
     if recipe.text is not None:
         baselines = baselines[:1]  # frequencies are of classes
-    found = [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
-    chosen, names = recipe.evaluate.plans, [p.plan.name for p in found]
-    if unknown := [name for name in chosen if name not in names]:
-        raise RecipeError(
-            f"evaluate.plans has no plan {unknown[0]!r}; choose from {', '.join(names)}",
-            param="evaluate.plans",
-        )
-    return [p for p in found if not chosen or p.plan.name in chosen]
+    return [Preset(p) for p in offered] + [Preset(p, offered=False) for p in baselines]
 
 
 def _published_hybrids(recipe: Recipe) -> list[Plan]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +19,7 @@ from dd_core.files import metadata_of, save_tensors
 from dd_core.flow import FlowSettings
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher, new_tokenizer
 from dd_core.models.layers import carry_over
+from dd_core.noise import stream_seed
 from dd_core.sampling import Sampler
 from training import parallel
 from training.mismatch import refuse_mismatch
@@ -27,6 +28,8 @@ from training.recipes.settings import Recipe
 
 log = logging.getLogger("dd_train")
 
+# Facts that are no settings: of a stage at its end, and the hash of the tokenizer that tokens are by.
+_BESIDE = ("steps", "tokenizer")
 M = TypeVar("M", AnyTokenizer, AnyTeacher, AnyStudent)
 
 
@@ -144,6 +147,13 @@ def sampler_without_marginals(
     )
 
 
+def measuring_seed(recipe: Recipe, purpose: Literal["evaluation", "choice"]) -> int:
+    """The seed of noise to measure by: of no pairs, whichever leg of a run they are of. What is chosen by
+    pictures, as guidance is, is chosen by others than those that it is judged by in the end.
+    """
+    return stream_seed(recipe.seed, 0, purpose) >> 11  # which JSON's readers keep as it is
+
+
 def begun_from(run: Run) -> Bundle:
     """The bundle that `begin_from` of the recipe names."""
     return load_bundle(str(run.recipe.begin_from), run.device)
@@ -163,10 +173,11 @@ def begin_with(recipe: Recipe, first: nn.Module, model: nn.Module, what: str) ->
     return fitting
 
 
-def save(run: Run, name: str, module: nn.Module) -> None:
-    """Writes `name.safetensors`."""
+def save(run: Run, name: str, module: nn.Module, steps: int | None = None) -> None:
+    """Writes `name.safetensors`; `steps` are those of a stage at its end."""
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    save_tensors(state, run.out / f"{name}.safetensors", facts_of(_architecture(module)))
+    facts = _architecture(module) | ({} if steps is None else {"steps": steps})
+    save_tensors(state, run.out / f"{name}.safetensors", facts_of(facts))
 
 
 def train(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module, *callbacks: Callback) -> bool:
@@ -195,7 +206,7 @@ def train(run: Run, stage: Stage, ema: Ema, shape_of: nn.Module, *callbacks: Cal
         return False
     shape_of.load_state_dict(ema.average)
     if parallel.is_main():
-        save(run, stage.name, shape_of)
+        save(run, stage.name, shape_of, stage.steps)
     parallel.barrier()
     return True
 
@@ -211,9 +222,41 @@ def keep_exports(run: Run, name: str, ema: Ema, shape_of: nn.Module) -> Callback
     return Callback(run.recipe.keep_every, call)
 
 
+def given(run: Run, name: str) -> bool:
+    """True if `name.safetensors` was put into the run folder, as by `start`, and is to stay.
+
+    A teacher may be trained on there where the recipe says from which bundle (`begin_from`).
+    """
+    known, begun = ((run.out / f"{name}.{end}").exists() for end in ("safetensors", "pt"))
+    trained_on = name == "teacher" and run.recipe.begin_from is not None
+    return known and not begun and not trained_on
+
+
+def refuse_given(run: Run, name: str) -> None:
+    """Do nothing where training would replace nothing but what it made itself.
+
+    Raises:
+        RecipeError: the weights there may be the only copy.
+    """
+    if given(run, name):
+        raise RecipeError(
+            f"{run.out} has a {name}.safetensors that was not trained there; remove it to train one in its "
+            "place, or choose another --out",
+            param="out",
+        )
+
+
 def facts_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a file that was made with `settings`, for `read` to compare."""
+    """The metadata of a file that was made with `settings`, for `read` to compare. Under one key: of several
+    the order is left to chance, and the same run must end with the same bytes.
+    """
     return {"made_with": json.dumps(settings)}
+
+
+def facts_in(path: Path) -> dict[str, Any]:
+    """The facts of a file, as far as it has some."""
+    found: dict[str, Any] = json.loads(metadata_of(path).get("made_with", "{}"))
+    return found
 
 
 def _architecture(module: nn.Module) -> dict[str, Any]:
@@ -236,7 +279,7 @@ def read(run: Run, name: str, stage: str, wanted: Mapping[str, Any] | None = Non
             f"{path} is not there yet: run `{run.command(stage)}` first",
             param="out",
         )
-    made = json.loads(metadata_of(path).get("made_with", "{}"))
+    made = {name: value for name, value in facts_in(path).items() if name not in _BESIDE}
     if made and wanted:
         refuse_mismatch(path, made, wanted, f"the recipe {run.recipe.name!r} needs another --out")
     return load_file(path)
@@ -246,9 +289,18 @@ def load(run: Run, module: M, name: str, stage: str) -> M:
     """`module` with the weights of `name.safetensors`, frozen, on the run's device.
 
     Raises:
-        RecipeError: it is not there yet, or is of another architecture.
+        RecipeError: it is not there yet, is of another architecture, or its stage was asked for more steps
+            since.
     """
     state = read(run, name, stage, _architecture(module))
+    made = facts_in(run.out / f"{name}.safetensors").get("steps")
+    asked = getattr(getattr(run.recipe, stage, None), "steps", 0)
+    if made is not None and made < asked:
+        raise RecipeError(
+            f"{name}.safetensors in {run.out} is of {made} steps, and {asked} were asked for: run "
+            f"`{run.command(stage)}` to its end",
+            param=f"{stage}.steps",
+        )
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

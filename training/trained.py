@@ -18,7 +18,7 @@ from training.run import (
     load_tokenizer,
     sampler_without_marginals,
 )
-from training.stages.pairs import FOLDER, load_pairs, marginals
+from training.stages.pairs import FOLDER, load_pairs, maker_of, marginals
 
 _LARGEST_TABLE = 2**28  # token frequencies; of ImageNet's classes they would be 11 GB and more
 
@@ -31,12 +31,15 @@ def load_models(run: Run) -> tuple[AnyTokenizer, AnyStudent, AnyTeacher]:
 def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: AnyTeacher) -> Sampler:
     """The sampler of a run's models, with the token frequencies of its pairs for the baselines, where
     their table can be held and every class has pairs.
+
+    Raises:
+        RecipeError: there are no pairs, or they are of another teacher.
     """
     recipe = run.recipe
     frequency = None
     table = recipe.model.num_classes * recipe.model.layout.num_tokens * recipe.model.codebook_size
     if recipe.text is None and table <= _LARGEST_TABLE:
-        pairs = load_pairs(run.out / FOLDER, run.recipe.pairs)
+        pairs = load_pairs(run.out / FOLDER, run.recipe.pairs, maker_of(teacher, tokenizer))
         classes, codes = recipe.model.num_classes, recipe.model.codebook_size
         if len(torch.unique(pairs.labels)) == classes:  # else there is nothing to draw of some
             frequency = marginals(pairs.tokens, pairs.labels, classes, codes).to(run.device)

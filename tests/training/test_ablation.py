@@ -29,7 +29,7 @@ from training.optim.loop import Callback
 from training.optim.progress import figures_of, read_journal
 from training.recipes.named import get_recipe
 from training.recipes.saved import read_recipe
-from training.run import Run, load, load_tokenizer
+from training.run import Run, load, load_tokenizer, measuring_seed
 from training.stages import distill, student_fid
 
 CPU = torch.device("cpu")
@@ -121,7 +121,7 @@ def test_the_figures_are_those_of_the_exports(watched: Run) -> None:
         student = load(watched, new_student(recipe.student), f"student-{step}", "distill")
         sampler = Sampler(recipe.model.layout, load_tokenizer(watched), student, device=CPU, exact=False)
         for chosen in student_fid.student_plans(recipe):
-            keys = [(recipe.seed + 4, i) for i in range(16)]
+            keys = [(measuring_seed(recipe, "choice"), i) for i in range(16)]
             images = sample_images(sampler, chosen, [i % 10 for i in range(16)], keys)
             fid = frechet_distance(real, network(images.permute(0, 3, 1, 2)))
             assert figures.pop(f"fid-{chosen.name}") == pytest.approx(fid, rel=1e-4)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dd_core.errors import RecipeError
-from training.presets import presets
+from training.presets import presets, renamed
 from training.recipes.named import get_recipe
 
 
@@ -34,6 +36,26 @@ def test_a_bundle_offers_what_the_recipe_chooses_only() -> None:
 def test_a_plan_that_there_is_not_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"no plan 'dd1'; choose from dd-1, dd-2"):
         presets(get_recipe("tiny", ['evaluate.plans=["dd-1", "dd1"]']))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "steps", "expected"),
+    [
+        ("var-cpu", 16, (0, 5), ("dd-1", "dd-2", "pre-trained-1-6", "teacher", "skip-4", "onestep")),
+        ("text-cpu", 16, (0, 80), ("dd-1", "dd-2", "pre-trained-1-81", "teacher")),
+        ("var-cpu", 8, (0, 3), ("dd-1", "dd-2", "pre-trained-1-4", "teacher", "skip-2", "onestep")),
+    ],
+)
+def test_plans_to_measure_are_those_of_another_size(
+    name: str, side: int, steps: tuple[int, ...], expected: tuple[str, ...]
+) -> None:
+    recipe = get_recipe(name)
+    made = replace(
+        recipe, model=recipe.model.with_side(side), distill=replace(recipe.distill, train_steps=steps)
+    )
+    assert renamed(recipe, made) == expected
+    unknown = replace(recipe, evaluate=replace(recipe.evaluate, plans=("dd1",)))
+    assert renamed(unknown, made) == ("dd1",)  # for `presets` to refuse
 
 
 def test_frequencies_of_tokens_are_no_baseline_for_texts() -> None:

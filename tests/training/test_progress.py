@@ -65,6 +65,16 @@ def test_images_count_from_the_beginning_and_the_rate_from_the_resume(
     assert (found.images, found.epochs, found.per_s, found.left_s) == (400, 12.5, 2.0, 25.0)
 
 
+def test_a_stage_goes_on_over_a_line_that_is_half_written(tmp_path: Path) -> None:
+    """As by a disk that was full."""
+    run_stage(_stage(), tmp_path, seed=0, log_every=2, save_every=2, stop_after=4)
+    with (tmp_path / "toy.jsonl").open("a") as journal:
+        journal.write('{"step": 6, "lo')
+    run_stage(_stage(), tmp_path, seed=0, log_every=2, save_every=2)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "toy.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and {2, 4, 6} <= set(steps)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="compares with what Linux says")
 def test_memory_is_the_most_that_was_resident() -> None:
     status = Path("/proc/self/status").read_text()

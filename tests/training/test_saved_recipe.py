@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dd_core.errors import RecipeError
+from training.data.packages import DataError
 from training.metrics import plots
 from training.recipes.choose import choose_recipe
 from training.recipes.named import DEFAULT, RECIPES, get_recipe
@@ -150,6 +152,29 @@ def test_settings_of_later_stages_may_change_and_pairs_may_grow(begun: Path) -> 
     chosen = command(begun, "pairs", overrides=overrides)
     assert (chosen.pairs.count, chosen.distill.lr, chosen.evaluate.images) == (24, 0.5, 20)
     assert read_recipe(begun) == chosen
+
+
+def test_what_a_command_that_failed_asked_for_is_forgotten(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a `+N` would count once more with each try."""
+    before = read_recipe(begun)
+
+    def fails(_: Run) -> None:
+        raise DataError("LPIPS cannot be had", param="lpips")
+
+    monkeypatch.setitem(STAGES, "decoder", fails)
+    for _ in range(2):
+        with pytest.raises(DataError):
+            command(begun, "decoder", overrides=["decoder.steps=+7"])
+    assert read_recipe(begun) == before
+
+
+def test_pairs_take_another_batch(begun: Path) -> None:
+    """As after a GPU's memory was too small."""
+    before = read_recipe(begun)
+    assert before is not None
+    check_changes(begun, before, replace(before, pairs=replace(before.pairs, batch=3)))
 
 
 def test_only_what_nothing_was_made_of_may_grow(tmp_path: Path) -> None:

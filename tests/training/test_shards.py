@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import threading
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from dd_core.errors import RecipeError
+from dd_core.errors import NotANumberError, RecipeError
 from dd_core.sampling import Sampler
 from training.recipes.named import get_recipe
 from training.run import Job
@@ -67,6 +69,36 @@ def test_folders_of_earlier_versions_are_read(sampler: Sampler, tmp_path: Path) 
     (tmp_path / "old" / "pairs-00003.safetensors").unlink()
     with pytest.raises(RecipeError, match="the first is 3"):
         load_pairs(tmp_path / "old")
+
+
+def test_a_set_goes_on_in_batches_of_another_size(sampler: Sampler, tmp_path: Path) -> None:
+    """As on a smaller GPU; manifests of before had the size."""
+    _make(sampler, tmp_path, stop_after=1)
+    manifest = tmp_path / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    assert "batch" not in facts["made_with"]["pairs"]
+    facts["made_with"]["pairs"]["batch"] = 8
+    manifest.write_text(json.dumps(facts))
+    make_pairs(sampler, replace(RECIPE.pairs, batch=3), 10, tmp_path, seed=0, identity="a")
+    _make(sampler, tmp_path / "whole")
+    assert torch.equal(load_pairs(tmp_path).tokens, load_pairs(tmp_path / "whole").tokens)
+
+
+def test_pairs_of_another_teacher_are_refused(sampler: Sampler, tmp_path: Path) -> None:
+    _make(sampler, tmp_path)
+    assert len(load_pairs(tmp_path, RECIPE.pairs, "a").tokens) == 28
+    with pytest.raises(RecipeError, match="holds pairs of another teacher than the run has now"):
+        load_pairs(tmp_path, RECIPE.pairs, "b")
+
+
+def test_a_teacher_gone_astray_makes_no_pairs(sampler: Sampler, tmp_path: Path) -> None:
+    """The nearest code of what is not a number would be the first one."""
+    astray = copy.deepcopy(sampler.teacher)
+    assert isinstance(astray, nn.Module)
+    next(astray.parameters()).data.fill_(torch.nan)
+    with pytest.raises(NotANumberError, match="pair 0: the teacher's output is not a number"):
+        _make(replace(sampler, teacher=astray), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_a_job_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dd_core.bundle import load_bundle
+from dd_core.condition import TextCondition
 from dd_core.models.config import VARConfig
 from dd_core.sampling import sample_images
 from tests.training.fakes import Mean
+from tests.training.helpers import pictures_like
 from tests.training.runs import finished_run
 from training.diagnose.run import diagnose
 from training.guidance import scales_of, sweep
+from training.measure import Request, Subject, measure
 from training.recipes.named import get_recipe
 from training.run import Run, load_teacher, load_tokenizer
 from training.stages import export
@@ -64,6 +68,23 @@ def test_the_bundle_draws_prompts_at_64_pixels(folder: Path) -> None:
     pictures = [sample_images(bundle.sampler, p.plan, prompts, [(0, 0)] * 3) for p in bundle.presets]
     assert {tuple(drawn.shape) for drawn in pictures} == {(3, 64, 64, 3)}
     assert any(not torch.equal(drawn[0], drawn[1]) for drawn in pictures), "one noise, two prompts"
+
+
+def test_a_run_is_measured_against_pictures_with_captions(run: Run, folder: Path, tmp_path: Path) -> None:
+    """By the encoder that its bundle has."""
+    for i, image in enumerate(pictures_like(12)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("red heart\n" if i % 2 else "blue cat\n")
+    subject = Subject.of_run(run)
+    request = Request(tmp_path, images=12, plans=("dd-1",), batch=5, samples=False, timing=False)
+    [row] = measure(subject, request, Mean(), tmp_path / "out")
+    assert (row.name, row.images) == ("dd-1", 12)
+    encoder = load_bundle(folder, CPU).text
+    assert subject.encode is not None and encoder is not None
+    ours, theirs = (encode(["red heart", "blue cat"]) for encode in (subject.encode, encoder.encode))
+    assert isinstance(ours, TextCondition)
+    assert torch.equal(ours.mask_BT, theirs.mask_BT)
+    torch.testing.assert_close(ours.states_BTN, theirs.states_BTN, atol=2e-3, rtol=0)
 
 
 def test_a_bundle_names_what_training_began_with_and_not_its_place(run: Run, tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ def write_origin(folder: Path, manifest: Manifest) -> None:
     (folder / _FILE).write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
 
 
+def has_origin(folder: Path) -> bool:
+    """True if the run in `folder` was started from a bundle."""
+    return (folder / _FILE).exists()
+
+
 def read_origin(folder: Path) -> About:
     """The description of the model that the run in `folder` was started from.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from dd_core.errors import RecipeError
@@ -12,6 +13,7 @@ from training.data.folders import FolderImages, load_folder
 from training.data.images import About, ImageSet
 from training.losses.lpips import Lpips, lpips_weights
 from training.metrics.caption_retrieval import Prompted
+from training.presets import renamed
 from training.recipes.own_images import check_size, for_images
 from training.recipes.settings import Folder, Recipe
 from training.run import Run
@@ -68,7 +70,8 @@ def with_folder(recipe: Recipe, path: Path, size: int | None = None) -> Recipe:
     found = load_folder(path, size)
     train, test = len(found.train.labels), len(found.test.labels)
     folder = Folder(str(path.resolve()), found.classes, train + test, found.digest)
-    return for_images(recipe, folder, size, train, test)
+    made = for_images(recipe, folder, size, train, test)
+    return replace(made, evaluate=replace(made.evaluate, plans=renamed(recipe, made)))
 
 
 def same_folder(known: Folder, path: Path, size: int) -> FolderImages:
@@ -109,6 +112,14 @@ def about(recipe: Recipe) -> About:
             f"{folder.images:,} images of a folder, {_name(folder)}. The bundle holds weights, none of the "
             "images.",
             licence="not stated: it is for whoever trained the weights to choose",
+        )
+    if recipe.data == "none":
+        count = recipe.model.num_classes
+        return About(
+            f"{count} classes, distilled with the recipe {recipe.name!r}. A class is named by its number.",
+            tuple(str(number) for number in range(count)),
+            "Not stated: it is for whoever trained the teacher to say. No images were needed here.",
+            licence="that of the teacher's weights",
         )
     return About(
         "Small photographs of ten kinds of things, the classes of CIFAR-10. Horses, ships, cars and "

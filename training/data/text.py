@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load, load_file
 from torch import Tensor
 
+from dd_core.condition import Condition
 from dd_core.errors import InvalidRequestError, RecipeError
 from dd_core.files import metadata_of, save_tensors
 from dd_core.models.adapters import load_strictly
@@ -127,6 +128,24 @@ def prompt_conditions(
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     texts_NK = torch.tensor([place[prompt] for prompt in prompts])[:, None]
     return TextConditions(*encoded(recipe, list(place), store), texts_NK)
+
+
+def encoder_of(recipe: Recipe, device: torch.device) -> Callable[[Sequence[str]], Condition] | None:
+    """Prompts → condition, by the recipe's encoder, loaded with the first prompt; None without text."""
+    cfg = recipe.text
+    if cfg is None:
+        return None
+    if isinstance(cfg, T5Config):
+        states = t5_states(cfg, device)
+        return lambda prompts: padded_batch(states.many(prompts), cfg.length)
+
+    def encode(prompts: Sequence[str]) -> Condition:
+        module, pieces = encoder(cfg)
+        states = MiniLMStates(module, read_tokenizer(pieces, cfg, ENCODER.file))
+        found = states.many([checked_prompt(prompt) for prompt in prompts])
+        return padded_batch(found, cfg.length).to(device)
+
+    return encode
 
 
 @cache

@@ -21,6 +21,7 @@ from training.stages.pairs import (
     PROMPTS,
     Pairs,
     load_pairs,
+    maker_of,
     noise_of,
     pair_prompts,
     trajectory_tokens,
@@ -48,8 +49,9 @@ class Fresh:
     def of(
         cls, run: Run, tokenizer: AnyTokenizer, teacher: AnyTeacher, student: AnyStudent, count: int
     ) -> Fresh:
-        """Raises RecipeError: the run has no complete set of pairs, or of other settings."""
-        recipe, pairs = run.recipe, load_pairs(run.out / FOLDER, run.recipe.pairs)
+        """Raises RecipeError: there is no complete set of pairs, or of other settings or another teacher."""
+        recipe, maker = run.recipe, maker_of(teacher, tokenizer)
+        pairs = load_pairs(run.out / FOLDER, recipe.pairs, maker)
         conditions: Conditions = ClassConditions(recipe.model.num_classes)
         if recipe.text is not None:
             prompts = pair_prompts(run)

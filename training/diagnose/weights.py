@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from dd_core.errors import RecipeError
 from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer, new_student, new_teacher
 from training.run import Run, load_student, load_teacher
 
@@ -18,9 +19,9 @@ def teacher_of(run: Run, tokenizer: AnyTokenizer) -> AnyTeacher | None:
     Raises:
         RecipeError: it is of another architecture than the recipe's.
     """
-    if (run.out / "teacher.safetensors").exists():
-        return load_teacher(run, tokenizer)
-    return _average(run, new_teacher(run.recipe.model, tokenizer), "teacher")
+    found = _average(run, new_teacher(run.recipe.model, tokenizer), "teacher")
+    given = found is None and (run.out / "teacher.safetensors").exists()
+    return load_teacher(run, tokenizer) if given else found
 
 
 def student_of(run: Run) -> AnyStudent | None:
@@ -29,9 +30,9 @@ def student_of(run: Run) -> AnyStudent | None:
     Raises:
         RecipeError: it is of another architecture than the recipe's.
     """
-    if (run.out / "student.safetensors").exists():
-        return load_student(run)
-    return _average(run, new_student(run.recipe.student), "student")
+    found = _average(run, new_student(run.recipe.student), "student")
+    given = found is None and (run.out / "student.safetensors").exists()
+    return load_student(run) if given else found
 
 
 def _average(run: Run, module: M, stage: str) -> M | None:
@@ -39,5 +40,8 @@ def _average(run: Run, module: M, stage: str) -> M | None:
     if not path.exists():
         return None
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(saved["parts"]["ema"]["average"])
+    try:
+        module.load_state_dict(saved["parts"]["ema"]["average"])
+    except RuntimeError:
+        raise RecipeError(f"{path} is not of the recipe {run.recipe.name!r}", param="recipe") from None
     return module.to(run.device).eval().requires_grad_(False)

@@ -52,18 +52,27 @@ def read_rows(folder: Path, weights: Mapping[str, str], plans: Collection[str]) 
     """The rows that an evaluation of these weights has finished, without those of other plans.
 
     Raises:
-        RecipeError: rows are of other weights, as where a stage was gone on with since.
+        RecipeError: rows are of other weights, as where a stage was gone on with since; or they cannot be
+            compared, since plans were measured by other numbers of images.
     """
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     saved = [s for s in found if s["row"]["kind"] != "plan" or s["row"]["name"] in plans]
-    strange = [s["row"]["name"] for s in saved if not _among(s.get("weights"), weights)]
+    ours = [_among(s.get("weights"), weights, of_plan=s["row"]["kind"] == "plan") for s in saved]
+    strange = [s["row"]["name"] for s, known in zip(saved, ours, strict=True) if not known]
     if strange:
         raise RecipeError(
             f"{folder}: the figures of {', '.join(strange)} are of other weights than the run has: evaluate "
             "it again",
             param="out",
         )
-    return [Row(**s["row"]) for s in saved]
+    rows = [Row(**s["row"]) for s in saved]
+    numbers = {(row.images, row.reference_images): row.name for row in rows if row.kind == "plan"}
+    if len(numbers) > 1:
+        said = ", ".join(f"{name} {images:,} against {real:,}" for (images, real), name in numbers.items())
+        raise RecipeError(
+            f"{folder}: plans were measured by unequal numbers of images: {said}; evaluate again", param="out"
+        )
+    return rows
 
 
 def figures_once(path: Path, key: dict[str, object], make: Callable[[], _Figures]) -> _Figures:
@@ -88,6 +97,8 @@ def _write(path: Path, record: Mapping[str, object]) -> None:
         temporary.write_text(json.dumps(record, indent=1))
 
 
-def _among(weights: Mapping[str, str] | None, present: Mapping[str, str]) -> bool:
-    """True if all of the weights are present ones; those of a file that does not say are not."""
-    return weights is not None and all(present.get(part) == digest for part, digest in weights.items())
+def _among(weights: Mapping[str, str] | None, present: Mapping[str, str], *, of_plan: bool) -> bool:
+    """True if all of the weights are present ones. A file that does not say has none; a plan is of some."""
+    if weights is None or (of_plan and not weights):
+        return False
+    return all(present.get(part) == digest for part, digest in weights.items())

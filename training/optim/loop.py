@@ -301,7 +301,7 @@ def _resume(stage: Stage, path: Path, journal: Path) -> int:
     for key, part in stage.parts.items():
         part.load_state_dict(saved["parts"][key])
     if parallel.is_main() and journal.exists():
-        kept = [line for line in journal.read_text().splitlines() if json.loads(line)["step"] <= step]
-        journal.write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in read_journal(journal) if line["step"] <= step]
+        journal.write_text("".join(json.dumps(line) + "\n" for line in kept))
     log.info("%s: resumed at step %d", stage.name, step)
     return step

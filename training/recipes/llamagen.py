@@ -133,7 +133,7 @@ LLAMAGEN["llamagen-t2i"] = Recipe(
     tokenizer=TokenizerRecipe(steps=0, batch=1),
     decoder=DecoderRecipe(steps=0, batch=1),
     teacher=TeacherRecipe(steps=0, batch=1),
-    pairs=PairsRecipe(count=3_000_000, batch=256, guidance=7.5, top_k=1000),
+    pairs=PairsRecipe(count=3_000_000, batch=64, guidance=7.5, top_k=1000),
     distill=DistillRecipe(steps=410_000, batch=512, train_steps=(0, 80), lr=1e-4, ema=0.9999),
     evaluate=EvaluateRecipe(images=0, reference=0),
     save_every=1_000,

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from dd_core.bounds import MAX_TOKENS
 from dd_core.errors import RecipeError
-from dd_core.models.config import MultiScaleConfig
+from dd_core.models.config import LlamaGenConfig, MultiScaleConfig
 from training.recipes.llamagen import LLAMAGEN
 from training.recipes.overrides import overridden
 from training.recipes.published import PUBLISHED
@@ -72,7 +73,18 @@ def _rules(recipe: Recipe) -> Iterator[tuple[str, object, str]]:
     yield "model.code_dim", model.code_dim != vq.code_dim, f"be the tokenizer's, {vq.code_dim}"
     scales = vq.layout if isinstance(vq, MultiScaleConfig) else model.layout
     yield "model.sides", model.layout != scales, "be the tokenizer's"
-    yield "model.heads", model.dim % model.heads, f"divide model.dim, {model.dim}"
+    # Rotary embeddings turn pairs of dimensions, for a row and for a column.
+    unit, times = (4, ", four times") if isinstance(model, LlamaGenConfig) else (1, "")
+    yield "model.heads", model.dim % (unit * model.heads), f"divide model.dim, {model.dim}{times}"
+    widths = [vq.channels * multiplier for multiplier in (1, *vq.channel_multipliers)]
+    uneven = any(width % 32 for width in widths)
+    yield (
+        "tokenizer_model.channels",
+        uneven,
+        "be a multiple of 32, times each of channel_multipliers too",
+    )
+    tokens = model.layout.num_tokens
+    yield "model", tokens > MAX_TOKENS, f"have at most {MAX_TOKENS} tokens an image, not {tokens}"
     size, folder = recipe.image_size, recipe.folder
     sizes = {"cifar10": (32,), "pictograms": (32, 64)}.get(recipe.data, (size,))
     wanted = " or ".join(map(str, sizes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dd_core.bounds import MAX_SIDE
 from dd_core.errors import RecipeError
 from training.recipes.settings import Folder, Recipe
 
@@ -23,6 +24,10 @@ def check_size(recipe: Recipe, size: int) -> None:
     factor = recipe.tokenizer_model.downsampling
     if size < max(SMALLEST, factor):
         raise RecipeError(f"--size must be at least {max(SMALLEST, factor)}, not {size}", param="size")
+    if size // factor > MAX_SIDE:
+        raise RecipeError(
+            f"--size must be at most {MAX_SIDE * factor}, {MAX_SIDE} codes a side, not {size}", param="size"
+        )
     if size % factor:
         below = size // factor * factor
         raise RecipeError(

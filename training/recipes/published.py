@@ -42,7 +42,7 @@ def _published(teacher: str, student: str, epochs: int, lr: float, second: int, 
         teacher=TeacherRecipe(steps=0, batch=1),
         pairs=PairsRecipe(
             count=_PAIRS,
-            batch=256,
+            batch=64,
             guidance=draw.guidance,
             guidance_schedule=draw.guidance_schedule,
             top_k=draw.top_k,

@@ -27,6 +27,7 @@ _BEGUN = {
     "distill": "student.pt",
 }
 _GROWS = {"steps", "count", "own"}
+_FREE = {"pairs.batch"}  # it changes nothing but how much memory is needed
 
 
 def read_recipe(out: Path) -> Recipe | None:
@@ -48,8 +49,8 @@ def read_recipe(out: Path) -> Recipe | None:
 
 @contextmanager
 def remembered(out: Path, recipe: Recipe) -> Iterator[None]:
-    """Hold the run folder and keep the recipe in it; what a refused command asked for is forgotten again,
-    unless stages have gone by it already.
+    """Hold the run folder and keep the recipe in it; what a command asked for that was refused, or failed,
+    is forgotten again, unless stages have gone by it already.
 
     Raises:
         RecipeError: another process works in the folder.
@@ -58,7 +59,7 @@ def remembered(out: Path, recipe: Recipe) -> Iterator[None]:
         before, traces = _replaced(out, _bytes(recipe)), _traces(out)
         try:
             yield
-        except RecipeError:
+        except Exception:
             if _traces(out) == traces:
                 _replaced(out, before)
             raise
@@ -68,7 +69,8 @@ def remembered(out: Path, recipe: Recipe) -> Iterator[None]:
 def agreed(out: Path, recipe: Recipe) -> Iterator[None]:
     """Hold the run folder together with other jobs of one recipe, which the first one keeps in it.
 
-    What a refused job asked for is forgotten again where no other job and no stage has gone by it.
+    What a job asked for that was refused, or failed, is forgotten again where no other job and no stage has
+    gone by it.
 
     Raises:
         RecipeError: other jobs go by another recipe, or another command works in the folder.
@@ -86,7 +88,7 @@ def agreed(out: Path, recipe: Recipe) -> Iterator[None]:
         traces = _traces(out)
         try:
             yield
-        except RecipeError:
+        except Exception:
             if before and left_alone() and _traces(out) == traces:
                 _replaced(out, before[0])
             raise
@@ -138,7 +140,7 @@ def check_changes(out: Path, before: Recipe, now: Recipe) -> None:
         was, new = getattr(before, part), getattr(now, part)
         for field in (f.name for f in fields(was)):
             old, wanted = getattr(was, field), getattr(new, field)
-            if old == wanted:
+            if old == wanted or f"{part}.{field}" in _FREE:
                 continue
             if field not in _GROWS or wanted < old:
                 raise RecipeError(

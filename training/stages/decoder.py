@@ -132,7 +132,8 @@ def run(run: Run) -> None:
     if not run.recipe.decoder.steps:
         return
     with parallel.in_turn():
-        tokenizer, (tokens, _) = load_tokenizer(run), read_tokens(run)
+        tokenizer = load_tokenizer(run)
+        tokens, _ = read_tokens(run, tokenizer)
         images, lpips = train_images(run), Lpips(lpips_weights())
         drawn = load_pairs(run.out / FOLDER).tokens if run.recipe.decoder.drawn else None
     stage, ema = decoder_stage(run.recipe, images, tokens, tokenizer, lpips, run.device, drawn)

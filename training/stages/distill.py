@@ -67,7 +67,16 @@ from training.run import (
     train,
 )
 from training.stages.growth import deepened
-from training.stages.pairs import FOLDER, OWN_FOLDER, PROMPTS, Pairs, load_pairs, noise_of, pair_prompts
+from training.stages.pairs import (
+    FOLDER,
+    OWN_FOLDER,
+    PROMPTS,
+    Pairs,
+    load_pairs,
+    maker_of,
+    noise_of,
+    pair_prompts,
+)
 from training.stages.student_fid import measure_fid
 
 
@@ -272,14 +281,15 @@ def run(run: Run, extractor: Extractor | None = None) -> None:
     conditions = None
     with parallel.in_turn():
         lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
-        pairs = load_pairs(run.out / FOLDER, run.recipe.pairs).first(cfg.pairs)
         tokenizer = load_tokenizer(run)
+        teacher = load_teacher(run, tokenizer)
+        maker = maker_of(teacher, tokenizer)
+        pairs = load_pairs(run.out / FOLDER, run.recipe.pairs, maker).first(cfg.pairs)
         drawing = load_drawing_tokenizer(run) if lpips is not None else tokenizer
         first = begin_from(run) if begin_from else None
         if run.recipe.text is not None:
             conditions = text.prompt_conditions(run.recipe, pair_prompts(run), run.out / PROMPTS, run.device)
         own = load_pairs(run.out / OWN_FOLDER, run.recipe.pairs) if run.recipe.pairs.own else None
-        teacher = load_teacher(run, tokenizer)
     stage, ema, _ = distill_stage(
         run.recipe, pairs, teacher, drawing, lpips, run.device, first, conditions, own
     )

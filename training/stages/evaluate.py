@@ -47,7 +47,7 @@ from training.metrics.sets import Sets
 from training.metrics.timing import plan_times
 from training.presets import presets
 from training.recipes.settings import EvaluateRecipe
-from training.run import Run
+from training.run import Run, measuring_seed
 from training.trained import load_models, sampler_of, weights_of
 
 
@@ -288,7 +288,7 @@ def run(run: Run, extractor: Extractor | None = None, timing: bool = True) -> li
         test,
         run.out / "evaluation",
         weights=weights_of(sampler),
-        seed=run.recipe.seed + 2,
+        seed=measuring_seed(run.recipe, "evaluation"),
         class_names=class_names(run.recipe),
         extractor=measurer,
         timing=timing,

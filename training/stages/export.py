@@ -13,7 +13,7 @@ from dd_core.sampling import Sampler
 from dd_core.text.config import MiniLMConfig
 from training.data import text
 from training.data.images import About
-from training.data.origin import read_origin
+from training.data.origin import has_origin, read_origin
 from training.data.sources import about
 from training.examples import read_examples
 from training.metrics.report import read_another_seed
@@ -72,8 +72,10 @@ def run_teacher(run: Run, name: str, folder: Path) -> Manifest:
     """
     models = load_drawing_tokenizer(run), None, load_teacher(run, load_tokenizer(run))
     sampler = sampler_without_marginals(run, *models)
+    # Whichever plans an evaluation is to measure: they may be the student's alone.
+    everything = replace(run.recipe, evaluate=replace(run.recipe.evaluate, plans=()))
     entries = [
-        PresetEntry.of(p.plan, offered=p.offered) for p in presets(run.recipe) if runs(sampler, p.plan)
+        PresetEntry.of(p.plan, offered=p.offered) for p in presets(everything) if runs(sampler, p.plan)
     ]
     return _save(run, name, folder, sampler, models, entries, {})
 
@@ -132,12 +134,12 @@ def _shareable(recipe: Recipe) -> Recipe:
 
 
 def _about(run: Run, sampler: Sampler) -> About:
-    """The description of the run's data, or of the data of the bundle that it was started from.
+    """The description of the run's data, or of the data of the bundle that it was started from, if any.
 
     The examples are those that were chosen by measurement of these weights, if any were.
     """
     started = run.recipe.data == "none" and run.recipe.text is None
-    described = read_origin(run.out) if started else about(_shareable(run.recipe))
+    described = read_origin(run.out) if started and has_origin(run.out) else about(_shareable(run.recipe))
     chosen = read_examples(run, sampler)[:_EXAMPLES]
     said = f"{described.description} The examples are some that it draws well, chosen by measurement."
     return replace(described, description=said, examples=chosen) if chosen else described

@@ -13,10 +13,13 @@ export    ─▶ a bundle of what they leave
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
-from training.run import Run
+from training.run import Run, given
 from training.stages import decoder, distill, evaluate, pairs, teacher, tokenizer
+
+log = logging.getLogger("dd_train")
 
 # Those of `dd-train all`. Pairs that begin with a student's tokens are for runs that have one to start from.
 STAGES: dict[str, Callable[[Run], object]] = {
@@ -27,3 +30,12 @@ STAGES: dict[str, Callable[[Run], object]] = {
     "distill": distill.run,
     "evaluate": evaluate.run,
 }
+
+
+def run_all(run: Run) -> None:
+    """Every stage from where it stopped, but for models that the run was given."""
+    for name, stage in STAGES.items():
+        if given(run, name):
+            log.info("%s: %s.safetensors was not trained here, and stays", name, name)
+        else:
+            stage(run)

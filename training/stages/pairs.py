@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from dd_core import plan
 from dd_core.codebook import nearest
-from dd_core.errors import RecipeError
+from dd_core.errors import NotANumberError, RecipeError
 from dd_core.files import replacing, save_tensors
 from dd_core.flow import FlowSettings
-from dd_core.models.build import AnyStudent
+from dd_core.models.build import AnyStudent, AnyTeacher, AnyTokenizer
 from dd_core.noise import gaussian_noise
 from dd_core.runtime import mixed_precision
 from dd_core.sampling import Sampler, sample_codes
@@ -53,6 +53,8 @@ log = logging.getLogger("dd_train")
 FOLDER, OWN_FOLDER, PROMPTS = "pairs", "own-pairs", "prompts.safetensors"  # in a run folder
 # Settings that say of which distribution, and by which map, the tokens are.
 _DRAWING = ("guidance", "guidance_schedule", "top_k", "top_p", "temperature", "solver", "evaluations")
+# What may change while a set is made: a pair is a function of (seed, i), whatever it was computed with.
+_FREE = ("count", "own", "batch")
 _SCHEDULE = {"guidance_schedule": "constant"}  # not written, so that pairs from before it existed stay good
 
 
@@ -114,9 +116,10 @@ def make_pairs(
 
     Raises:
         RecipeError: `out` holds pairs of other settings or of another teacher.
+        NotANumberError: the teacher has gone astray.
     """
     out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in asdict(cfg).items() if k not in ("count", "own")}
+    settings = {k: v for k, v in asdict(cfg).items() if k not in _FREE}
     if settings["guidance_schedule"] == _SCHEDULE["guidance_schedule"]:
         del settings["guidance_schedule"]
     made_with: dict[str, object] = {"pairs": settings, "seed": seed}
@@ -126,7 +129,9 @@ def make_pairs(
     made_with |= {"begin": begin} if begin else {}
     manifest = out / "manifest.json"
     if manifest.exists():
-        refuse_mismatch(out, json.loads(manifest.read_text())["made_with"], made_with, "choose another --out")
+        before = json.loads(manifest.read_text())["made_with"]
+        before["pairs"] = {k: v for k, v in before["pairs"].items() if k not in _FREE}
+        refuse_mismatch(out, before, made_with, "choose another --out")
     facts = {"made_with": made_with, "count": cfg.count}
     with replacing(manifest) as temporary:  # by each job, and with the same bytes
         temporary.write_text(json.dumps(facts, indent=1))
@@ -153,14 +158,22 @@ def make_pairs(
     return out
 
 
-def load_pairs(folder: Path, cfg: PairsRecipe | None = None) -> Pairs:
+def maker_of(teacher: AnyTeacher, tokenizer: AnyTokenizer, student: AnyStudent | None = None) -> str:
+    """Names the weights that pairs are made by: a hash of the models and the codes."""
+    first: list[nn.Module | Tensor] = [teacher, tokenizer.codebook_VC]
+    return weights_digest(*first, *([] if student is None else [student]))
+
+
+def load_pairs(folder: Path, cfg: PairsRecipe | None = None, maker: str | None = None) -> Pairs:
     """Reads a complete set of pairs.
 
     Args:
         cfg: how they must have been drawn; None = however it was.
+        maker: by which weights (`maker_of`); None = by whichever it was.
 
     Raises:
-        RecipeError: no manifest, or not all shards were made yet; or they were drawn in another way.
+        RecipeError: no manifest, or not all shards were made yet; or they were drawn in another way, or by
+            another teacher.
     """
     manifest = folder / "manifest.json"
     facts = json.loads(manifest.read_text()) if manifest.exists() else {}
@@ -170,6 +183,12 @@ def load_pairs(folder: Path, cfg: PairsRecipe | None = None) -> Pairs:
         lost = f": {len(missing)} shards are missing, the first is {missing[0]}" if missing else ""
         raise RecipeError(
             f"{folder} holds no complete set of pairs{lost}; run the pairs stage (again)", param="pairs"
+        )
+    if maker is not None and facts["made_with"]["weights"] != maker:
+        raise RecipeError(
+            f"{folder} holds pairs of another teacher than the run has now; remove it to make others, or "
+            "choose another --out",
+            param="pairs",
         )
     if cfg is not None:
         made, wanted = (
@@ -200,10 +219,17 @@ def marginals(tokens_NL: Tensor, labels_N: Tensor, classes: int, codebook_size: 
 def trajectory_tokens(
     sampler: Sampler, chosen: plan.Plan, index: range, conditions: Conditions, seed: int
 ) -> Tensor:
-    """Final tokens of pairs by their numbers, `[B, L]` on the CPU."""
+    """Final tokens of pairs by their numbers, `[B, L]` on the CPU.
+
+    Raises:
+        NotANumberError: the teacher has gone astray.
+    """
     cond = conditions(torch.tensor(index) % conditions.count)
     with mixed_precision(sampler.device):
         codes = sample_codes(sampler, chosen, cond, [(seed, i) for i in index])
+    good_B = codes.isfinite().flatten(1).all(1).tolist()
+    if not all(good_B):  # the nearest code of what is not a number would be the first one
+        raise NotANumberError(f"pair {index[good_B.index(False)]}: the teacher's output is not a number")
     return nearest(sampler.codebook_VC, codes.float()).cpu()
 
 
@@ -251,16 +277,14 @@ def make_run_pairs(
         conditions = text.prompt_conditions(recipe, lines, run.out / PROMPTS, run.device)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     draw, device = recipe.pairs.draw_settings, run.device
-    makers: list[nn.Module | Tensor] = [teacher, tokenizer.codebook_VC]
-    makers += [student] if student is not None else []
     make_pairs(
         Sampler(recipe.model.layout, tokenizer, student, teacher, draw=draw, device=device),
         recipe.pairs if student is None else replace(recipe.pairs, count=recipe.pairs.own),
         conditions,
         out,
-        # Other noise than the trajectories' (+ 1) and the evaluation's (+ 2).
+        # Neighbours of seeds of other legs, as these are, may meet; `measuring_seed` meets none.
         seed=recipe.seed + (1 if student is None else 3),
-        identity=weights_digest(*makers),
+        identity=maker_of(teacher, tokenizer, student),
         prompts=digest,
         begin=begin,
         stop_after=run.stop_after,

@@ -22,7 +22,7 @@ from training.optim.loop import Callback, Ema
 from training.optim.progress import FID_IMAGES, FID_SECONDS, read_journal
 from training.presets import presets
 from training.recipes.settings import Recipe
-from training.run import Run, load_drawing_tokenizer
+from training.run import Run, load_drawing_tokenizer, measuring_seed
 
 log = logging.getLogger("dd_train")
 FID = "fid-"  # before a plan's name in the journal
@@ -100,6 +100,5 @@ def plan_fid(run: Run, extractor: Extractor | None = None) -> PlanFid:
     real, _, prompts = material(run)
     conditions = asked_for(len(class_names(recipe)), prompts)
     network = extractor or FeatureExtractor(device, precision_on(device, cfg.precision))
-    # Other noise than the evaluation's (+ 2), so that nothing is chosen by the images that it is judged by.
-    noise, folder = recipe.seed + 4, run.out / "fid"
+    noise, folder = measuring_seed(recipe, "choice"), run.out / "fid"
     return PlanFid(real.first(cfg.reference), conditions, network, folder, cfg.images, cfg.batch, noise)

@@ -28,7 +28,7 @@ from training.optim.memory import economical
 from training.optim.muon import MatrixOptimizer
 from training.parallel import Figures
 from training.recipes.settings import Recipe
-from training.run import Run, begin_with, begun_from, keep_exports, load_tokenizer, train
+from training.run import Run, begin_with, begun_from, keep_exports, load_tokenizer, refuse_given, train
 from training.stages.mistakes import draw_choices, near_codes
 from training.stages.tokens import read_tokens
 
@@ -108,10 +108,16 @@ def teacher_stage(
 
 
 def run(run: Run) -> None:
-    """Stage (b)."""
+    """Stage (b).
+
+    Raises:
+        RecipeError: the folder was given a teacher, or an earlier stage is missing.
+    """
+    refuse_given(run, "teacher")
     recipe = run.recipe
     with parallel.in_turn():
-        (tokens, labels), tokenizer = read_tokens(run), load_tokenizer(run)
+        tokenizer = load_tokenizer(run)
+        tokens, labels = read_tokens(run, tokenizer)
         conditions = (
             None if recipe.text is None else text.train_conditions(recipe, run.out / "captions.safetensors")
         )

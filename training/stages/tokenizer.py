@@ -39,7 +39,7 @@ from training.optim.loop import Batches, Ema, Stage, one_cycle, plain, update_at
 from training.optim.memory import economical, memory_layout
 from training.parallel import Figures
 from training.recipes.settings import Recipe
-from training.run import Run, begin_with, begun_from, train
+from training.run import Run, begin_with, begun_from, refuse_given, train
 from training.stages.tokens import train_images, write_tokens
 
 log = logging.getLogger("dd_train")
@@ -211,7 +211,12 @@ def tokenizer_stage(
 
 
 def run(run: Run) -> None:
-    """Stage (a), and the tokens of all training images."""
+    """Stage (a), and the tokens of all training images.
+
+    Raises:
+        RecipeError: the folder was given a tokenizer.
+    """
+    refuse_given(run, "tokenizer")
     with parallel.in_turn():
         images, lpips = train_images(run), Lpips(lpips_weights())
         first = begun_from(run).sampler.tokenizer if run.recipe.begin_from else None

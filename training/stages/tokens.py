@@ -10,13 +10,15 @@ import logging
 import torch
 from torch import Tensor
 
+from dd_core.errors import RecipeError
 from dd_core.files import save_tensors
 from dd_core.models.build import AnyTokenizer
 from training import parallel
 from training.data import pictograms
 from training.data.images import ImageSet
 from training.data.sources import load_images
-from training.run import Run, facts_of, load_tokenizer, read
+from training.digest import weights_digest
+from training.run import Run, facts_in, facts_of, load_tokenizer, read
 
 log = logging.getLogger("dd_train")
 
@@ -32,12 +34,13 @@ def write_tokens(run: Run) -> None:
     """`tokens.safetensors`: the codes of all training images and of their mirror images."""
     images = train_images(run)
     mirrored = run.recipe.mirror and run.recipe.data != "pictograms"  # which have such views of their own
-    tokens = encode_all(load_tokenizer(run), images, run.device, mirrored=mirrored)
+    tokenizer = load_tokenizer(run)
+    tokens = encode_all(tokenizer, images, run.device, mirrored=mirrored)
     if parallel.is_main():
         save_tensors(
             {"tokens": tokens, "labels": images.labels.to(torch.int32)},
             run.out / "tokens.safetensors",
-            facts_of(_images_of(run)),
+            facts_of({**_images_of(run), "tokenizer": weights_digest(tokenizer)}),
         )
     parallel.barrier()
     used = len(torch.unique(tokens))
@@ -48,13 +51,24 @@ def write_tokens(run: Run) -> None:
     )
 
 
-def read_tokens(run: Run) -> tuple[Tensor, Tensor]:
+def read_tokens(run: Run, tokenizer: AnyTokenizer | None = None) -> tuple[Tensor, Tensor]:
     """Codes `[2 or 1, N, L]` and labels `[N]` int64 of the training images.
 
+    Args:
+        tokenizer: whose codes they must be; None = whoever's.
+
     Raises:
-        RecipeError: they are not there yet, or are of other images.
+        RecipeError: they are not there yet, or are of other images or of another tokenizer.
     """
     found = read(run, "tokens", "tokenizer", _images_of(run))
+    path = run.out / "tokens.safetensors"
+    maker = facts_in(path).get("tokenizer")
+    if tokenizer is not None and maker is not None and maker != weights_digest(tokenizer):
+        raise RecipeError(
+            f"{path} holds codes of another tokenizer than the run has now: run "
+            f"`{run.command('tokenizer')}` to its end",
+            param="out",
+        )
     return found["tokens"], found["labels"].long()
 
 
