@@ -93,7 +93,7 @@ class AsyncClient:
                     request = self._http.build_request(**attempts.request())
                     response = await self._http.send(request, stream=True)
                     if response.is_success:
-                        return response
+                        return attempts.begun(response)
                     async with aclosing(response):
                         await response.aread()
                 raise error_of(response)

@@ -33,6 +33,9 @@ MAX_EVENT_BYTES = 64 * 2**20  # an image in base64: far more than any needs
 NOT_READY = (OverloadedError, ConnectionFailedError)
 
 
+_EVENTS = "text/event-stream"
+
+
 @dataclass(frozen=True)
 class Call(Generic[T]):
     """A request, and the reader of its reply."""
@@ -43,6 +46,11 @@ class Call(Generic[T]):
     body: Mapping[str, Any] | None = None
     accept: str = "application/json"
     retried: bool = True
+
+    @property
+    def streams(self) -> bool:
+        """True if the reply is a stream of events."""
+        return self.accept == _EVENTS
 
     @property
     def deadline(self) -> float:
@@ -78,7 +86,7 @@ def generate(options: Mapping[str, Any]) -> Call[Generation]:
 
 def stream(options: Mapping[str, Any]) -> Call[EventReader]:
     """`POST /generate` with a reply of server-sent events."""
-    return Call(EventReader, "POST", "/generate", _given(options), accept="text/event-stream")
+    return Call(EventReader, "POST", "/generate", _given(options), accept=_EVENTS)
 
 
 def image(receipt: str, image_format: ImageFormat | None, size: str | None) -> Call[bytes]:

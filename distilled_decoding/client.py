@@ -113,7 +113,7 @@ class Client:
                 with translated():
                     response = self._http.send(self._http.build_request(**attempts.request()), stream=True)
                     if response.is_success:
-                        return response
+                        return attempts.begun(response)
                     with closing(response):
                         response.read()
                 raise error_of(response)

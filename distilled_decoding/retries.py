@@ -33,7 +33,7 @@ class Attempts:
     """
 
     def __init__(self, call: Call[Any], timeout: float, retries: int) -> None:
-        self._call = call
+        self._call, self._timeout = call, timeout
         self._retries = retries if call.retried else 0
         self._stop = monotonic() + timeout
         self._deadline = monotonic() + call.deadline
@@ -55,6 +55,14 @@ class Attempts:
             "json": body,
             "timeout": httpx2.Timeout(left, connect=min(left, CONNECT)),
         }
+
+    def begun(self, response: httpx2.Response) -> httpx2.Response:
+        """Return a reply that is a success; a stream may take the whole `timeout` again between two events,
+        however little of it the attempts have left.
+        """
+        if self._call.streams:
+            response.request.extensions["timeout"]["read"] = self._timeout
+        return response
 
     def wait_after(self, error: DDClientError) -> float:
         """Return the seconds to wait before the next attempt: exponential back-off, at least `retry_after`;

@@ -134,7 +134,7 @@ def create_app(
         routers.append(models.admin)
     for router in routers:
         app.include_router(router)
-    static = Mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    static = Mount("/static", pages.whole(StaticFiles(directory=pages.STATIC)), name="static")
     app.router.routes.append(static)
     ours = [route for router in routers for route in router.routes if isinstance(route, Route)]
     state.metrics.traffic.bind([*ours, static])

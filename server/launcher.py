@@ -23,9 +23,9 @@ from fastapi import FastAPI
 
 from dd_core.errors import DDError, InvalidRequestError
 from server.devices.sockets import settle_socket_folder
-from server.errors import ComputeError
+from server.errors import ComputeError, DrainingError
 from server.middleware.auth import read_keys
-from server.middleware.connection import protocol
+from server.middleware.connection import BoundedProtocol, protocol
 from server.models.catalog import ServedModel, find_all
 from server.observability import logs
 from server.observability.tracing import require_sdk
@@ -86,9 +86,15 @@ class Server(uvicorn.Server):
         self.state.drain()
         self.state.loads.end_all()
         patience = self.state.settings.drain_timeout
-        giving_up = asyncio.get_running_loop().call_later(patience, self.state.give_up)
+        giving_up = asyncio.get_running_loop().call_later(patience, self._give_up)
         await super().shutdown(sockets)
         giving_up.cancel()
+
+    def _give_up(self) -> None:
+        self.state.give_up()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedProtocol):
+                connection.end_unfinished(DrainingError("the server is shutting down", retry_after=1))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -11,10 +11,29 @@ from pathlib import Path
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.links import base_url, moved
 
 router = APIRouter(include_in_schema=False)
+
+
+def whole(app: ASGIApp) -> ASGIApp:
+    """`app` without requests for parts of its files, which are small: all errors have one shape, and those of
+    ranges would have another.
+    """
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await app({**scope, "headers": headers}, receive, send)
+
+    return served
+
+
+class _Page(FileResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await whole(super().__call__)(scope, receive, send)
+
 
 STATIC = Path(__file__).resolve().parent.parent / "static"
 _HEADERS = {
@@ -28,25 +47,25 @@ _HEADERS = {
 @router.get("/")
 async def playground() -> Response:
     """The page."""
-    return FileResponse(STATIC / "index.html", headers=_HEADERS)
+    return _Page(STATIC / "index.html", headers=_HEADERS)
 
 
 @router.get("/docs")
 async def docs() -> Response:
     """The interface's description."""
-    return FileResponse(STATIC / "docs.html", headers=_HEADERS)
+    return _Page(STATIC / "docs.html", headers=_HEADERS)
 
 
 @router.get("/models.html")
 async def models() -> Response:
     """The loaded models."""
-    return FileResponse(STATIC / "models.html", headers=_HEADERS)
+    return _Page(STATIC / "models.html", headers=_HEADERS)
 
 
 @router.get("/metrics.html")
 async def metrics() -> Response:
     """The metrics, as tables."""
-    return FileResponse(STATIC / "metrics.html", headers=_HEADERS)
+    return _Page(STATIC / "metrics.html", headers=_HEADERS)
 
 
 @router.get("/openapi.json")
@@ -61,4 +80,4 @@ async def description(request: Request) -> Response:
 @router.get("/favicon.ico")
 async def favicon() -> Response:
     """The page's icon."""
-    return FileResponse(STATIC / "icon.svg", media_type="image/svg+xml")
+    return _Page(STATIC / "icon.svg", media_type="image/svg+xml")

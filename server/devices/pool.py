@@ -234,10 +234,14 @@ async def _of_each(work: Iterable[Awaitable[float]]) -> list[float]:
 def dispatch(job: Job, workers: Sequence[DeviceWorker]) -> list[Part]:
     """Assign a job to the worker with the least work ahead, or even parts of it to some, if that is sooner.
 
+    Those with no room in their queue are passed over, as long as another has some: many cheap images are less
+    work than a few dear ones.
+
     Args:
         workers: at least one.
     """
-    ordered = sorted(workers, key=attrgetter("backlog")) if len(workers) > 1 else workers
+    roomy = [worker for worker in workers if worker.room >= job.count] or workers
+    ordered = sorted(roomy, key=attrgetter("backlog")) if len(roomy) > 1 else roomy
     best = [Part(ordered[0], job, 0)]
     for count in range(2, min(job.count, len(ordered)) + 1):
         parts = split_evenly(job, ordered[:count])

@@ -90,7 +90,7 @@ class Device:
     @property
     def held(self) -> set[int]:
         """Numbers of images and teacher batches that are here."""
-        return set().union(*(runner.held for runner in self.runners.values()))
+        return set().union(*(runner.held for runner in list(self.runners.values())))
 
     def runner_of(self, bundle: Bundle) -> Runner:
         """A runner of a bundle's passes, which holds no images yet."""
@@ -155,7 +155,7 @@ class Device:
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Drop images and teacher batches; unknown ones are passed over."""
-        for runner in self.runners.values():
+        for runner in list(self.runners.values()):  # a thread that has loaded a model may add its own
             runner.drop(numbers)
 
     def memory(self) -> dict[str, int]:

@@ -95,6 +95,11 @@ class DeviceWorker:
         """Images that wait here."""
         return self.scheduler.depth
 
+    @property
+    def room(self) -> int:
+        """Images that the queue would still take."""
+        return self.scheduler.queue_size - self.scheduler.depth
+
     async def load(self, model: str, folder: Path) -> float:
         """Load a model and return the seconds that it took; after an error, or a cancellation, `forget` it.
 

@@ -34,15 +34,19 @@ _MOST_WAITING = 1000
 
 def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
     """The protocol for `uvicorn.Config(http=…)`; what it refuses is counted in `metrics`."""
-    return type("BoundedProtocol", (_BoundedProtocol,), {"settings": settings, "metrics": metrics})
+    return type("Protocol", (BoundedProtocol,), {"settings": settings, "metrics": metrics})
 
 
-class _BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection."""
+
     settings: Settings
     metrics: Metrics
     _running: RequestResponseCycle | None = None  # `cycle` is the newest, which may wait in `pipeline`
     _part: Literal["", "head", "body"] = ""  # of a request, to which the next byte belongs
     _head: int | None = None  # bytes of a head that has not ended; None where it began in this read
+    _beside = 0  # bytes since the last of a body: trailers, which the parser keeps, and what chunks say
+    _fed = False  # this read had some of a body
     _task: asyncio.Task[Any] | None = None  # of the request that runs
     _abandoned = False  # it has been cancelled, because nobody will read its reply
     _begun = False  # its reply has been
@@ -54,6 +58,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
         self.is_closing = self.transport.is_closing  # for replies
+        self.transport.set_write_buffer_limits(high=0)  # what is left, be it a byte, waits for its reader
         self._late = self.loop.call_later(self.settings.receive_timeout, self._give_up)
         if len(self.connections) > self.settings.max_connections:
             self._refuse(CrowdedError("the server has too many connections", retry_after=1))
@@ -75,11 +80,15 @@ class _BoundedProtocol(HttpToolsProtocol):
                 self.transport.close()
             return
         self._unset_keepalive_if_required()
+        self._fed, before = False, self.cycle if self._part == "body" else None
         try:
             self._parse(data)
             if self._part == "head":
                 self._head = self._head_size() if self._head is None else self._head + len(data)
                 self._check_head(self._head)
+            elif self._part == "body" and self.cycle is before:
+                self._beside = 0 if self._fed else self._beside + len(data)
+                self._check_head(self._beside)
         except (httptools.HttpParserError, ApiError) as error:
             cause = error.__context__ or error  # what a callback raised
             if not isinstance(cause, ApiError):
@@ -122,9 +131,13 @@ class _BoundedProtocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             self.cycle.transport = cast(asyncio.Transport, self)
-            self._part = "body"
+            self._part, self._beside = "body", 0
         elif self.parser.get_method() == b"CONNECT":
             raise InvalidHTTPError("this is not a proxy")
+
+    def on_body(self, body: bytes) -> None:
+        self._fed = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
@@ -137,7 +150,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _check_head(self, size: int) -> None:
         most = self.settings.max_header_bytes
         if size > most:
-            raise HeadTooLargeError(f"the request line and headers are longer than {most} bytes")
+            what = "what follows the body is" if self._part == "body" else "the request line and headers are"
+            raise HeadTooLargeError(f"{what} longer than {most} bytes")
 
     def write(self, data: bytes) -> None:
         """Write of a reply, which takes the protocol for its transport; a head leaves in one piece with what
@@ -267,6 +281,15 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._refuse(SlowClientError(f"the request was not there after {seconds:g} s"))
         else:
             self.transport.close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if not self._part and self._dropped is None:  # else the client still sends, and `_late` is set
+            super().timeout_keep_alive_handler()
+
+    def end_unfinished(self, error: ApiError) -> None:
+        """Refuse a request that has not come whole, at the end of a drain."""
+        if self._part and self._dropped is None:
+            self._refuse(error)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -11,6 +11,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
+from starlette.exceptions import HTTPException
+
 from dd_core.errors import DDError
 from server import errors
 from server.observability.context import Fields, context_of
@@ -105,6 +107,8 @@ def outcome_of(error: BaseException) -> str:
         return "deadline"
     if isinstance(error, errors.OutOfMemoryError):
         return "oom"
+    if isinstance(error, HTTPException) and error.status_code < 500:  # a chunked body that is too long
+        return "invalid"
     if not isinstance(error, DDError) or (isinstance(error, errors.ApiError) and error.status >= 500):
         return "error"
     return "invalid"

@@ -15,6 +15,7 @@ from distilled_decoding import (
     NotFoundError,
     OverloadedError,
     TimedOutError,
+    retries,
 )
 from tests.distilled_decoding.fakes import (
     DONE_EVENT,
@@ -124,6 +125,16 @@ def test_a_stream_is_retried_before_it_begins(fake: FakeServer) -> None:
     )
     assert event.image.bytes == b"a picture"
     assert [request.headers["accept"] for request in fake.requests] == ["text/event-stream"] * 2
+
+
+def test_a_stream_that_was_retried_has_the_whole_time_between_two_events(fake: FakeServer) -> None:
+    """The server says something every ten seconds: what the attempts have left would be too short."""
+    answers = stream(("image", IMAGE_EVENT), ("done", DONE_EVENT))
+    fake.call(refusal(503, retry_after="20"), answers, method="stream", timeout=30.0)
+    last = fake.requests[-1].extensions["timeout"]
+    assert last["read"] == 30.0 and last["connect"] == retries.CONNECT
+    fake.call(refusal(503, retry_after="20"), success, timeout=30.0)
+    assert fake.requests[-1].extensions["timeout"]["read"] == 9.0  # 20 s, and a tenth of half of them, waited
 
 
 @pytest.mark.parametrize("start", [b"", b"event: image\n", f"event: image\ndata: {IMAGE_EVENT}\n\n".encode()])

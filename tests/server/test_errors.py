@@ -16,6 +16,7 @@ import pytest
 
 from tests.server.generation.test_runner import parse
 from tests.server.helpers import OK, Gate, Running, Turnstile, busy, eventually, refused, running
+from tests.server.middleware.sockets import HEAD, connected, refusal, rest
 
 
 @pytest.mark.parametrize(
@@ -240,6 +241,15 @@ def test_a_drain_is_bounded(bundle_folder: Path, gate: Gate) -> None:
                 refused(request.result(), 503, "draining")
             gate.open.set()
         assert time.monotonic() - started < 60
+
+
+def test_a_request_whose_body_is_not_there_at_the_end_of_a_drain_is_told_so(bundle_folder: Path) -> None:
+    with running(bundle_folder, drain_timeout=0.3, warmup=False) as live, connected(live) as raw:
+        raw.sendall(HEAD)
+        eventually(lambda: live.metric("dd_inflight_requests") == 1, "it is there")
+        live.server.should_exit = True
+        assert refusal(rest(raw)) == (503, "draining")
+        assert live.metric("dd_rejects_total", reason="draining") == 1
 
 
 def test_a_stream_that_runs_at_the_end_of_a_drain_says_so(bundle_folder: Path, manager: SyncManager) -> None:

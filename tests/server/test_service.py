@@ -22,6 +22,15 @@ from server.state import Phase
 from tests.server.helpers import Gate, Running, eventually, running
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/models.html", "/static/doc.css", "/favicon.ico"])
+@pytest.mark.parametrize("asked", ["bytes=99999999-", "x", "bytes=0-3,5-6"])
+def test_files_are_sent_whole(server: Running, path: str, asked: str) -> None:
+    """Errors of ranges would have a shape of their own."""
+    whole = server.client.get(path)
+    part = server.client.get(path, headers={"range": asked})
+    assert whole.status_code == part.status_code == 200 and whole.content == part.content
+
+
 def test_ready_only_after_warm_up(bundle_folder: Path, gate: Gate) -> None:
     gate.open.clear()
     with running(bundle_folder, gate, ready=False) as live:

@@ -54,6 +54,7 @@ class Worker:
     each: float = 1.0
     once: float = 0.0
     full: bool = False
+    room: int = 100
     jobs: dict[Job, Submission] = field(default_factory=dict)
     canceled: list[Job] = field(default_factory=list)
 
@@ -126,6 +127,18 @@ def test_images_go_where_the_last_is_done_soonest(
     assert [part.first for part in parts] == [
         sum(p.job.count for p in parts[:place]) for place in range(len(parts))
     ]
+
+
+def test_a_full_queue_is_passed_over_while_another_has_room() -> None:
+    """Many cheap images are less work than a few dear ones, and fill a queue."""
+    cheap, dear = Worker(1.0, room=0), Worker(2.0)
+    assert counts(dealt(job(PLAN, count=1), cheap, dear)) == [(2.0, 1)]
+    assert counts(dealt(job(PLAN, count=4), Worker(0.0, room=3), Worker(0.1), Worker(0.2))) == [
+        (0.1, 2),
+        (0.2, 2),
+    ]
+    both_full = Worker(1.0, room=0), Worker(2.0, room=0)
+    assert counts(dealt(job(PLAN, count=1), *both_full)) == [(1.0, 1)], "which refuses it"
 
 
 def test_where_a_batch_costs_the_same_a_job_stays_whole() -> None:

@@ -161,6 +161,25 @@ def test_trailers_without_end_are_given_up(impatient: Running) -> None:
         assert time.monotonic() - began < PATIENCE
 
 
+def test_one_trailer_without_end_is_cut_off(abused: Running) -> None:
+    """The parser keeps what has come of it, and copies it with every read."""
+    with connected(abused) as raw:
+        raw.sendall(CHUNKED + in_chunks(BODY).removesuffix(b"\r\n") + b"X: ")
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(64):
+                raw.sendall(b"a" * 2**16)
+        assert refusal(rest(raw)) == (431, "headers_too_large")
+
+
+def test_many_requests_before_a_body_are_not_taken_for_trailers(abused: Running) -> None:
+    """In one read, which ends where the body of the last would begin."""
+    with connected(abused) as raw:
+        raw.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 900 + post().removesuffix(BODY))
+        time.sleep(0.2)
+        raw.sendall(BODY)
+        assert statuses(rest(raw)) == [200] * 901
+
+
 def test_a_connection_that_says_nothing_is_closed(impatient: Running) -> None:
     assert say(impatient, b"") == b""
 
@@ -264,6 +283,33 @@ def test_a_reply_that_nobody_reads_is_given_up(impatient: Running) -> None:
         eventually(lambda: not connections <= others, "it is accepted")
         eventually(lambda: connections <= others, "it is given up")
     assert impatient.client.get("/models").status_code == 200
+
+
+def test_the_last_bytes_of_a_reply_that_nobody_reads_are_given_up(impatient: Running) -> None:
+    """Fewer than asyncio would call too many: the kernel has taken all but those."""
+    connections = impatient.server.server_state.connections
+    others = set(connections)
+    with connected(impatient, receive_buffer=4096) as raw:
+        left = 0
+        for _ in range(5000):
+            raw.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
+            time.sleep(0.001)
+            left = max(c.transport.get_write_buffer_size() for c in connections - others)
+            if left:
+                break
+        assert 0 < left < 2**16
+        eventually(lambda: connections <= others, "it is given up")
+    assert impatient.client.get("/models").status_code == 200
+
+
+def test_a_refusal_is_read_though_connections_are_not_kept(strict: Running) -> None:
+    """What the client still sends is dropped, for longer than an idle connection is kept."""
+    with connected(strict) as raw:
+        raw.sendall(post(headers=f"authorization: Bearer {KEY}\r\n", length=50_000_000).removesuffix(BODY))
+        for _ in range(6):
+            time.sleep(0.1)
+            raw.sendall(b"x" * 1000)
+        assert refusal(rest(raw)) == (413, "body_too_large")
 
 
 # ---- crowds

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.middleware.connection import _BoundedProtocol
+from server.middleware.connection import BoundedProtocol
 from tests.server.helpers import OK, Gate, Running, busy, running
 from tests.server.middleware.sockets import (
     BODY,
@@ -148,8 +148,8 @@ def test_a_reply_leaves_in_one_piece(abused: Running, monkeypatch: pytest.Monkey
 
         monkeypatch.setattr(transport, "write", spy)
 
-    original = _BoundedProtocol.connection_made
-    monkeypatch.setattr(_BoundedProtocol, "connection_made", made)
+    original = BoundedProtocol.connection_made
+    monkeypatch.setattr(BoundedProtocol, "connection_made", made)
     reply = say(abused, REQUEST + post(b"{}"))
     assert [statuses(piece) for piece in pieces] == [[200], [400]]
     assert b"".join(pieces) == reply

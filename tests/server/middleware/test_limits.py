@@ -83,11 +83,15 @@ def test_a_chunked_body_without_end_is_cut_off(abused: Running, monkeypatch: pyt
 
 def test_nonsense_after_a_refusal_has_begun_ends_the_connection(abused: Running) -> None:
     """The body is refused as too long while it comes; what comes then is no chunk."""
+    invalid = abused.metric("dd_requests_total", outcome="invalid")
     with connected(abused) as raw:
         raw.sendall(CHUNKED + b"20000\r\n" + b"x" * 0x20000)
         assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
         raw.sendall(b"\r\nnot-a-size\r\n")
         rest(raw)
+    assert abused.metric("dd_requests_total", outcome="invalid") == invalid + 1, (
+        "and no error of the server's"
+    )
 
 
 def test_a_declared_body_that_does_not_come(abused: Running) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import nullcontext
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from server.errors import DeadlineError, DrainingError, OutOfMemoryError, QueueFullError, UnknownModelError
 from server.observability.context import Fields
@@ -39,6 +40,8 @@ def requests(metrics: Metrics, **labels: str) -> float:
         (QueueFullError("full", retry_after=1), "rejected"),
         (DrainingError("over", retry_after=1), "rejected"),
         (DeadlineError("late"), "deadline"),
+        (HTTPException(413), "invalid"),  # Starlette's, of a chunked body that is too long
+        (HTTPException(500), "error"),
         (asyncio.CancelledError(), "canceled"),
         (GeneratorExit(), "canceled"),
         (OutOfMemoryError("full"), "oom"),
