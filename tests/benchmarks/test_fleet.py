@@ -120,7 +120,7 @@ def test_what_a_proxy_passes_on(proxy: str, bundle_folder: Path) -> None:
             assert (long.status_code, long.json()["error"]["code"]) == (413, "body_too_large")
             streamed = client.post("/generate", json=OK, headers={"accept": "text/event-stream"}, timeout=60)
             assert "event: done" in streamed.text
-            inside = ("/metrics", "/metrics.html", "/admin", "/admin/models")
+            inside = ("/metrics", "/metrics.html", "/admin", "/admin/models", "/%6detrics", "/%61dmin/models")
             assert {client.get(path).status_code for path in inside} == {404}
             assert client.get("/models").is_success
             gate.open.clear()

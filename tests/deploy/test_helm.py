@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,39 @@ def test_helm_has_no_remark_on_the_chart() -> None:
 def test_a_scaler_that_does_not_exist_is_refused() -> None:
     with pytest.raises(AssertionError, match="keda, hpa or empty"):
         helm("template", "any", str(CHART), "--set", "scaling.kind=vpa")
+
+
+@pytest.mark.parametrize("model", ["", "var-dd-d16,cifar10"])
+def test_a_volume_is_of_one_published_model(model: str) -> None:
+    """Its init containers fetch that, and wait for nothing else."""
+    with pytest.raises(AssertionError, match="needs model: the name of one published model"):
+        helm(
+            "template",
+            "any",
+            str(CHART),
+            "--set",
+            "modelCache.enabled=true",
+            "--set-string",
+            f"model={model.replace(',', chr(92) + ',')}",
+        )
+
+
+@pytest.mark.parametrize("proxies", ["*", "fd00::/8", "10.0.0.0/8"])
+def test_every_form_of_trusted_proxies_renders(proxies: str) -> None:
+    manifests = list(
+        yaml.safe_load_all(helm("template", "any", str(CHART), "--set", f"trustedProxies={proxies}"))
+    )
+    [deployment] = [m for m in manifests if m is not None and m["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"name": "DD_SERVER_TRUSTED_PROXIES", "value": proxies} in container["env"]
+
+
+def test_a_scaler_counts_this_releases_pods_alone() -> None:
+    chosen = ("scaling.kind=keda", "name=emoji", "scaling.namespace=pictures")
+    said = helm("template", "any", str(CHART), *(word for each in chosen for word in ("--set", each)))
+    [scaler] = [m for m in yaml.safe_load_all(said) if m is not None and m["kind"] == "ScaledObject"]
+    for trigger in scaler["spec"]["triggers"]:
+        [pods] = re.findall(r'namespace="pictures",pod=~"([^"]+)"', trigger["metadata"]["query"])
+        assert re.fullmatch(pods, "emoji-7d4b9c6f5-x2x9k")
+        assert not re.fullmatch(pods, "emoji-large-7d4b9c6f5-x2x9k")
+    assert "fallback" not in scaler["spec"], "while Prometheus is away the fleet stays as it is"

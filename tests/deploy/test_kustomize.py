@@ -174,7 +174,7 @@ def test_the_gateway_routes_what_clients_need_and_nothing_else(tmp_path: Path) -
         )
 
     paths = {re.sub(r"\{.*?\}", "x", path) for path in create_app(Settings()).openapi()["paths"]}
-    own = {"/metrics", "/healthz", "/readyz"}
+    own = {"/metrics", "/healthz"}
     assert own < paths
     assert {path for path in paths if not routed(path)} == own
     assert not routed("/admin/models") and not routed("/metrics.html")
