@@ -26,6 +26,7 @@ from dd_core.bundle import Bundle, load_bundle
 from dd_core.condition import Condition
 from dd_core.engine.arithmetic import NAMES, choose
 from dd_core.engine.clock import mark, seconds_between, wait_for
+from dd_core.engine.cuda import settle
 from dd_core.errors import InvalidRequestError
 from dd_core.noise import batch_noise
 from dd_core.plan import Plan, Preset
@@ -331,6 +332,7 @@ def run(arguments: argparse.Namespace) -> bool:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = pick_device(arguments.device)
+    settle(device)  # exact32 is what a server computes by that name
     names = arguments.arithmetic
     bundles = {name: load_bundle(arguments.bundle, device, choose(name, device)) for name in names}
     bundle = bundles[names[0]]

@@ -25,7 +25,7 @@ import httpx
 from benchmarks import report
 from benchmarks.client import HOST
 from benchmarks.processes import server_configuration
-from benchmarks.replicas import HTTP, PROXIES, Replica, fleet, proxying
+from benchmarks.replicas import HTTP, MAX_BATCH, PROXIES, Replica, fleet, proxying
 from dd_core.errors import InvalidRequestError
 
 THEME = "fleet"
@@ -170,10 +170,15 @@ def run(chosen: argparse.Namespace) -> bool:
     for name in chosen.proxies:
         if name not in PROXIES:
             raise InvalidRequestError(f"{name!r} is none of {', '.join(PROXIES)}", param="proxies")
+    chosen.max_batch = MAX_BATCH
     config = server_configuration(chosen)
     with ExitStack() as stack:
         results = stack.enter_context(report.filed(THEME, config, table, chosen.out))
-        measure(chosen, stack.enter_context(fleet(chosen.bundle, chosen.replicas)), results)
+        measure(
+            chosen,
+            stack.enter_context(fleet(chosen.bundle, chosen.replicas, chosen.device, chosen.threads)),
+            results,
+        )
     return not results["failures"]
 
 

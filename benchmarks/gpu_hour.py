@@ -13,16 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = ("speed", "serving", "training")
+_GRACE = 10.0  # seconds for a step to file what it has, when its time is over
 _SHOWN = 6000  # characters of what a step printed that are kept
 
 
@@ -117,14 +120,15 @@ def run_step(step: Step, left: float) -> dict[str, Any]:
     """Run a step to its end, or to the end of its time: what it said, and how it ended."""
     started, limit = time.perf_counter(), min(step.seconds, left)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        step.command, cwd=ROOT, env=environment, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            step.command, cwd=ROOT, env=environment, timeout=limit, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
-        ended, said = f"exit code {done.returncode}", done.stdout
-    except subprocess.TimeoutExpired as error:
-        ended, said = f"ended after {limit:.0f} s", (error.stdout or b"").decode(errors="replace")
+        said, _ = process.communicate(timeout=limit)
+        ended = f"exit code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        said, ended = _ended(process), f"ended after {limit:.0f} s"
     return {
         "step": step.name,
         "good": ended == "exit code 0",
@@ -132,6 +136,21 @@ def run_step(step: Step, left: float) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 1),
         "said": said[-_SHOWN:],
     }
+
+
+def _ended(process: subprocess.Popen[str]) -> str:
+    """End a step, which files what it has and ends the servers that it started; then whatever is left of it,
+    since that would keep the GPU. Return what it said.
+    """
+    process.terminate()
+    try:
+        return process.communicate(timeout=_GRACE)[0]
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]
 
 
 def run_call(steps: Sequence[Step], path: Path, seconds: float) -> list[dict[str, Any]]:

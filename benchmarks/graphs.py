@@ -78,13 +78,6 @@ def on_runner(work: Work, exact: bool, chosen: Plan) -> Callable[[], Made]:
     return make
 
 
-def _as_released(work: Work) -> Made:
-    """`naive` with PyTorch's own precision of convolutions, which `settle` has changed."""
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True)
-    with flags:
-        return naive(work)
-
-
 def with_teacher(work: Work, size: Size, arithmetic: str) -> Work:
     """The same with a teacher of the student's size, prepared, and guidance."""
     torch.manual_seed(SEED + 1)
@@ -107,7 +100,7 @@ def measure(
     low = in_arithmetic(work, arithmetic)
     blocks = low.sampler.layout.num_blocks
     one = plan.one_step(blocks, low.split)
-    lanes: dict[str, Callable[[], Made]] = {"naive": partial(_as_released, work), "eager": partial(ours, low)}
+    lanes: dict[str, Callable[[], Made]] = {"naive": partial(naive, work), "eager": partial(ours, low)}
     lanes |= {lane: on_runner(low, lane == "exact", one) for lane in ("exact", "fast")}
     expected, near = ours(work), {}  # by the reference models
     for lane, make in list(lanes.items()):

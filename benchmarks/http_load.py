@@ -166,9 +166,9 @@ def client_costs(server: Server, clients: Sequence[int], requests: int) -> list[
 
 
 _EXPLANATION = (
-    "JSON in, one PNG out. The raw loop makes the same images in as many processes as the server has on its "
-    "devices, as many at a time as there are clients, encoding included. The client's CPU is the share of "
-    "one core that it took."
+    "JSON in, one picture out. The raw loop makes the same files in as many processes as the server has on "
+    "its devices, as many at a time as there are clients, encoding included. The client's CPU is the share "
+    "of one core that it took."
 )
 _LATENCIES = {f"{p} ms": f"{{latency_ms[{p}]:.1f}}" for p in ("p50", "p95", "p99")}
 _LOADS = {
@@ -213,7 +213,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _measure_all(arguments: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
     model = server.model()
-    with RawLoop(arguments.bundle, started(arguments)) as raw:
+    with RawLoop(arguments.bundle, started(arguments), arguments.format, arguments.determinism) as raw:
         if model["weights"] != raw.digest:
             raise report.BenchmarkError("the server and the raw loop serve different weights")
         *plain, mixed = traffics(model, arguments.steps)

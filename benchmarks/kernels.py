@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> bool:
     Raises:
         DDError: no such device, model or arithmetic.
     """
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     identity = identity_of(arguments.models)
     device = pick_device(arguments.device)
     settle(device)

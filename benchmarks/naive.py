@@ -32,6 +32,7 @@ from benchmarks.processes import run_module
 from dd_core import plan
 from dd_core.condition import ClassCondition
 from dd_core.engine.arithmetic import choose
+from dd_core.engine.cuda import settle
 from dd_core.engine.memory import return_freed
 from dd_core.engine.prepared import prepare as prepared
 from dd_core.errors import InvalidRequestError
@@ -114,7 +115,13 @@ def ours(work: Work) -> Made:
 
 @torch.inference_mode()
 def naive(work: Work) -> Made:
-    """The released scripts' way from noise to pixels."""
+    """The released scripts' way from noise to pixels, convolutions by PyTorch's own precision."""
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True)
+    with flags:
+        return _naive(work)
+
+
+def _naive(work: Work) -> Made:
     student, tokenizer, x_BLC = work.sampler.student, work.sampler.tokenizer, work.noise_BLC
     assert student is not None
     step_B = torch.zeros(len(x_BLC), dtype=torch.long, device=x_BLC.device)
@@ -311,6 +318,7 @@ def run(arguments: argparse.Namespace) -> bool:
     options = {name: getattr(arguments, name) for name in ("models", "batches", "repeats", "arithmetic")}
     good = True
     for device in devices_of(arguments.device):
+        settle(device)
         config = report.configuration(device, torch.get_num_threads(), identity, options)
         with report.filed(THEME, config, table, arguments.out) as results:
             results["rows"] = []

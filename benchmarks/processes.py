@@ -137,14 +137,21 @@ def free_port() -> int:
 class RawLoop:
     """`benchmarks.raw_loop` in a process for each place; images and batches are shared out.
 
+    Args:
+        form, determinism: of the server that it is held against.
+
     Raises:
         BenchmarkError: a process ended without an answer.
     """
 
-    def __init__(self, bundle: str, places: Sequence[WorkerSpec]) -> None:
+    def __init__(
+        self, bundle: str, places: Sequence[WorkerSpec], form: str = "png", determinism: str = "exact"
+    ) -> None:
+        command = [sys.executable, "-m", "benchmarks.raw_loop", bundle]
+        command += ["--format", form, "--determinism", determinism]
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.raw_loop", bundle, "--device", place.device],
+                [*command, "--device", place.device],
                 env=environment(place.threads or None),
                 text=True,
                 stdin=subprocess.PIPE,

@@ -1,13 +1,13 @@
 """The raw loop: what a bare Python process makes of the same model, without any server.
 
-    for each batch: sample_images → encode each image as PNG
+    for each batch: sample_images → encode each image
 
 It runs as a process of its own and waits for orders, one JSON object a line, so that a benchmark
 can interleave it with a server under load:
 
     {"plan": "dd-1", "batch": 4, "images": 100}  →  {"images": 100, "seconds": 1.9}
 
-The encoder is the server's own: both sides make the same bytes.
+Encoder, arithmetic and precision are the server's own: both sides make the same bytes, in the same way.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ import argparse
 import json
 import sys
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 from dd_core.bundle import Bundle, load_bundle
 from dd_core.engine.arithmetic import choose
+from dd_core.engine.cuda import settle
 from dd_core.plan import Plan
 from dd_core.runtime import pick_device
 from dd_core.sampling import sample_images
+from distilled_decoding.contract import ImageFormat
 from server.generation.encoder import encode
+from server.settings import Determinism
 
 
-def run_loop(bundle: Bundle, plan: Plan, batch: int, images: int) -> dict[str, Any]:
-    """Make at least `images` images as PNG, in full batches, after one that is not counted."""
+def run_loop(
+    bundle: Bundle, plan: Plan, batch: int, images: int, form: ImageFormat = "png"
+) -> dict[str, Any]:
+    """Make at least `images` files of images, in full batches, after one that is not counted."""
     classes = len(bundle.manifest.classes)
     batches = -(-images // batch)
     started = 0.0
@@ -37,7 +43,7 @@ def run_loop(bundle: Bundle, plan: Plan, batch: int, images: int) -> dict[str, A
         seeds = range((number + 1) * batch, (number + 2) * batch)
         labels, keys = [seed % classes for seed in seeds], [(seed, 0) for seed in seeds]
         for image in sample_images(bundle.sampler, plan, labels, keys).numpy():
-            encode(image, "png")
+            encode(image, form)
     return {"images": batches * batch, "seconds": time.perf_counter() - started}
 
 
@@ -46,14 +52,19 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.raw_loop")
     parser.add_argument("bundle")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--format", choices=get_args(ImageFormat), default="png")
+    parser.add_argument("--determinism", choices=get_args(Determinism), default="exact")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
-    bundle = load_bundle(arguments.bundle, device, choose("auto", device))  # as a server does
+    settle(device)
+    exact = arguments.determinism == "exact"  # in all of this as a server does
+    bundle = load_bundle(arguments.bundle, device, choose("auto", device, exact))
+    bundle = replace(bundle, sampler=replace(bundle.sampler, exact=exact))
     plans = {preset.plan.name: preset.plan for preset in bundle.presets}
     print(json.dumps({"digest": bundle.digest}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        reply = run_loop(bundle, plans[order["plan"]], order["batch"], order["images"])
+        reply = run_loop(bundle, plans[order["plan"]], order["batch"], order["images"], arguments.format)
         print(json.dumps(reply), flush=True)
     return 0
 

@@ -30,23 +30,29 @@ _PATIENCE = 600.0  # seconds to start or to stop
 HTTP = httpx.Client(timeout=120, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
 
 
+MAX_BATCH = 4
+
+
 @dataclass
 class Replica:
     """One `dd-server serve` on a port of its own, which it keeps when it is started again."""
 
     bundle: str
     log: Path
+    device: str = "cpu"
+    threads: int = 1
     port: int = field(default_factory=free_port)
 
     def start(self) -> None:
         """Start the process; it is not ready yet."""
         command = [sys.executable, "-m", "server", "serve", self.bundle, "--host", HOST]
-        command += ["--port", str(self.port), "--device", "cpu", "--threads", "1", "--max-batch", "4"]
+        command += ["--port", str(self.port), "--device", self.device, "--threads", str(self.threads)]
+        command += ["--max-batch", str(MAX_BATCH)]
         # A cheaper plan would be other bytes, and a busy machine is no reason to lose a request.
         command += ["--brownout-ms", "0", "--log-level", "warning"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, env=environment(1), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, env=environment(self.threads), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def wait_until_ready(self) -> None:
@@ -84,10 +90,11 @@ def _cpu_ticks(pid: int) -> int:
 
 
 @contextmanager
-def fleet(bundle: str, count: int) -> Iterator[list[Replica]]:
+def fleet(bundle: str, count: int, device: str = "cpu", threads: int = 1) -> Iterator[list[Replica]]:
     """`count` replicas, ready when the block begins."""
     with tempfile.TemporaryDirectory() as folder:
-        replicas = [Replica(bundle, Path(folder) / f"{number}.log") for number in range(count)]
+        logs = [Path(folder) / f"{number}.log" for number in range(count)]
+        replicas = [Replica(bundle, log, device, threads) for log in logs]
         try:
             for replica in replicas:
                 replica.start()

@@ -31,6 +31,7 @@ from benchmarks.naive import ALL, SEED, SIZES, SMOKE, Work, identity_of, in_arit
 from dd_core import plan
 from dd_core.engine.arithmetic import NAMES, Arithmetic, choose
 from dd_core.engine.clock import wait_for
+from dd_core.engine.cuda import settle
 from dd_core.noise import batch_noise
 from dd_core.runtime import pick_device
 from dd_core.sampling import run_plan, to_pixels
@@ -267,6 +268,7 @@ def run(arguments: argparse.Namespace) -> bool:
         torch.set_num_threads(arguments.threads)
     identity = identity_of(arguments.models)
     device = pick_device(arguments.device)
+    settle(device)
     arithmetics = [choose(name, device) for name in arguments.arithmetic]
     options = report.own_options(arguments)
     config = report.configuration(device, torch.get_num_threads(), identity, options)

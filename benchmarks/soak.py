@@ -28,15 +28,15 @@ LEAK = 64.0
 _SMOKE = ("--requests", "100")
 
 
-def calls(count: int, first: int) -> list[Call]:
-    """Requests of every plan and size, every tenth of them refused."""
+def calls(count: int, first: int, most: int) -> list[Call]:
+    """Requests of one, two and now and then the `most` steps, every tenth of them refused."""
     made = []
     for seed in range(first, first + count):
         body: dict[str, Any] = {"label": seed % 10, "seed": seed, "steps": (1, 1, 1, 1, 2)[seed % 5]}
         if seed % 10 == 9:
             body["label"] = "nothing"
         if seed % 50 == 7:
-            body |= {"n": 3, "steps": 21}
+            body |= {"n": 3, "steps": most}
         group = "bad" if seed % 10 == 9 else ""
         made.append(Call.generate(json.dumps(body), "application/json", group))
     return made
@@ -50,10 +50,10 @@ def growth(requests: Sequence[int], memory: Sequence[int]) -> float:
 
 def measure(chosen: argparse.Namespace, server: Server, results: dict[str, Any]) -> None:
     """Fill `results` with the memory of the server and its device processes after each round."""
-    each = max(1, chosen.requests // _ROUNDS)
+    each, most = max(1, chosen.requests // _ROUNDS), server.model()["steps"]["max"]
     results["rounds"] = []
     for number in range(_ROUNDS):
-        load = drive(server.port, chosen.clients, calls(each, number * each))
+        load = drive(server.port, chosen.clients, calls(each, number * each, most))
         wrong = [o for o in load.outcomes if (o.failure is not None) != (o.group == "bad")]
         if wrong:
             raise report.BenchmarkError(f"{len(wrong)} requests went wrong: {wrong[0].failure}")

@@ -4,6 +4,7 @@ import { eventsOf } from "./sse.js";
 import { $ } from "./dom.js";
 
 const KEY = "dd-api-key";
+const ADMIN_KEY = "dd-admin-key";
 let keyAsked = null; // promise of a key that the form is waiting for
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
@@ -16,15 +17,19 @@ export class Refusal extends Error {
   }
 }
 
-/** fetch with the tab's API key; a 401 shows the field for it, and what was asked is asked again. */
+/** fetch with the tab's API key, or admin key; a 401 shows the field for it, and what was asked is asked again. */
 export async function ask(path, options = {}) {
+  const admin = path.startsWith("admin");
+  const slot = admin ? ADMIN_KEY : KEY;
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = sessionStorage.getItem(slot);
     const headers = key ? { ...options.headers, authorization: `Bearer ${key}` } : options.headers;
     const reply = await fetch(path, { ...options, headers }).catch(unreachable);
     if (reply.status !== 401) return reply;
-    if (sessionStorage.getItem(KEY) !== key) continue; // another request has got one meanwhile
-    keyAsked ??= askForKey(key ? "The server does not know this key." : "This server asks for a key.");
+    if (sessionStorage.getItem(slot) !== key) continue; // another request has got one meanwhile
+    const kind = admin ? "admin key" : "key";
+    const note = key ? `The server does not know this ${kind}.` : `This ${admin ? "needs an" : "server asks for a"} ${kind}.`;
+    keyAsked ??= askForKey(slot, note);
     await keyAsked;
   }
 }
@@ -34,8 +39,8 @@ function unreachable(error) {
   throw error instanceof TypeError ? new Refusal("The server does not answer.") : error;
 }
 
-function askForKey(note) {
-  sessionStorage.removeItem(KEY);
+function askForKey(slot, note) {
+  sessionStorage.removeItem(slot);
   $("key-note").textContent = `${note} It is kept until this tab is closed.`;
   $("key-form").hidden = false;
   $("key").focus();
@@ -47,7 +52,7 @@ function askForKey(note) {
         $("key-note").textContent = "A key has no spaces and only ASCII characters.";
         return;
       }
-      sessionStorage.setItem(KEY, key);
+      sessionStorage.setItem(slot, key);
       $("key").value = "";
       $("key-form").hidden = true;
       keyAsked = null;

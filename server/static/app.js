@@ -75,7 +75,10 @@ function listen() {
 
 function listenForDrops() {
   const over = (event, on) => {
-    if (event.target.matches?.("input, textarea") && !event.dataTransfer.types.includes("Files")) return;
+    if (event.target.matches?.("input, textarea") && !event.dataTransfer.types.includes("Files")) {
+      document.body.classList.remove("over"); // it is the field's
+      return;
+    }
     event.preventDefault();
     document.body.classList.toggle("over", on);
   };

@@ -80,8 +80,9 @@ function give(blob, name) {
 
 /** The press on the link: the browser follows it, or gets the file that is made here. */
 export async function save(event, { model, stage }) {
-  if (asItCame(stage)) return;
+  if (stage && asItCame(stage)) return;
   event.preventDefault();
+  if (!stage) return; // the link is still of the picture before
   give(await fileFor(stage), nameOf(model, stage));
 }
 
@@ -89,6 +90,7 @@ const stem = (title) => title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").rep
 
 /** Every picture in the chosen size and format, as one ZIP. */
 export async function saveAll(title, pictures) {
+  if (!pictures.length) return;
   const files = [];
   for (const { model, stage } of pictures) {
     files.push([nameOf(model, stage), new Uint8Array(await (await fileFor(stage)).arrayBuffer())]);
@@ -98,6 +100,7 @@ export async function saveAll(title, pictures) {
 
 /** All pictures on one PNG, side by side. */
 export async function saveSheet(title, pictures) {
+  if (!pictures.length) return;
   const { width, height } = pictures[0].stage.image;
   const times = Math.max(scale(), Math.ceil(SHEET_PIXELS / width));
   const columns = Math.ceil(Math.sqrt(pictures.length));

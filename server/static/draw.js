@@ -73,12 +73,18 @@ function drawOne(source, budget) {
   const target = budget ? form.target() : planNamed(model, readReceipt(source.receipt)?.plan);
   const picture = (wanted = new Picture(model, source, target));
   return run(async (signal) => {
+    let begun = false;
     const begin = () => {
+      begun = true;
       show(picture);
       return [picture];
     };
-    await streamInto(bodyOf(source, budget), begin, signal);
-    remember(picture);
+    try {
+      await streamInto(bodyOf(source, budget), begin, signal);
+    } finally {
+      if (!begun && wanted === picture) wanted = null; // refused: what is shown is another
+    }
+    rememberShown(picture);
     save(picture);
   });
 }
@@ -108,7 +114,7 @@ export function gallery() {
       reveal($("tray"));
       return pictures;
     };
-    return streamInto(bodyOf(source, { ...budget, n: count }), begin, signal);
+    return streamInto(bodyOf(source, { ...budget, n: count }), begin, signal).then(() => rememberShown(...pictures));
   });
 }
 
@@ -120,17 +126,16 @@ export function vary() {
   if (!base?.stage) return;
   const [{ plan, image }, share] = [base.stage, Number($("keep").value)];
   const count = Math.min(VARIATIONS, model.limits.n);
+  const pictures = Array.from({ length: count }, () => new Picture(model, { receipt: null }, planNamed(model, plan)));
   return run((signal) => {
     const begin = () => {
-      const target = planNamed(model, plan);
-      const pictures = Array.from({ length: count }, () => new Picture(model, { receipt: null }, target));
       fillTray(`The picture, and variations that keep ${share}% of it`, [base, ...pictures], pick);
       show(base);
       reveal($("tray"));
       return pictures;
     };
     const body = { receipt: image.receipt, keep: share / 100, seed: randomSeed(), n: count };
-    return streamInto(body, begin, signal);
+    return streamInto(body, begin, signal).then(() => rememberShown(...pictures));
   });
 }
 
@@ -205,6 +210,12 @@ export function remember(picture) {
   const { source, stage, chosen } = picture;
   const byReceipt = "receipt" in source || chosen !== null;
   visit(picture, byReceipt ? { receipt: stage?.image.receipt ?? source.receipt } : wordsOf(source));
+}
+
+/** At the end of a run, by what the picture has become; somebody may look at another meanwhile. */
+function rememberShown(...pictures) {
+  const picture = sheet.current();
+  if (pictures.includes(picture)) remember(picture);
 }
 
 const wordsOf = (source) => ("receipt" in source ? source : { ...named(), ...source, ...form.budget() });

@@ -69,14 +69,18 @@ export function keep(picture, pick) {
   $("earlier").hidden = false;
 }
 
-/** Shows the pictures from before a reload, earlier ones and those in the tray; `shown` is on the sheet already. */
+/**
+ * Shows the pictures from before a reload, earlier ones and those in the tray; `shown` is on the sheet already, or
+ * null where it was refused.
+ */
 export function restore(models, shown, pick) {
   const isShown = (picture) => shown && receiptOf(picture) === receiptOf(shown);
   const before = saved(models).filter((picture) => !isShown(picture) && !isKept(receiptOf(picture)));
   $("thumbs").append(...before.map((picture) => tile(picture, pick)));
   $("earlier").hidden = !$("thumbs").children.length;
   const [title, pictures] = savedTray(models);
-  if (pictures.length && $("tray").hidden && pictures.every(({ model }) => model === shown?.model)) {
+  const current = shown?.model.name ?? $("models").value;
+  if (pictures.length && $("tray").hidden && pictures.every(({ model }) => model.name === current)) {
     fillTray(title, pictures.map((picture) => (isShown(picture) ? shown : picture)), pick);
     mark(shown);
   }

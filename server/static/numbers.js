@@ -59,6 +59,11 @@ function section({ name, help, type, rows }) {
   return el("section", { class: "card" }, el("h2", {}, el("code", {}, name)), el("p", {}, help), ...content);
 }
 
+const tables = () => [...$("doc").querySelectorAll(".scroll")];
+const titleOf = (table) => table.parentElement.querySelector("h2").textContent;
+// What somebody marks, or has focused to scroll by keys, stays as it is.
+const inUse = () => getSelection().toString() || $("doc").contains(document.activeElement);
+
 async function show() {
   try {
     const reply = await fetch("metrics", { cache: "no-store" });
@@ -67,7 +72,9 @@ async function show() {
     const note =
       "Since the server’s start. p50: half of all took at most so long, p99: 99 of 100; both are estimated within the " +
       "histogram’s buckets. Names that end in _seconds are in seconds, _total only ever grows.";
+    const scrolled = new Map(tables().map((table) => [titleOf(table), table.scrollLeft]));
     $("doc").replaceChildren(el("h1", {}, "Metrics"), el("p", {}, note), ...all.map(section));
+    for (const table of tables()) table.scrollLeft = scrolled.get(titleOf(table)) ?? 0;
   } catch (error) {
     const said = error instanceof TypeError ? "The server does not answer." : error.message;
     if (!$("gone")) $("doc").prepend(el("p", { id: "gone", class: "error", role: "alert" }, said));
@@ -77,4 +84,4 @@ async function show() {
 // Read aloud anew every few seconds, it would say nothing: only the first time and errors are announced.
 await show();
 $("doc").removeAttribute("aria-live");
-setInterval(() => !document.hidden && !getSelection().toString() && show(), EVERY_MS);
+setInterval(() => !document.hidden && !inUse() && show(), EVERY_MS);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,28 @@ def test_what_fails_or_takes_too_long_is_passed_over_and_filed(tmp_path: Path) -
     assert json.loads(path.read_text(encoding="utf-8")) == found
     lines = table(found).splitlines()
     assert lines[-4:] == [f"| {r['step']} | {r['ended']} | {r['seconds']} |" for r in found], "the table last"
+
+
+def test_a_step_whose_time_is_over_files_and_leaves_no_process(tmp_path: Path) -> None:
+    """A server that it started would keep the GPU beside every later step."""
+    inner = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    outer = f"""
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {inner!r}])
+print(child.pid, flush=True)
+try:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("filed", flush=True)
+"""
+    [row] = run_call([_python("endless", outer, 2.0)], tmp_path / "call.json", 60.0)
+    pid, filed = row["said"].split()
+    assert filed == "filed" and not row["good"]
+    stop = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < stop
+        time.sleep(0.05)
 
 
 def test_a_call_ends_with_its_time(tmp_path: Path) -> None:

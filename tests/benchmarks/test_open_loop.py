@@ -219,6 +219,19 @@ def test_what_is_no_good_reply_is_told(monkeypatch: pytest.MonkeyPatch, answer: 
     run = _send(answer, 3)
     assert [record.outcome for record in run.records] == [outcome] * 3
     assert [record.good for record in run.records] == [outcome == "200"] * 3
+    assert [open_loop.went_well(record) for record in run.records] == [outcome == "200"] * 3
+
+
+@pytest.mark.parametrize(
+    ("status", "fair"), [(429, True), (503, True), (504, True), (400, False), (500, False)]
+)
+def test_a_load_of_refused_requests_is_no_success(status: int, fair: bool) -> None:
+    def answer(handler: Handler, _: bytes) -> None:
+        handler.wfile.write(b"HTTP/1.1 %d No\r\ncontent-length: 2\r\n\r\n{}" % status)
+
+    run = _send(answer, 2)
+    assert [record.outcome for record in run.records] == [str(status)] * 2
+    assert [open_loop.went_well(record) for record in run.records] == [fair] * 2
 
 
 def test_nobody_listens() -> None:

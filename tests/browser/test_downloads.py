@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Download, Page, expect
 
 from tests.browser.tools import drop, image_of, receipt_of, settled, tile_of
 from tests.server.helpers import Running
@@ -68,6 +68,20 @@ def test_a_browser_that_cannot_write_a_format_says_so(page: Page) -> None:
     expect(
         page.get_by_text("This browser cannot write image/webp files: choose another format.")
     ).to_be_visible()
+
+
+def test_before_a_picture_has_come_there_is_nothing_to_save(page: Page) -> None:
+    """The link is still of the picture before."""
+    begun = "event: ping\ndata: {}\n\n"  # accepted, and over before a first stage
+    page.route("**/generate", lambda route: route.fulfill(body=begun, content_type="text/event-stream"))
+    page.get_by_role("button", name="Random").click()
+    expect(page.get_by_role("alert")).to_contain_text("ended before the picture was done")
+    saved: list[Download] = []
+    page.on("download", lambda one: saved.append(one))  # noqa: PLW0108 (it takes no builtin)
+    page.get_by_role("link", name="Download").click()
+    page.wait_for_timeout(300)
+    assert saved == []
+    expect(page.get_by_role("alert")).not_to_contain_text("undefined")
 
 
 def test_a_gallery_is_saved_as_one_file_and_as_a_sheet(page: Page) -> None:

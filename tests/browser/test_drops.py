@@ -56,6 +56,8 @@ def test_a_text_that_goes_into_a_field_is_left_to_the_browser(page: Page) -> Non
     text = page.evaluate_handle(
         "(text) => { const t = new DataTransfer(); t.setData('text/plain', text); return t; }", receipt
     )
+    page.locator("main").dispatch_event("dragover", {"dataTransfer": text})
+    assert "receipt is read" in page.evaluate(OVERLAY), "on its way to the field"
     page.locator("#seed").dispatch_event("dragover", {"dataTransfer": text})
     assert page.evaluate(OVERLAY) == "none"
     page.locator("main").dispatch_event("drop", {"dataTransfer": text})

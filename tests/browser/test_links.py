@@ -115,6 +115,24 @@ def test_a_gallery_outlives_a_reload_and_ends_with_its_model(page: Page) -> None
     assert kept == [2, 0, 0]
 
 
+def test_a_gallery_outlives_a_reload_that_is_refused(page: Page) -> None:
+    """At the first, the server is full; and it is there at the second."""
+    page.get_by_label("Gallery size").fill("3")
+    page.get_by_role("button", name="Gallery").click()
+    expect(page.locator("#tiles img[src]")).to_have_count(3)
+    settled(page)
+    before = [tile_of(page, i) for i in range(3)]
+    full = {"error": {"type": "rate_limit_error", "code": "queue_full", "message": "full", "param": None}}
+    page.route("**/generate", lambda route: route.fulfill(status=429, json=full))
+    page.reload()
+    expect(page.get_by_role("alert")).to_have_text("full")
+    expect(page.locator("#tiles img[src]")).to_have_count(3)
+    page.unroute("**/generate")
+    page.reload()
+    settled(page)
+    assert [tile_of(page, i) for i in range(3)] == before
+
+
 def test_the_history_is_bounded(page: Page) -> None:
     kept = page.evaluate(
         """async () => {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browser.tools import watched
 from tests.server.helpers import Running
@@ -103,3 +103,24 @@ def test_quantiles_are_prometheuss(page: Page) -> None:
     )
     # 12 came: 6 of them between 0.1 and 0.2, 4 between 0.2 and 0.4, 2 beyond.
     assert found == [pytest.approx(0.2), 0.4, None, 3.5, 5]
+
+
+def test_an_admin_key_is_asked_for_by_its_name_and_kept_beside_the_other(page: Page) -> None:
+    known = {"authorization": "Bearer admin-key"}
+
+    def answer(route: Route) -> None:
+        route.fulfill(status=200 if known.items() <= route.request.headers.items() else 401, json={})
+
+    page.route("**/admin/models", answer)
+    page.evaluate(
+        """async () => {
+          sessionStorage.setItem("dd-api-key", "api-key");
+          const { ask } = await import("/static/api.js");
+          window.asked = ask("admin/models").then((reply) => reply.status);
+        }"""
+    )
+    expect(page.locator("#key-note")).to_contain_text("This needs an admin key.")
+    page.locator("#key").fill("admin-key")
+    page.locator("#key").press("Enter")
+    assert page.evaluate("() => window.asked") == 200
+    assert page.evaluate("() => sessionStorage.getItem('dd-api-key')") == "api-key"

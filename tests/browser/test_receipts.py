@@ -96,3 +96,8 @@ def test_what_holds_no_receipt_is_refused(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("receipt is damaged")
     expect(page.get_by_label("From a picture")).to_have_attribute("aria-invalid", "true")
     assert image_of(page) == shown
+    budget(page, 2)  # of what is shown, and not of what was refused
+    expect(page.locator("#trail button")).to_have_count(2)
+    settled(page)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.locator("#title")).to_have_text("airplane, seed 7")

@@ -119,6 +119,29 @@ def test_what_is_left_behind_is_not_computed(
     expect(tab.get_by_role("alert")).to_be_hidden()
 
 
+def test_a_run_that_ends_leaves_the_address_to_what_is_shown(
+    stopped: tuple[Page, Running, Gate], turnstile: Turnstile
+) -> None:
+    """Somebody went back while the picture was refined."""
+    tab, live, _ = stopped
+    turnstile.set()
+    settled(tab)
+    turnstile.clear()
+    tab.get_by_label("frog").check()
+    turnstile.admit()
+    expect(tab.locator("#figures img")).to_have_attribute("alt", "frog, seed 11, made in 1 pass")
+    tab.go_back()
+    expect(tab.locator("#title")).to_have_text("ship, seed 11")
+    turnstile.set()
+    settled(tab)
+    expect(tab.locator("#title")).to_have_text("ship, seed 11")
+    assert "label=ship" in tab.url
+    tab.go_forward()
+    expect(tab.locator("#title")).to_have_text("frog, seed 11")
+    settled(tab)
+    assert image_of(tab) == expected(live, label="frog", seed=11, steps=12)
+
+
 def test_an_error_on_the_way_leaves_the_picture_that_came(
     stopped: tuple[Page, Running, Gate], turnstile: Turnstile
 ) -> None:

@@ -34,7 +34,7 @@ def watched(browser: Browser, url: str, **context: object) -> Iterator[Page]:
     # A request that is being answered by a test would fail in the next one, which uses the same browser.
     tab.unroute_all(behavior="ignoreErrors")
     own.close()
-    assert problems == []
+    assert problems == [], problems
 
 
 def source_of(image: Locator) -> bytes:
