@@ -107,9 +107,10 @@ VAR["text-var-tiny"] = dataclasses.replace(
 )  # fmt: skip
 # Pictures of 64 pixels. Tokenizer and teacher begin with what they have in common with those of photographs,
 # whose tokenizer already draws recognisable pictograms. Blocks have an adaLN each: the text comes in nowhere
-# else. Pictograms are seen by VGG16 as they are: at 64 pixels its last map is not as bare as at 32. A teacher of
-# so few pictures learns them by heart unless it reads replaced tokens, and its likelier tokens are the better
-# ones. One run of as many steps as the legs of docs/lab-notes.md have together has not been tried.
+# else. Pictograms are seen by VGG16 as they are: at 64 pixels its last map is not as bare as at 32. A
+# teacher of so few pictures learns them by heart unless it reads replaced tokens, and its likelier tokens
+# are the better ones. One run of as many steps as the legs of docs/lab-notes.md have together has not been
+# tried.
 VAR["text-var-cpu"] = Recipe(
     name="text-var-cpu",
     data="pictograms",
