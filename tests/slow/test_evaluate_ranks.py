@@ -100,17 +100,17 @@ def test_two_ranks_measure_scales_of_guidance_as_one_process_does(tmp_path: Path
 def test_a_killed_rank_ends_the_evaluation_of_a_bundle_which_then_goes_on(tmp_path: Path) -> None:
     bundle, out = tiny_bundle(tmp_path / "bundle"), tmp_path / "two"
     real = draw_folder(tmp_path / "real", {"a": 9, "b": 9}, (32, 32))
-    request = Request(real, images=44, plans=("teacher",), batch=8, timing=False)
+    request = Request(real, images=164, plans=("teacher",), batch=8, timing=False)
     measure(Subject.of_bundle(str(bundle), CPU), request, Mean(), tmp_path / "one")
     command = [*TORCHRUN, "tests.training.measuring", "evaluate", str(bundle), "--reference", str(real)]
-    command += ["--images", "44", "--plans", "teacher", "--batch", "8", "--no-timing"]
+    command += ["--images", "164", "--plans", "teacher", "--batch", "8", "--no-timing"]
     command += ["--device", "cpu", "--out", str(out)]
     [line] = said_at_the_end(command, lambda: any(out.glob("chunks/teacher/*.safetensors")))
     assert "another rank" in line and "the same command goes on" in line
     assert not (out / "evaluation.json").exists()
-    assert 1 <= len(list(out.glob("chunks/teacher/*.safetensors"))) < 6
+    assert 1 <= len(list(out.glob("chunks/teacher/*.safetensors"))) < 21
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("| teacher | 64 | 44 against 18 |") == 1, "printed by rank 0 alone"
+    assert again.stdout.count("| teacher | 64 | 164 against 18 |") == 1, "printed by rank 0 alone"
     for alone, together in zip(_rows(tmp_path / "one"), _rows(out), strict=True):
         assert together == pytest.approx(alone)

@@ -81,7 +81,7 @@ def test_the_open_loop_loads_a_server_that_runs(folder: Path, capsys: pytest.Cap
     options = [part for text in classes for part in ("--class", text)]
     with serving(str(folder), "cpu", 8, environment(1)) as server:
         url = f"http://{HOST}:{server.port}"
-        assert open_loop.main(["--url", url, "--seconds", "2", "--json", *options]) == 0
+        assert open_loop.main(["--url", url, "--seconds", "2", "--json", *options]) == 1, "one is refused"
         found = json.loads(capsys.readouterr().out)
         assert open_loop.main(["--url", url, "--seconds", "1"]) == 0
         assert "| one step |" in capsys.readouterr().out
