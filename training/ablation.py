@@ -39,7 +39,7 @@ from training.recipes.saved import read_recipe, remembered
 from training.recipes.settings import Recipe
 from training.run import Run, load_drawing_tokenizer, load_teacher, load_tokenizer, sampler_without_marginals
 from training.stages import distill
-from training.stages.pairs import FOLDER, OWN_FOLDER, PROMPTS, load_pairs, maker_of
+from training.stages.pairs import FOLDER, OWN_FOLDER, PROMPTS, pairs_of
 from training.stages.student_fid import FID, fid_lines, plan_fid, student_plans
 
 log = logging.getLogger("dd_train")
@@ -140,8 +140,7 @@ def ablate(run: Run, ablation: Ablation, extractor: Extractor | None = None) -> 
     ablation.check(run.recipe)
     with parallel.in_turn():
         tokenizer = load_tokenizer(run)
-        maker = maker_of(load_teacher(run, tokenizer), tokenizer)
-        load_pairs(run.out / FOLDER, run.recipe.pairs, maker)
+        pairs_of(run, load_teacher(run, tokenizer), tokenizer)
     runs = {value: _run_of(run, ablation, value) for value in ablation.values}
     with ExitStack() as held:
         if parallel.is_main():

@@ -18,7 +18,7 @@ from training.run import (
     load_tokenizer,
     sampler_without_marginals,
 )
-from training.stages.pairs import FOLDER, load_pairs, maker_of, marginals
+from training.stages.pairs import marginals, pairs_of
 
 _LARGEST_TABLE = 2**28  # token frequencies; of ImageNet's classes they would be 11 GB and more
 
@@ -39,7 +39,7 @@ def sampler_of(run: Run, tokenizer: AnyTokenizer, student: AnyStudent, teacher: 
     frequency = None
     table = recipe.model.num_classes * recipe.model.layout.num_tokens * recipe.model.codebook_size
     if recipe.text is None and table <= _LARGEST_TABLE:
-        pairs = load_pairs(run.out / FOLDER, run.recipe.pairs, maker_of(teacher, tokenizer))
+        pairs = pairs_of(run, teacher, tokenizer)
         classes, codes = recipe.model.num_classes, recipe.model.codebook_size
         if len(torch.unique(pairs.labels)) == classes:  # else there is nothing to draw of some
             frequency = marginals(pairs.tokens, pairs.labels, classes, codes).to(run.device)

@@ -17,6 +17,14 @@ from server.links import base_url, moved
 
 router = APIRouter(include_in_schema=False)
 
+STATIC = Path(__file__).resolve().parent.parent / "static"
+_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",  # the address of a picture holds its prompt
+}
+
 
 def whole(app: ASGIApp) -> ASGIApp:
     """`app` without requests for parts of its files, which are small: all errors have one shape, and those of
@@ -33,15 +41,6 @@ def whole(app: ASGIApp) -> ASGIApp:
 class _Page(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await whole(super().__call__)(scope, receive, send)
-
-
-STATIC = Path(__file__).resolve().parent.parent / "static"
-_HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",  # the address of a picture holds its prompt
-}
 
 
 @router.get("/")

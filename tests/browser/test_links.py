@@ -84,12 +84,17 @@ def test_earlier_pictures_outlive_a_reload(page: Page) -> None:
     expect(page.locator("#title")).to_have_text("airplane, seed 7")
 
 
-def test_a_gallery_outlives_a_reload_and_ends_with_its_model(page: Page) -> None:
+def drawn_gallery(page: Page) -> list[bytes]:
+    """Three pictures of one seed."""
     page.get_by_label("Gallery size").fill("3")
     page.get_by_role("button", name="Gallery").click()
     expect(page.locator("#tiles img[src]")).to_have_count(3)
     settled(page)
-    before = [tile_of(page, i) for i in range(3)]
+    return [tile_of(page, i) for i in range(3)]
+
+
+def test_a_gallery_outlives_a_reload_and_ends_with_its_model(page: Page) -> None:
+    before = drawn_gallery(page)
     page.locator("#tiles button").nth(1).click()
     page.reload()
     settled(page)
@@ -117,11 +122,7 @@ def test_a_gallery_outlives_a_reload_and_ends_with_its_model(page: Page) -> None
 
 def test_a_gallery_outlives_a_reload_that_is_refused(page: Page) -> None:
     """At the first, the server is full; and it is there at the second."""
-    page.get_by_label("Gallery size").fill("3")
-    page.get_by_role("button", name="Gallery").click()
-    expect(page.locator("#tiles img[src]")).to_have_count(3)
-    settled(page)
-    before = [tile_of(page, i) for i in range(3)]
+    before = drawn_gallery(page)
     full = {"error": {"type": "rate_limit_error", "code": "queue_full", "message": "full", "param": None}}
     page.route("**/generate", lambda route: route.fulfill(status=429, json=full))
     page.reload()

@@ -123,8 +123,7 @@ def prompt_conditions(
     `store`.
     """
     if isinstance(recipe.text, T5Config):
-        states, length = t5_states(recipe.text, device), recipe.text.length
-        return EncodedConditions(prompts, lambda texts: padded_batch(states.many(texts), length))
+        return EncodedConditions(prompts, _by_t5(recipe.text, device))
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     texts_NK = torch.tensor([place[prompt] for prompt in prompts])[:, None]
     return TextConditions(*encoded(recipe, list(place), store), texts_NK)
@@ -136,16 +135,20 @@ def encoder_of(recipe: Recipe, device: torch.device) -> Callable[[Sequence[str]]
     if cfg is None:
         return None
     if isinstance(cfg, T5Config):
-        states = t5_states(cfg, device)
-        return lambda prompts: padded_batch(states.many(prompts), cfg.length)
+        return _by_t5(cfg, device)
+
+    states = cache(lambda: _minilm_states(cfg))
 
     def encode(prompts: Sequence[str]) -> Condition:
-        module, pieces = encoder(cfg)
-        states = MiniLMStates(module, read_tokenizer(pieces, cfg, ENCODER.file))
-        found = states.many([checked_prompt(prompt) for prompt in prompts])
+        found = states().many([checked_prompt(prompt) for prompt in prompts])
         return padded_batch(found, cfg.length).to(device)
 
     return encode
+
+
+def _by_t5(cfg: T5Config, device: torch.device) -> Callable[[Sequence[str]], Condition]:
+    states = t5_states(cfg, device)
+    return lambda prompts: padded_batch(states.many(prompts), cfg.length)
 
 
 @cache
@@ -193,6 +196,12 @@ def encoder(cfg: MiniLMConfig) -> tuple[MiniLM, bytes]:
     return module.eval().requires_grad_(False), one_file(ENCODER, f"{_INSIDE}tokenizer.json")
 
 
+def _minilm_states(cfg: MiniLMConfig) -> MiniLMStates:
+    """Prompts → states by `encoder`. Raises as that does."""
+    module, pieces = encoder(cfg)
+    return MiniLMStates(module, read_tokenizer(pieces, cfg, ENCODER.file))
+
+
 def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, Tensor]:
     """States `[M, T, D]` float16 and masks `[M, T]` of texts; kept in `store`, a file, for the same texts.
 
@@ -205,8 +214,7 @@ def encoded(recipe: Recipe, texts: Sequence[str], store: Path) -> tuple[Tensor, 
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     if found := _kept(store, fingerprint):
         return found["states"], found["mask"]
-    module, pieces = encoder(cfg)
-    states_of = MiniLMStates(module, read_tokenizer(pieces, cfg, ENCODER.file))
+    states_of = _minilm_states(cfg)
     states = torch.zeros(len(texts), cfg.length, cfg.dim, dtype=torch.float16)
     mask = torch.zeros(len(texts), cfg.length, dtype=torch.bool)
     log.info("encoding %d texts", len(texts))

@@ -16,16 +16,7 @@ from training.data import text
 from training.data.conditions import ClassConditions, Conditions
 from training.diagnose.student import Known
 from training.run import Run, sampler_without_marginals
-from training.stages.pairs import (
-    FOLDER,
-    PROMPTS,
-    Pairs,
-    load_pairs,
-    maker_of,
-    noise_of,
-    pair_prompts,
-    trajectory_tokens,
-)
+from training.stages.pairs import PROMPTS, Pairs, noise_of, pair_prompts, pairs_of, trajectory_tokens
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,7 @@ class Fresh:
         cls, run: Run, tokenizer: AnyTokenizer, teacher: AnyTeacher, student: AnyStudent, count: int
     ) -> Fresh:
         """Raises RecipeError: there is no complete set of pairs, or of other settings or another teacher."""
-        recipe, maker = run.recipe, maker_of(teacher, tokenizer)
-        pairs = load_pairs(run.out / FOLDER, recipe.pairs, maker)
+        recipe, pairs = run.recipe, pairs_of(run, teacher, tokenizer)
         conditions: Conditions = ClassConditions(recipe.model.num_classes)
         if recipe.text is not None:
             prompts = pair_prompts(run)

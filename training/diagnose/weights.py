@@ -19,9 +19,8 @@ def teacher_of(run: Run, tokenizer: AnyTokenizer) -> AnyTeacher | None:
     Raises:
         RecipeError: it is of another architecture than the recipe's.
     """
-    found = _average(run, new_teacher(run.recipe.model, tokenizer), "teacher")
-    given = found is None and (run.out / "teacher.safetensors").exists()
-    return load_teacher(run, tokenizer) if given else found
+    begun = _average(run, new_teacher(run.recipe.model, tokenizer), "teacher")
+    return begun or (load_teacher(run, tokenizer) if (run.out / "teacher.safetensors").exists() else None)
 
 
 def student_of(run: Run) -> AnyStudent | None:
@@ -30,9 +29,8 @@ def student_of(run: Run) -> AnyStudent | None:
     Raises:
         RecipeError: it is of another architecture than the recipe's.
     """
-    found = _average(run, new_student(run.recipe.student), "student")
-    given = found is None and (run.out / "student.safetensors").exists()
-    return load_student(run) if given else found
+    begun = _average(run, new_student(run.recipe.student), "student")
+    return begun or (load_student(run) if (run.out / "student.safetensors").exists() else None)
 
 
 def _average(run: Run, module: M, stage: str) -> M | None:

@@ -67,16 +67,7 @@ from training.run import (
     train,
 )
 from training.stages.growth import deepened
-from training.stages.pairs import (
-    FOLDER,
-    OWN_FOLDER,
-    PROMPTS,
-    Pairs,
-    load_pairs,
-    maker_of,
-    noise_of,
-    pair_prompts,
-)
+from training.stages.pairs import OWN_FOLDER, PROMPTS, Pairs, load_pairs, noise_of, pair_prompts, pairs_of
 from training.stages.student_fid import measure_fid
 
 
@@ -283,8 +274,7 @@ def run(run: Run, extractor: Extractor | None = None) -> None:
         lpips = Lpips(lpips_weights()) if cfg.lpips or cfg.adversarial else None
         tokenizer = load_tokenizer(run)
         teacher = load_teacher(run, tokenizer)
-        maker = maker_of(teacher, tokenizer)
-        pairs = load_pairs(run.out / FOLDER, run.recipe.pairs, maker).first(cfg.pairs)
+        pairs = pairs_of(run, teacher, tokenizer).first(cfg.pairs)
         drawing = load_drawing_tokenizer(run) if lpips is not None else tokenizer
         first = begin_from(run) if begin_from else None
         if run.recipe.text is not None:

@@ -203,6 +203,15 @@ def load_pairs(folder: Path, cfg: PairsRecipe | None = None, maker: str | None =
     return Pairs(labels, tokens, made_with["seed"], made_with.get("begin", 0))
 
 
+def pairs_of(run: Run, teacher: AnyTeacher, tokenizer: AnyTokenizer) -> Pairs:
+    """The run's pairs, by the teacher and the codes that it has now.
+
+    Raises:
+        RecipeError: as `load_pairs`.
+    """
+    return load_pairs(run.out / FOLDER, run.recipe.pairs, maker_of(teacher, tokenizer))
+
+
 def marginals(tokens_NL: Tensor, labels_N: Tensor, classes: int, codebook_size: int) -> Tensor:
     """Log-frequency of each token at each place for each class, `[K, L, V]` float32.
 
