@@ -233,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar": figures.quality(DEFAULT_BUNDLE),
     "cifar-likeness": figures.sameness(DEFAULT_BUNDLE),
     "pictograms": figures.quality(DEFAULT_TEXT_BUNDLE),
+    "pictograms-likeness": figures.sameness(DEFAULT_TEXT_BUNDLE),
 }
 
 

@@ -30,14 +30,14 @@ OUTCOMES: list[tuple[str, set[str]]] = [
     (r"event: image\nevent: image\nevent: done\n", set()),
     (r"cifar10 dd-2 \d.*\n", {"ship-0.png", "ship-1.png"}),
     (
-        r"dd-1 1 False\ndd-2 2 False\npre-trained-1-21 21 False\nteacher 64 True\n",
+        r"dd-1 1 False\ndd-2 2 False\npre-trained-1-4 4 False\nteacher 6 True\n",
         {f"heart-{stage}.png" for stage in range(4)},
     ),
     (r"dd-1 dd-1\ndd-1 False\ndd-2 True\n", set()),
     (r"teacher 3\ncifar10 {'dd-1': 1, 'dd-2': 2, .*}\npictograms {'dd-1': 1, .*}\n", set()),
     (r"ready\n400 invalid_request label .*'shop'.* \S+ None\n", set()),
     (r"dd-1 false data:image/png;base64,\S+\ndd-2 true data:image/png;base64,\S+\n", set()),
-    (r"(image_generation\.partial_image 32x32\n){2}image_generation\.completed 32x32\n", {"ship.png"}),
+    (r"(image_generation\.partial_image 64x64\n){2}image_generation\.completed 64x64\n", {"ship.png"}),
 ]
 
 
@@ -91,7 +91,7 @@ def test_example(number: int, url: str, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == leaves
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
-            assert image.size == (32, 32)
+            assert image.size == ((64, 64) if path.name.startswith("heart") else (32, 32))
 
 
 # A number beyond 2⁵³ − 1 as it stands in a body, then as text; then a seed that the server drew, sent back.
