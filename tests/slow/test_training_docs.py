@@ -38,6 +38,7 @@ LAUNCHER = re.compile(r"torchrun .* -m training|python -m training(?!\.)|dd-trai
 SMALLER = {
     "cifar10": "my-bundle",
     "var-cpu": "cpu",  # as that bundle; tests/training/test_recipes.py holds recipes to the built-in models
+    "text-var-cpu": "text-cpu",  # alike
     "pictograms": "my-pictograms",
     "64": "32",
     "5000": "10",
